@@ -1,0 +1,1 @@
+"""Experiments: they train, and write results that `analysis` reads."""
