@@ -1,0 +1,29 @@
+"""How many bits each layer gets."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from dpcomp.update import Layout
+
+
+class Allocator(Protocol):
+    """Bits a layer, computed from what both ends know."""
+
+    def allocate(self, layout: Layout) -> tuple[int, ...]:
+        """Bits a coordinate, one number a layer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Equal:
+    """The same number of bits in every layer."""
+
+    bits: int
+
+    def __post_init__(self):
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
+            raise ValueError(f"{self}: a uniform quantiser has a whole number of bits from 2 to 16")
+
+    def allocate(self, layout: Layout) -> tuple[int, ...]:
+        """Bits a coordinate, one number a layer."""
+        return (self.bits,) * len(layout.shapes)

@@ -1,0 +1,181 @@
+"""The ledger: what was spent, durable before any noise exists; and the permit to draw that noise."""
+
+import json
+import os
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dp_accounting import DpEvent, GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
+
+from dpcomp.errors import BudgetExhausted, DpcompError
+from dpcomp.guarantee import Guarantee
+from dpcomp.terms import Terms
+from dpcomp.update import Address
+
+if TYPE_CHECKING:
+    from dpcomp.pipeline import Pipeline
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS charges (
+    run TEXT NOT NULL, client INTEGER NOT NULL, round INTEGER NOT NULL,
+    steps INTEGER NOT NULL CHECK (steps > 0), event TEXT NOT NULL, terms TEXT NOT NULL,
+    PRIMARY KEY (run, client, round)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seeded (run TEXT NOT NULL, client INTEGER NOT NULL, PRIMARY KEY (run, client));
+CREATE TRIGGER IF NOT EXISTS charges_stay BEFORE DELETE ON charges
+    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS charges_hold BEFORE UPDATE ON charges
+    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
+"""
+
+
+class Permit:
+    """The right to draw noise at an address, so many steps of it, for one event; given by a ledger alone."""
+
+    def __init__(self, ledger: "Ledger", address: Address, event: DpEvent, steps: int):
+        self._ledger, self._event, self._process = ledger, event, os.getpid()
+        self.address, self.steps, self.used = address, steps, 0
+
+    def spend(self, event: DpEvent, *, seeded: bool) -> int:
+        """Use one step for `event`; the number of the step, from 0.
+
+        Raises:
+            BudgetExhausted: no step is left, the charge was for another event, or this is another
+                process than the one that was charged.
+        """
+        if os.getpid() != self._process:
+            raise BudgetExhausted(f"{self} was given to another process: charge the ledger in the one that draws")
+        if event != self._event:
+            raise BudgetExhausted(f"{self} was charged for {self._event}, not for {event}: charge for this pipeline")
+        if self.used >= self.steps:
+            raise BudgetExhausted(f"{self} is used up: charge more steps at the next address")
+        if seeded:
+            self._ledger.note_seeded(self.address)
+        self.used += 1
+        return self.used - 1
+
+    def __repr__(self) -> str:
+        return f"Permit({self.address}, {self.used} of {self.steps} steps used)"
+
+    def __reduce__(self):
+        raise TypeError("a permit stays in the process that was charged: charge where the noise is drawn")
+
+
+class Ledger:
+    """An append-only record of charges: in memory, or, given a path, durable on disk (SQLite, fsynced).
+
+    A ledger on disk is open in one process at a time. It stands apart from every checkpoint: nothing takes
+    a charge back.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None):
+        self._name = ":memory:" if path is None else str(Path(path))
+        self._process = os.getpid()
+        self._seeded: set[tuple[str, int]] = set()
+        try:
+            self._database = sqlite3.connect(self._name, timeout=0.0, isolation_level=None)
+            self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL;")
+            self._database.executescript("PRAGMA synchronous = FULL; BEGIN IMMEDIATE;" + SCHEMA + "COMMIT;")
+        except sqlite3.OperationalError as error:
+            raise DpcompError(
+                f"the ledger {self._name} cannot be opened ({error}): is its folder there, and is it open in "
+                "another process? One process at a time holds a ledger"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise DpcompError(f"{self._name} is no ledger ({error}): name another file, or restore this one") from error
+
+    def charge(self, pipeline: "Pipeline", address: Address, steps: int = 1) -> Permit:
+        """Record `steps` releases at an address, durably, and give the right to make them.
+
+        Raises:
+            BudgetExhausted: the address was charged before. Its noise may exist already, and a second
+                draw would be a second release: re-send the stored bytes, or forfeit the round.
+            ValueError: steps is not a whole number above 0, or the ledger is about another unit or trust.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"charge(steps={steps!r}): a charge is a whole number of steps, at least 1")
+        if os.getpid() != self._process:
+            raise DpcompError(f"the ledger {self._name} was opened by another process: open it in the one that charges")
+        self._refuse_other_kind(pipeline.terms)
+        terms = json.dumps(vars(pipeline.terms), sort_keys=True)
+        row = (str(address.run), address.client, address.round, steps, _written(pipeline.event), terms)
+        try:
+            self._database.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?)", row)
+        except sqlite3.IntegrityError as error:
+            raise BudgetExhausted(
+                f"{address} was charged before, and its noise may have been drawn: re-send the stored bytes or "
+                "forfeit the round; a new release needs a new address"
+            ) from error
+        return Permit(self, address, pipeline.event, steps)
+
+    def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
+        """The guarantee of everything charged so far: the largest over clients, each composed with itself.
+
+        `population` is the public number of units, if there is one, to hold δ against.
+        """
+        rows = self._database.execute(
+            "SELECT client, event, MIN(terms), SUM(steps) FROM charges GROUP BY client, event ORDER BY client"
+        ).fetchall()
+        if not rows:
+            nothing = Terms(unit="example", trust="nobody", sampling="none")
+            return nothing.guarantee(((NonPrivateDpEvent(), 0),), delta, population=population)
+        seeded = self._database.execute("SELECT COUNT(*) FROM seeded").fetchone()[0] > 0
+        guarantees = []
+        for client in {row[0] for row in rows}:
+            mine = [row for row in rows if row[0] == client]
+            terms = Terms(**json.loads(mine[0][2]))
+            parts = tuple((_read(event), steps) for _, event, _, steps in mine)
+            guarantees.append(terms.guarantee(parts, delta, population=population, seeded=seeded))
+        return max(guarantees, key=lambda guarantee: guarantee.epsilon)
+
+    def note_seeded(self, address: Address) -> None:
+        """Record that noise was drawn from a seed, so that the guarantee says so."""
+        who = (str(address.run), address.client)
+        if who not in self._seeded:
+            self._database.execute("INSERT OR IGNORE INTO seeded VALUES (?, ?)", who)
+            self._seeded.add(who)
+
+    def close(self) -> None:
+        """Let another process open it."""
+        self._database.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Ledger({self._name!r})"
+
+    def _refuse_other_kind(self, terms: Terms) -> None:
+        first = self._database.execute("SELECT terms FROM charges LIMIT 1").fetchone()
+        if first is None:
+            return
+        held = Terms(**json.loads(first[0]))
+        if (held.unit, held.trust) != (terms.unit, terms.trust):
+            raise ValueError(
+                f"{self} is about one {held.unit} and trusts {held.trust}; this charge is about one {terms.unit} "
+                f"and trusts {terms.trust}. They do not compose: keep a ledger for each"
+            )
+
+
+def _written(event: DpEvent) -> str:
+    """An event as text; floats by repr, which reads back the same."""
+    match event:
+        case GaussianDpEvent():
+            return json.dumps({"gaussian": event.noise_multiplier})
+        case PoissonSampledDpEvent(event=GaussianDpEvent() as inner):
+            return json.dumps({"gaussian": inner.noise_multiplier, "poisson": event.sampling_probability})
+        case NonPrivateDpEvent():
+            return json.dumps({"non_private": True})
+    raise ValueError(f"the ledger cannot record {event}: it knows Gaussian, Poisson-sampled and non-private events")
+
+
+def _read(text: str) -> DpEvent:
+    facts = json.loads(text)
+    if "non_private" in facts:
+        return NonPrivateDpEvent()
+    inner = GaussianDpEvent(facts["gaussian"])
+    return PoissonSampledDpEvent(facts["poisson"], inner) if "poisson" in facts else inner

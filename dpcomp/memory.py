@@ -1,0 +1,88 @@
+"""What each end remembers; immutable to its callers, advanced by messages alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Float32
+
+from dpcomp.randomness import PublicSeed
+from dpcomp.update import SERVER, Address, Layout, Update
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shared:
+    """What everyone knows: a function of the broadcasts alone."""
+
+    version: int = 0  # how many broadcasts there were
+    digest: bytes  # a hash chain over them
+    reference: Update | None = None  # the last broadcast, as every end decoded it
+
+    def advanced(self, digest: bytes, broadcast: Update) -> "Shared":
+        """After one more broadcast."""
+        return Shared(version=self.version + 1, digest=digest, reference=broadcast)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """What one client and the server know of each other: the payloads that were accepted."""
+
+    count: int = 0
+    digest: bytes = bytes(8)  # a hash chain over them
+    last: Address | None = None  # of the last one
+    last_version: int = -1  # of the shared memory it was coded against
+
+    def advanced(self, digest: bytes, address: Address, version: int) -> "Link":
+        """After one more accepted payload."""
+        return Link(count=self.count + 1, digest=digest, last=address, last_version=version)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Memory:
+    layout: Layout
+    seed: PublicSeed
+    shared: Shared
+    residual: Float32[np.ndarray, "d"] | None  # what this sender's codec dropped so far; None without feedback
+
+    def __post_init__(self):
+        if self.residual is not None:
+            self.residual.flags.writeable = False
+
+    @property
+    def mask_key(self) -> int:
+        """The public key of this round's random support: the same for all who share a version."""
+        return self.seed.key("mask", self.shared.version)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClientMemory(_Memory):
+    """One client's side."""
+
+    client: int
+    link: Link = Link()
+
+    @property
+    def address(self) -> Address:
+        """Where this client stands: the run is named by its public seed, the round by the shared version."""
+        return Address(self.seed.number, self.client, self.shared.version)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServerMemory(_Memory):
+    """The server's side; its residual is the downlink's."""
+
+    links: Mapping[int, Link] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def address(self) -> Address:
+        """Where the server stands."""
+        return Address(self.seed.number, SERVER, self.shared.version)
+
+    def link(self, client: int) -> Link:
+        """What is known of a client; of a new one, nothing."""
+        return self.links.get(client, Link())
+
+    def accepted(self, client: int, link: Link) -> "ServerMemory":
+        """With one client's link advanced."""
+        return replace(self, links=MappingProxyType({**self.links, client: link}))

@@ -1,0 +1,197 @@
+"""The pipeline: a mechanism, a codec, and the terms on which they run."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from dp_accounting import DpEvent, NonPrivateDpEvent
+
+from dpcomp import exchange
+from dpcomp.claim import Released, Stage, fold
+from dpcomp.codec import Codec
+from dpcomp.errors import NotPrivate
+from dpcomp.guarantee import Guarantee
+from dpcomp.ledger import Permit
+from dpcomp.mechanism import Clip, Gaussian, Poisson, Unsafe
+from dpcomp.memory import ClientMemory, Link, ServerMemory, Shared
+from dpcomp.randomness import PublicSeed, SecretSeed
+from dpcomp.sparsify import RandomK
+from dpcomp.terms import Terms
+from dpcomp.units import Total, Units
+from dpcomp.update import Layout, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """What happens to gradients on their way to the model, and what it costs in privacy.
+
+    `mechanism` is the private side, in order: stages that end in `Gaussian`, or `dp.unsafe(why, *stages)`.
+    `codec` is the public side, the uplink's; `downlink` (None: the same) that of the broadcasts. `sampling` says
+    how units take part; `feedback`, whether a sender remembers what its codec dropped. `unit` is what one
+    neighbour adds or removes; `trust`, who may see values before the noise.
+
+    Raises:
+        NotPrivate: the parts, in this order and on these terms, have no guarantee.
+    """
+
+    mechanism: tuple[Stage, ...] | Unsafe
+    codec: Codec = field(default_factory=Codec)
+    downlink: Codec | None = None
+    sampling: Poisson | None = None
+    feedback: bool = True
+    unit: Literal["example", "client"] = "example"
+    trust: Literal["nobody", "server"] = "nobody"
+
+    def __post_init__(self):
+        if self.unit not in ("example", "client"):
+            raise ValueError(f"Pipeline(unit={self.unit!r}): what one neighbour adds or removes, 'example' or 'client'")
+        if self.trust not in ("nobody", "server"):
+            raise ValueError(f"Pipeline(trust={self.trust!r}): who sees values before the noise, 'nobody' or 'server'")
+        if not isinstance(self.mechanism, Unsafe):
+            object.__setattr__(self, "mechanism", tuple(self.mechanism))
+            if (self.unit, self.trust) == ("example", "server"):
+                raise NotPrivate(
+                    "unit='example' with trust='server': a client's clean local steps move its update by no bounded "
+                    "amount an example. Use unit='client', or trust='nobody' with the noise on the client"
+                )
+        masks = [stage for stage in self.stages if isinstance(stage, RandomK)]
+        codecs = [codec for codec in (self.codec, self.downlink) if codec and isinstance(codec.sparsify, RandomK)]
+        if len(masks) + bool(codecs) > 1:
+            raise ValueError("RandomK stands twice: a round has one random support, in the mechanism or in the codec")
+        _ = self.claim
+        if self._noise and not any(isinstance(stage, Clip) for stage in self.stages):
+            raise NotPrivate(f"{self._noise} has no Clip before it that says how much noise that is: put one there")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The mechanism's stages, guaranteed or not."""
+        return self.mechanism.stages if isinstance(self.mechanism, Unsafe) else self.mechanism
+
+    @property
+    def _noise(self) -> Gaussian | None:
+        last = self.stages[-1] if self.stages else None
+        return last if isinstance(last, Gaussian) else None
+
+    @cached_property
+    def claim(self) -> Released:
+        """What the mechanism's output is known to be."""
+        return Released(event=NonPrivateDpEvent()) if isinstance(self.mechanism, Unsafe) else fold(self.stages)
+
+    @cached_property
+    def event(self) -> DpEvent:
+        """What one release costs, sampling included; a server that sees who sends is fooled by no sampling."""
+        amplified = self.sampling is not None and (self.unit, self.trust) != ("client", "nobody")
+        if isinstance(self.mechanism, Unsafe) or not amplified:
+            return self.claim.event
+        return self.sampling.amplify(self.claim.event)
+
+    @cached_property
+    def terms(self) -> Terms:
+        """What a guarantee says besides its numbers."""
+        sampling = "no sampling" if self.sampling is None else f"Poisson {self.sampling.rate:g}"
+        if self.sampling is not None and (self.unit, self.trust) == ("client", "nobody"):
+            sampling = "no amplification (the server sees who sends)"
+        because = self.mechanism.why if isinstance(self.mechanism, Unsafe) else ""
+        return Terms(unit=self.unit, trust=self.trust, sampling=sampling, unsafe_because=because)
+
+    def guarantee(self, steps: int, delta: float, population: int | None = None) -> Guarantee:
+        """The guarantee of `steps` releases; `population` is the public number of units, to hold δ against."""
+        return self.terms.guarantee(((self.event, steps),), delta, population=population)
+
+    # The two ends, at the start of a run.
+
+    def init(self, layout: Any, seed: PublicSeed, client: int) -> ClientMemory:
+        """A new client's memory; `layout` is d, or a mapping from layer name to shape."""
+        layout = Layout.of(layout)
+        shared, residual = self._beginning(layout, seed)
+        return ClientMemory(layout=layout, seed=seed, shared=shared, residual=residual, client=client, link=Link())
+
+    def init_server(self, layout: Any, seed: PublicSeed) -> ServerMemory:
+        """The server's memory at the start."""
+        layout = Layout.of(layout)
+        shared, residual = self._beginning(layout, seed)
+        return ServerMemory(layout=layout, seed=seed, shared=shared, residual=residual)
+
+    def _beginning(self, layout: Layout, seed: PublicSeed) -> tuple[Shared, np.ndarray | None]:
+        if not isinstance(seed, PublicSeed):
+            raise TypeError(f"seed={seed!r}: masks are drawn from a dp.PublicSeed(number), which everybody may know")
+        residual = np.zeros(layout.size, dtype=np.float32) if self.feedback else None
+        return Shared(digest=exchange.genesis(self, layout, seed)), residual
+
+    # The private side: from blocks to the release.
+
+    def clip(self, block: Any, memory: ClientMemory | ServerMemory) -> Total:
+        """The mechanism up to its noise, on one micro-batch; totals add up.
+
+        A block is a tuple of (n, …) arrays (torch, JAX or NumPy), one a layer, or one (n, d) array.
+        """
+        value: Units | Total = Units.of(block, memory.layout)
+        for stage in self.stages[:-1] if self._noise else self.stages:
+            value = stage.apply(value, memory.mask_key)
+        return value if isinstance(value, Total) else value.sum()
+
+    def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
+        """The release: the total with fresh noise, for one step of the permit.
+
+        The noise is ChaCha20's, drawn and added in float64 and rounded once. Its stream is placed by the
+        permit's address and step.
+
+        Raises:
+            BudgetExhausted: the permit has no step left, or was charged for another pipeline.
+            NotPrivate: the noise stands at the other end.
+        """
+        at_server = isinstance(memory, ServerMemory)
+        if at_server != (self.trust == "server"):
+            raise NotPrivate(
+                f"trust={self.trust!r} puts the noise {'on the client' if at_server else 'at the server'}: "
+                f"release there, not with a {type(memory).__name__}"
+            )
+        if permit.address.client != memory.address.client:
+            raise ValueError(f"{permit} cannot release for client {memory.address.client}: charge memory.address")
+        step = permit.spend(self.event, seeded=secret.seeded)
+        vector, place = total.vector(), permit.address
+        if self._noise:
+            stream = secret.stream("noise", place.run, place.client, place.round, step)
+            norm = next(stage.norm for stage in self.stages if isinstance(stage, Clip))
+            vector = self._noise.add(vector, stream.standard_normal(len(vector)), norm)
+        return Update(
+            values=vector.astype(np.float32),
+            layout=memory.layout,
+            address=place,
+            support=total.support,
+            claim=self.claim,
+        )
+
+    def release(
+        self, blocks: Iterable[Any], memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit
+    ) -> Update:
+        """Clip every block, add the totals up, add the noise. No blocks at all: pure noise."""
+        total = None
+        for block in blocks:
+            part = self.clip(block, memory)
+            total = part if total is None else total + part
+        return self.noise(self.nothing(memory) if total is None else total, memory, secret, permit)
+
+    def nothing(self, memory: ClientMemory | ServerMemory) -> Total:
+        """The total of an empty batch, which must release pure noise."""
+        return self.clip(np.zeros((0, memory.layout.size), dtype=np.float32), memory)
+
+    # The public side: over the wire and back.
+
+    def send(self, update: Update, memory: ClientMemory) -> tuple[bytes, ClientMemory]:
+        """The payload of an update, and the sender's memory once it is accepted."""
+        return exchange.send(self, update, memory)
+
+    def receive(self, payload: bytes, memory: ServerMemory) -> tuple[Update, ServerMemory]:
+        """The update that a payload holds, and the server's memory once it is accepted."""
+        return exchange.receive(self, payload, memory)
+
+    def broadcast(self, aggregate: Any, memory: ServerMemory) -> tuple[bytes, ServerMemory]:
+        """The payload that brings every client from this version to the next."""
+        return exchange.broadcast(self, aggregate, memory)
+
+    def follow(self, payload: bytes, memory: ClientMemory) -> ClientMemory:
+        """A client's memory after a broadcast; what it said is `memory.shared.reference`."""
+        return exchange.follow(self, payload, memory)

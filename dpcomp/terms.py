@@ -1,0 +1,48 @@
+"""The terms on which a mechanism runs: all that a guarantee says besides its numbers."""
+
+from dataclasses import dataclass
+
+from dp_accounting import ComposedDpEvent, DpEvent
+
+from dpcomp.guarantee import Guarantee, composed, delta_note, epsilon
+
+IDEALISED = "the Gaussian is idealised as real numbers"
+FIXED = "the schedule was fixed in advance"
+ADAPTIVE = "events were mixed, so an RDP filter is assumed"
+SEEDED = "the noise was SEEDED: repeatable by whoever knows the seed, for research alone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """Unit, trust and sampling of a pipeline, and, for an unsafe one, why it has no guarantee."""
+
+    unit: str
+    trust: str
+    sampling: str
+    unsafe_because: str = ""
+
+    def guarantee(
+        self, parts: tuple[tuple[DpEvent, int], ...], delta: float, *, population: int | None, seeded: bool = False
+    ) -> Guarantee:
+        """The guarantee of (event, steps) parts on these terms; more than one part is accounted adaptively."""
+        adaptive = len(parts) > 1
+        whole = composed(*parts[0]) if len(parts) == 1 else ComposedDpEvent([composed(*part) for part in parts])
+        value, accountant = epsilon(whole, delta, adaptive=adaptive)
+        assumptions = [IDEALISED, ADAPTIVE if adaptive else FIXED, delta_note(delta, population)]
+        if self.unit == "example" and self.trust == "nobody":
+            assumptions.append("an example lies with one client")
+        if self.unsafe_because:
+            assumptions.insert(0, f"UNSAFE, no guarantee: {self.unsafe_because}")
+        if seeded:
+            assumptions.insert(0, SEEDED)
+        return Guarantee(
+            epsilon=value,
+            delta=delta,
+            unit=self.unit,
+            adjacency="add/remove",
+            sampling=self.sampling,
+            steps=sum(steps for _, steps in parts),
+            accountant=accountant,
+            trust=self.trust,
+            assumptions=tuple(assumptions),
+        )

@@ -1,0 +1,103 @@
+"""What a mechanism works on: per-unit gradients, layer by layer, and their sum (NumPy, torch or JAX)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+from array_api_compat import array_namespace, to_device
+from jaxtyping import Float, Float64
+
+from dpcomp.update import Everywhere, Layout, Support
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Layers:
+    """Layer arrays whose last axis runs over the supported coordinates of the layer."""
+
+    layers: tuple[Any, ...]
+    layout: Layout
+    support: Support = field(default_factory=Everywhere)
+
+    def restrict(self, support: Support) -> Self:
+        """The same on a smaller support."""
+        if self.support != Everywhere():
+            raise ValueError(f"the coordinates are already restricted to {type(self.support).__name__}: restrict once")
+        edges = np.cumsum([0, *(layer.shape[-1] for layer in self.layers)])
+        indices = support.indices(self.layout.size)
+        cuts = np.searchsorted(indices, edges)
+        kept = tuple(layer[..., indices[cuts[i] : cuts[i + 1]] - edges[i]] for i, layer in enumerate(self.layers))
+        return replace(self, layers=kept, support=support)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Total(_Layers):
+    """The sum over units: one row a layer. Totals of micro-batches add up."""
+
+    def __add__(self, other: "Total") -> "Total":
+        if not isinstance(other, Total) or other.layout != self.layout or other.support != self.support:
+            raise ValueError("totals add up when they have one layout and one support: these differ")
+        if [layer.shape for layer in self.layers] != [layer.shape for layer in other.layers]:
+            raise ValueError("totals add up when their blocks were cut into the same layers: these differ")
+        sums = tuple(mine + theirs for mine, theirs in zip(self.layers, other.layers, strict=True))
+        return replace(self, layers=sums)
+
+    @classmethod
+    def zero(cls, layout: Layout) -> "Total":
+        """The sum over no unit at all."""
+        return cls(layers=(np.zeros(layout.size, dtype=np.float32),), layout=layout)
+
+    def vector(self) -> Float64[np.ndarray, "k"]:
+        """The sum on its support, on the host."""
+        rows = [np.asarray(to_device(layer, "cpu"), dtype=np.float64) for layer in self.layers]
+        return np.concatenate(rows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Units(_Layers):
+    """The gradients of n units: an (n, m) array a layer."""
+
+    @classmethod
+    def of(cls, block: Any, layout: Layout) -> "Units":
+        """A block as the mechanism wants it: rows of at least float32.
+
+        A block is a tuple of (n, …) arrays, one a layer of the layout, or a single (n, d) array.
+
+        Raises:
+            ValueError: the shapes do not fit the layout, or the arrays hold no floats.
+        """
+        arrays = tuple(block) if isinstance(block, (tuple, list)) else (block,)
+        found = [int(np.prod(array.shape[1:])) if array.ndim else -1 for array in arrays]
+        wanted = [layout.size] if len(arrays) == 1 else list(layout.sizes)
+        if found != wanted or len({array.shape[0] for array in arrays}) != 1:
+            shapes = [tuple(array.shape) for array in arrays]
+            raise ValueError(
+                f"a block of shapes {shapes} does not fit the layout: it wants (n, …) arrays with "
+                f"{wanted} coordinates a unit, one a layer, and one n for all"
+            )
+        return cls(layers=tuple(map(_rows, arrays)), layout=layout)
+
+    def masked(self, mask: Callable[[Float[Any, "n d"]], Float[Any, "n d"]]) -> "Units":
+        """Each whole unit through `mask`, a map of rows: the one place that needs all layers at once."""
+        xp = array_namespace(*self.layers)
+        widths = [layer.shape[1] for layer in self.layers]
+        rows = mask(xp.concat(self.layers, axis=1))
+        edges = np.cumsum([0, *widths])
+        layers = tuple(rows[:, edges[i] : edges[i + 1]] for i in range(len(widths)))
+        return replace(self, layers=layers)
+
+    def sum(self) -> Total:
+        """The plain sum over units, clipped by nothing."""
+        xp = array_namespace(*self.layers)
+        sums = tuple(xp.sum(layer, axis=0) for layer in self.layers)
+        return Total(layers=sums, layout=self.layout, support=self.support)
+
+
+def _rows(array: Any) -> Float[Any, "n m"]:
+    """Each unit's coordinates in a row, in float32 or wider: half precision cannot hold a norm."""
+    xp = array_namespace(array)
+    if not xp.isdtype(array.dtype, "real floating") and "float" not in str(array.dtype):
+        raise ValueError(f"a block of {array.dtype}: gradients are floats")
+    if xp.finfo(array.dtype).bits < 32:
+        array = xp.astype(array, xp.float32)
+    return xp.reshape(array, (array.shape[0], int(np.prod(array.shape[1:]))))

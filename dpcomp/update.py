@@ -1,0 +1,214 @@
+"""Updates: flat vectors with named layers, the support they hold, and the address they belong to."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from randomgen import ChaCha
+
+from dpcomp.claim import Claim, Unbounded
+
+SERVER = 2**32 - 1  # stands where a client's number stands, when the server acts
+
+
+@dataclass(frozen=True)
+class Address:
+    """(run, client, round): every random stream, charge and frame is identified by it."""
+
+    run: int
+    client: int
+    round: int
+
+    def __post_init__(self):
+        for name, limit in (("run", 2**64), ("client", 2**32), ("round", 2**32)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+                raise TypeError(f"Address.{name} is {number!r}: it must be a whole number")
+            if not 0 <= number < limit:
+                raise ValueError(f"Address.{name} is {number}: it must lie in [0, {limit})")
+            object.__setattr__(self, name, int(number))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layers of a flat vector, in order: their names and shapes."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, layers: "int | Mapping[str, tuple[int, ...]] | Layout") -> "Layout":
+        """A layout from the number of coordinates, or from a mapping name → shape."""
+        if isinstance(layers, Layout):
+            return layers
+        if isinstance(layers, Mapping):
+            return cls(tuple((str(name), tuple(map(int, shape))) for name, shape in layers.items()))
+        return cls((("update", (int(layers),)),))
+
+    def __post_init__(self):
+        if self.size < 1 or any(side < 0 for _, shape in self.shapes for side in shape):
+            raise ValueError(f"{self} has no coordinates: a layout needs at least one")
+        if self.size >= 2**32:
+            raise ValueError(f"{self} has {self.size} coordinates: the wire format holds fewer than 2**32")
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of coordinates of each layer."""
+        return tuple(math.prod(shape) for _, shape in self.shapes)
+
+    @cached_property
+    def size(self) -> int:
+        """d, the number of coordinates."""
+        return sum(self.sizes)
+
+    @cached_property
+    def edges(self) -> Int64[np.ndarray, "layers_plus_one"]:
+        """Where each layer begins in the flat vector, and at the end d."""
+        return np.cumsum([0, *self.sizes], dtype=np.int64)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """8 bytes that name the layout."""
+        return hashlib.blake2b(repr(self.shapes).encode(), digest_size=8).digest()
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """All coordinates."""
+
+    def count(self, d: int) -> int:
+        """How many of d coordinates it holds."""
+        return d
+
+    def indices(self, d: int) -> Int64[np.ndarray, "d"]:
+        """Their positions, ascending."""
+        return np.arange(d, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """k coordinates that a public key of 256 bits draws: whoever knows the key knows them."""
+
+    seed: int
+    k: int
+
+    def count(self, d: int) -> int:
+        """How many of d coordinates it holds."""
+        return self.k
+
+    def indices(self, d: int) -> Int64[np.ndarray, "k"]:
+        """Their positions, ascending."""
+        return _seeded_indices(self.seed, self.k, d)
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """The coordinates named one by one, ascending."""
+
+    positions: Int64[np.ndarray, "k"]
+
+    def __post_init__(self):
+        positions = np.array(self.positions, dtype=np.int64)
+        if positions.ndim != 1 or (positions[1:] <= positions[:-1]).any() or (positions[:1] < 0).any():
+            raise ValueError("Listed(positions): they must be one row of distinct, ascending numbers from 0")
+        positions.flags.writeable = False
+        object.__setattr__(self, "positions", positions)
+
+    def count(self, d: int) -> int:
+        """How many of d coordinates it holds."""
+        return len(self.positions)
+
+    def indices(self, d: int) -> Int64[np.ndarray, "k"]:
+        """Their positions, ascending."""
+        if len(self.positions) and self.positions[-1] >= d:
+            raise ValueError(f"Listed: position {self.positions[-1]} lies outside a vector of {d}")
+        return self.positions
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Listed) and np.array_equal(self.positions, other.positions)
+
+    def __hash__(self) -> int:
+        return hash(self.positions.tobytes())
+
+
+Support = Everywhere | Seeded | Listed
+
+
+@lru_cache(maxsize=8)
+def _seeded_indices(key: int, k: int, d: int) -> Int64[np.ndarray, "k"]:
+    """The first k distinct numbers below d that the stream says, sorted.
+
+    Only raw words of the cipher are used: NumPy may change its own sampling between versions, and
+    then two ends would disagree.
+    """
+    if not 0 <= k <= d:
+        raise ValueError(f"Seeded: cannot choose {k} of {d} coordinates")
+    stream, wanted = ChaCha(key=key, rounds=20), min(k, d - k)
+    said = np.empty(0, dtype=np.int64)
+    while len(said) < wanted:
+        words = stream.random_raw(2 * (wanted - len(said)) + 16) % np.uint64(d)
+        said = np.concatenate([said, words.astype(np.int64)])
+        _, first = np.unique(said, return_index=True)
+        said = said[np.sort(first)]
+    indices = np.sort(said[:wanted])
+    if wanted < k:
+        rest = np.ones(d, dtype=bool)
+        rest[indices] = False
+        indices = np.flatnonzero(rest)
+    indices.flags.writeable = False
+    return indices
+
+
+UNKNOWN = Unbounded(
+    because="the update was made by hand, from nobody knows what",
+    remedy="Make it with pipeline.release, or with .derive(values) of a released update",
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Update:
+    """A flat vector on its support.
+
+    `values` has one float32 a supported coordinate, in ascending order of position. `claim` is what is
+    known about them: only a pipeline's `release` (or `receive`, of what was released) makes it `Released`.
+    """
+
+    values: Float32[np.ndarray, "k"]
+    layout: Layout
+    address: Address
+    support: Support = field(default_factory=Everywhere)
+    claim: Claim = UNKNOWN
+
+    def __post_init__(self):
+        values = np.ascontiguousarray(self.values, dtype=np.float32)
+        expected = self.support.count(self.layout.size)
+        if values.shape != (expected,):
+            raise ValueError(
+                f"an update on {type(self.support).__name__} of {self.layout.size} coordinates holds "
+                f"{expected} values; these have shape {values.shape}"
+            )
+        values = values.view()
+        values.flags.writeable = False
+        object.__setattr__(self, "values", values)
+
+    def dense(self) -> Float32[np.ndarray, "d"]:
+        """The whole vector; zero where the support is not."""
+        if isinstance(self.support, Everywhere):
+            return self.values
+        vector = np.zeros(self.layout.size, dtype=np.float32)
+        vector[self.support.indices(self.layout.size)] = self.values
+        return vector
+
+    def derive(self, vector: Float32[np.ndarray, "d"]) -> "Update":
+        """Another vector computed from this update and public values alone, restricted to its support.
+
+        **Privacy:** post-processing of a release is a release (Dwork & Roth 2014, Prop. 2.1), so the
+        claim is kept. Nothing private may have entered `vector`.
+        """
+        vector = np.asarray(vector, dtype=np.float32)
+        if vector.shape != (self.layout.size,):
+            raise ValueError(f"derive: the vector has shape {vector.shape}, not ({self.layout.size},)")
+        return replace(self, values=vector[self.support.indices(self.layout.size)])
