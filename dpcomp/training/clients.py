@@ -1,0 +1,168 @@
+"""Clients that train locally: example-level with the noise inside every step, client-level clean."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from dpcomp.ledger import Ledger
+from dpcomp.mechanism import Poisson
+from dpcomp.memory import ClientMemory
+from dpcomp.pipeline import Pipeline
+from dpcomp.randomness import SecretSeed
+from dpcomp.training.opacus import PrivateOptimizer, hooks_on_inputs, private_model
+from dpcomp.training.parameters import layout_of, read, write
+from dpcomp.update import Address, Layout, Update
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class LocalTrainer(Protocol):
+    """Trains from a starting vector on one client's data, and says what became of it."""
+
+    layout: Layout
+
+    def train(
+        self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
+    ) -> Update:
+        """E local steps from `start`; the charge stands in the ledger before any noise is drawn."""
+        ...
+
+
+def local_trainer(
+    module: nn.Module,
+    loss: Loss,
+    example: Tensor,
+    pipeline: Pipeline,
+    *,
+    secret: SecretSeed,
+    local_steps: int,
+    learning_rate: float,
+    momentum: float,
+    expected_batch_size: float,
+    local_sampling: Poisson,
+    physical_batch_size: int,
+) -> LocalTrainer:
+    """The trainer that the pipeline's unit and trust call for; one serves any number of simulated clients."""
+
+    def optimizer(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=learning_rate, momentum=momentum)
+
+    if pipeline.unit == "example":
+        return ExampleLevel(
+            module, loss, example, pipeline, optimizer, secret, local_steps, expected_batch_size, physical_batch_size
+        )
+    return ClientLevel(module, loss, pipeline, optimizer, secret, local_steps, local_sampling)
+
+
+class ExampleLevel:
+    """DP-SGD with Opacus' per-sample gradients (Abadi et al. 2016): every local step is a release of the pipeline."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        example: Tensor,
+        pipeline: Pipeline,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        secret: SecretSeed,
+        local_steps: int,
+        expected_batch_size: float,
+        physical_batch_size: int,
+    ):
+        self._model, self._loss, self._pipeline = private_model(module, example), loss, pipeline
+        self._make_optimizer, self._secret, self._local_steps = make_optimizer, secret, local_steps
+        self._expected_batch_size, self._physical_batch_size = expected_batch_size, physical_batch_size
+        self.layout = layout_of(self._model)
+
+    def train(
+        self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
+    ) -> Update:
+        """E charged steps; the update is made of their releases alone."""
+        permit = ledger.charge(self._pipeline, memory.address, steps=self._local_steps)
+        write(self._model, start)
+        optimizer = PrivateOptimizer(
+            self._make_optimizer(self._model),
+            self._model,
+            self._pipeline,
+            secret=self._secret,
+            expected_batch_size=self._expected_batch_size,
+        )
+        optimizer.begin(memory, permit)
+        self._model.train()
+        sampling = self._pipeline.sampling or Poisson(1.0)
+        with hooks_on_inputs():
+            for step in range(self._local_steps):
+                chosen = _draw(sampling, len(inputs), self._secret, memory.address, step)
+                chunks = chosen.split(self._physical_batch_size)
+                for number, chunk in enumerate(chunks, start=1):
+                    if len(chunk):
+                        self._loss(self._model(inputs[chunk]), targets[chunk]).backward()
+                    optimizer.signal_skip_step(do_skip=number < len(chunks))
+                    optimizer.step()
+        return optimizer.update()
+
+
+class ClientLevel:
+    """Plain local SGD on Poisson batches; the whole update is one unit.
+
+    Where nobody is trusted it is clipped and noised here, and charged to the client's ledger; where the
+    server is, it leaves clean, and the server charges, clips and noises.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        pipeline: Pipeline,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        secret: SecretSeed,
+        local_steps: int,
+        local_sampling: Poisson,
+    ):
+        self._module, self._loss, self._pipeline = module, loss, pipeline
+        self._make_optimizer, self._secret = make_optimizer, secret
+        self._local_steps, self._local_sampling = local_steps, local_sampling
+        self.layout = layout_of(module)
+
+    def train(
+        self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
+    ) -> Update:
+        """E clean steps, and, where nobody is trusted, one release."""
+        write(self._module, start)
+        self._module.train()
+        optimizer = self._make_optimizer(self._module)
+        for step in range(self._local_steps):
+            chosen = _draw(self._local_sampling, len(inputs), self._secret, memory.address, step)
+            if len(chosen):
+                optimizer.zero_grad()
+                self._loss(self._module(inputs[chosen]), targets[chosen]).backward()
+                optimizer.step()
+        change = read(self._module) - start
+        if self._pipeline.trust == "server":
+            return Update(values=change, layout=self.layout, address=memory.address)
+        permit = ledger.charge(self._pipeline, memory.address)
+        return self._pipeline.release([change[None, :]], memory, self._secret, permit)
+
+
+def evaluate(
+    module: nn.Module, loss: Loss, vector: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor
+) -> tuple[float, float]:
+    """Accuracy (share) and mean loss of the parameters `vector` on public test data."""
+    write(module, vector)
+    module.eval()
+    right, total = 0, 0.0
+    with torch.no_grad():
+        for chunk, truth in zip(inputs.split(2048), targets.split(2048), strict=True):
+            outputs = module(chunk)
+            right += int((outputs.argmax(dim=1) == truth).sum())
+            total += float(loss(outputs, truth)) * len(truth)
+    return right / len(targets), total / len(targets)
+
+
+def _draw(sampling: Poisson, n: int, secret: SecretSeed, place: Address, step: int) -> Tensor:
+    stream = secret.stream("sample", place.run, place.client, place.round, step)
+    return torch.from_numpy(sampling.draw(n, stream))
