@@ -1,0 +1,37 @@
+"""Who takes part in a round."""
+
+from collections.abc import Sequence
+
+from dpcomp.errors import NotPrivate
+from dpcomp.mechanism import Poisson
+from dpcomp.memory import ClientMemory
+from dpcomp.pipeline import Pipeline
+from dpcomp.randomness import SecretSeed
+from dpcomp.update import SERVER
+
+
+def cohort(
+    pipeline: Pipeline, participation: Poisson | None, memories: Sequence[ClientMemory], secret: SecretSeed
+) -> list[int]:
+    """The clients of the round, by position.
+
+    Client-level, the pipeline's sampling says who takes part, and under a trusted server the draw is secret,
+    for the amplification rests on it. Example-level, `participation` says it, in public.
+
+    Raises:
+        NotPrivate: `participation` beside a client-level pipeline, whose own sampling is what is charged.
+    """
+    if pipeline.unit == "client" and participation is not None:
+        raise NotPrivate(
+            f"participation={participation} beside unit='client': who takes part is what the guarantee is about; "
+            f"say it as Pipeline(sampling={participation})"
+        )
+    sampling = pipeline.sampling if pipeline.unit == "client" else participation
+    if sampling is None:
+        return list(range(len(memories)))
+    first = memories[0]
+    if pipeline.trust == "server":
+        stream = secret.stream("cohort", first.address.run, SERVER, first.address.round)
+    else:
+        stream = first.seed.stream("cohort", first.address.round)
+    return sampling.draw(len(memories), stream).tolist()
