@@ -1,0 +1,1 @@
+"""Reads results and explains them; trains nothing."""

@@ -1,0 +1,1 @@
+"""Figures: one a file, each a function from results to a matplotlib figure."""

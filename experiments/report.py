@@ -1,0 +1,67 @@
+"""A trial's report: config, seed, versions, machine and all curves, written whole or not at all."""
+
+import json
+import math
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from dpcomp.federated import Run
+from dpcomp.pipeline import Pipeline
+
+FORMAT = 1
+LIBRARIES = ("torch", "opacus", "numpy", "scipy", "dp-accounting", "constriction", "randomgen")
+
+
+def report_of(run: Run, pipeline: Pipeline, config: dict[str, Any], seed: int, seconds: float) -> dict[str, Any]:
+    """What there is to know of a run, as JSON types; a value that was not measured is null."""
+    table = run.table()
+    guarantee = {key: None if value == math.inf else value for key, value in asdict(run.guarantee).items()}
+    return {
+        "format": FORMAT,
+        "config": config,
+        "seed": seed,
+        "pipeline": repr(pipeline),
+        "guarantee": guarantee | {"text": str(run.guarantee)},
+        "coordinates": run.layout.size,
+        "probed": list(run.probed),  # these columns saw clean data: research alone
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "seconds": round(seconds, 1),
+        },
+        "curves": {column: [_rounded(value) for value in table[column]] for column in table},
+    }
+
+
+def _rounded(value: float) -> float | int | None:
+    if pd.isna(value):
+        return None
+    return int(value) if float(value).is_integer() else float(f"{value:.6g}")
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """`report.json`, then the DONE mark: a folder without the mark holds no finished trial."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / "report.json.part"
+    draft.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(draft, folder / "report.json")
+    (folder / "DONE").touch()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The report of a finished trial."""
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the trial of this folder ended."""
+    return (folder / "DONE").exists()
