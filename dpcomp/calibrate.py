@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from dpcomp.guarantee import composed, rdp_epsilon
+from dpcomp.accounting import composed, rdp_epsilon
 
 if TYPE_CHECKING:
     from dpcomp.pipeline import Pipeline

@@ -1,10 +1,12 @@
 """The terms on which a mechanism runs: all that a guarantee says besides its numbers."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dp_accounting import ComposedDpEvent, DpEvent
 
-from dpcomp.guarantee import Guarantee, composed, delta_note, epsilon
+from dpcomp.accounting import composed, epsilon
+from dpcomp.guarantee import Guarantee, delta_note
 
 IDEALISED = "the Gaussian is idealised as real numbers"
 FIXED = "the schedule was fixed in advance"
@@ -16,8 +18,8 @@ SEEDED = "the noise was SEEDED: repeatable by whoever knows the seed, for resear
 class Terms:
     """Unit, trust and sampling of a pipeline, and, for an unsafe one, why it has no guarantee."""
 
-    unit: str
-    trust: str
+    unit: Literal["example", "client"]
+    trust: Literal["nobody", "server"]
     sampling: str
     unsafe_because: str = ""
 

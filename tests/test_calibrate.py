@@ -1,0 +1,48 @@
+import time
+
+import pytest
+
+import dpcomp as dp
+
+
+def noise_first(rate):
+    sampling = dp.Poisson(rate) if rate else None
+    return lambda z: dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(z)), sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "epsilon"),
+    [(0.02, 300, 4.0), (0.02, 10_000, 0.1), (0.25, 150, 8.0), (0.02, 1_000, 50.0), (None, 100, 1.0), (1.0, 1, 0.5)],
+)
+def test_it_ends_just_below_the_target(rate, steps, epsilon):
+    began = time.process_time()
+    pipeline = dp.calibrate(noise_first(rate), epsilon=epsilon, delta=1e-5, steps=steps)
+    assert time.process_time() - began < 20
+    assert 0.995 * epsilon <= pipeline.guarantee(steps, 1e-5).epsilon <= epsilon
+
+
+def test_a_larger_budget_needs_less_noise():
+    noises = [
+        dp.calibrate(noise_first(0.05), epsilon=epsilon, delta=1e-5, steps=50).stages[1].noise_multiplier
+        for epsilon in (1.0, 2.0, 4.0)
+    ]
+    assert noises == sorted(noises, reverse=True)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_target_that_is_none_is_refused(epsilon):
+    with pytest.raises(ValueError, match="finite number above 0"):
+        dp.calibrate(noise_first(0.02), epsilon=epsilon, delta=1e-5, steps=10)
+
+
+def test_no_steps_need_no_noise():
+    with pytest.raises(ValueError, match="nothing needs noise"):
+        dp.calibrate(noise_first(0.02), epsilon=1.0, delta=1e-5, steps=0)
+
+
+def test_a_pipeline_that_no_noise_can_save_is_named():
+    def unsafe(z):
+        return dp.Pipeline(mechanism=dp.unsafe("to see", dp.Clip(1.0), dp.Gaussian(z)))
+
+    with pytest.raises(ValueError, match="no noise multiplier"):
+        dp.calibrate(unsafe, epsilon=1.0, delta=1e-5, steps=10)
