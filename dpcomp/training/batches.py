@@ -1,6 +1,6 @@
 """Poisson batches for a DataLoader: secret draws at a public rate, empty ones included."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -56,8 +56,9 @@ def collate_or_empty(dataset: Dataset) -> Callable[[list[Any]], Any]:
 def _cut(batch: Any) -> Any:
     if isinstance(batch, torch.Tensor):
         return batch[:0]
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {key: _cut(value) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], str):
+    if batch and isinstance(batch[0], (str, bytes)):
         return type(batch)()
-    return type(batch)(map(_cut, batch))
+    parts = map(_cut, batch)
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

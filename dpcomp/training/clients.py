@@ -1,6 +1,7 @@
 """Clients that train locally: example-level with the noise inside every step, client-level clean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,8 @@ from dpcomp.mechanism import Poisson
 from dpcomp.memory import ClientMemory
 from dpcomp.pipeline import Pipeline
 from dpcomp.randomness import SecretSeed
-from dpcomp.training.opacus import PrivateOptimizer, hooks_on_inputs, private_model
+from dpcomp.training.inspection import hooks_on_inputs, private_model
+from dpcomp.training.opacus import PrivateOptimizer
 from dpcomp.training.parameters import layout_of, read, write
 from dpcomp.update import Address, Layout, Update
 
@@ -94,7 +96,7 @@ class ExampleLevel:
         optimizer.begin(memory, permit)
         self._model.train()
         sampling = self._pipeline.sampling or Poisson(1.0)
-        with hooks_on_inputs():
+        with hooks_on_inputs(), _own_dropout(self._secret, memory.address):
             for step in range(self._local_steps):
                 chosen = _draw(sampling, len(inputs), self._secret, memory.address, step)
                 chunks = chosen.split(self._physical_batch_size)
@@ -126,6 +128,7 @@ class ClientLevel:
         self._module, self._loss, self._pipeline = module, loss, pipeline
         self._make_optimizer, self._secret = make_optimizer, secret
         self._local_steps, self._local_sampling = local_steps, local_sampling
+        self._buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         self.layout = layout_of(module)
 
     def train(
@@ -133,16 +136,21 @@ class ClientLevel:
     ) -> Update:
         """E clean steps, and, where nobody is trusted, one release."""
         write(self._module, start)
+        for name, buffer in self._module.named_buffers():  # one module serves all: none inherits another's statistics
+            buffer.copy_(self._buffers[name])
         self._module.train()
         optimizer = self._make_optimizer(self._module)
-        for step in range(self._local_steps):
-            chosen = _draw(self._local_sampling, len(inputs), self._secret, memory.address, step)
-            if len(chosen):
-                optimizer.zero_grad()
-                self._loss(self._module(inputs[chosen]), targets[chosen]).backward()
-                optimizer.step()
+        with _own_dropout(self._secret, memory.address):
+            for step in range(self._local_steps):
+                chosen = _draw(self._local_sampling, len(inputs), self._secret, memory.address, step)
+                if len(chosen):
+                    optimizer.zero_grad()
+                    self._loss(self._module(inputs[chosen]), targets[chosen]).backward()
+                    optimizer.step()
         change = read(self._module) - start
         if self._pipeline.trust == "server":
+            if not np.isfinite(change).all():  # it contributes zero, as under Clip; not to send it would be seen
+                change = np.zeros_like(change)
             return Update(values=change, layout=self.layout, address=memory.address)
         permit = ledger.charge(self._pipeline, memory.address)
         return self._pipeline.release([change[None, :]], memory, self._secret, permit)
@@ -161,6 +169,14 @@ def evaluate(
             right += int((outputs.argmax(dim=1) == truth).sum())
             total += float(loss(outputs, truth)) * len(truth)
     return right / len(targets), total / len(targets)
+
+
+@contextmanager
+def _own_dropout(secret: SecretSeed, place: Address) -> Iterator[None]:
+    """torch draws dropout from its global generator alone: lend it a state of this client's and round's own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(secret.stream("dropout", place.run, place.client, place.round).integers(2**63)))
+        yield
 
 
 def _draw(sampling: Poisson, n: int, secret: SecretSeed, place: Address, step: int) -> Tensor:

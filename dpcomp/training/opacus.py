@@ -1,14 +1,10 @@
 """Opacus' machinery with the pipeline's mechanism inside: per-sample gradients in, one release a step out."""
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
-from torch import nn
 
 from dpcomp.errors import BudgetExhausted, NotPrivate
 from dpcomp.ledger import Permit
@@ -16,7 +12,9 @@ from dpcomp.mechanism import Clip, Gaussian
 from dpcomp.memory import ClientMemory
 from dpcomp.pipeline import Pipeline
 from dpcomp.randomness import SecretSeed
-from dpcomp.training.inspection import check_by_name, check_by_trial
+from dpcomp.training.inspection import PrivateModel, as_list
+from dpcomp.training.inspection import hooks_on_inputs as hooks_on_inputs
+from dpcomp.training.inspection import private_model as private_model
 from dpcomp.training.parameters import layout_of, parts, read, trainable
 from dpcomp.units import Total
 from dpcomp.update import Address, Layout, Update
@@ -24,31 +22,17 @@ from dpcomp.update import Address, Layout, Update
 FROZEN = {"noise_multiplier", "max_grad_norm", "expected_batch_size", "loss_reduction"}
 
 
-def private_model(module: nn.Module, example: torch.Tensor, *, clip_norm: float = 1.0) -> GradSampleModule:
-    """The module with Opacus' hooks for per-sample gradients of a mean loss, once it has passed inspection.
-
-    `example` is one input, without a batch axis; only its shape and type are used.
-
-    Raises:
-        NotPrivate: the module mixes examples, or remembers them in a buffer.
-    """
-    check_by_name(module)
-    check_by_trial(module, example, clip_norm)
-    return GradSampleModule(module, batch_first=True, loss_reduction="mean")
-
-
 class PrivateOptimizer(DPOptimizer):
     """Opacus' optimiser, whose clipping and noise are the pipeline's, and whose charges come first.
 
-    `begin(memory, permit)` opens a round; every logical step uses one step of the permit; `update()` closes
-    it. Micro-batches may be skipped into one logical step (`BatchMemoryManager`). The divisor is
-    `expected_batch_size`, a public constant. After a step nothing un-noised is left on the model.
+    `begin(memory, permit)` opens a round; every logical step uses one step of the permit; `update()` closes it.
+    Micro-batches may be skipped into one logical step (`BatchMemoryManager`); none leaves anything un-noised behind.
     """
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        model: GradSampleModule,
+        model: PrivateModel,
         pipeline: Pipeline,
         *,
         secret: SecretSeed,
@@ -56,9 +40,11 @@ class PrivateOptimizer(DPOptimizer):
     ):
         if (pipeline.unit, pipeline.trust) != ("example", "nobody"):
             raise NotPrivate(
-                f"PrivateOptimizer releases each local step on the client: it wants unit='example' and trust='nobody', "
-                f"not {pipeline.unit!r} and {pipeline.trust!r}"
+                "PrivateOptimizer releases each local step on the client: it wants unit='example' and "
+                f"trust='nobody', not {pipeline.unit!r} and {pipeline.trust!r}"
             )
+        if not isinstance(model, PrivateModel):
+            raise NotPrivate(f"a {type(model).__name__} was not inspected: wrap it with private_model(module, example)")
         if not expected_batch_size > 0:
             raise ValueError(f"expected_batch_size={expected_batch_size}: the divisor is a public constant above 0")
         norms = [stage.norm for stage in pipeline.stages if isinstance(stage, Clip)]
@@ -70,15 +56,13 @@ class PrivateOptimizer(DPOptimizer):
             expected_batch_size=expected_batch_size,  # pyright: ignore[reportArgumentType]
         )
         self._model, self._pipeline, self._secret = model, pipeline, secret
-        managed = {id(parameter) for parameter in self.params}
-        self._parameters = [p for p in trainable(model).values() if id(p) in managed]
-        if len(self._parameters) != len(trainable(model)) or len(managed) != len(self._parameters):
+        self._parameters = list(trainable(model).values())
+        if {id(parameter) for parameter in self.params} != {id(parameter) for parameter in self._parameters}:
             raise ValueError(
-                f"the optimiser holds {len(managed)} parameters, the model {len(trainable(model))} trainable ones: "
-                "give it model.parameters(), and freeze with requires_grad_(False) what is not to be trained"
+                f"the optimiser's {len(self.params)} parameters are not the model's {len(self._parameters)} trainable "
+                "ones: give it model.parameters(), and freeze with requires_grad_(False) what is not to be trained"
             )
-        self._memory: ClientMemory | None = None
-        self._permit: Permit | None = None
+        self._open: tuple[ClientMemory, Permit] | None = None
         self._total: Total | None = None
         self._start = self._released = None
         self._sealed = True
@@ -109,13 +93,12 @@ class PrivateOptimizer(DPOptimizer):
         return self._round()[1].address
 
     def begin(self, memory: ClientMemory, permit: Permit) -> None:
-        """Open a round: from here on `update()` counts; whatever a broken-off step left is discarded."""
+        """Open a round, from which on `update()` counts: with fresh optimiser state, and nothing half done."""
         if memory.layout != self.layout:
-            raise ValueError(
-                f"the memory has layout {memory.layout}, the model {self.layout}: init it with optimizer.layout"
-            )
+            raise ValueError(f"memory for {memory.layout}, model of {self.layout}: init it with optimizer.layout")
         self.discard()
-        self._memory, self._permit, self._released = memory, permit, None
+        self.original_optimizer.state.clear()
+        self._open, self._released = (memory, permit), None
         self._start = read(self._model)
 
     def update(self) -> Update:
@@ -128,17 +111,13 @@ class PrivateOptimizer(DPOptimizer):
         """Forget a logical step that was broken off: its clipped sum, its gradients, its skips, its activations."""
         self._total, self._is_last_step_skipped = None, False
         self._step_skip_queue.clear()
-        for layer in self._model.modules():
-            for leftover in ("activations", "max_batch_len"):
-                vars(layer).pop(leftover, None)
-        for parameter in self._model.parameters():
-            parameter._forward_counter = 0
-            vars(parameter).pop("_current_grad_sample", None)
-        self._wipe()
+        self._forget_passes()
 
     def clip_and_accumulate(self) -> None:
         """The pipeline's clip, on what one or several backward passes left; the gradients are wiped at once."""
-        samples = [_as_list(parameter.grad_sample) for parameter in self._parameters]
+        if any("_current_grad_sample" in vars(parameter) for parameter in self._parameters):
+            raise NotPrivate("a forward pass had no full backward pass: its gradients would mix with the next one's")
+        samples = [as_list(vars(parameter).get("grad_sample")) for parameter in self._parameters]
         for i in range(max(map(len, samples), default=0)):
             n = next(len(parts[i]) for parts in samples if len(parts) > i)
             block = tuple(
@@ -152,8 +131,7 @@ class PrivateOptimizer(DPOptimizer):
     def add_noise(self) -> None:
         """One release of the pipeline, from which alone the gradients are made."""
         memory, permit = self._round()
-        total = self._pipeline.nothing(memory) if self._total is None else self._total
-        self._total = None
+        total, self._total = self._total or self._pipeline.nothing(memory), None
         self._released = self._pipeline.noise(total, memory, self._secret, permit)
         gradients = parts(self._model, self._released.dense())
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -162,7 +140,7 @@ class PrivateOptimizer(DPOptimizer):
     def scale_grad(self) -> None:
         """Divide by the public constant, however many examples came."""
         for parameter in self._parameters:
-            parameter.grad /= self.expected_batch_size
+            parameter.grad /= self.expected_batch_size  # pyright: ignore[reportOperatorIssue]
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """Clip; then, unless the logical step goes on, release. A batch without examples releases pure noise."""
@@ -177,37 +155,45 @@ class PrivateOptimizer(DPOptimizer):
         return True
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One micro-batch, or the logical step that it ends."""
-        result = super().step(closure)
-        self._wipe()
-        return result
+        """One micro-batch, or the logical step that it ends; one that fails is discarded."""
+        try:
+            return super().step(closure)
+        except BaseException:
+            self.discard()
+            raise
+        finally:
+            self._forget_passes()
+
+    def signal_skip_step(self, do_skip: bool = True) -> None:
+        """Say whether the logical step goes on after the next micro-batch; one signal, one `step()`."""
+        if self._step_skip_queue:
+            raise NotPrivate(
+                "a micro-batch came and was not stepped, so the next ones would be counted into the wrong steps: "
+                "step every one, empty ones too, or call optimizer.discard(). BatchMemoryManager: with num_workers=0"
+            )
+        super().signal_skip_step(do_skip)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Drop all gradients; a logical step that is under way keeps its clipped sum."""
         self._wipe()
 
     def _round(self) -> tuple[ClientMemory, Permit]:
-        if self._memory is None or self._permit is None:
-            raise BudgetExhausted(
-                "no round is open: optimizer.begin(memory, ledger.charge(pipeline, memory.address, steps))"
-            )
-        return self._memory, self._permit
+        if self._open is None:
+            raise BudgetExhausted("no round is open: begin(memory, ledger.charge(pipeline, memory.address, steps))")
+        return self._open
+
+    def _forget_passes(self) -> None:
+        """Wipe, and drop what Opacus keeps of a forward pass until its backward pass."""
+        for layer in self._model.modules():
+            vars(layer).pop("activations", None)
+            vars(layer).pop("max_batch_len", None)
+        for parameter in self._model.parameters():
+            vars(parameter).update(_forward_counter=0)
+            vars(parameter).pop("_current_grad_sample", None)
+        self._wipe()
 
     def _wipe(self) -> None:
-        """Leave no raw, per-sample or un-noised gradient on any parameter, the optimiser's or not."""
-        for parameter in (*self._model.parameters(), *self._parameters):
-            parameter.grad = parameter.grad_sample = parameter.summed_grad = None
-
-
-@contextmanager
-def hooks_on_inputs() -> Iterator[None]:
-    """Backward passes of a private model, without torch's warning that inputs need no gradients: they need none."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        yield
-
-
-def _as_list(grad_sample: torch.Tensor | list[torch.Tensor] | None) -> list[torch.Tensor]:
-    if grad_sample is None:
-        return []
-    return grad_sample if isinstance(grad_sample, list) else [grad_sample]
+        """Leave no raw, per-sample or un-noised gradient on any parameter, the model's or only the optimiser's."""
+        for parameter in (*self._model.parameters(), *(p for group in self.param_groups for p in group["params"])):
+            parameter.grad = None
+            vars(parameter).update(grad_sample=None, summed_grad=None)
