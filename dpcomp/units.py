@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
-from array_api_compat import array_namespace, to_device
+from array_api_compat import array_namespace, is_torch_array
 from jaxtyping import Float, Float64
 
 from dpcomp.update import Everywhere, Layout, Support
@@ -49,8 +49,7 @@ class Total(_Layers):
 
     def vector(self) -> Float64[np.ndarray, "k"]:
         """The sum on its support, on the host."""
-        rows = [np.asarray(to_device(layer, "cpu"), dtype=np.float64) for layer in self.layers]
-        return np.concatenate(rows)
+        return np.concatenate([on_host(layer) for layer in self.layers])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,6 +90,11 @@ class Units(_Layers):
         xp = array_namespace(*self.layers)
         sums = tuple(xp.sum(layer, axis=0) for layer in self.layers)
         return Total(layers=sums, layout=self.layout, support=self.support)
+
+
+def on_host(array: Any) -> Float64[np.ndarray, "..."]:
+    """A framework's array as NumPy's."""
+    return np.asarray(array.cpu() if is_torch_array(array) else array, dtype=np.float64)
 
 
 def _rows(array: Any) -> Float[Any, "n m"]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from dpcomp.claim import Bounded, Claim, Unbounded
 from dpcomp.units import Total, Units
 
+ROWS = 64  # units added in float32 at a time
 BLOCK = 512  # squares added in float32 at a time: at 4,096 a constant vector's norm is off by 2·10⁻⁶
 
 
@@ -21,7 +22,8 @@ class Clip:
     The 10⁻⁶ is Opacus', and errs on the safe side. A unit whose norm is not finite contributes zero.
 
     **Privacy:** each scaled unit has norm ≤ C(1 + 10⁻⁵) in floating point, so adding or removing one moves
-    the sum by no more, whatever the unit holds.
+    the sum by no more, whatever the unit holds. Sums are float64 (NumPy, torch); JAX without 64-bit mode rounds
+    a sum of n units to n·2⁻²⁴·C: give it micro-batches of at most 128.
     """
 
     norm: float
@@ -29,6 +31,7 @@ class Clip:
     def __post_init__(self):
         if not (self.norm > 0 and math.isfinite(self.norm)):
             raise ValueError(f"{self}: the clip norm is a finite number above 0")
+        object.__setattr__(self, "norm", float(self.norm))
 
     def claim(self, before: Claim, where: str) -> Claim:
         """What was unbounded a unit is bounded in sum."""
@@ -49,10 +52,28 @@ class Clip:
         finite = xp.isfinite(norms)
         factors = xp.where(finite, self.norm / (norms + 1e-6), xp.zeros_like(norms))
         factors = xp.minimum(factors, xp.ones_like(factors))
-        # 0 · NaN is NaN, so such rows are blanked. Outside a trace that pass is made only when needed.
-        if is_lazy_array(layers[0]) or not bool(xp.all(finite)):
+        # 0 · NaN is NaN, so rows without a finite norm are blanked: a pass that is made only when needed, except
+        # inside a trace, which cannot look, and where a product of matrices might run in TF32 besides.
+        if is_lazy_array(layers[0]):
+            zeros = (xp.zeros_like(x) for x in layers)
+            products = (
+                xp.where(finite[:, None], factors[:, None] * x, zero) for x, zero in zip(layers, zeros, strict=True)
+            )
+            return tuple(xp.sum(product, axis=0) for product in products)
+        if not bool(xp.all(finite)):
             layers = tuple(xp.where(finite[:, None], x, xp.zeros_like(x)) for x in layers)
-        return tuple(xp.astype(factors, x.dtype) @ x for x in layers)
+        return tuple(_weighted_sum(factors, x) for x in layers)
+
+
+def _weighted_sum(factors: Float[Any, "n"], x: Float[Any, "n m"]) -> Float[Any, "m"]:
+    """∑ᵢ fᵢxᵢ; a float32 sum of n units of norm C is off by n·2⁻²⁴·C, so only a few rows are added in float32."""
+    xp = array_namespace(x)
+    total = None
+    for start in range(0, max(1, x.shape[0]), ROWS):
+        rows = xp.astype(factors[start : start + ROWS], x.dtype) @ x[start : start + ROWS]
+        rows = xp.astype(rows, xp.float64)
+        total = rows if total is None else total + rows
+    return total
 
 
 def unit_norms(layers: tuple[Float[Any, "n _"], ...]) -> Float[Any, "n"]:

@@ -24,6 +24,7 @@ class Gaussian:
     def __post_init__(self):
         if not (self.noise_multiplier >= 0 and math.isfinite(self.noise_multiplier)):
             raise ValueError(f"{self}: the noise multiplier is a finite number, 0 or above")
+        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
 
     def claim(self, before: Claim, where: str) -> Claim:
         """What was bounded is released."""

@@ -20,6 +20,7 @@ class Poisson:
     def __post_init__(self):
         if not 0 < self.rate <= 1:
             raise ValueError(f"{self}: the sampling rate lies in (0, 1]")
+        object.__setattr__(self, "rate", float(self.rate))
 
     def amplify(self, event: DpEvent) -> DpEvent:
         """The event on a sample."""
