@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from dp_accounting import DpEvent
 
@@ -47,6 +47,14 @@ class Stage(Protocol):
 
     def claim(self, before: Claim, where: str) -> Claim:
         """The claim on the output, given that on the input; `where` names the stage in errors."""
+        ...
+
+
+class Transform(Stage, Protocol):
+    """A stage before the noise."""
+
+    def apply(self, value: Any, mask_key: int) -> Any:
+        """Units or a total, and what becomes of them under the round's public 256-bit key."""
         ...
 
 

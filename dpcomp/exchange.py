@@ -17,7 +17,7 @@ from dpcomp.errors import NotPrivate, VersionMismatch
 from dpcomp.memory import ClientMemory, ServerMemory
 from dpcomp.randomness import PublicSeed
 from dpcomp.sparsify import RandomK
-from dpcomp.update import SERVER, Address, Layout, Seeded, Update
+from dpcomp.update import SERVER, Address, Layout, Listed, Seeded, Update
 
 if TYPE_CHECKING:
     from dpcomp.pipeline import Pipeline
@@ -124,6 +124,8 @@ def _encoded(
         raise ValueError("the update holds values that are not finite: nothing was sent; look at the model")
     support = codec.select(target, update.support, memory.mask_key)
     indices = support.indices(layout.size)
+    if isinstance(support, Seeded) and support != _seeded(pipeline, codec, memory):
+        support = Listed(indices)  # of another round than the one whose mask the receiver knows
     values = target[indices]
     body, decoded = codec.encode(values, support, layout)
     residual = None

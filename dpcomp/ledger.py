@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,7 @@ class Ledger:
             ) from error
         except sqlite3.DatabaseError as error:
             raise DpcompError(f"{self._name} is no ledger ({error}): name another file, or restore this one") from error
+        self._finalizer = weakref.finalize(self, _close, self._database, self._process)
 
     def charge(self, pipeline: "Pipeline", address: Address, steps: int = 1) -> Permit:
         """Record `steps` releases at an address, durably, and give the right to make them.
@@ -138,7 +140,7 @@ class Ledger:
 
     def close(self) -> None:
         """Let another process open it."""
-        self._database.close()
+        self._finalizer()
 
     def __enter__(self) -> "Ledger":
         return self
@@ -159,6 +161,12 @@ class Ledger:
                 f"{self} is about one {held.unit} and trusts {held.trust}; this charge is about one {terms.unit} "
                 f"and trusts {terms.trust}. They do not compose: keep a ledger for each"
             )
+
+
+def _close(database: sqlite3.Connection, process: int) -> None:
+    # A forked child that closed its copy would check-point and remove the log that its parent still writes.
+    if os.getpid() == process:
+        database.close()
 
 
 def _written(event: DpEvent) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from dp_accounting import DpEvent, NonPrivateDpEvent
 
 from dpcomp import exchange
-from dpcomp.claim import Released, Stage, fold
+from dpcomp.claim import Released, Stage, Transform, fold
 from dpcomp.codec import Codec
 from dpcomp.errors import NotPrivate
 from dpcomp.guarantee import Guarantee
@@ -74,6 +74,10 @@ class Pipeline:
         last = self.stages[-1] if self.stages else None
         return last if isinstance(last, Gaussian) else None
 
+    @property
+    def _transforms(self) -> tuple[Transform, ...]:
+        return self.stages[:-1] if self._noise else self.stages  # pyright: ignore[reportReturnType]
+
     @cached_property
     def claim(self) -> Released:
         """What the mechanism's output is known to be."""
@@ -82,15 +86,15 @@ class Pipeline:
     @cached_property
     def event(self) -> DpEvent:
         """What one release costs, sampling included; a server that sees who sends is fooled by no sampling."""
-        amplified = self.sampling is not None and (self.unit, self.trust) != ("client", "nobody")
-        if isinstance(self.mechanism, Unsafe) or not amplified:
+        seen = (self.unit, self.trust) == ("client", "nobody")
+        if isinstance(self.mechanism, Unsafe) or self.sampling is None or seen:
             return self.claim.event
         return self.sampling.amplify(self.claim.event)
 
     @cached_property
     def terms(self) -> Terms:
         """What a guarantee says besides its numbers."""
-        sampling = "no sampling" if self.sampling is None else f"Poisson {self.sampling.rate:g}"
+        sampling = "none" if self.sampling is None else f"Poisson {self.sampling.rate:g}"
         if self.sampling is not None and (self.unit, self.trust) == ("client", "nobody"):
             sampling = "no amplification (the server sees who sends)"
         because = self.mechanism.why if isinstance(self.mechanism, Unsafe) else ""
@@ -128,8 +132,8 @@ class Pipeline:
         A block is a tuple of (n, …) arrays (torch, JAX or NumPy), one a layer, or one (n, d) array.
         """
         value: Units | Total = Units.of(block, memory.layout)
-        for stage in self.stages[:-1] if self._noise else self.stages:
-            value = stage.apply(value, memory.mask_key)
+        for transform in self._transforms:
+            value = transform.apply(value, memory.mask_key)
         return value if isinstance(value, Total) else value.sum()
 
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:

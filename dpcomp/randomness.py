@@ -21,6 +21,11 @@ def _key(kind: bytes, seed: bytes, purpose: str, place: tuple[int, ...]) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+def _generator(key: int) -> np.random.Generator:
+    """NumPy's distributions over ChaCha20."""
+    return np.random.Generator(ChaCha(key=key, rounds=20))  # pyright: ignore[reportArgumentType]
+
+
 def _checked(number: int, name: str) -> int:
     if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
         raise TypeError(f"{name}({number!r}): a seed is a whole number")
@@ -41,7 +46,7 @@ class PublicSeed:
 
     def stream(self, purpose: str, *place: int) -> np.random.Generator:
         """A NumPy generator under that key, for what only one party draws."""
-        return np.random.Generator(ChaCha(key=self.key(purpose, *place), rounds=20))
+        return _generator(self.key(purpose, *place))
 
     def __repr__(self) -> str:
         return f"PublicSeed({self.number})"
@@ -72,7 +77,7 @@ class SecretSeed:
     def stream(self, purpose: str, *place: int) -> np.random.Generator:
         """A generator for `purpose` at `place`, which are part of its key."""
         seed = os.urandom(32) if self._seed is None else self._seed
-        return np.random.Generator(ChaCha(key=_key(b"dpcomp secret", seed, purpose, place), rounds=20))
+        return _generator(_key(b"dpcomp secret", seed, purpose, place))
 
     def __repr__(self) -> str:
         return "SecretSeed(<seeded>)" if self.seeded else "SecretSeed()"

@@ -42,6 +42,7 @@ class _Fraction:
     def __post_init__(self):
         if not 0 < self.fraction <= 1:
             raise ValueError(f"{self}: the share of coordinates to keep lies in (0, 1]")
+        object.__setattr__(self, "fraction", float(self.fraction))
 
     def count(self, d: int) -> int:
         """k for a vector of d coordinates: the nearest whole number, and at least one."""

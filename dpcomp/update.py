@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -45,8 +46,8 @@ class Layout:
         if isinstance(layers, Layout):
             return layers
         if isinstance(layers, Mapping):
-            return cls(tuple((str(name), tuple(map(int, shape))) for name, shape in layers.items()))
-        return cls((("update", (int(layers),)),))
+            return cls(tuple((str(name), tuple(map(operator.index, shape))) for name, shape in layers.items()))
+        return cls((("update", (operator.index(layers),)),))
 
     def __post_init__(self):
         if self.size < 1 or any(side < 0 for _, shape in self.shapes for side in shape):
@@ -97,11 +98,13 @@ class Seeded:
 
     def count(self, d: int) -> int:
         """How many of d coordinates it holds."""
+        if not 0 <= self.k <= d:
+            raise ValueError(f"Seeded: cannot choose {self.k} of {d} coordinates")
         return self.k
 
     def indices(self, d: int) -> Int64[np.ndarray, "k"]:
         """Their positions, ascending."""
-        return _seeded_indices(self.seed, self.k, d)
+        return _seeded_indices(self.seed, self.count(d), d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,10 @@ class Listed:
     positions: Int64[np.ndarray, "k"]
 
     def __post_init__(self):
-        positions = np.array(self.positions, dtype=np.int64)
+        positions = np.asarray(self.positions)
+        if positions.size and positions.dtype.kind not in "iu":
+            raise TypeError(f"Listed(positions): positions are whole numbers, not {positions.dtype}")
+        positions = np.array(positions, dtype=np.int64)
         if positions.ndim != 1 or (positions[1:] <= positions[:-1]).any() or (positions[:1] < 0).any():
             raise ValueError("Listed(positions): they must be one row of distinct, ascending numbers from 0")
         positions.flags.writeable = False
@@ -119,12 +125,13 @@ class Listed:
 
     def count(self, d: int) -> int:
         """How many of d coordinates it holds."""
+        if len(self.positions) and self.positions[-1] >= d:
+            raise ValueError(f"Listed: position {self.positions[-1]} lies outside a vector of {d}")
         return len(self.positions)
 
     def indices(self, d: int) -> Int64[np.ndarray, "k"]:
         """Their positions, ascending."""
-        if len(self.positions) and self.positions[-1] >= d:
-            raise ValueError(f"Listed: position {self.positions[-1]} lies outside a vector of {d}")
+        self.count(d)
         return self.positions
 
     def __eq__(self, other: object) -> bool:
@@ -144,12 +151,10 @@ def _seeded_indices(key: int, k: int, d: int) -> Int64[np.ndarray, "k"]:
     Only raw words of the cipher are used: NumPy may change its own sampling between versions, and
     then two ends would disagree.
     """
-    if not 0 <= k <= d:
-        raise ValueError(f"Seeded: cannot choose {k} of {d} coordinates")
     stream, wanted = ChaCha(key=key, rounds=20), min(k, d - k)
     said = np.empty(0, dtype=np.int64)
     while len(said) < wanted:
-        words = stream.random_raw(2 * (wanted - len(said)) + 16) % np.uint64(d)
+        words = np.asarray(stream.random_raw(2 * (wanted - len(said)) + 16)) % np.uint64(d)
         said = np.concatenate([said, words.astype(np.int64)])
         _, first = np.unique(said, return_index=True)
         said = said[np.sort(first)]
@@ -183,14 +188,13 @@ class Update:
     claim: Claim = UNKNOWN
 
     def __post_init__(self):
-        values = np.ascontiguousarray(self.values, dtype=np.float32)
+        values = np.array(self.values, dtype=np.float32)
         expected = self.support.count(self.layout.size)
         if values.shape != (expected,):
             raise ValueError(
                 f"an update on {type(self.support).__name__} of {self.layout.size} coordinates holds "
                 f"{expected} values; these have shape {values.shape}"
             )
-        values = values.view()
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from dpcomp.update import Layout
 
 
@@ -21,8 +23,10 @@ class Equal:
     bits: int
 
     def __post_init__(self):
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
+        whole = isinstance(self.bits, (int, np.integer)) and not isinstance(self.bits, bool)
+        if not whole or not 2 <= self.bits <= 16:
             raise ValueError(f"{self}: a uniform quantiser has a whole number of bits from 2 to 16")
+        object.__setattr__(self, "bits", int(self.bits))
 
     def allocate(self, layout: Layout) -> tuple[int, ...]:
         """Bits a coordinate, one number a layer."""

@@ -15,6 +15,7 @@ from dpcomp.sparsify import RandomK, TopK
 from dpcomp.update import Everywhere, Layout, Listed, Seeded, Support
 
 SUPPORT = struct.Struct("<BI")  # the kind of support, and how many coordinates it holds
+LARGEST_STEP = 0x7F7F  # the upper half of the largest float32
 KINDS: tuple[type[Support], ...] = (Everywhere, Seeded, Listed)
 
 
@@ -86,7 +87,10 @@ class Codec:
             counts = _layer_counts(support.indices(layout.size), layout)
             levels = reader.levels(counts, self.quantize.widths(layout))
             steps = np.frombuffer(side, dtype="<u2").astype(np.uint16)
-            values = self.quantize.values(levels, steps, counts)
+            if (steps > LARGEST_STEP).any():
+                raise CorruptPayload("a quantiser's step is negative or not finite")
+            with np.errstate(over="ignore"):  # looked at below
+                values = self.quantize.values(levels, steps, counts)
         reader.finish()
         if not np.isfinite(values).all():
             raise CorruptPayload("the body holds values that are not finite")

@@ -40,12 +40,19 @@ class FixedWidthReader:
 
     def positions(self, k: int, d: int) -> Int64[np.ndarray, "k"]:
         """k positions below d."""
-        return self._unpack(k, _position_bits(d))
+        positions = self._unpack(k, _position_bits(d))
+        if k and (positions[-1] >= d or (np.diff(positions) <= 0).any()):
+            raise CorruptPayload(f"the positions are not ascending below {d}")
+        return positions
 
     def levels(self, counts: Int64[np.ndarray, "layers"], widths: tuple[int, ...]) -> Int32[np.ndarray, "m"]:
         """Levels, `counts` of them a layer."""
         layers = [self._unpack(int(count), bits) for count, bits in zip(counts, widths, strict=True)]
-        return np.concatenate(layers).astype(np.int32) - np.repeat(top_levels(widths), counts)
+        tops = np.repeat(top_levels(widths), counts)
+        levels = np.concatenate(layers).astype(np.int32) - tops
+        if (levels > tops).any():
+            raise CorruptPayload("a level lies outside its layer's quantiser")
+        return levels
 
     def finish(self) -> None:
         """Nothing may be left."""

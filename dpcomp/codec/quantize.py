@@ -21,8 +21,8 @@ class Uniform:
     bits: int | Allocator
 
     def __post_init__(self):
-        if isinstance(self.bits, int):
-            Equal(self.bits)
+        if not hasattr(self.bits, "allocate"):
+            object.__setattr__(self, "bits", Equal(self.bits).bits)
 
     def widths(self, layout: Layout) -> tuple[int, ...]:
         """Bits a value, one number a layer: both ends compute them."""
@@ -39,7 +39,7 @@ class Uniform:
         filled = counts > 0
         if filled.any():
             largest[filled] = np.maximum.reduceat(np.abs(values), starts[filled])
-        steps = _coarsened(largest / tops.astype(np.float32))
+        steps = _coarsened(largest / tops.astype(np.float32), tops)
         scale = np.repeat(widened(steps), counts)
         top = np.repeat(tops, counts)
         ratio = np.divide(values, scale, out=np.zeros_like(values), where=scale > 0)
@@ -60,11 +60,12 @@ def top_levels(widths: tuple[int, ...]) -> Int32[np.ndarray, "layers"]:
     return np.array([2 ** (bits - 1) - 1 for bits in widths], dtype=np.int32)
 
 
-def _coarsened(numbers: Float32[np.ndarray, "layers"]) -> UInt16[np.ndarray, "layers"]:
-    """The upper halves of float32s, rounded up, and finite."""
-    words = numbers.view(np.uint32)
-    upper = (words >> 16) + ((words & 0xFFFF) > 0)
-    return np.minimum(upper, 0x7F7F).astype(np.uint16)
+def _coarsened(steps: Float32[np.ndarray, "layers"], tops: Int32[np.ndarray, "layers"]) -> UInt16[np.ndarray, "layers"]:
+    """The upper halves of the steps, rounded up, unless the largest level would then be infinite."""
+    words = steps.view(np.uint32)
+    upper = ((words >> 16) + ((words & 0xFFFF) > 0)).astype(np.uint16)
+    overflows = widened(upper).astype(np.float64) * tops > np.finfo(np.float32).max
+    return upper - overflows.astype(np.uint16)
 
 
 def widened(halves: UInt16[np.ndarray, "layers"]) -> Float32[np.ndarray, "layers"]:

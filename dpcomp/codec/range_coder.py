@@ -6,14 +6,16 @@ frequencies, which travel as one byte an occupied level. The coder is constricti
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from constriction import stream
-from jaxtyping import Float64, Int32, Int64, UInt8
+from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
+from jaxtyping import Float64, Int, Int32, Int64, UInt8
 
 from dpcomp.errors import CorruptPayload
 
 FAR = 255  # the symbol of a gap's upper part that says: 255 more, and read on
+TABLE_BITS = 10  # of a gap's middle part; the bits below it are as good as random
 FINE_BITS = 8  # a level wider than this has its lower bits coded as equal chances
 
 ESCAPES = struct.Struct("<I")
@@ -30,14 +32,16 @@ class RangeWriter:
         """Ascending positions below d."""
         k = len(positions)
         gaps = np.diff(positions, prepend=-1) - 1
-        low_bits, high, low = gap_models(k, d)
-        upper, lower = gaps >> low_bits, gaps & ((1 << low_bits) - 1)
+        low_bits, rest_bits, high, low = gap_models(k, d)
+        upper = gaps >> (low_bits + rest_bits)
+        lower = (gaps >> rest_bits) & ((1 << low_bits) - 1)
         escapes = upper // FAR
         self._side += ESCAPES.pack(int(escapes.sum()))
         symbols = np.full(k + int(escapes.sum()), FAR, dtype=np.int32)
         symbols[np.cumsum(escapes + 1) - 1] = upper % FAR
         self._encode(symbols, high)
         self._encode(lower.astype(np.int32), low)
+        self._equal_chances(gaps, rest_bits)
 
     def levels(
         self, levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], widths: tuple[int, ...]
@@ -51,13 +55,18 @@ class RangeWriter:
         table = frequency_bytes(np.bincount(coarse - lowest))
         self._side += ALPHABET.pack(lowest, len(table) - 1, below) + table.tobytes()
         self._encode(coarse - np.int32(lowest), frequencies(table))
-        if below:
-            self._coder.encode(levels & np.int32((1 << below) - 1), stream.model.Uniform(1 << below))
+        self._equal_chances(levels, below)
 
     def finish(self) -> bytes:
         """The length of the integers, the integers, and the coded words."""
         words = self._coder.get_compressed().astype("<u4").tobytes()
         return struct.pack("<H", len(self._side)) + bytes(self._side) + words
+
+    def _equal_chances(self, numbers: Int[np.ndarray, "m"], bits: int) -> None:
+        """The lowest bits of the numbers, as they are."""
+        if bits and len(numbers):
+            symbols = (numbers & ((1 << bits) - 1)).astype(np.int32)
+            self._coder.encode(symbols, stream.model.Uniform(1 << bits))
 
     def _encode(self, symbols: Int32[np.ndarray, "m"], weights: Float64[np.ndarray, "alphabet"]) -> None:
         if len(weights) > 1 and len(symbols):
@@ -77,16 +86,17 @@ class RangeReader:
 
     def positions(self, k: int, d: int) -> Int64[np.ndarray, "k"]:
         """k ascending positions below d."""
-        low_bits, high, low = gap_models(k, d)
+        low_bits, rest_bits, high, low = gap_models(k, d)
         escapes = ESCAPES.unpack(self._take(ESCAPES.size))[0]
-        if escapes > (d >> low_bits) // FAR:
+        if escapes > (d >> (low_bits + rest_bits)) // FAR:
             raise CorruptPayload(f"the support says {escapes} long gaps; a vector of {d} has no room for them")
         symbols = self._decode(k + escapes, high)
         ends = np.flatnonzero(symbols != FAR)
         if len(ends) != k or (k and ends[-1] != len(symbols) - 1):
             raise CorruptPayload(f"the support holds {len(ends)} positions where {k} are announced")
         upper = symbols[ends] + FAR * (np.diff(ends, prepend=-1) - 1)
-        positions = np.cumsum((upper << low_bits) + self._decode(k, low) + 1) - 1
+        lower = (self._decode(k, low) << rest_bits) + self._equal_chances(rest_bits, k)
+        positions = np.cumsum((upper << (low_bits + rest_bits)) + lower + 1) - 1
         if k and positions[-1] >= d:
             raise CorruptPayload(f"the support names position {positions[-1]} of a vector of {d}")
         return positions
@@ -103,7 +113,7 @@ class RangeReader:
         if not table.any():
             raise CorruptPayload("the table of level frequencies is empty")
         coarse = self._decode(m, frequencies(table)) + lowest
-        fine = self._coder.decode(stream.model.Uniform(1 << below), m) if below else 0
+        fine = self._equal_chances(below, m)
         levels = (coarse << below) + fine
         if (np.abs(levels) > np.repeat([2 ** (bits - 1) - 1 for bits in widths], counts)).any():
             raise CorruptPayload("a level lies outside its layer's quantiser")
@@ -122,7 +132,18 @@ class RangeReader:
     def _decode(self, count: int, weights: Float64[np.ndarray, "alphabet"]) -> Int64[np.ndarray, "count"]:
         if len(weights) == 1 or count == 0:
             return np.zeros(count, dtype=np.int64)
-        return self._coder.decode(stream.model.Categorical(weights, perfect=False), count).astype(np.int64)
+        return self._decoded(stream.model.Categorical(weights, perfect=False), count)
+
+    def _equal_chances(self, bits: int, count: int) -> Int64[np.ndarray, "count"]:
+        if bits == 0 or count == 0:
+            return np.zeros(count, dtype=np.int64)
+        return self._decoded(stream.model.Uniform(1 << bits), count)
+
+    def _decoded(self, model: Any, count: int) -> Int64[np.ndarray, "count"]:
+        try:
+            return self._coder.decode(model, count).astype(np.int64)
+        except (AssertionError, ValueError) as error:
+            raise CorruptPayload(f"the coded stream is none: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -138,20 +159,24 @@ class RangeCoder:
         return RangeReader(body)
 
 
-def gap_models(k: int, d: int) -> tuple[int, Float64[np.ndarray, "high"], Float64[np.ndarray, "low"]]:
-    """The geometric law of gaps with success k/d, split into an upper and a lower part.
+def gap_models(k: int, d: int) -> tuple[int, int, Float64[np.ndarray, "high"], Float64[np.ndarray, "low"]]:
+    """The geometric law of gaps with success k/d, in three parts: bits of the middle and of the lowest, and the
+    chances of the upper and the middle part; the lowest bits have equal chances.
 
-    For a geometric gap the two parts are independent, so nothing is lost by the split, and both tables stay
-    short. Powers are running products: IEEE multiplication is the same everywhere, `pow` is not.
+    For a geometric gap the parts are independent, so nothing is lost by the split, and the tables stay short.
+    Powers are running products: IEEE multiplication is the same everywhere, `pow` is not.
     """
     if k == 0:
-        return 0, np.ones(1), np.ones(1)
-    low_bits = max(0, (d // k).bit_length() - 5)
+        return 0, 0, np.ones(1), np.ones(1)
+    bits = max(0, (d // k).bit_length() - 5)
+    low_bits, rest_bits = min(bits, TABLE_BITS), max(0, bits - TABLE_BITS)
     miss = (d - k) / d
+    for _ in range(rest_bits):
+        miss *= miss
     low = np.multiply.accumulate(np.concatenate([[1.0], np.full((1 << low_bits) - 1, miss)]))
     high = np.multiply.accumulate(np.concatenate([[1.0], np.full(FAR, low[-1] * miss)]))
     high[:FAR] -= high[1:]
-    return low_bits, high, low
+    return low_bits, rest_bits, high, low
 
 
 def frequency_bytes(occurrences: Int64[np.ndarray, "alphabet"]) -> UInt8[np.ndarray, "alphabet"]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from jaxtyping import Float32
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dpcomp.federated.cohort import cohort
@@ -164,7 +165,7 @@ def _bytes(payloads: list[bytes], down: bytes, layout: Layout, clients: int) -> 
 
 def _progress_bar(*, shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, disable=not shown, transient=True)
+    return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
 
 
 def _check_counts(**counts: int) -> None:
