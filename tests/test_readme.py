@@ -1,0 +1,46 @@
+"""The README's examples run, and say what they claim to say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import dpcomp as dp
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_first_example_is_short_and_prints_its_guarantee_and_table(capsys):
+    assert len([line for line in EXAMPLES[0].splitlines() if line.strip()]) <= 20
+    names = {}
+    exec(compile(EXAMPLES[0], "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    quoted = re.search(r"print\(run.guarantee\)  # (.*?) · …", EXAMPLES[0]).group(1)
+    assert printed.startswith(quoted)
+    assert "payload_bytes" in printed
+    assert len(names["run"].table()) == 20
+
+
+def test_the_opacus_script_becomes_a_client():
+    names = {}
+    exec(compile(EXAMPLES[1], "README.md", "exec"), names)
+    memory, ledger = names["memory"], names["ledger"]
+    assert 0 < len(names["payload"]) < 4 * memory.layout.size / 4
+    assert ledger.guarantee(1e-5) == names["pipeline"].guarantee(3, 1e-5)
+    assert memory.link.count == 1
+
+
+def test_the_refusal_is_quoted_word_for_word():
+    quoted = re.search(r"> NotPrivate: (.*?)\n\n", README, flags=re.DOTALL).group(1).replace("\n> ", " ")
+    with pytest.raises(dp.NotPrivate) as refusal:
+        dp.Pipeline(mechanism=(dp.Clip(1.0), dp.TopK(0.01), dp.Gaussian(1.1)))
+    assert str(refusal.value) == quoted
+
+
+def test_every_path_and_command_that_is_named_exists():
+    root = Path(__file__).parent.parent
+    for path in re.findall(r"`((?:dpcomp|analysis|experiments|benchmarks|tests|docs)/[^ `]*)`", README):
+        assert (root / path).exists(), path
+    for path in re.findall(r"dpcomp (?:epsilon|run) (\S+)", README):
+        assert (root / path).exists(), path
