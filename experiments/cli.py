@@ -88,7 +88,6 @@ def _epsilon(options: argparse.Namespace) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
-    load_data = DATA_SETS[options.name]
-    data_set = load_data() if options.name == "digits" else load_data(options.root)
+    data_set = DATA_SETS[options.name](options.root)
     print(f"{data_set.name}: {len(data_set.train):,} training and {len(data_set.test):,} test images, digest checked")
     return 0

@@ -123,8 +123,10 @@ CIFAR10 = Recipe(
 )
 
 
-def digits() -> DataSet:
+def digits(root: Path | None = None) -> DataSet:
     """The 1,797 handwritten digits that scikit-learn carries: 8 × 8, values 0..16; every fifth is a test example.
+
+    They need no folder: `root` is there for all data sets to be called alike.
 
     Raises DataError where the installed scikit-learn has other digits.
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998 (its test set).
@@ -177,6 +179,6 @@ def cifar10(root: Path | None = None) -> DataSet:
     return obtain(CIFAR10, root)
 
 
-DATA_SETS: dict[str, Callable[[], DataSet]] = {
+DATA_SETS: dict[str, Callable[[Path | None], DataSet]] = {
     function.__name__: function for function in (digits, mnist, fashion_mnist, cifar10)
 }

@@ -71,8 +71,8 @@ def demo(folder: Path, *, rounds: int = ROUNDS, seed: int = 0) -> Path:
     console, began = Console(), time.perf_counter()
     task, reports = digits(), {}
     console.print(
-        f"{CLIENTS} clients, {task.population:,} real images of digits, {rounds} rounds; every pipeline at ε ≤ {EPSILON:g}, "
-        f"δ = {DELTA:g} an example, the last without any guarantee"
+        f"{CLIENTS} clients, {task.population:,} real images of digits, {rounds} rounds; "
+        f"every pipeline at ε ≤ {EPSILON:g}, δ = {DELTA:g} an example, the last without any guarantee"
     )
     for method, (make_pipeline, learning_rate) in METHODS.items():
         started = time.perf_counter()
@@ -108,15 +108,16 @@ def _table(reports: dict[str, list[dict]]) -> Table:
     table.add_column("pipeline")
     for column in ("accuracy", "ε", "payload", "bytes a round", "ratio", "overlap"):
         table.add_column(column, justify="right")
-    for row in summary(reports).itertuples():
-        guarantee = reports[row.method][0]["guarantee"]
+    for row in summary(reports).to_dict("records"):
+        facts = reports[row["method"]][0]
+        guarantee = facts["guarantee"]
         table.add_row(
-            row.method,
-            f"{row.test_accuracy:.1%}",
+            row["method"],
+            f"{row['test_accuracy']:.1%}",
             "∞" if guarantee["epsilon"] is None else guarantee["text"].split(" at ")[0],
-            f"{row.payload_bytes:,.0f} B",
-            f"{row.uplink_bytes / len(reports[row.method][0]['curves']['round']):,.0f}",
-            f"{row.compression_ratio:.1f}×",
-            f"{row.top_k_overlap:.1%}",
+            f"{row['payload_bytes']:,.0f} B",
+            f"{row['uplink_bytes'] / len(facts['curves']['round']):,.0f}",
+            f"{row['compression_ratio']:.1f}×",
+            f"{row['top_k_overlap']:.1%}",
         )
     return table

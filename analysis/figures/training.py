@@ -9,7 +9,7 @@ from analysis.figures.style import COLUMN_INCHES, by_method, use_style
 
 
 def draw(curves: pd.DataFrame) -> Figure:
-    """Two panels from a row a round (`method`, `seed`, `round`, `test_accuracy`, `uplink_bytes`); bands span the seeds."""
+    """Two panels from a row a round: method, seed, round, test_accuracy, uplink_bytes. Bands span the seeds."""
     use_style()
     frame = curves.sort_values(["method", "seed", "round"]).copy()
     frame["uplink_kib"] = frame.groupby(["method", "seed"])["uplink_bytes"].cumsum() / 1024
@@ -19,7 +19,7 @@ def draw(curves: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * COLUMN_INCHES, COLUMN_INCHES * 0.85), sharey=True)
     style = by_method(methods)
     sns.lineplot(frame, x="round", y="accuracy_percent", errorbar=("pi", 100), ax=left, **style)
-    means = frame.groupby(["method", "round"], as_index=False)[["uplink_kib", "accuracy_percent"]].mean()
+    means = pd.DataFrame(frame.groupby(["method", "round"])[["uplink_kib", "accuracy_percent"]].mean()).reset_index()
     sns.lineplot(means, x="uplink_kib", y="accuracy_percent", legend=False, ax=right, **style)
     left.set(xlabel="round", ylabel="test accuracy (%)")
     left.legend(title=None, loc="lower right")
