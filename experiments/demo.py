@@ -106,7 +106,7 @@ def demo(folder: Path, *, rounds: int = ROUNDS, seed: int = 0) -> Path:
 def _table(reports: dict[str, list[dict]]) -> Table:
     table = Table(title="one run; overlap: share of the clean top k found in the release, a probe of clean data")
     table.add_column("pipeline")
-    for column in ("accuracy", "ε", "payload", "bytes a round", "ratio", "overlap"):
+    for column in ("accuracy", "ε ≤", "payload", "a round", "ratio", "overlap"):
         table.add_column(column, justify="right")
     for row in summary(reports).to_dict("records"):
         facts = reports[row["method"]][0]
@@ -114,9 +114,9 @@ def _table(reports: dict[str, list[dict]]) -> Table:
         table.add_row(
             row["method"],
             f"{row['test_accuracy']:.1%}",
-            "∞" if guarantee["epsilon"] is None else guarantee["text"].split(" at ")[0],
+            "∞" if guarantee["epsilon"] is None else guarantee["text"].split(" at ")[0].removeprefix("ε ≤ "),
             f"{row['payload_bytes']:,.0f} B",
-            f"{row['uplink_bytes'] / len(facts['curves']['round']):,.0f}",
+            f"{row['uplink_bytes'] / len(facts['curves']['round']):,.0f} B",
             f"{row['compression_ratio']:.1f}×",
             f"{row['top_k_overlap']:.1%}",
         )

@@ -1,13 +1,14 @@
 """How many bits each layer gets."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from dpcomp.update import Layout
 
 
+@runtime_checkable
 class Allocator(Protocol):
     """Bits a layer, computed from what both ends know."""
 

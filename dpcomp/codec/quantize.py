@@ -21,7 +21,7 @@ class Uniform:
     bits: int | Allocator
 
     def __post_init__(self):
-        if not hasattr(self.bits, "allocate"):
+        if not isinstance(self.bits, Allocator):
             object.__setattr__(self, "bits", Equal(self.bits).bits)
 
     def widths(self, layout: Layout) -> tuple[int, ...]:
