@@ -18,8 +18,8 @@ def test_the_first_example_is_short_and_prints_its_guarantee_and_table(capsys):
     printed = capsys.readouterr().out
     quoted = re.search(r"print\(run.guarantee\)  # (.*?) · …", EXAMPLES[0]).group(1)
     assert printed.startswith(quoted)
-    assert "payload_bytes" in printed
-    assert len(names["run"].table()) == 20
+    assert "[20 rows x 9 columns]" in printed
+    assert (names["run"].table()["payload_bytes"] > 56).all()
 
 
 def test_the_opacus_script_becomes_a_client():
