@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dp_accounting import DpEvent
 
@@ -42,6 +42,7 @@ RAW = Unbounded(
 )
 
 
+@runtime_checkable
 class Stage(Protocol):
     """One step of a mechanism: it turns a claim about its input into one about its output."""
 
@@ -50,6 +51,7 @@ class Stage(Protocol):
         ...
 
 
+@runtime_checkable
 class Transform(Stage, Protocol):
     """A stage before the noise."""
 

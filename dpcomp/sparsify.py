@@ -12,8 +12,8 @@ from dpcomp.units import Total, Units
 from dpcomp.update import Listed, Seeded, Support
 
 
-def top_k_indices(x: Float[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"]:
-    """The positions of the k largest magnitudes, ascending; of equal ones the lower position wins.
+def top_k_indices(x: np.ndarray, k: int) -> Int64[np.ndarray, "k"]:
+    """The positions of the k largest magnitudes of a row (d,), ascending; of equal ones the lower position wins.
 
     Raises:
         ValueError: k is not in [0, d], or some value is not finite.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
@@ -19,20 +19,24 @@ class _Layers:
     layout: Layout
     support: Support = field(default_factory=Everywhere)
 
-    def restrict(self, support: Support) -> Self:
-        """The same on a smaller support."""
-        if self.support != Everywhere():
-            raise ValueError(f"the coordinates are already restricted to {type(self.support).__name__}: restrict once")
-        edges = np.cumsum([0, *(layer.shape[-1] for layer in self.layers)])
-        indices = support.indices(self.layout.size)
-        cuts = np.searchsorted(indices, edges)
-        kept = tuple(layer[..., indices[cuts[i] : cuts[i + 1]] - edges[i]] for i, layer in enumerate(self.layers))
-        return replace(self, layers=kept, support=support)
+
+def _restricted(value: _Layers, support: Support) -> tuple[Any, ...]:
+    """The layers on a smaller support."""
+    if value.support != Everywhere():
+        raise ValueError(f"the coordinates are already restricted to {type(value.support).__name__}: restrict once")
+    edges = np.cumsum([0, *(layer.shape[-1] for layer in value.layers)])
+    indices = support.indices(value.layout.size)
+    cuts = np.searchsorted(indices, edges)
+    return tuple(layer[..., indices[cuts[i] : cuts[i + 1]] - edges[i]] for i, layer in enumerate(value.layers))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Total(_Layers):
     """The sum over units: one row a layer. Totals of micro-batches add up."""
+
+    def restrict(self, support: Support) -> "Total":
+        """The same on a smaller support."""
+        return replace(self, layers=_restricted(self, support), support=support)
 
     def __add__(self, other: "Total") -> "Total":
         if not isinstance(other, Total) or other.layout != self.layout or other.support != self.support:
@@ -55,6 +59,10 @@ class Total(_Layers):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Units(_Layers):
     """The gradients of n units: an (n, m) array a layer."""
+
+    def restrict(self, support: Support) -> "Units":
+        """The same on a smaller support."""
+        return replace(self, layers=_restricted(self, support), support=support)
 
     @classmethod
     def of(cls, block: Any, layout: Layout) -> "Units":

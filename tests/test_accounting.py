@@ -68,7 +68,7 @@ def test_epsilon_lies_between_the_optimistic_bound_and_rdp(rate, noise, steps, d
 def test_epsilon_is_within_one_percent_of_a_fine_pessimistic_grid(rate, noise, steps, delta):
     value, _ = epsilon(sampled(rate, noise, steps), delta)
     fine = privacy_loss_distribution.from_gaussian_mechanism(
-        noise, sampling_prob=rate, value_discretization_interval=value / 1000
+        noise, sampling_prob=rate, value_discretization_interval=math.sqrt(2.4e-4 * value / steps)
     )
     assert value == pytest.approx(fine.self_compose(steps).get_epsilon_for_delta(delta), rel=0.01)
 

@@ -2,7 +2,7 @@
 
 import struct
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -19,6 +19,7 @@ LARGEST_STEP = 0x7F7F  # the upper half of the largest float32
 KINDS: tuple[type[Support], ...] = (Everywhere, Seeded, Listed)
 
 
+@runtime_checkable
 class Sparsifier(Protocol):
     """Chooses what is sent."""
 

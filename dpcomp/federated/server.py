@@ -1,7 +1,6 @@
 """The server: from updates to the step that everybody takes."""
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float32
@@ -49,7 +48,7 @@ class ServerOptimizer:
     momentum: float = 0.0
     velocity: Float32[np.ndarray, "d"] | None = None
 
-    def step(self, mean: Update) -> tuple[Update, Self]:
+    def step(self, mean: Update) -> tuple[Update, "ServerOptimizer"]:
         """The step to broadcast, and the optimiser after it."""
         if self.momentum == 0:
             return mean.derive(mean.dense() * np.float32(self.learning_rate)), self

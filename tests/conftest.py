@@ -1,0 +1,12 @@
+"""While the tests run, the shapes and types in the signatures through which arrays flow are checked."""
+
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+ARRAYS_FLOW = (
+    *("dpcomp.units", "dpcomp.sparsify", "dpcomp.mechanism", "dpcomp.memory"),
+    *("dpcomp.codec.codec", "dpcomp.codec.fixed_width", "dpcomp.codec.quantize", "dpcomp.codec.range_coder"),
+)
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as everywhere in Python
+install_import_hook(ARRAYS_FLOW, "tests.conftest.check")
