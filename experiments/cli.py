@@ -1,4 +1,4 @@
-"""The command line: demo, run, epsilon, data."""
+"""The command line: demo, run, table, epsilon, data."""
 
 import argparse
 import sys
@@ -32,6 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("config", type=Path)
     run.add_argument("--jobs", type=int, default=1, help="trials side by side, each on one thread (default: 1)")
     run.set_defaults(command=_run)
+    table = commands.add_parser("table", help="the methods of a folder of configs side by side, from their reports")
+    table.add_argument("folder", type=Path)
+    table.set_defaults(command=_table)
     epsilon = commands.add_parser("epsilon", help="the guarantee of an experiment, without training")
     epsilon.add_argument("config", type=Path)
     epsilon.set_defaults(command=_epsilon)
@@ -65,6 +68,13 @@ def _run(options: argparse.Namespace) -> int:
         scrambling.draw(table, fraction).savefig(home / "scrambling.png")
     print(summary(reports).to_string(index=False))
     print(reports[name][0]["guarantee"]["text"])
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from analysis.comparison import compare
+
+    print(compare(options.folder).to_string(index=False, float_format="{:.2f}".format))
     return 0
 
 
