@@ -138,7 +138,7 @@ def _pld_epsilon(rate: float, noise: float, count: int, delta: float, by_rdp: fl
     follows from the RDP value and its order; where RDP proves far off, h shrinks until ε stays.
     """
     if rate == 1:
-        return gaussian_mechanism.get_epsilon_gaussian(noise / math.sqrt(count), delta) * (1 + 1e-9) + 1e-11
+        return gaussian_mechanism.get_epsilon_gaussian(noise / math.sqrt(count), delta) * (1 + 1e-7) + 1e-11
     if not 0 < by_rdp < LARGE or delta < SMALLEST_DELTA:
         return math.inf
     step = math.sqrt(12 * ROUNDING * by_rdp / (count * order))

@@ -60,16 +60,22 @@ class Transform(Stage, Protocol):
         ...
 
 
+def carried(stages: Sequence[Stage]) -> Claim:
+    """What is known after the stages, in order, of raw gradients."""
+    claim: Claim = RAW
+    for number, stage in enumerate(stages, start=1):
+        claim = stage.claim(claim, f"{type(stage).__name__} (stage {number})")
+    return claim
+
+
 def fold(stages: Sequence[Stage]) -> Released:
-    """Carry the claim through the stages, in order, to the release.
+    """Carry the claim through the stages to the release.
 
     Raises:
         NotPrivate: a stage has nothing to stand on, or the last one leaves the value unreleased.
     """
-    claim: Claim = RAW
-    for number, stage in enumerate(stages, start=1):
-        claim = stage.claim(claim, f"{type(stage).__name__} (stage {number})")
-    if isinstance(claim, Released):
+    claim = carried(stages)
+    if isinstance(claim, Released) and claim.support_is_public:
         return claim
     chain = ", ".join(type(stage).__name__ for stage in stages) or "nothing"
     raise NotPrivate(

@@ -28,17 +28,27 @@ CLEAN_UPLINK = Unbounded(
 )
 
 
+def refuse_foreign(pipeline: "Pipeline", memory: ClientMemory | ServerMemory) -> None:
+    """Refuse a memory that another pipeline made: its residual may hold what this one must not send."""
+    if memory.pipeline != pipeline.fingerprint(memory.layout):
+        raise VersionMismatch(
+            f"the memory is of pipeline {memory.pipeline.hex()}, not of this one: pipeline.init makes a fresh one"
+        )
+
+
 def genesis(pipeline: "Pipeline", layout: Layout, seed: PublicSeed) -> bytes:
     """The digest of shared memory before any broadcast."""
-    return digest(_fingerprint(pipeline, layout), seed.number.to_bytes(8, "little"))
+    return digest(pipeline.fingerprint(layout), seed.number.to_bytes(8, "little"))
 
 
 def send(pipeline: "Pipeline", update: Update, memory: ClientMemory) -> tuple[bytes, ClientMemory]:
     """The payload of an update, and the memory of a sender whose payload is accepted."""
     if not isinstance(memory, ClientMemory):
         raise TypeError(f"send: a client sends, with a ClientMemory, not a {type(memory).__name__}")
+    if not isinstance(update, Update):
+        raise TypeError(f"send: an update is what release gave, or .derive of it, not a {type(update).__name__}")
     if pipeline.trust == "nobody":
-        _refuse_unreleased(update.claim)
+        refuse_unreleased(pipeline, update.claim)
     if update.address.client != memory.client:
         raise ValueError(f"send: the update is of {update.address}, the memory of client {memory.client}")
     payload, _, residual = _encoded(pipeline, pipeline.codec, update, memory, link_count=memory.link.count)
@@ -53,6 +63,8 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
         CorruptPayload: the bytes are damaged.
         VersionMismatch: they are sound, but belong elsewhere. The memory is as it was.
     """
+    if not isinstance(memory, ServerMemory):
+        raise TypeError(f"receive: the server receives, with a ServerMemory, not a {type(memory).__name__}")
     frame, body = unseal(payload)
     _refuse_elsewhere(pipeline, frame, memory)
     if frame.client == SERVER:
@@ -89,7 +101,7 @@ def broadcast(
     if not isinstance(aggregate, Update):
         claim = pipeline.claim if pipeline.trust == "nobody" else CLEAN_UPLINK
         aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=claim)
-    _refuse_unreleased(aggregate.claim)
+    refuse_unreleased(pipeline, aggregate.claim)
     aggregate = replace(aggregate, address=replace(memory.address, run=aggregate.address.run))
     payload, decoded, residual = _encoded(pipeline, _downlink(pipeline), aggregate, memory, link_count=0)
     shared = memory.shared.advanced(digest(memory.shared.digest, payload), decoded)
@@ -116,6 +128,7 @@ def _encoded(
     pipeline: "Pipeline", codec: Codec, update: Update, memory: ClientMemory | ServerMemory, *, link_count: int
 ) -> tuple[bytes, Update, Float32[np.ndarray, "d"] | None]:
     """The sealed bytes, what their reader will find in them, and the sender's new residual."""
+    refuse_foreign(pipeline, memory)
     layout, shared = memory.layout, memory.shared
     if update.layout != layout:
         raise ValueError(f"the update has layout {update.layout}, the memory {layout}: they are not of one model")
@@ -133,7 +146,7 @@ def _encoded(
         target[indices] = values - decoded
         residual = target
     frame = Frame(
-        pipeline=_fingerprint(pipeline, layout),
+        pipeline=memory.pipeline,
         run=update.address.run,
         client=update.address.client,
         round=update.address.round,
@@ -163,11 +176,10 @@ def _downlink(pipeline: "Pipeline") -> Codec:
     return pipeline.codec if pipeline.downlink is None else pipeline.downlink
 
 
-def _fingerprint(pipeline: "Pipeline", layout: Layout) -> bytes:
-    return digest(repr(pipeline).encode(), layout.digest)
-
-
-def _refuse_unreleased(claim: Claim) -> None:
+def refuse_unreleased(pipeline: "Pipeline", claim: Claim) -> None:
+    """Refuse what is not this pipeline's release, or derived from it."""
+    if isinstance(claim, Released) and claim != pipeline.claim:
+        raise NotPrivate(f"the update was released by another mechanism ({claim.event}): its cost is not this one's")
     if not isinstance(claim, Released):
         because = claim.because if isinstance(claim, Unbounded) else "the value is clipped, but carries no noise"
         remedy = claim.remedy if isinstance(claim, Unbounded) else "Add the noise first"
@@ -175,10 +187,11 @@ def _refuse_unreleased(claim: Claim) -> None:
 
 
 def _refuse_elsewhere(pipeline: "Pipeline", frame: Frame, memory: ClientMemory | ServerMemory) -> None:
-    shared, fingerprint = memory.shared, _fingerprint(pipeline, memory.layout)
-    if frame.pipeline != fingerprint:
+    refuse_foreign(pipeline, memory)
+    shared = memory.shared
+    if frame.pipeline != memory.pipeline:
         raise VersionMismatch(
-            f"the payload is of pipeline and layout {frame.pipeline.hex()}, this end runs {fingerprint.hex()}: "
+            f"the payload is of pipeline and layout {frame.pipeline.hex()}, this end runs {memory.pipeline.hex()}: "
             "both ends must be built from one configuration"
         )
     if (frame.version, frame.shared) != (shared.version, shared.digest):

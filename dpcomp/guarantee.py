@@ -44,7 +44,7 @@ class Guarantee:
         trust = {"nobody": "trusts nobody", "server": "for the released model; trusts the server and the channel"}[
             self.trust
         ]
-        line = [f"{bound} at δ = {self.delta:.3g}", f"one {self.unit}, {self.adjacency}", f"{sampling} × {self.steps}"]
+        line = [f"{bound} at δ = {self.delta:g}", f"one {self.unit}, {self.adjacency}", f"{sampling} × {self.steps}"]
         line += [self.accountant, trust] + (["; ".join(self.assumptions)] if self.assumptions else [])
         return " ".join(" · ".join(line).split())
 
@@ -53,13 +53,13 @@ def delta_note(delta: float, population: int | None = None) -> str:
     """Says what δ is worth against the number of units N: δ ≥ 1/N allows publishing a unit as it is."""
     check_delta(delta)
     if population is None:
-        return f"δ = {delta:.3g} is meaningful for more than 1/δ = {math.ceil(1 / delta):,} units"
+        return f"δ = {delta:g} is meaningful for more than 1/δ = {math.ceil(1 / delta):,} units"
     if population < 1:
         raise ValueError(f"population={population}: there is at least one unit to protect")
     if delta * population < 1:
-        return f"δ = {delta:.3g} is below 1/N = 1/{population:,}"
+        return f"δ = {delta:g} is below 1/N = 1/{population:,}"
     return (
-        f"δ = {delta:.3g} is not below 1/N = 1/{population:,}: "
+        f"δ = {delta:g} is not below 1/N = 1/{population:,}: "
         "a mechanism that publishes one unit at random would pass; choose a smaller δ"
     )
 

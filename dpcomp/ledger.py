@@ -3,10 +3,13 @@
 import json
 import os
 import sqlite3
+import threading
 import weakref
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from dp_accounting import DpEvent, GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 
 from dpcomp.errors import BudgetExhausted, DpcompError
@@ -24,6 +27,11 @@ CREATE TABLE IF NOT EXISTS charges (
     PRIMARY KEY (run, client, round)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS seeded (run TEXT NOT NULL, client INTEGER NOT NULL, PRIMARY KEY (run, client));
+CREATE TRIGGER IF NOT EXISTS charges_once BEFORE INSERT ON charges
+    WHEN EXISTS (SELECT 1 FROM charges WHERE (run, client, round) = (NEW.run, NEW.client, NEW.round))
+    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS seeded_stay BEFORE DELETE ON seeded
+    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS charges_stay BEFORE DELETE ON charges
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS charges_hold BEFORE UPDATE ON charges
@@ -31,15 +39,19 @@ CREATE TRIGGER IF NOT EXISTS charges_hold BEFORE UPDATE ON charges
 """
 
 
+MOST_STEPS = 10**12  # in one charge: beyond, sums overflow the database's integers
+
+
 class Permit:
     """The right to draw noise at an address, so many steps of it, for one event; given by a ledger alone."""
 
-    def __init__(self, ledger: "Ledger", address: Address, event: DpEvent, steps: int):
-        self._ledger, self._event, self._process = ledger, event, os.getpid()
+    def __init__(self, ledger: "Ledger", address: Address, pipeline: "Pipeline", steps: int):
+        self._ledger, self._process, self._lock = ledger, os.getpid(), threading.Lock()
+        self._charged = (pipeline.event, pipeline.terms)
         self.address, self.steps, self.used = address, steps, 0
 
-    def spend(self, event: DpEvent, *, seeded: bool) -> int:
-        """Use one step for `event`; the number of the step, from 0.
+    def spend(self, pipeline: "Pipeline", *, seeded: bool) -> int:
+        """Use one step for a release of the pipeline; the number of the step, from 0.
 
         Raises:
             BudgetExhausted: no step is left, the charge was for another event, or this is another
@@ -47,14 +59,16 @@ class Permit:
         """
         if os.getpid() != self._process:
             raise BudgetExhausted(f"{self} was given to another process: charge the ledger in the one that draws")
-        if event != self._event:
-            raise BudgetExhausted(f"{self} was charged for {self._event}, not for {event}: charge for this pipeline")
-        if self.used >= self.steps:
-            raise BudgetExhausted(f"{self} is used up: charge more steps at the next address")
+        wanted = (pipeline.event, pipeline.terms)
+        if wanted != self._charged:
+            raise BudgetExhausted(f"{self} was charged for {self._charged}, not for {wanted}: charge for this pipeline")
         if seeded:
             self._ledger.note_seeded(self.address)
-        self.used += 1
-        return self.used - 1
+        with self._lock:
+            if self.used >= self.steps:
+                raise BudgetExhausted(f"{self} is used up: charge more steps at the next address")
+            self.used += 1
+            return self.used - 1
 
     def __repr__(self) -> str:
         return f"Permit({self.address}, {self.used} of {self.steps} steps used)"
@@ -75,7 +89,7 @@ class Ledger:
         self._process = os.getpid()
         self._seeded: set[tuple[str, int]] = set()
         try:
-            self._database = sqlite3.connect(self._name, timeout=0.0, isolation_level=None)
+            self._database = sqlite3.connect(self._name, timeout=0.0, isolation_level=None, check_same_thread=False)
             self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL;")
             self._database.executescript("PRAGMA synchronous = FULL; BEGIN IMMEDIATE;" + SCHEMA + "COMMIT;")
         except sqlite3.OperationalError as error:
@@ -95,13 +109,14 @@ class Ledger:
                 draw would be a second release: re-send the stored bytes, or forfeit the round.
             ValueError: steps is not a whole number above 0, or the ledger is about another unit or trust.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+        if not whole or not 1 <= steps <= MOST_STEPS:
             raise ValueError(f"charge(steps={steps!r}): a charge is a whole number of steps, at least 1")
         if os.getpid() != self._process:
             raise DpcompError(f"the ledger {self._name} was opened by another process: open it in the one that charges")
         self._refuse_other_kind(pipeline.terms)
         terms = json.dumps(vars(pipeline.terms), sort_keys=True)
-        row = (str(address.run), address.client, address.round, steps, _written(pipeline.event), terms)
+        row = (str(address.run), address.client, address.round, int(steps), _written(pipeline.event), terms)
         try:
             self._database.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.IntegrityError as error:
@@ -109,7 +124,7 @@ class Ledger:
                 f"{address} was charged before, and its noise may have been drawn: re-send the stored bytes or "
                 "forfeit the round; a new release needs a new address"
             ) from error
-        return Permit(self, address, pipeline.event, steps)
+        return Permit(self, address, pipeline, int(steps))
 
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
         """The guarantee of everything charged so far: the largest over clients, each composed with itself.
@@ -117,7 +132,7 @@ class Ledger:
         `population` is the public number of units, if there is one, to hold δ against.
         """
         rows = self._database.execute(
-            "SELECT client, event, MIN(terms), SUM(steps) FROM charges GROUP BY client, event ORDER BY client"
+            "SELECT client, event, terms, SUM(steps) FROM charges GROUP BY client, event, terms ORDER BY client, terms"
         ).fetchall()
         if not rows:
             nothing = Terms(unit="example", trust="nobody", sampling="none")
@@ -126,8 +141,11 @@ class Ledger:
         guarantees = []
         for client in {row[0] for row in rows}:
             mine = [row for row in rows if row[0] == client]
-            terms = Terms(**json.loads(mine[0][2]))
-            parts = tuple((_read(event), steps) for _, event, _, steps in mine)
+            terms = Terms.joined([Terms(**json.loads(text)) for _, _, text, _ in mine])
+            counted: Counter[str] = Counter()
+            for _, event, _, steps in mine:
+                counted[event] += steps
+            parts = tuple((_read(event), steps) for event, steps in counted.items())
             guarantees.append(terms.guarantee(parts, delta, population=population, seeded=seeded))
         return max(guarantees, key=lambda guarantee: guarantee.epsilon)
 

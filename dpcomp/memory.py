@@ -40,6 +40,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Memory:
+    pipeline: bytes  # the fingerprint of the pipeline and layout it is about
     layout: Layout
     seed: PublicSeed
     shared: Shared
@@ -61,6 +62,11 @@ class ClientMemory(_Memory):
 
     client: int
     link: Link = Link()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.address.client == SERVER:
+            raise ValueError(f"client={SERVER} is the server's number: clients are numbered below it")
 
     @property
     def address(self) -> Address:

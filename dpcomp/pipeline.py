@@ -1,7 +1,7 @@
 """The pipeline: a mechanism, a codec, and the terms on which they run."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 from dp_accounting import DpEvent, NonPrivateDpEvent
 
 from dpcomp import exchange
-from dpcomp.claim import Released, Stage, Transform, fold
+from dpcomp.claim import Bounded, Released, Stage, Transform, carried, fold
 from dpcomp.codec import Codec
 from dpcomp.errors import NotPrivate
 from dpcomp.guarantee import Guarantee
@@ -49,20 +49,28 @@ class Pipeline:
             raise ValueError(f"Pipeline(unit={self.unit!r}): what one neighbour adds or removes, 'example' or 'client'")
         if self.trust not in ("nobody", "server"):
             raise ValueError(f"Pipeline(trust={self.trust!r}): who sees values before the noise, 'nobody' or 'server'")
-        if not isinstance(self.mechanism, Unsafe):
-            object.__setattr__(self, "mechanism", tuple(self.mechanism))
-            if (self.unit, self.trust) == ("example", "server"):
-                raise NotPrivate(
-                    "unit='example' with trust='server': a client's clean local steps move its update by no bounded "
-                    "amount an example. Use unit='client', or trust='nobody' with the noise on the client"
-                )
+        self._check_parts()
+        if (self.unit, self.trust) == ("example", "server") and not isinstance(self.mechanism, Unsafe):
+            raise NotPrivate(
+                "unit='example' with trust='server': a client's clean local steps move its update by no bounded "
+                "amount an example. Use unit='client', or trust='nobody' with the noise on the client"
+            )
         masks = [stage for stage in self.stages if isinstance(stage, RandomK)]
         codecs = [codec for codec in (self.codec, self.downlink) if codec and isinstance(codec.sparsify, RandomK)]
         if len(masks) + bool(codecs) > 1:
             raise ValueError("RandomK stands twice: a round has one random support, in the mechanism or in the codec")
-        _ = self.claim
-        if self._noise and not any(isinstance(stage, Clip) for stage in self.stages):
-            raise NotPrivate(f"{self._noise} has no Clip before it that says how much noise that is: put one there")
+        _ = self.claim, self._noise_l2
+
+    def _check_parts(self) -> None:
+        if not isinstance(self.mechanism, Unsafe):
+            stages = self.mechanism if isinstance(self.mechanism, (tuple, list)) else (self.mechanism,)
+            object.__setattr__(self, "mechanism", tuple(stages))
+        for number, stage in enumerate(self.stages, start=1):
+            if not isinstance(stage, Stage) or isinstance(stage, type):
+                raise TypeError(f"mechanism: {stage!r} (stage {number}) is no stage, like dp.Clip(1.0)")
+        for name, kind in (("codec", Codec), ("downlink", Codec | None), ("sampling", Poisson | None)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"Pipeline({name}={getattr(self, name)!r}): it must be a {kind}")
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -81,7 +89,30 @@ class Pipeline:
     @cached_property
     def claim(self) -> Released:
         """What the mechanism's output is known to be."""
-        return Released(event=NonPrivateDpEvent()) if isinstance(self.mechanism, Unsafe) else fold(self.stages)
+        if isinstance(self.mechanism, Unsafe):
+            return Released(event=NonPrivateDpEvent())
+        claim = fold(self.stages)
+        for number, stage in enumerate(self.stages, start=1):
+            if isinstance(stage, Gaussian) != (number == len(self.stages)):
+                raise NotPrivate(
+                    f"{type(stage).__name__} (stage {number} of {len(self.stages)}): a mechanism ends in its one "
+                    "Gaussian, whose noise the pipeline draws. Put other stages before it, what follows into the codec"
+                )
+        return claim
+
+    @cached_property
+    def _noise_l2(self) -> float:
+        """What the noise multiplier multiplies: the bound that the stages before the noise prove."""
+        if self._noise is None:
+            return 0.0
+        if not isinstance(self.mechanism, Unsafe):
+            before = carried(self.stages[:-1])
+            if isinstance(before, Bounded):
+                return before.l2
+        norms = [stage.norm for stage in self.stages if isinstance(stage, Clip)]
+        if not norms:
+            raise NotPrivate(f"{self._noise} has no Clip before it that says how much noise that is: put one there")
+        return norms[-1]
 
     @cached_property
     def event(self) -> DpEvent:
@@ -110,13 +141,22 @@ class Pipeline:
         """A new client's memory; `layout` is d, or a mapping from layer name to shape."""
         layout = Layout.of(layout)
         shared, residual = self._beginning(layout, seed)
-        return ClientMemory(layout=layout, seed=seed, shared=shared, residual=residual, client=client, link=Link())
+        pipeline = self.fingerprint(layout)
+        return ClientMemory(
+            pipeline=pipeline, layout=layout, seed=seed, shared=shared, residual=residual, client=client, link=Link()
+        )
 
     def init_server(self, layout: Any, seed: PublicSeed) -> ServerMemory:
         """The server's memory at the start."""
         layout = Layout.of(layout)
         shared, residual = self._beginning(layout, seed)
-        return ServerMemory(layout=layout, seed=seed, shared=shared, residual=residual)
+        pipeline = self.fingerprint(layout)
+        return ServerMemory(pipeline=pipeline, layout=layout, seed=seed, shared=shared, residual=residual)
+
+    def fingerprint(self, layout: Layout) -> bytes:
+        """8 bytes that name the pipeline and the layout; both ends must have the same."""
+        parts = ", ".join(f"{item.name}={getattr(self, item.name)!r}" for item in fields(Pipeline))
+        return exchange.digest(f"Pipeline({parts})".encode(), layout.digest)
 
     def _beginning(self, layout: Layout, seed: PublicSeed) -> tuple[Shared, np.ndarray | None]:
         if not isinstance(seed, PublicSeed):
@@ -134,7 +174,8 @@ class Pipeline:
         value: Units | Total = Units.of(block, memory.layout)
         for transform in self._transforms:
             value = transform.apply(value, memory.mask_key)
-        return value if isinstance(value, Total) else value.sum()
+        total = value if isinstance(value, Total) else value.sum()
+        return replace(total, mechanism=self.mechanism)
 
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
         """The release: the total with fresh noise, for one step of the permit.
@@ -146,6 +187,11 @@ class Pipeline:
             BudgetExhausted: the permit has no step left, or was charged for another pipeline.
             NotPrivate: the noise stands at the other end.
         """
+        if not isinstance(secret, SecretSeed) or not isinstance(permit, Permit):
+            raise TypeError(
+                f"a release wants a dp.SecretSeed and a permit of ledger.charge, not {secret!r} and {permit!r}"
+            )
+        exchange.refuse_foreign(self, memory)
         at_server = isinstance(memory, ServerMemory)
         if at_server != (self.trust == "server"):
             raise NotPrivate(
@@ -154,12 +200,18 @@ class Pipeline:
             )
         if permit.address.client != memory.address.client:
             raise ValueError(f"{permit} cannot release for client {memory.address.client}: charge memory.address")
-        step = permit.spend(self.event, seeded=secret.seeded)
+        if total.mechanism != self.mechanism:
+            raise NotPrivate("this total was not made by this pipeline's clip: its noise would be for another bound")
+        if (self.unit, self.trust) == ("client", "nobody") and total.units > 1:
+            raise NotPrivate(
+                f"{total.units} units in one client's release: with unit='client' the client's whole update is the one "
+                "unit, a block of shape (1, d)"
+            )
+        step = permit.spend(self, seeded=secret.seeded)
         vector, place = total.vector(), permit.address
         if self._noise:
             stream = secret.stream("noise", place.run, place.client, place.round, step)
-            norm = next(stage.norm for stage in self.stages if isinstance(stage, Clip))
-            vector = self._noise.add(vector, stream.standard_normal(len(vector)), norm)
+            vector = self._noise.add(vector, stream.standard_normal(len(vector)), self._noise_l2)
         return Update(
             values=vector.astype(np.float32),
             layout=memory.layout,

@@ -1,6 +1,6 @@
 """The terms on which a mechanism runs: all that a guarantee says besides its numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dp_accounting import ComposedDpEvent, DpEvent
@@ -11,7 +11,8 @@ from dpcomp.guarantee import Guarantee, delta_note
 IDEALISED = "the Gaussian is idealised as real numbers"
 FIXED = "the schedule was fixed in advance"
 ADAPTIVE = "events were mixed, so an RDP filter is assumed"
-SEEDED = "the noise was SEEDED: repeatable by whoever knows the seed, for research alone"
+SEEDED = "the noise was SEEDED with a number: whoever knows it can take it away; for research alone"
+SEEN = "cohort sizes and message lengths are seen by the channel, and by readers of a run's rows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,13 @@ class Terms:
     sampling: str
     unsafe_because: str = ""
 
+    @classmethod
+    def joined(cls, several: list["Terms"]) -> "Terms":
+        """The terms of charges of one unit and trust, every sampling and every reason named."""
+        sampling = ", then ".join(dict.fromkeys(terms.sampling for terms in several))
+        because = "; ".join(dict.fromkeys(terms.unsafe_because for terms in several if terms.unsafe_because))
+        return replace(several[0], sampling=sampling, unsafe_because=because)
+
     def guarantee(
         self, parts: tuple[tuple[DpEvent, int], ...], delta: float, *, population: int | None, seeded: bool = False
     ) -> Guarantee:
@@ -33,6 +41,8 @@ class Terms:
         assumptions = [IDEALISED, ADAPTIVE if adaptive else FIXED, delta_note(delta, population)]
         if self.unit == "example" and self.trust == "nobody":
             assumptions.append("an example lies with one client")
+        if self.trust == "server":
+            assumptions.append(SEEN)
         if self.unsafe_because:
             assumptions.insert(0, f"UNSAFE, no guarantee: {self.unsafe_because}")
         if seeded:

@@ -87,12 +87,7 @@ def _epsilon(options: argparse.Namespace) -> int:
     experiment = load(options.config)
     pipeline = experiment.make_pipeline()
     print(pipeline)
-    population = experiment.make_task().population
-    units = (
-        experiment.federation["clients"]
-        if experiment.unit == "client"
-        else population // experiment.federation["clients"]
-    )
+    units = experiment.federation["clients"] if experiment.unit == "client" else experiment.make_task().population
     print(pipeline.guarantee(experiment.steps, experiment.delta, population=units))
     return 0
 

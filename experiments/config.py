@@ -24,7 +24,7 @@ CALLS = {
         *(dp.Codec, dp.FixedWidth, dp.RangeCoder, IID, Dirichlet, TopKOverlap, Clipping),
     )
 }
-NOT_CONFIGURED = {"task", "pipeline", "seed", "delta", "progress"}
+NOT_CONFIGURED = {"task", "pipeline", "seed", "secret", "delta", "progress"}
 
 
 class ConfigError(Exception):

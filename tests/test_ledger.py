@@ -97,7 +97,7 @@ def test_a_permit_is_worth_nothing_in_a_forked_process():
         "permit = dp.Ledger().charge(pipeline, dp.Address(5, 3, 0))\n"
         "if child := os.fork():\n"
         "    os.waitpid(child, 0)\n"
-        "permit.spend(pipeline.event, seeded=False)\n"
+        "permit.spend(pipeline, seeded=False)\n"
         "print('spent')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

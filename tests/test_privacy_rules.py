@@ -255,3 +255,118 @@ def test_a_seeded_release_says_so_and_an_unseeded_one_does_not():
 def test_an_unsafe_mechanism_needs_a_reason():
     with pytest.raises(ValueError, match="say in words why"):
         dp.unsafe(" ", dp.Clip(1.0))
+
+
+# What others may add
+
+
+class Rounded:
+    """An honest stage of rule 15: rounding to a grid moves a sum of d values by up to grid·√d more."""
+
+    def __init__(self, grid):
+        self.grid = grid
+
+    def claim(self, before, where):
+        return dp.Bounded(l2=before.l2 + self.grid * math.sqrt(D))
+
+    def apply(self, value, mask_key):
+        return value
+
+
+def test_noise_is_scaled_to_what_the_stages_before_it_prove():
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), Rounded(0.5), dp.Gaussian(Z)))
+    memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+    update = released(pipeline, memory, np.zeros((1, D), np.float32), dp.SecretSeed(0), dp.Ledger())
+    assert update.values.std() == pytest.approx(Z * (1 + 0.5 * math.sqrt(D)), rel=0.15)
+
+
+def test_a_stage_that_admits_a_private_support_is_refused():
+    class Threshold(Rounded):
+        def claim(self, before, where):
+            return dp.Bounded(l2=before.l2, support_is_public=False)
+
+    with pytest.raises(dp.NotPrivate, match="support before Gaussian"):
+        dp.Pipeline(mechanism=(dp.Clip(1.0), Threshold(0), dp.Gaussian(Z)))
+
+
+def test_a_release_that_no_gaussian_made_is_refused():
+    class Magic(Rounded):
+        def claim(self, before, where):
+            return dp.Released(event=GaussianDpEvent(1.0))
+
+    class Keeps(Rounded):
+        def claim(self, before, where):
+            return before
+
+    for mechanism in ((dp.Clip(1.0), Magic(0)), (*GAUSSIAN, Keeps(0))):
+        with pytest.raises(dp.NotPrivate, match="ends in its one Gaussian"):
+            dp.Pipeline(mechanism=mechanism)
+
+
+def test_a_total_is_noised_by_the_mechanism_that_made_it_and_counts_every_unit_once():
+    loose, tight = (dp.Pipeline(mechanism=(dp.Clip(norm), dp.Gaussian(Z))) for norm in (10.0, 1.0))
+    memories = [pipeline.init(D, seed=dp.PublicSeed(0), client=0) for pipeline in (loose, tight)]
+    total = loose.clip(np.ones((1, D), np.float32), memories[0])
+    permit = dp.Ledger().charge(tight, memories[1].address)
+    with pytest.raises(dp.NotPrivate, match="not made by this pipeline"):
+        tight.noise(total, memories[1], dp.SecretSeed(0), permit)
+    assert permit.used == 0
+    with pytest.raises(ValueError, match="count twice"):
+        total + total
+
+
+def test_a_client_is_one_unit():
+    pipeline = dp.Pipeline(mechanism=GAUSSIAN, unit="client")
+    memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+    with pytest.raises(dp.NotPrivate, match="2 units in one client's release"):
+        released(pipeline, memory, np.ones((2, D), np.float32), dp.SecretSeed(0), dp.Ledger())
+
+
+def test_a_release_of_one_mechanism_does_not_pass_for_that_of_another():
+    private, bare = (dp.Pipeline(mechanism=mechanism) for mechanism in (GAUSSIAN, dp.unsafe("bare", dp.Clip(1.0))))
+    memory = private.init(D, seed=dp.PublicSeed(0), client=0)
+    clean = released(
+        bare, bare.init(D, seed=dp.PublicSeed(0), client=0), np.ones((1, D), np.float32), dp.SecretSeed(0), dp.Ledger()
+    )
+    with pytest.raises(dp.NotPrivate, match="another mechanism"):
+        private.send(clean, memory)
+    server = private.init_server(D, seed=dp.PublicSeed(0))
+    with pytest.raises(dp.NotPrivate, match="another mechanism"):
+        private.broadcast(clean, server)
+
+
+def test_a_residual_does_not_change_hands_between_pipelines():
+    trusting = dp.Pipeline(mechanism=GAUSSIAN, codec=CODED, unit="client", trust="server")
+    nobody = dp.Pipeline(mechanism=GAUSSIAN, codec=CODED, unit="client")
+    memory = trusting.init(D, seed=dp.PublicSeed(0), client=0)
+    _, memory = trusting.send(dp.Update(values=np.ones(D), layout=memory.layout, address=memory.address), memory)
+    permit = dp.Ledger().charge(nobody, memory.address)
+    with pytest.raises(dp.VersionMismatch, match="memory is of pipeline"):
+        nobody.release([], memory, dp.SecretSeed(0), permit)
+
+
+def test_a_permit_is_for_the_terms_it_was_charged_on():
+    client = dp.Pipeline(mechanism=GAUSSIAN, unit="client")
+    example = dp.Pipeline(mechanism=GAUSSIAN, unit="example")
+    memory = example.init(D, seed=dp.PublicSeed(0), client=0)
+    permit = dp.Ledger().charge(client, memory.address)
+    with pytest.raises(dp.BudgetExhausted, match="was charged for"):
+        example.release([], memory, dp.SecretSeed(0), permit)
+
+
+def test_mixed_precision_cannot_loosen_the_clip():
+    import torch
+
+    pipeline = dp.Pipeline(mechanism=GAUSSIAN)
+    memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="Clip outside of autocast"):
+        pipeline.clip(torch.ones(3, D), memory)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"mechanism": dp.Clip}, {"codec": dp.TopK(0.1)}, {"codec": dp.Codec}, {"sampling": 0.1}, {"downlink": 4}],
+)
+def test_parts_of_the_wrong_kind_are_named(parts):
+    with pytest.raises(TypeError, match=f"{next(iter(parts))}"):
+        dp.Pipeline(**{"mechanism": GAUSSIAN, **parts})

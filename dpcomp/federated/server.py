@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float32
 
+from dpcomp.exchange import refuse_unreleased
 from dpcomp.ledger import Ledger
 from dpcomp.memory import ServerMemory
 from dpcomp.pipeline import Pipeline
@@ -17,6 +18,8 @@ def mean_of_released(pipeline: Pipeline, updates: list[Update], memory: ServerMe
 
     On the updates' support where they share one, else everywhere; of no updates at all, zero.
     """
+    for update in updates:
+        refuse_unreleased(pipeline, update.claim)
     total = np.zeros(memory.layout.size, dtype=np.float64)
     for update in updates:
         total += update.dense()

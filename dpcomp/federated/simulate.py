@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dpcomp.accounting import check_delta
 from dpcomp.federated.cohort import cohort
 from dpcomp.federated.partition import IID, Partition
 from dpcomp.federated.probe import Probe, Watched
@@ -54,6 +55,7 @@ def simulate(
     rounds: int,
     local_steps: int = 1,
     seed: int = 0,
+    secret: SecretSeed | None = None,
     delta: float = 1e-5,
     partition: Partition = IID(),
     participation: Poisson | None = None,
@@ -72,8 +74,9 @@ def simulate(
 
     Args:
         local_steps: E. Example-level, each step is a release of its own and is charged; client-level they are free.
-        seed: of everything: masks, partition, first weights (public); noise and sampling (secret, and the
-            guarantee says that they were seeded). Same seed, same run.
+        seed: of everything: masks, partition and first weights, in public; noise and sampling, unless `secret`
+            is given. Same seed, same run; and every payload names it, so a seeded run hides nothing.
+        secret: where noise and sampling come from; `SecretSeed()` is the system's entropy, and no run repeats.
         participation: which clients a round asks, where the noise is example-level; None asks all. It
             amplifies nothing: the server sees who sends. Client-level, `pipeline.sampling` says it.
         expected_batch_size: the divisor of example-level steps, a public constant; None: the sampling rate ×
@@ -83,7 +86,9 @@ def simulate(
         probes: what may look at clean data, for research.
     """
     _check_counts(clients=clients, rounds=rounds, local_steps=local_steps, evaluate_every=evaluate_every)
-    public, secret = PublicSeed(seed), SecretSeed(seed)
+    _check_counts(physical_batch_size=physical_batch_size)
+    check_delta(delta)
+    public, secret = PublicSeed(seed), SecretSeed(seed) if secret is None else secret
     inputs, targets = task.train()
     tests = task.test()
     module = task.model(seed)
@@ -133,12 +138,17 @@ def simulate(
                 row["test_accuracy"], row["test_loss"] = evaluate(module, task.loss, model, *tests)
             rows.append(row | {"seconds": time.perf_counter() - began} | (watched.row() if watched else {}))
     spent = [server_ledger] if pipeline.trust == "server" else ledgers
-    units = task.population // clients if pipeline.unit == "example" else clients
+    units = task.population if pipeline.unit == "example" else clients
     guarantee = max((ledger.guarantee(delta, units) for ledger in spent), key=lambda g: g.epsilon)
-    if pipeline.unit == "example":
-        declared = f"the divisor {divisor:g} and the population {task.population:,} are public"
-        guarantee = replace(guarantee, assumptions=(*guarantee.assumptions, declared))
-    probed = tuple(sorted(watched.columns)) if watched else ()
+    if guarantee.steps == 0:  # nobody ever took part
+        guarantee = pipeline.guarantee(0, delta, units)
+    divided = divisor if pipeline.unit == "example" else rate * clients
+    declared = f"the divisor {divided:g} and the number of {pipeline.unit}s, {units:,}, are public"
+    guarantee = replace(guarantee, assumptions=(*guarantee.assumptions, declared))
+    seen = watched.columns if watched else set()
+    if pipeline.trust == "server":  # sizes of a secret cohort, and lengths of clean messages
+        seen = seen | {"participants", "uplink_bytes", "payload_bytes", "compression_ratio", "seconds"}
+    probed = tuple(sorted(seen))
     return Run(rows=tuple(rows), guarantee=guarantee, layout=layout, model=model, probed=probed)
 
 
@@ -170,5 +180,6 @@ def _progress_bar(*, shown: bool) -> Progress:
 
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
+        if not whole or count < 1:
             raise ValueError(f"simulate({name}={count!r}): it is a whole number, at least 1")

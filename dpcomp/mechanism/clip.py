@@ -43,7 +43,8 @@ class Clip:
         """The clipped sum."""
         if isinstance(value, Total):
             raise ValueError(f"{self} meets a sum: units are clipped once, before they are added up")
-        return Total(layers=self.sum(value.layers), layout=value.layout, support=value.support)
+        sums = self.sum(value.layers)
+        return Total(layers=sums, layout=value.layout, support=value.support, units=value.count)
 
     def sum(self, layers: tuple[Float[Any, "n _"], ...]) -> tuple[Float[Any, "_"], ...]:
         """∑ᵢ min(1, C/(‖xᵢ‖ + 10⁻⁶)) xᵢ, layer by layer, the norm over all layers of the unit."""
@@ -71,6 +72,11 @@ def _weighted_sum(factors: Float[Any, "n"], x: Float[Any, "n m"]) -> Float[Any, 
     total = None
     for start in range(0, max(1, x.shape[0]), ROWS):
         rows = xp.astype(factors[start : start + ROWS], x.dtype) @ x[start : start + ROWS]
+        if rows.dtype != x.dtype:
+            raise ValueError(
+                f"a product of {x.dtype} came out as {rows.dtype}: automatic mixed precision would round units above "
+                "the clip norm. Clip outside of autocast"
+            )
         rows = xp.astype(rows, xp.float64)
         total = rows if total is None else total + rows
     return total

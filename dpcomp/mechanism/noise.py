@@ -1,6 +1,5 @@
 """Gaussian noise on a bounded sum."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,8 @@ from jaxtyping import Float
 
 from dpcomp.claim import Bounded, Claim, Released, Unbounded
 from dpcomp.errors import NotPrivate
+
+LEAST, MOST = 1e-9, 1e9  # beyond, no accountant's arithmetic is sound
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Gaussian:
     noise_multiplier: float
 
     def __post_init__(self):
-        if not (self.noise_multiplier >= 0 and math.isfinite(self.noise_multiplier)):
-            raise ValueError(f"{self}: the noise multiplier is a finite number, 0 or above")
+        if not (self.noise_multiplier == 0 or LEAST <= self.noise_multiplier <= MOST):
+            raise ValueError(f"{self}: the noise multiplier is 0, or lies between {LEAST:g} and {MOST:g}")
         object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
 
     def claim(self, before: Claim, where: str) -> Claim:
@@ -32,6 +33,11 @@ class Gaussian:
             raise NotPrivate(f"{before.because}, so {where} has nothing bounded to hide. {before.remedy}")
         if not isinstance(before, Bounded):
             raise ValueError(f"{where} meets a value that is released already: noise is added once")
+        if not before.support_is_public:
+            raise NotPrivate(
+                f"the support before {where} was chosen from private data, and noise on the values does not hide it. "
+                "Choose it from public or released values, or mask each unit before Clip"
+            )
         if self.noise_multiplier == 0:
             raise NotPrivate(
                 f"{where} has noise multiplier 0 and hides nothing: ε = ∞. Give it noise, or study the "

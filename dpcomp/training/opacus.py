@@ -124,7 +124,8 @@ class PrivateOptimizer(DPOptimizer):
                 parts[i] if len(parts) > i else parameter.new_zeros((n, *parameter.shape))
                 for parameter, parts in zip(self._parameters, samples, strict=True)
             )
-            part = self._pipeline.clip(block, self._round()[0])
+            with torch.autocast(self._parameters[0].device.type, enabled=False):  # half precision breaks the clip
+                part = self._pipeline.clip(block, self._round()[0])
             self._total = part if self._total is None else self._total + part
         self._wipe()
 

@@ -195,7 +195,7 @@ class TestCharges:
 
     def test_what_was_assumed_to_be_public_is_said(self):
         said = " ".join(run(pipeline(), rounds=1).guarantee.assumptions)
-        assert "divisor 7.5 and the population 60 are public" in said
+        assert "divisor 7.5 and the number of examples, 60, are public" in said
 
     def test_an_unsafe_run_has_no_guarantee(self):
         ceiling = dp.Pipeline(mechanism=dp.unsafe("a ceiling"), sampling=dp.Poisson(1.0))

@@ -111,4 +111,4 @@ def test_totals_of_different_supports_or_layouts_do_not_add_up():
     with pytest.raises(ValueError, match="one support"):
         pipeline.clip(block(), memory) + pipeline.clip(block(), other_round)
     with pytest.raises(ValueError, match="one layout"):
-        dp.Total.zero(dp.Layout.of(3)) + dp.Total.zero(dp.Layout.of(4))
+        pipeline.nothing(memory) + pipeline.nothing(pipeline.init(4, seed=dp.PublicSeed(1), client=0))
