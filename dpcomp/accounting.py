@@ -20,8 +20,8 @@ from dpcomp.errors import NotPrivate
 # Below 1.02 dp_accounting's conversion is not stable; above 2,048 its binomials are not.
 ORDERS = (1.02, 1.05, *np.arange(11, 30) / 10, *range(3, 33), *np.geomspace(40, 2048, 30).round())
 ROUNDING = 1e-4  # the share of ε that the grid may add
-REFINEMENTS = 4  # of the grid, each four times finer
-CELLS = 2**19  # the largest grid, before and after composition
+REFINEMENTS = 3  # of the grid, each four times finer
+CELLS = 2**17  # the largest grid, before and after composition
 BOUND_ORDERS = np.array([-20.0, -5.0, -1.0, 1.0, 5.0, 20.0])  # in units of one over the grid's length
 LARGE = 10_000.0  # an RDP value above it is the answer: no grid resolves what is left
 SMALLEST_DELTA = 1e-12
