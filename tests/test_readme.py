@@ -1,13 +1,16 @@
 """The README's examples run, and say what they claim to say."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import dpcomp as dp
+from analysis.results import summary
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -38,9 +41,19 @@ def test_the_refusal_is_quoted_word_for_word():
     assert str(refusal.value) == quoted
 
 
+def test_the_demos_figures_are_those_of_its_tracked_reports():
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("docs/demo/*/report.json"))]
+    by_method = summary({facts["config"]["demo"]: [facts] for facts in reports}).set_index("method")
+    top = by_method.loc["noise, then top 5%"]
+    assert f"is {top['compression_ratio']:.0f} times smaller than" in README
+    dense = by_method.loc["dense float32"]
+    for accuracy in (top["test_accuracy"], dense["test_accuracy"]):
+        assert f"{100 * accuracy:.1f} %" in README
+    assert abs(top["top_k_overlap"] - 0.05) < 0.01  # chance
+
+
 def test_every_path_and_command_that_is_named_exists():
-    root = Path(__file__).parent.parent
     for path in re.findall(r"`((?:dpcomp|analysis|experiments|benchmarks|tests|docs)/[^ `]*)`", README):
-        assert (root / path).exists(), path
+        assert (ROOT / path).exists(), path
     for path in re.findall(r"dpcomp (?:epsilon|run) (\S+)", README):
-        assert (root / path).exists(), path
+        assert (ROOT / path).exists(), path
