@@ -1,12 +1,14 @@
 """The README's examples run, and say what they claim to say."""
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 import dpcomp as dp
+from analysis.comparison import compare
 from analysis.results import summary
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +52,13 @@ def test_the_demos_figures_are_those_of_its_tracked_reports():
     for accuracy in (top["test_accuracy"], dense["test_accuracy"]):
         assert f"{100 * accuracy:.1f} %" in README
     assert abs(top["top_k_overlap"] - 0.05) < 0.01  # chance
+
+
+def test_the_yardstick_is_quoted_as_its_reports_have_it():
+    row = compare(ROOT / "experiments/configs/yardstick").iloc[0]
+    assert row["seeds"] == 3
+    assert f"{row['accuracy_percent']:.1f} ± {row['deviation']:.1f} % over three seeds" in README
+    assert f"ε ≤ {math.ceil(100 * row['epsilon']) / 100:.2f}, δ = 10⁻⁵" in README
 
 
 def test_every_path_and_command_that_is_named_exists():
