@@ -11,8 +11,9 @@ def test_the_public_names_stand_there():
     import dpcomp as dp
 
     promised = (
-        "Clip Gaussian RandomK TopK Uniform Equal FixedWidth RangeCoder Codec Poisson Pipeline unsafe calibrate Guarantee "
-        "Ledger Address SecretSeed PublicSeed NotPrivate CorruptPayload VersionMismatch BudgetExhausted DpcompError"
+        "Clip Gaussian RandomK TopK Uniform Equal FixedWidth RangeCoder Codec Poisson Pipeline unsafe calibrate "
+        "Guarantee Ledger Address SecretSeed PublicSeed "
+        "NotPrivate CorruptPayload VersionMismatch BudgetExhausted DpcompError"
     )
     assert all(hasattr(dp, name) for name in promised.split())
     for error in (dp.NotPrivate, dp.CorruptPayload, dp.VersionMismatch, dp.BudgetExhausted):
