@@ -27,6 +27,7 @@ class PrivateOptimizer(DPOptimizer):
 
     `begin(memory, permit)` opens a round; every logical step uses one step of the permit; `update()` closes it.
     Micro-batches may be skipped into one logical step (`BatchMemoryManager`); none leaves anything un-noised behind.
+    An example that goes through two backward passes of one step counts as two: pass each one once.
     """
 
     def __init__(
