@@ -1,0 +1,83 @@
+"""A client with a private optimiser and an open round, and where to look for what it leaves behind."""
+
+import numpy as np
+import torch
+from torch import nn
+
+import dpcomp as dp
+from dpcomp.training.opacus import PrivateOptimizer, hooks_on_inputs, private_model
+from dpcomp.training.parameters import read, trainable
+from experiments.models import logistic_regression
+
+torch.set_num_threads(1)
+DIVISOR = 8.0
+
+
+def clean(norm: float) -> dp.Pipeline:
+    """The clip and no noise: what is released is the clipped sum itself."""
+    return dp.Pipeline(mechanism=dp.unsafe("tests look at the sum", dp.Clip(norm)), sampling=dp.Poisson(0.5))
+
+
+def noisy(norm: float = 0.5, *, rate: float = 0.5, first: tuple = ()) -> dp.Pipeline:
+    return dp.Pipeline(mechanism=(*first, dp.Clip(norm), dp.Gaussian(1.0)), sampling=dp.Poisson(rate))
+
+
+class Client:
+    """A model, its private optimiser, and an open round."""
+
+    def __init__(self, pipeline, module, shape, *, steps=8, divisor=DIVISOR, secret=None, number=0, **sgd):
+        self.model = private_model(module, torch.zeros(shape))
+        inner = torch.optim.SGD(self.model.parameters(), **({"lr": 1.0} | sgd))
+        secret = dp.SecretSeed(7) if secret is None else secret
+        self.optimizer = PrivateOptimizer(inner, self.model, pipeline, secret=secret, expected_batch_size=divisor)
+        self.memory = pipeline.init(self.optimizer.layout, seed=dp.PublicSeed(1), client=number)
+        self.ledger = dp.Ledger()
+        self.permit = self.ledger.charge(pipeline, self.memory.address, steps=steps)
+        self.optimizer.begin(self.memory, self.permit)
+        self.gradients: list[torch.Tensor] = []
+        self.optimizer.attach_step_hook(lambda _: self.gradients.append(self.gradient()))
+
+    def gradient(self) -> torch.Tensor:
+        return torch.cat([parameter.grad.flatten() for parameter in trainable(self.model).values()])
+
+    def backward(self, inputs, targets) -> None:
+        with hooks_on_inputs():
+            nn.functional.cross_entropy(self.model(inputs), targets).backward()
+
+    def step(self, inputs, targets, *, skip: bool = False) -> None:
+        self.backward(inputs, targets)
+        if skip:
+            self.optimizer.signal_skip_step(do_skip=True)
+        self.optimizer.step()
+
+    def sums(self) -> list[torch.Tensor]:
+        return [gradient * DIVISOR for gradient in self.gradients]
+
+    def parameters(self) -> np.ndarray:
+        return read(self.model)
+
+
+def linear(pipeline=None, **kwargs) -> Client:
+    module = logistic_regression(inputs=6, classes=3, seed=0)
+    return Client(noisy() if pipeline is None else pipeline, module, (6,), **kwargs)
+
+
+def examples(n: int, *, seed: int = 0, shape: tuple = (6,), classes: int = 3):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn((n, *shape), generator=generator),
+        torch.randint(0, classes, (n,), generator=generator),
+    )
+
+
+def leftovers(model: nn.Module) -> list[str]:
+    """Where anything of the data still hangs on a model."""
+    names = ("grad", "grad_sample", "summed_grad", "_current_grad_sample")
+    found = [
+        f"{at}.{name}" for at, p in model.named_parameters() for name in names if getattr(p, name, None) is not None
+    ]
+    return found + [f"{at}.activations" for at, layer in model.named_modules() if vars(layer).get("activations")]
+
+
+def relative(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(mine.double() - theirs.double()) / torch.linalg.vector_norm(theirs.double()))

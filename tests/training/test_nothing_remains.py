@@ -1,0 +1,96 @@
+"""Whatever a step does or fails to do, no raw gradient stays behind or moves a parameter."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dpcomp as dp
+from dpcomp.training.opacus import PrivateOptimizer, hooks_on_inputs, private_model
+from dpcomp.training.parameters import read
+from experiments.models import logistic_regression
+from tests.training.private_client import Client, examples, leftovers, linear, noisy
+
+
+class TestNothingRemains:
+    def frozen(self) -> Client:
+        module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        module[0].bias.requires_grad_(False)
+        return Client(noisy(), module, (6,))
+
+    def test_after_a_step(self):
+        client = self.frozen()
+        bias = dict(client.model.named_parameters())["_module.0.bias"]
+        bias.grad = bias.summed_grad = torch.ones_like(bias)
+        client.step(*examples(9))
+        assert leftovers(client.model) == []
+
+    def test_after_a_micro_batch_that_was_skipped(self):
+        client = self.frozen()
+        client.step(*examples(9), skip=True)
+        assert leftovers(client.model) == []
+        assert client.gradients == []
+
+    def test_after_a_forward_pass_that_nothing_followed(self):
+        client = self.frozen()
+        client.model(examples(9)[0])
+        assert leftovers(client.model) != []
+        client.optimizer.step()
+        assert leftovers(client.model) == []
+
+    def test_after_a_step_that_failed(self):
+        client = linear(steps=1)
+        client.optimizer.step()
+        client.step(*examples(4), skip=True)
+        with pytest.raises(dp.BudgetExhausted):
+            client.step(*examples(5))
+        assert leftovers(client.model) == []
+        alone = linear()
+        for either in (client, alone):  # as begin would, but for what begin discards
+            permit = either.ledger.charge(either.optimizer.pipeline, dp.Address(1, 0, 1))
+            either.optimizer._open = (either.memory, permit)
+            either.optimizer.step()
+        assert torch.equal(client.gradients[-1], alone.gradients[-1])
+
+    def test_and_a_frozen_parameter_stays_where_it_is(self):
+        client = self.frozen()
+        bias = dict(client.model.named_parameters())["_module.0.bias"]
+        before = bias.clone()
+        bias.requires_grad_(True)  # what a script may do in between; the optimiser never trained it
+        with pytest.raises(ValueError, match="does not fit"):
+            client.step(*examples(9))
+        assert torch.equal(bias, before)
+        assert leftovers(client.model) == []
+
+    def test_a_parameter_slipped_into_the_optimiser_is_not_moved_by_raw_gradients(self):
+        temperature = nn.Parameter(torch.ones(()), requires_grad=False)
+        model = private_model(logistic_regression(inputs=6, classes=3, seed=0), torch.zeros(6))
+        inner = torch.optim.SGD([*model.parameters(), temperature], lr=1.0)
+        pipeline = noisy()
+        optimizer = PrivateOptimizer(inner, model, pipeline, secret=dp.SecretSeed(0), expected_batch_size=1)
+        memory = pipeline.init(optimizer.layout, seed=dp.PublicSeed(0), client=0)
+        optimizer.begin(memory, dp.Ledger().charge(pipeline, memory.address))
+        temperature.requires_grad_(True)
+        inputs, targets = examples(9)
+        with hooks_on_inputs():
+            nn.functional.cross_entropy(model(inputs) * temperature, targets).backward()
+        assert temperature.grad is not None
+        optimizer.step()
+        assert temperature.grad is None
+        assert temperature.item() == 1.0
+
+    def test_of_optimiser_state_from_before_the_round(self):
+        inputs, targets = examples(9)
+        model = private_model(logistic_regression(inputs=6, classes=3, seed=0), torch.zeros(6))
+        inner = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+        with hooks_on_inputs():
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+        inner.step()  # raw gradients are in its momentum now
+        pipeline = noisy()
+        optimizer = PrivateOptimizer(inner, model, pipeline, secret=dp.SecretSeed(0), expected_batch_size=1)
+        memory = pipeline.init(optimizer.layout, seed=dp.PublicSeed(0), client=0)
+        optimizer.begin(memory, dp.Ledger().charge(pipeline, memory.address))
+        before = read(model)
+        optimizer.step()
+        noise = pipeline.release([], memory, dp.SecretSeed(0), dp.Ledger().charge(pipeline, memory.address))
+        np.testing.assert_array_equal(read(model), before - noise.values)
