@@ -6,6 +6,7 @@ Without probes none of this exists.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ class Observation:
     """One release, seen from the private side."""
 
     clean: Float32[np.ndarray, "d"]  # the clipped sum on all coordinates, without noise
-    norms: Float64[np.ndarray, "n"]  # of the units, before the clip
+    norms: Float64[np.ndarray, "n"]  # of the units as the clip found them
     clip_norm: float  # infinite where nothing clips
     released: Update
 
@@ -55,7 +56,7 @@ class TopKOverlap:
 
 @dataclass(frozen=True)
 class Clipping:
-    """How many units the clip shrank, and how long they were."""
+    """How many units are longer than the clip norm, and how long they are where it stands: behind a mask, say."""
 
     def measure(self, seen: Observation) -> Mapping[str, float]:
         """Two columns, `clipped_fraction` and `mean_unit_norm`."""
@@ -84,7 +85,10 @@ class Watched(Pipeline):
         units = Units.of(block, memory.layout)
         clips = [stage for stage in self.stages if isinstance(stage, Clip)]
         clean = clips[0].apply(units, memory.mask_key) if clips else units.sum()
-        self._open.append((clean, unit_norms(units.layers)))
+        found: Units | Total = units
+        for stage in takewhile(lambda stage: not isinstance(stage, Clip), self._transforms):
+            found = stage.apply(found, memory.mask_key)
+        self._open.append((clean, unit_norms(found.layers if isinstance(found, Units) else units.layers)))
         return super().clip(block, memory)
 
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
@@ -107,7 +111,7 @@ class Watched(Pipeline):
         return self._columns
 
     def row(self) -> dict[str, float]:
-        """The means since the last row."""
+        """The means since the last row, which begins the next one."""
         means = {column: float(np.mean(values)) for column, values in self._seen.items()}
         self._seen.clear()
         return means

@@ -48,7 +48,7 @@ def test_rounds_without_units_are_watched_too():
 
 
 class TestWhatIsMeasured:
-    def release(self, blocks, *, noise: float = 1e-6):
+    def release(self, blocks, *, noise: float = 1e-6, before=()):
         seen: list[Observation] = []
 
         class Keep:
@@ -56,7 +56,7 @@ class TestWhatIsMeasured:
                 seen.append(observation)
                 return {}
 
-        plain = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(noise)))
+        plain = dp.Pipeline(mechanism=(*before, dp.Clip(1.0), dp.Gaussian(noise)))
         watched = Watched.of(plain, (Keep(), TopKOverlap(0.5), Clipping()))
         memory = plain.init(4, seed=dp.PublicSeed(0), client=0)
         watched.release(blocks, memory, dp.SecretSeed(0), dp.Ledger().charge(plain, memory.address))
@@ -68,6 +68,14 @@ class TestWhatIsMeasured:
         np.testing.assert_allclose(seen.clean, [0.6, 0.5, 0, 0.8], atol=1e-6)
         np.testing.assert_allclose(seen.norms, [5.0, 0.5])
         assert row == {"top_k_overlap": 1.0, "clipped_fraction": 0.5, "mean_unit_norm": 2.75}
+
+    @pytest.mark.parametrize(("stage", "norm"), [(dp.TopK(0.25), 0.9), (dp.RandomK(0.5), 0.6)], ids=str)
+    def test_norms_are_those_that_the_clip_finds(self, stage, norm):
+        block = np.full((1, 4), 0.6 / np.sqrt(2), dtype=np.float32)
+        block[0, 0] = 0.9 if isinstance(stage, dp.TopK) else block[0, 0]
+        seen, row = self.release([block], before=(stage,))
+        np.testing.assert_allclose(seen.norms, [norm], rtol=1e-6)
+        assert row["clipped_fraction"] == 0.0
 
     def test_over_blocks(self):
         block = np.array([[3.0, 0, 0, 4], [0, 0.5, 0, 0]], dtype=np.float32)
