@@ -48,7 +48,8 @@ def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) ->
     (Feldman & Zrnic 2021, Thm 4.3). One answer in bounded time and memory for any input; never NaN or negative.
 
     Raises:
-        ValueError: δ is not in (0, 1).
+        TypeError, ValueError: δ is no number in (0, 1).
+        NotPrivate: the event is made of anything but Gaussians, on all units or a Poisson sample.
     """
     check_delta(delta)
     parts = _parts(event)
@@ -65,7 +66,10 @@ def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) ->
 
 
 def rdp_epsilon(event: dp_event.DpEvent, delta: float) -> float:
-    """ε by Rényi DP at fixed orders (Mironov, Talwar & Zhang 2019; conversion: Canonne, Kamath & Steinke 2020)."""
+    """ε by Rényi DP at fixed orders (Mironov, Talwar & Zhang 2019; conversion: Canonne, Kamath & Steinke 2020).
+
+    Raises: as `epsilon`.
+    """
     check_delta(delta)
     parts = _parts(event)
     if any(noise == 0 for _, noise in parts):
@@ -74,7 +78,11 @@ def rdp_epsilon(event: dp_event.DpEvent, delta: float) -> float:
 
 
 def check_delta(delta: float) -> None:
-    """Refuse what is no δ."""
+    """Refuse what is no δ.
+
+    Raises:
+        TypeError, ValueError: it is no number in (0, 1).
+    """
     if isinstance(delta, bool) or not isinstance(delta, (int, float, np.floating)):
         raise TypeError(f"delta={delta!r}: δ is a float in (0, 1), such as 1e-5")
     if not 0 < delta < 1:
@@ -133,6 +141,9 @@ def _quiet() -> Iterator[None]:
 @lru_cache(maxsize=4096)
 def _pld_epsilon(rate: float, noise: float, count: int, delta: float, by_rdp: float, order: float) -> float:
     """ε by the privacy loss distribution, infinite where it cannot be had.
+
+    Unsampled releases compose to one Gaussian, whose ε is known exactly (Balle & Wang 2018, Thm 8); it is raised
+    by more than the tolerance of the root search.
 
     Connecting the dots on a grid of step h adds about h²/12·order to ε a release (Doroshenko et al. 2022), so h
     follows from the RDP value and its order; where RDP proves far off, h shrinks until ε stays.

@@ -22,7 +22,8 @@ def calibrate(make_pipeline: "Callable[[float], Pipeline]", *, epsilon: float, d
     log ε against log z, of the guarantee itself, ends on the safe side, within 0.5 % of the target.
 
     Raises:
-        ValueError: epsilon is not a finite number above 0, steps is 0, or no noise multiplier reaches epsilon.
+        ValueError: epsilon is not a finite number above 0, delta not in (0, 1), steps 0 or below, or no noise
+            multiplier reaches epsilon.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise ValueError(f"calibrate(epsilon={epsilon!r}): the target is a finite number above 0")

@@ -13,8 +13,8 @@ from dpcomp.errors import NotPrivate
 class Unbounded:
     """One unit may move the value, or its support, without bound."""
 
-    because: str
-    remedy: str
+    because: str  # a clause that a refusal begins with
+    remedy: str  # a sentence that it ends with, without the full stop
     support_is_public: bool = True
 
 
@@ -47,7 +47,12 @@ class Stage(Protocol):
     """One step of a mechanism: it turns a claim about its input into one about its output."""
 
     def claim(self, before: Claim, where: str) -> Claim:
-        """The claim on the output, given that on the input; `where` names the stage in errors."""
+        """The claim on the output, given that on the input; `where` names the stage in errors.
+
+        Raises:
+            NotPrivate: on that input the stage has nothing to prove anything with.
+            ValueError: the stage does not belong at this place.
+        """
         ...
 
 
@@ -56,7 +61,7 @@ class Transform(Stage, Protocol):
     """A stage before the noise."""
 
     def apply(self, value: Any, mask_key: int) -> Any:
-        """Units or a total, and what becomes of them under the round's public 256-bit key."""
+        """What becomes of a `Units` or a `Total` (units.py, above this file) under the round's public 256-bit key."""
         ...
 
 
@@ -73,6 +78,7 @@ def fold(stages: Sequence[Stage]) -> Released:
 
     Raises:
         NotPrivate: a stage has nothing to stand on, or the last one leaves the value unreleased.
+        ValueError: a stage stands where it cannot.
     """
     claim = carried(stages)
     if isinstance(claim, Released) and claim.support_is_public:

@@ -13,6 +13,9 @@ class Guarantee:
     """An (ε, δ) with the unit, adjacency, sampling, steps, accountant, trust and assumptions that it holds under.
 
     Prints as one line, ε rounded up: the printed number is never smaller than the true one.
+
+    Raises:
+        TypeError, ValueError: ε is not ≥ 0, δ not in (0, 1), unit or trust unknown, or assumptions a bare string.
     """
 
     epsilon: float
@@ -50,7 +53,11 @@ class Guarantee:
 
 
 def delta_note(delta: float, population: int | None = None) -> str:
-    """Says what δ is worth against the number of units N: δ ≥ 1/N allows publishing a unit as it is."""
+    """Says what δ is worth against the number of units N: δ ≥ 1/N allows publishing a unit as it is.
+
+    Raises:
+        TypeError, ValueError: δ is no number in (0, 1), or N is below 1.
+    """
     check_delta(delta)
     if population is None:
         return f"δ = {delta:g} is meaningful for more than 1/δ = {math.ceil(1 / delta):,} units"
@@ -65,6 +72,7 @@ def delta_note(delta: float, population: int | None = None) -> str:
 
 
 def _rounded_up(value: float) -> str:
+    """Two decimals between 1 and a million, else three digits."""
     exact = Decimal(value)
     if value == 0 or 1 <= value < 1e6:
         return str(exact.quantize(Decimal("0.01"), ROUND_CEILING))

@@ -108,6 +108,7 @@ class Ledger:
             BudgetExhausted: the address was charged before. Its noise may exist already, and a second
                 draw would be a second release: re-send the stored bytes, or forfeit the round.
             ValueError: steps is not a whole number above 0, or the ledger is about another unit or trust.
+            DpcompError: another process opened the ledger.
         """
         whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
         if not whole or not 1 <= steps <= MOST_STEPS:
@@ -135,6 +136,7 @@ class Ledger:
             "SELECT client, event, terms, SUM(steps) FROM charges GROUP BY client, event, terms ORDER BY client, terms"
         ).fetchall()
         if not rows:
+            # No steps of any event cost nothing; a guarantee has to name some terms.
             nothing = Terms(unit="example", trust="nobody", sampling="none")
             return nothing.guarantee(((NonPrivateDpEvent(), 0),), delta, population=population)
         seeded = self._database.execute("SELECT COUNT(*) FROM seeded").fetchone()[0] > 0

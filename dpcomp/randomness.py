@@ -45,7 +45,10 @@ class PublicSeed:
         return _key(b"dpcomp public", self.number.to_bytes(8, "little"), purpose, place)
 
     def stream(self, purpose: str, *place: int) -> np.random.Generator:
-        """A NumPy generator under that key, for what only one party draws."""
+        """A NumPy generator under that key, for what one party draws: NumPy may change its distributions.
+
+        What two ends must draw alike they make of raw words of the cipher under `key`.
+        """
         return _generator(self.key(purpose, *place))
 
     def __repr__(self) -> str:

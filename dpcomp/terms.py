@@ -34,7 +34,10 @@ class Terms:
     def guarantee(
         self, parts: tuple[tuple[DpEvent, int], ...], delta: float, *, population: int | None, seeded: bool = False
     ) -> Guarantee:
-        """The guarantee of (event, steps) parts on these terms; more than one part is accounted adaptively."""
+        """The guarantee of (event, steps) parts on these terms; more than one part is accounted adaptively.
+
+        `population` is the public number of units, to hold δ against; `seeded` says that noise can be repeated.
+        """
         adaptive = len(parts) > 1
         whole = composed(*parts[0]) if len(parts) == 1 else ComposedDpEvent([composed(*part) for part in parts])
         value, accountant = epsilon(whole, delta, adaptive=adaptive)

@@ -31,38 +31,8 @@ def _restricted(value: _Layers, support: Support) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Total(_Layers):
-    """The sum over units: one row a layer. Totals of micro-batches add up.
-
-    It says how many units it holds, and which mechanism made it, so that no other adds noise to it.
-    """
-
-    units: int
-    mechanism: Any = None
-
-    def restrict(self, support: Support) -> "Total":
-        """The same on a smaller support."""
-        return replace(self, layers=_restricted(self, support), support=support)
-
-    def __add__(self, other: "Total") -> "Total":
-        if other is self:
-            raise ValueError("this total was added to itself: every unit would count twice")
-        mine = (self.layout, self.support, self.mechanism)
-        if not isinstance(other, Total) or (other.layout, other.support, other.mechanism) != mine:
-            raise ValueError("totals add up when they have one layout, one support and one mechanism: these differ")
-        if [layer.shape for layer in self.layers] != [layer.shape for layer in other.layers]:
-            raise ValueError("totals add up when their blocks were cut into the same layers: these differ")
-        sums = tuple(mine + theirs for mine, theirs in zip(self.layers, other.layers, strict=True))
-        return replace(self, layers=sums, units=self.units + other.units)
-
-    def vector(self) -> Float64[np.ndarray, "k"]:
-        """The sum on its support, on the host."""
-        return np.concatenate([on_host(layer) for layer in self.layers])
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Units(_Layers):
-    """The gradients of n units: an (n, m) array a layer."""
+    """The gradients of n units: an (n, m) array a layer, m the layer's supported coordinates."""
 
     @property
     def count(self) -> int:
@@ -102,11 +72,42 @@ class Units(_Layers):
         layers = tuple(rows[:, edges[i] : edges[i + 1]] for i in range(len(widths)))
         return replace(self, layers=layers)
 
-    def sum(self) -> Total:
+    def sum(self) -> "Total":
         """The plain sum over units, clipped by nothing."""
         xp = array_namespace(*self.layers)
         sums = tuple(xp.sum(layer, axis=0) for layer in self.layers)
         return Total(layers=sums, layout=self.layout, support=self.support, units=self.count)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Total(_Layers):
+    """The sum over units: one row a layer. Totals of micro-batches add up.
+
+    It says how many units it holds (as private as they are), and which mechanism made it, so that no other adds
+    noise to it: `pipeline.clip` sets that, stages leave it None.
+    """
+
+    units: int
+    mechanism: Any = None
+
+    def restrict(self, support: Support) -> "Total":
+        """The same on a smaller support."""
+        return replace(self, layers=_restricted(self, support), support=support)
+
+    def __add__(self, other: "Total") -> "Total":
+        if other is self:
+            raise ValueError("this total was added to itself: every unit would count twice")
+        mine = (self.layout, self.support, self.mechanism)
+        if not isinstance(other, Total) or (other.layout, other.support, other.mechanism) != mine:
+            raise ValueError("totals add up when they have one layout, one support and one mechanism: these differ")
+        if [layer.shape for layer in self.layers] != [layer.shape for layer in other.layers]:
+            raise ValueError("totals add up when their blocks were cut into the same layers: these differ")
+        sums = tuple(mine + theirs for mine, theirs in zip(self.layers, other.layers, strict=True))
+        return replace(self, layers=sums, units=self.units + other.units)
+
+    def vector(self) -> Float64[np.ndarray, "k"]:
+        """The sum on its support, on the host."""
+        return np.concatenate([on_host(layer) for layer in self.layers])
 
 
 def on_host(array: Any) -> Float64[np.ndarray, "..."]:

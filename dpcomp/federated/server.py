@@ -17,6 +17,9 @@ def mean_of_released(pipeline: Pipeline, updates: list[Update], memory: ServerMe
     """The plain mean of updates that were released by their clients; the senders are known, so is their number.
 
     On the updates' support where they share one, else everywhere; of no updates at all, zero.
+
+    Raises:
+        NotPrivate: an update is not made of this pipeline's releases.
     """
     for update in updates:
         refuse_unreleased(pipeline, update.claim)
@@ -36,6 +39,9 @@ def release_mean(
     """The mean of clean updates, clipped again and noised by a trusted server, charged before.
 
     `divisor` is the expected number of senders, a public constant: no sender at all is charged and noised alike.
+
+    Raises:
+        BudgetExhausted: the round was charged before.
     """
     permit = ledger.charge(pipeline, memory.address)
     blocks = (update.dense()[None, :] for update in updates)
@@ -58,5 +64,6 @@ class ServerOptimizer:
         velocity = mean.dense()
         if self.velocity is not None:
             velocity = np.float32(self.momentum) * self.velocity + velocity
+        # Not derive: the velocity reaches beyond this mean's support. It is made of releases alone, so the claim holds.
         step = replace(mean, values=velocity * np.float32(self.learning_rate), support=Everywhere())
         return step, replace(self, velocity=velocity)

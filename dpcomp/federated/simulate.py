@@ -31,9 +31,11 @@ from dpcomp.update import Layout
 class Run:
     """What came of a simulation.
 
-    `rows` has a mapping a round: round, participants, payload_bytes (mean of an uplink payload), uplink_bytes and
-    downlink_bytes (sums over clients), compression_ratio (uplink), seconds, and where the round was evaluated
-    test_accuracy and test_loss; and the columns of the probes, which `probed` names: those saw clean data.
+    `rows` has a mapping a round: round (from 1; an address counts from 0), participants, payload_bytes (mean of an
+    uplink payload), uplink_bytes and downlink_bytes (sums over clients), compression_ratio (uplink), seconds, and
+    where the round was evaluated test_accuracy and test_loss; and the columns of the probes. `probed` names the
+    columns that saw clean data.
+    `model` is the last vector of parameters, that of a client that followed every broadcast.
     """
 
     rows: tuple[dict[str, float], ...]
@@ -84,6 +86,10 @@ def simulate(
         local_sampling: the local batches of client-level clients; no privacy depends on it.
         evaluate_every: rounds between evaluations on the public test set; the last round is always evaluated.
         probes: what may look at clean data, for research.
+
+    Raises:
+        TypeError, ValueError: a count is no whole number above 0, or δ none in (0, 1).
+        NotPrivate: the model mixes examples, or `participation` stands beside a client-level pipeline.
     """
     _check_counts(clients=clients, rounds=rounds, local_steps=local_steps, evaluate_every=evaluate_every)
     _check_counts(physical_batch_size=physical_batch_size)
@@ -153,7 +159,11 @@ def simulate(
 
 
 def step_of(memory: ServerMemory) -> Float32[np.ndarray, "d"]:
-    """The last broadcast, as every end decoded it."""
+    """The last broadcast, as every end decoded it.
+
+    Raises:
+        ValueError: there was none.
+    """
     if memory.shared.reference is None:
         raise ValueError("there was no broadcast yet")
     return memory.shared.reference.dense()

@@ -23,7 +23,7 @@ class Task(Protocol):
         ...
 
     def test(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets that are public."""
+        """Inputs (n, …) and targets (n,) that are public."""
         ...
 
     def model(self, seed: int) -> nn.Module:
@@ -31,5 +31,5 @@ class Task(Protocol):
         ...
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss over a batch."""
+        """The plain mean over a batch of what each example loses; nothing in it ties examples together."""
         ...

@@ -66,22 +66,6 @@ class Clip:
         return tuple(_weighted_sum(factors, x) for x in layers)
 
 
-def _weighted_sum(factors: Float[Any, "n"], x: Float[Any, "n m"]) -> Float[Any, "m"]:
-    """∑ᵢ fᵢxᵢ; a float32 sum of n units of norm C is off by n·2⁻²⁴·C, so only a few rows are added in float32."""
-    xp = array_namespace(x)
-    total = None
-    for start in range(0, max(1, x.shape[0]), ROWS):
-        rows = xp.astype(factors[start : start + ROWS], x.dtype) @ x[start : start + ROWS]
-        if rows.dtype != x.dtype:
-            raise ValueError(
-                f"a product of {x.dtype} came out as {rows.dtype}: automatic mixed precision would round units above "
-                "the clip norm. Clip outside of autocast"
-            )
-        rows = xp.astype(rows, xp.float64)
-        total = rows if total is None else total + rows
-    return total
-
-
 def unit_norms(layers: tuple[Float[Any, "n _"], ...]) -> Float[Any, "n"]:
     """‖xᵢ‖ over all layers of each unit, to a relative error of 10⁻⁶ up to 10⁸ coordinates."""
     xp = array_namespace(*layers)
@@ -104,3 +88,19 @@ def _squared_norms(x: Float[Any, "n m"]) -> Float[Any, "n"]:
     blocks = xp.reshape(x[:, :whole], (n, whole // BLOCK, BLOCK))
     squares = _squared_norms(xp.astype(xp.linalg.vector_norm(blocks, axis=2), widest))
     return squares if whole == m else squares + _squared_norms(x[:, whole:])
+
+
+def _weighted_sum(factors: Float[Any, "n"], x: Float[Any, "n m"]) -> Float[Any, "m"]:
+    """∑ᵢ fᵢxᵢ; a float32 sum of n units of norm C is off by n·2⁻²⁴·C, so only a few rows are added in float32."""
+    xp = array_namespace(x)
+    total = None
+    for start in range(0, max(1, x.shape[0]), ROWS):
+        rows = xp.astype(factors[start : start + ROWS], x.dtype) @ x[start : start + ROWS]
+        if rows.dtype != x.dtype:
+            raise ValueError(
+                f"a product of {x.dtype} came out as {rows.dtype}: automatic mixed precision would round units above "
+                "the clip norm. Clip outside of autocast"
+            )
+        rows = xp.astype(rows, xp.float64)
+        total = rows if total is None else total + rows
+    return total

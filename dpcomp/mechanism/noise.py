@@ -17,7 +17,8 @@ class Gaussian:
     """Add N(0, (z·C)²) to every coordinate of the sum, z = `noise_multiplier`, C the claim's l2.
 
     **Privacy:** for adjacency that moves the sum by at most C this is the Gaussian mechanism with noise
-    multiplier z (Dwork & Roth 2014, App. A; Balle & Wang 2018); its event is `GaussianDpEvent(z)`.
+    multiplier z (Dwork & Roth 2014, App. A; Balle & Wang 2018); its event is `GaussianDpEvent(z)`. z = 0 is for
+    `dp.unsafe` alone.
     """
 
     noise_multiplier: float
@@ -28,7 +29,12 @@ class Gaussian:
         object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
 
     def claim(self, before: Claim, where: str) -> Claim:
-        """What was bounded is released."""
+        """What was bounded is released.
+
+        Raises:
+            NotPrivate: the sum is unbounded, its support private, or z = 0.
+            ValueError: the value is released already.
+        """
         if isinstance(before, Unbounded):
             raise NotPrivate(f"{before.because}, so {where} has nothing bounded to hide. {before.remedy}")
         if not isinstance(before, Bounded):

@@ -24,5 +24,8 @@ def unsafe(why: str, *stages: Stage) -> Unsafe:
     """A mechanism without any guarantee: ε = ∞, and every report says why.
 
     Without stages it is the plain sum of the units.
+
+    Raises:
+        ValueError: `why` says nothing.
     """
     return Unsafe(why, stages)

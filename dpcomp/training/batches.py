@@ -15,6 +15,9 @@ class PoissonBatches(Sampler[list[int]]):
     """`steps` batches in which each of n examples stands with probability `rate`.
 
     A new pass discards what a broken-off one left in the optimiser. Works under `BatchMemoryManager`.
+
+    Raises:
+        BudgetExhausted: as a pass begins, the optimiser has no round open.
     """
 
     def __init__(self, n: int, sampling: Poisson, steps: int, optimizer: PrivateOptimizer):

@@ -30,7 +30,11 @@ class LocalTrainer(Protocol):
     def train(
         self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
     ) -> Update:
-        """E local steps from `start`; the charge stands in the ledger before any noise is drawn."""
+        """E local steps from `start` on inputs (n, …) and targets (n,); charged before any noise is drawn.
+
+        Raises:
+            BudgetExhausted: the memory's address was charged before.
+        """
         ...
 
 
@@ -48,7 +52,11 @@ def local_trainer(
     local_sampling: Poisson,
     physical_batch_size: int,
 ) -> LocalTrainer:
-    """The trainer that the pipeline's unit and trust call for; one serves any number of simulated clients."""
+    """The trainer that the pipeline's unit and trust call for; one serves any number of simulated clients.
+
+    Example-level alone: `example`, one input without a batch axis; `expected_batch_size`, the public divisor of a
+    step's sum; `physical_batch_size`, the most examples of one forward pass. Client-level alone: `local_sampling`.
+    """
 
     def optimizer(module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(module.parameters(), lr=learning_rate, momentum=momentum)

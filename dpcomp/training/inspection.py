@@ -57,7 +57,7 @@ def private_model(module: nn.Module, example: Tensor) -> PrivateModel:
 
 
 def check_by_name(module: nn.Module) -> None:
-    """Opacus' validators, and every batch normalisation in whatever disguise.
+    """Refuse batch normalisation in whatever disguise, tracked instance statistics, and what Opacus' validators refuse.
 
     Raises:
         NotPrivate: naming the layer.

@@ -24,17 +24,21 @@ def read(module: torch.nn.Module) -> Float32[np.ndarray, "d"]:
     return np.concatenate(rows).astype(np.float32)
 
 
-def write(module: torch.nn.Module, vector: Float32[np.ndarray, "d"]) -> None:
-    """Set the trainable parameters."""
-    for parameter, part in zip(trainable(module).values(), parts(module, vector), strict=True):
-        with torch.no_grad():
-            parameter.copy_(part)
-
-
 def parts(module: torch.nn.Module, vector: Float32[np.ndarray, "d"]) -> list[torch.Tensor]:
-    """The vector cut into fresh tensors of the parameters' shapes."""
+    """The vector cut into fresh tensors of the parameters' shapes.
+
+    Raises:
+        ValueError: it is not of shape (d,).
+    """
     layout = layout_of(module)
     if vector.shape != (layout.size,):
         raise ValueError(f"a vector of shape {vector.shape} does not fit {layout.size} trainable parameters")
     rows = np.split(vector, layout.edges[1:-1])
     return [torch.tensor(row).reshape(shape) for row, (_, shape) in zip(rows, layout.shapes, strict=True)]
+
+
+def write(module: torch.nn.Module, vector: Float32[np.ndarray, "d"]) -> None:
+    """Set the trainable parameters; raises as `parts`."""
+    for parameter, part in zip(trainable(module).values(), parts(module, vector), strict=True):
+        with torch.no_grad():
+            parameter.copy_(part)
