@@ -1,6 +1,7 @@
 """dpcomp: compressed federated learning under differential privacy, measured on real bytes.
 
-The names stand in the order in which data flows; so do the files behind them.
+The names stand in the order in which data flows; so do the files behind them. Between these stand
+three that a user never names: `accounting` before `guarantee`, `terms` after it, `exchange` before `pipeline`.
 """
 
 from dpcomp.errors import BudgetExhausted as BudgetExhausted
@@ -47,10 +48,21 @@ from dpcomp.ledger import Permit as Permit
 
 # isort: split
 from dpcomp.codec import Codec as Codec
+from dpcomp.codec import Dithered as Dithered
 from dpcomp.codec import Equal as Equal
+from dpcomp.codec import FixedStep as FixedStep
 from dpcomp.codec import FixedWidth as FixedWidth
+from dpcomp.codec import Float16 as Float16
+from dpcomp.codec import Float32 as Float32
+from dpcomp.codec import LastBroadcast as LastBroadcast
+from dpcomp.codec import Nearest as Nearest
 from dpcomp.codec import RangeCoder as RangeCoder
+from dpcomp.codec import Rotated as Rotated
+from dpcomp.codec import Sign as Sign
+from dpcomp.codec import Stochastic as Stochastic
+from dpcomp.codec import Ternary as Ternary
 from dpcomp.codec import Uniform as Uniform
+from dpcomp.codec import Waterfill as Waterfill
 
 # isort: split
 from dpcomp.memory import ClientMemory as ClientMemory

@@ -1,7 +1,12 @@
 """The four messages of a round: send and receive upwards, broadcast and follow downwards.
 
-A sender encodes target = residual + update on the update's support, and remembers as its new residual
-what the receiver will not find in the bytes (error feedback: Seide et al. 2014; Karimireddy et al. 2019).
+What a sender does, in this order:
+
+    target      = residual + update            feedback: what earlier payloads left out (Seide et al. 2014)
+    target      = s²/(s² + σ²) · target        where the allocator sees the privacy noise; then without feedback
+    innovation  = target − gain · broadcast    where the codec predicts; gain is one number a layer
+    payload     = innovation on the codec's support, quantised and coded
+    residual    = innovation − decoded innovation, and so target − what the receiver has
 """
 
 from dataclasses import replace
@@ -11,13 +16,14 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.claim import Claim, Released, Unbounded
-from dpcomp.codec import Codec
-from dpcomp.codec.frame import Frame, digest, seal, unseal
-from dpcomp.errors import NotPrivate, VersionMismatch
-from dpcomp.memory import ClientMemory, ServerMemory
+from dpcomp.codec import Codec, Common
+from dpcomp.codec.frame import LINK_BYTES, Frame, digest, seal, unseal
+from dpcomp.errors import CorruptPayload, NotPrivate, VersionMismatch
+from dpcomp.memory import ClientMemory, Link, ServerMemory
 from dpcomp.randomness import PublicSeed
 from dpcomp.sparsify import RandomK
-from dpcomp.update import SERVER, Address, Layout, Listed, Seeded, Update
+from dpcomp.tracking import Tracked
+from dpcomp.update import SERVER, Address, Everywhere, Layout, Listed, Seeded, Support, Update
 
 if TYPE_CHECKING:
     from dpcomp.pipeline import Pipeline
@@ -51,9 +57,13 @@ def send(pipeline: "Pipeline", update: Update, memory: ClientMemory) -> tuple[by
         refuse_unreleased(pipeline, update.claim)
     if update.address.client != memory.client:
         raise ValueError(f"send: the update is of {update.address}, the memory of client {memory.client}")
-    payload, _, residual = _encoded(pipeline, pipeline.codec, update, memory, link_count=memory.link.count)
-    link = memory.link.advanced(digest(memory.link.digest, payload), update.address, memory.shared.version)
-    return payload, replace(memory, residual=residual, link=link)
+    tracked = None
+    if memory.tracked is not None and pipeline.codec.averaged_clients is not None:
+        update, tracked = _estimated(update, memory.tracked, pipeline.codec.averaged_clients)
+    payload, _, support, residual = _encoded(pipeline, pipeline.codec, update, memory, memory.link)
+    address, version = update.address, memory.shared.version
+    link = memory.link.advanced(digest(memory.link.digest, payload), address, version, support)
+    return payload, replace(memory, residual=residual, link=link, tracked=tracked)
 
 
 def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple[Update, ServerMemory]:
@@ -75,6 +85,11 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
             f"client {frame.client} sends its payload number {frame.link_count}; the server has accepted {link.count} "
             "of it: a repeat, or one went missing"
         )
+    if frame.link != link.digest[:LINK_BYTES]:
+        raise VersionMismatch(
+            f"client {frame.client} remembers other payloads ({frame.link.hex()}) than the {link.count} that were "
+            f"accepted of it here ({link.digest[:LINK_BYTES].hex()}): resync it"
+        )
     if link.last is not None and link.last.run != frame.run:
         raise VersionMismatch(f"client {frame.client} sends for run {frame.run}; its run here is {link.last.run}")
     if pipeline.trust == "server" and link.last_version == frame.version:
@@ -83,8 +98,8 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
             "are twice the sensitivity"
         )
     claim = pipeline.claim if pipeline.trust == "nobody" else CLEAN_UPLINK
-    update = _decoded(pipeline, pipeline.codec, body, address, claim, memory)
-    link = link.advanced(digest(link.digest, payload), address, frame.version)
+    update, support = _decoded(pipeline, pipeline.codec, body, address, claim, memory, link)
+    link = link.advanced(digest(link.digest, payload), address, frame.version, support)
     return update, memory.accepted(frame.client, link)
 
 
@@ -103,8 +118,8 @@ def broadcast(
         aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=claim)
     refuse_unreleased(pipeline, aggregate.claim)
     aggregate = replace(aggregate, address=replace(memory.address, run=aggregate.address.run))
-    payload, decoded, residual = _encoded(pipeline, _downlink(pipeline), aggregate, memory, link_count=0)
-    shared = memory.shared.advanced(digest(memory.shared.digest, payload), decoded)
+    payload, decoded, support, residual = _encoded(pipeline, _downlink(pipeline), aggregate, memory, _downwards(memory))
+    shared = memory.shared.advanced(digest(memory.shared.digest, payload), decoded, support)
     return payload, replace(memory, residual=residual, shared=shared)
 
 
@@ -120,31 +135,55 @@ def follow(pipeline: "Pipeline", payload: bytes, memory: ClientMemory) -> Client
     if frame.client != SERVER:
         raise VersionMismatch(f"this payload is an update of client {frame.client}: the server receives it")
     address = Address(frame.run, frame.client, frame.round)
-    decoded = _decoded(pipeline, _downlink(pipeline), body, address, pipeline.claim, memory)
-    return replace(memory, shared=memory.shared.advanced(digest(memory.shared.digest, payload), decoded))
+    codec, claim = _downlink(pipeline), pipeline.claim
+    decoded, support = _decoded(pipeline, codec, body, address, claim, memory, _downwards(memory))
+    shared = memory.shared.advanced(digest(memory.shared.digest, payload), decoded, support)
+    if not isinstance(memory, ClientMemory) or memory.tracked is None:
+        return replace(memory, shared=shared)
+    return replace(memory, shared=shared, tracked=memory.tracked.followed(decoded.dense(), memory.layout))
+
+
+def _estimated(update: Update, tracked: Tracked, clients: int) -> tuple[Update, Tracked]:
+    """The Wiener estimate of the signal in an update."""
+    if update.noise_stddev is None:
+        raise ValueError(
+            "the codec's allocator sees the privacy noise, but this update does not say how much it has: use plain "
+            "SGD locally, or update.derive(vector, noise_stddev=…)"
+        )
+    tracked = tracked.sent(update.noise_stddev, clients)
+    factors = np.repeat(tracked.factors.astype(np.float32), update.layout.sizes)
+    return update.derive(factors * update.dense(), noise_stddev=None), tracked
 
 
 def _encoded(
-    pipeline: "Pipeline", codec: Codec, update: Update, memory: ClientMemory | ServerMemory, *, link_count: int
-) -> tuple[bytes, Update, Float32[np.ndarray, "d"] | None]:
-    """The sealed bytes, what their reader will find in them, and the sender's new residual."""
+    pipeline: "Pipeline", codec: Codec, update: Update, memory: ClientMemory | ServerMemory, link: Link
+) -> tuple[bytes, Update, Support, Float32[np.ndarray, "d"] | None]:
+    """The sealed bytes, what their reader will find in them, on what support they are, and the new residual."""
     refuse_foreign(pipeline, memory)
     layout, shared = memory.layout, memory.shared
     if update.layout != layout:
         raise ValueError(f"the update has layout {update.layout}, the memory {layout}: they are not of one model")
-    target = update.dense() if memory.residual is None else memory.residual + update.dense()
-    if not np.isfinite(target).all():
-        raise ValueError("the update holds values that are not finite: nothing was sent; look at the model")
-    support = codec.select(target, update.support, memory.mask_key)
-    indices = support.indices(layout.size)
-    if isinstance(support, Seeded) and support != _seeded(pipeline, codec, memory):
-        support = Listed(indices)  # of another round than the one whose mask the receiver knows
-    values = target[indices]
-    body, decoded = codec.encode(values, support, layout)
+    innovation = update.dense() if memory.residual is None else memory.residual + update.dense()
+    _refuse_not_finite(innovation)
+    candidates, gains, prediction = update.support, b"", None
+    if codec.predict and shared.reference is not None:
+        reference = shared.reference.dense()
+        factors = codec.predict.gains(innovation, reference, layout)
+        prediction = codec.predict.prediction(reference, factors, layout)
+        candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
+    common = _common(pipeline, codec, memory, update.address.client, link)
+    support = codec.select(innovation, candidates, layout, memory.mask_key)
+    if isinstance(support, Seeded) and support != common.mask:
+        support = Listed(support.indices(layout.size))  # of another round than the one whose mask the receiver knows
+    values = innovation if isinstance(support, Everywhere) else innovation[support.indices(layout.size)]
+    body, decoded = codec.encode(values, support, common)
     residual = None
     if memory.residual is not None:
-        target[indices] = values - decoded
-        residual = target
+        residual = innovation
+        if isinstance(support, Everywhere):
+            residual -= decoded
+        else:
+            residual[support.indices(layout.size)] = values - decoded
     frame = Frame(
         pipeline=memory.pipeline,
         run=update.address.run,
@@ -152,24 +191,61 @@ def _encoded(
         round=update.address.round,
         version=shared.version,
         shared=shared.digest,
-        link_count=link_count,
-        body_bytes=len(body),
+        link_count=link.count,
+        link=link.digest[:LINK_BYTES],
+        body_bytes=len(gains) + len(body),
     )
-    return seal(frame, body), replace(update, values=decoded, support=support), residual
+    found = replace(update, values=decoded, support=support, noise_stddev=None)
+    return seal(frame, gains + body), _behind(found, prediction), support, residual
 
 
 def _decoded(
-    pipeline: "Pipeline", codec: Codec, body: bytes, address: Address, claim: Claim, memory: ClientMemory | ServerMemory
-) -> Update:
-    seeded = _seeded(pipeline, codec, memory)
-    values, support = codec.decode(body, seeded, memory.layout)
-    return Update(values=values, layout=memory.layout, address=address, support=support, claim=claim)
+    pipeline: "Pipeline",
+    codec: Codec,
+    body: bytes,
+    address: Address,
+    claim: Claim,
+    memory: ClientMemory | ServerMemory,
+    link: Link,
+) -> tuple[Update, Support]:
+    """The update in a body, and the support that the body is on."""
+    layout, reference, prediction = memory.layout, memory.shared.reference, None
+    if codec.predict and reference is not None:
+        gains, body = body[: len(layout.sizes)], body[len(layout.sizes) :]
+        if len(gains) < len(layout.sizes):
+            raise CorruptPayload(f"a body of {len(gains)} bytes holds no gains of {len(layout.sizes)} layers")
+        prediction = codec.predict.prediction(reference.dense(), np.frombuffer(gains, dtype=np.int8), layout)
+    values, support = codec.decode(body, _common(pipeline, codec, memory, address.client, link))
+    found = Update(values=values, layout=layout, address=address, support=support, claim=claim)
+    return _behind(found, prediction), support
 
 
-def _seeded(pipeline: "Pipeline", codec: Codec, memory: ClientMemory | ServerMemory) -> Seeded | None:
-    """The public support of the round, which never travels: the codec's, or the mechanism's."""
+def _behind(innovation: Update, prediction: Float32[np.ndarray, "d"] | None) -> Update:
+    """What an innovation says, given the prediction."""
+    if prediction is None:
+        return innovation
+    return replace(innovation, values=prediction + innovation.dense(), support=Everywhere())
+
+
+def _common(pipeline: "Pipeline", codec: Codec, memory: ClientMemory | ServerMemory, sender: int, link: Link) -> Common:
+    """What both ends of a way know; the public support of the round is the codec's or the mechanism's, never both."""
     masks = [stage for stage in (codec.sparsify, *pipeline.stages) if isinstance(stage, RandomK)]
-    return masks[0].support(memory.layout.size, memory.mask_key) if masks else None
+    return Common(
+        layout=memory.layout,
+        mask=masks[0].support(memory.layout.size, memory.mask_key) if masks else None,
+        previous=link.last_support,
+        dither_key=memory.seed.key("dither", sender, memory.shared.version, link.count),
+    )
+
+
+def _downwards(memory: ClientMemory | ServerMemory) -> Link:
+    """The way down is one for all clients: shared memory has counted its payloads already."""
+    return Link(last_support=memory.shared.last_support)
+
+
+def _refuse_not_finite(target: Float32[np.ndarray, "d"]) -> None:
+    if not np.isfinite(target.sum()) and not np.isfinite(target).all():  # the sum may overflow; it hides nothing
+        raise ValueError("the update holds values that are not finite: nothing was sent; look at the model")
 
 
 def _downlink(pipeline: "Pipeline") -> Codec:

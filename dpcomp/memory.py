@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.randomness import PublicSeed
-from dpcomp.update import SERVER, Address, Layout, Update
+from dpcomp.tracking import Tracked
+from dpcomp.update import SERVER, Address, Layout, Listed, Support, Update
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,10 +19,12 @@ class Shared:
     version: int = 0  # how many broadcasts there were
     digest: bytes  # a hash chain over them
     reference: Update | None = None  # the last broadcast, as every end decoded it
+    last_support: Listed | None = None  # the last broadcast support that was listed
 
-    def advanced(self, digest: bytes, broadcast: Update) -> "Shared":
-        """After one more broadcast."""
-        return Shared(version=self.version + 1, digest=digest, reference=broadcast)
+    def advanced(self, digest: bytes, broadcast: Update, support: Support) -> "Shared":
+        """After one more broadcast, whose payload was on that support."""
+        last_support = support if isinstance(support, Listed) else self.last_support
+        return Shared(version=self.version + 1, digest=digest, reference=broadcast, last_support=last_support)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +35,12 @@ class Link:
     digest: bytes = bytes(8)  # a hash chain over them
     last: Address | None = None  # of the last one
     last_version: int = -1  # of the shared memory it was coded against
+    last_support: Listed | None = None  # the last one that was listed: the next may be told by how it differs
 
-    def advanced(self, digest: bytes, address: Address, version: int) -> "Link":
+    def advanced(self, digest: bytes, address: Address, version: int, support: Support) -> "Link":
         """After one more accepted payload."""
-        return Link(count=self.count + 1, digest=digest, last=address, last_version=version)
+        last_support = support if isinstance(support, Listed) else self.last_support
+        return Link(count=self.count + 1, digest=digest, last=address, last_version=version, last_support=last_support)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +67,7 @@ class ClientMemory(_Memory):
 
     client: int
     link: Link = Link()
+    tracked: Tracked | None = None  # of the broadcasts, where the codec's allocator sees the privacy noise
 
     def __post_init__(self):
         super().__post_init__()

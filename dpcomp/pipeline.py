@@ -15,10 +15,11 @@ from dpcomp.errors import NotPrivate
 from dpcomp.guarantee import Guarantee
 from dpcomp.ledger import Permit
 from dpcomp.mechanism import Clip, Gaussian, Poisson, Unsafe
-from dpcomp.memory import ClientMemory, Link, ServerMemory, Shared
+from dpcomp.memory import ClientMemory, ServerMemory, Shared
 from dpcomp.randomness import PublicSeed, SecretSeed
 from dpcomp.sparsify import RandomK
 from dpcomp.terms import Terms
+from dpcomp.tracking import Tracked
 from dpcomp.units import Total, Units
 from dpcomp.update import Layout, Update
 
@@ -34,6 +35,7 @@ class Pipeline:
 
     Raises:
         NotPrivate: the parts, in this order and on these terms, have no guarantee.
+        TypeError, ValueError: a part is of another kind than its place wants, or stands where it cannot.
     """
 
     mechanism: tuple[Stage, ...] | Unsafe
@@ -59,7 +61,11 @@ class Pipeline:
         codecs = [codec for codec in (self.codec, self.downlink) if codec and isinstance(codec.sparsify, RandomK)]
         if len(masks) + bool(codecs) > 1:
             raise ValueError("RandomK stands twice: a round has one random support, in the mechanism or in the codec")
-        _ = self.claim, self._noise_l2
+        if self.codec.averaged_clients:
+            self._check_estimates()
+        if masks and any(codec.predict for codec in (self.codec, self.downlink) if codec):
+            raise ValueError("predict= expects whole updates, and RandomK in the mechanism makes parts: leave one out")
+        _ = self.claim, self._noise_l2  # raise now what they would raise at the first release
 
     def _check_parts(self) -> None:
         if not isinstance(self.mechanism, Unsafe):
@@ -71,6 +77,17 @@ class Pipeline:
         for name, kind in (("codec", Codec), ("downlink", Codec | None), ("sampling", Poisson | None)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"Pipeline({name}={getattr(self, name)!r}): it must be a {kind}")
+
+    def _check_estimates(self) -> None:
+        """Refuse what an allocator that sees the noise would get wrong."""
+        if self.feedback or not isinstance(self.codec.sparsify, RandomK | None):
+            raise ValueError(
+                f"{self.codec.quantize} estimates the signal in an update from its variance and the noise's; with "
+                "error feedback, or after a choice by magnitude like TopK, values have other ones: "
+                "feedback=False and no TopK, or leave out clients="
+            )
+        if self.trust == "server":
+            raise ValueError(f"{self.codec.quantize} sees privacy noise, but trust='server' sends none: no clients=")
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -102,7 +119,10 @@ class Pipeline:
 
     @cached_property
     def _noise_l2(self) -> float:
-        """What the noise multiplier multiplies: the bound that the stages before the noise prove."""
+        """What the noise multiplier multiplies: the bound that the stages before the noise prove.
+
+        Unsafe stages prove none: there it is the last clip norm.
+        """
         if self._noise is None:
             return 0.0
         if not isinstance(self.mechanism, Unsafe):
@@ -116,7 +136,7 @@ class Pipeline:
 
     @cached_property
     def event(self) -> DpEvent:
-        """What one release costs, sampling included; a server that sees who sends is fooled by no sampling."""
+        """What one release costs, sampling included, unless an untrusted server sees who was sampled."""
         seen = (self.unit, self.trust) == ("client", "nobody")
         if isinstance(self.mechanism, Unsafe) or self.sampling is None or seen:
             return self.claim.event
@@ -143,7 +163,13 @@ class Pipeline:
         shared, residual = self._beginning(layout, seed)
         pipeline = self.fingerprint(layout)
         return ClientMemory(
-            pipeline=pipeline, layout=layout, seed=seed, shared=shared, residual=residual, client=client, link=Link()
+            pipeline=pipeline,
+            layout=layout,
+            seed=seed,
+            shared=shared,
+            residual=residual,
+            client=client,
+            tracked=Tracked.nothing(layout) if self.codec.averaged_clients else None,
         )
 
     def init_server(self, layout: Any, seed: PublicSeed) -> ServerMemory:
@@ -155,6 +181,7 @@ class Pipeline:
 
     def fingerprint(self, layout: Layout) -> bytes:
         """8 bytes that name the pipeline and the layout; both ends must have the same."""
+        # Of this class alone: a subclass that only looks on (federated/probe.py) is the same pipeline on the wire.
         parts = ", ".join(f"{item.name}={getattr(self, item.name)!r}" for item in fields(Pipeline))
         return exchange.digest(f"Pipeline({parts})".encode(), layout.digest)
 
@@ -170,12 +197,19 @@ class Pipeline:
         """The mechanism up to its noise, on one micro-batch; totals add up.
 
         A block is a tuple of (n, …) arrays (torch, JAX or NumPy), one a layer, or one (n, d) array.
+
+        Raises:
+            ValueError: the block does not fit the memory's layout.
         """
         value: Units | Total = Units.of(block, memory.layout)
         for transform in self._transforms:
             value = transform.apply(value, memory.mask_key)
         total = value if isinstance(value, Total) else value.sum()
         return replace(total, mechanism=self.mechanism)
+
+    def nothing(self, memory: ClientMemory | ServerMemory) -> Total:
+        """The total of an empty batch, which must release pure noise."""
+        return self.clip(np.zeros((0, memory.layout.size), dtype=np.float32), memory)
 
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
         """The release: the total with fresh noise, for one step of the permit.
@@ -185,7 +219,10 @@ class Pipeline:
 
         Raises:
             BudgetExhausted: the permit has no step left, or was charged for another pipeline.
-            NotPrivate: the noise stands at the other end.
+            NotPrivate: the noise stands at the other end, another mechanism made the total, or it holds more than the
+                one unit of a client.
+            VersionMismatch: another pipeline made the memory.
+            TypeError, ValueError: the permit is none, or of another client.
         """
         if not isinstance(secret, SecretSeed) or not isinstance(permit, Permit):
             raise TypeError(
@@ -218,36 +255,57 @@ class Pipeline:
             address=place,
             support=total.support,
             claim=self.claim,
+            noise_stddev=self._noise.noise_multiplier * self._noise_l2 if self._noise else 0.0,
         )
 
     def release(
         self, blocks: Iterable[Any], memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit
     ) -> Update:
-        """Clip every block, add the totals up, add the noise. No blocks at all: pure noise."""
+        """Clip every block, add the totals up, add the noise. No blocks at all: pure noise. Raises as the two do."""
         total = None
         for block in blocks:
             part = self.clip(block, memory)
             total = part if total is None else total + part
         return self.noise(self.nothing(memory) if total is None else total, memory, secret, permit)
 
-    def nothing(self, memory: ClientMemory | ServerMemory) -> Total:
-        """The total of an empty batch, which must release pure noise."""
-        return self.clip(np.zeros((0, memory.layout.size), dtype=np.float32), memory)
-
     # The public side: over the wire and back.
 
     def send(self, update: Update, memory: ClientMemory) -> tuple[bytes, ClientMemory]:
-        """The payload of an update, and the sender's memory once it is accepted."""
+        """The payload of an update, and the sender's memory once it is accepted.
+
+        Raises:
+            NotPrivate: nobody is trusted, and the update is not made of this pipeline's releases.
+            VersionMismatch: another pipeline made the memory.
+            TypeError, ValueError: the update is of another client or layout, or not finite.
+        """
         return exchange.send(self, update, memory)
 
     def receive(self, payload: bytes, memory: ServerMemory) -> tuple[Update, ServerMemory]:
-        """The update that a payload holds, and the server's memory once it is accepted."""
+        """The update that a payload holds, and the server's memory once it is accepted.
+
+        Raises:
+            CorruptPayload: the bytes are damaged.
+            VersionMismatch: they are sound, but do not follow on what the server knows.
+        """
         return exchange.receive(self, payload, memory)
 
     def broadcast(self, aggregate: Any, memory: ServerMemory) -> tuple[bytes, ServerMemory]:
-        """The payload that brings every client from this version to the next."""
+        """The payload that brings every client from this version to the next.
+
+        `aggregate` is an update, or, where nobody is trusted, a (d,) vector.
+
+        Raises:
+            NotPrivate: the aggregate is not made of this pipeline's releases.
+            VersionMismatch: another pipeline made the memory.
+            TypeError, ValueError: the aggregate is of another layout, or not finite.
+        """
         return exchange.broadcast(self, aggregate, memory)
 
     def follow(self, payload: bytes, memory: ClientMemory) -> ClientMemory:
-        """A client's memory after a broadcast; what it said is `memory.shared.reference`."""
+        """A client's memory after a broadcast; what it said is `memory.shared.reference`.
+
+        Raises:
+            CorruptPayload: the bytes are damaged.
+            VersionMismatch: they are sound, but do not follow on what the client knows.
+        """
         return exchange.follow(self, payload, memory)

@@ -1,36 +1,17 @@
 """Which coordinates stay: the exact top k, or k that a public key draws."""
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 from array_api_compat import array_namespace
 from jaxtyping import Float, Int64
 
 from dpcomp.claim import Bounded, Claim, Released, Unbounded
+from dpcomp.selection import top_k_indices
 from dpcomp.units import Total, Units
-from dpcomp.update import Listed, Seeded, Support
-
-
-def top_k_indices(x: np.ndarray, k: int) -> Int64[np.ndarray, "k"]:
-    """The positions of the k largest magnitudes of a row (d,), ascending; of equal ones the lower position wins.
-
-    Raises:
-        ValueError: k is not in [0, d], or some value is not finite.
-    """
-    x = np.asarray(x)
-    if x.ndim != 1 or not 0 <= k <= len(x):
-        raise ValueError(f"top_k_indices: k = {k} of an array of shape {x.shape}; it wants a row and 0 ≤ k ≤ d")
-    magnitude = np.abs(x)
-    unranked = len(x) - int(np.count_nonzero(np.isfinite(magnitude)))
-    if unranked:
-        raise ValueError(f"top_k_indices: {unranked} of {len(x)} values are NaN or infinite: nothing ranks them")
-    if k == 0:
-        return np.empty(0, dtype=np.int64)
-    threshold = np.partition(magnitude, len(x) - k)[len(x) - k]
-    above = np.flatnonzero(magnitude > threshold)
-    ties = np.flatnonzero(magnitude == threshold)[: k - len(above)]
-    return np.sort(np.concatenate([above, ties]))
+from dpcomp.update import Everywhere, Layout, Listed, Seeded, Support
 
 
 @dataclass(frozen=True)
@@ -45,8 +26,8 @@ class _Fraction:
         object.__setattr__(self, "fraction", float(self.fraction))
 
     def count(self, d: int) -> int:
-        """k for a vector of d coordinates: the nearest whole number, and at least one."""
-        return max(1, round(self.fraction * d))
+        """k for d coordinates: the nearest whole number, and at least one if there are any."""
+        return min(d, max(1, round(self.fraction * d)))
 
     def _refuse_after_noise(self, before: Claim, where: str) -> None:
         if isinstance(before, Released):
@@ -75,21 +56,35 @@ class RandomK(_Fraction):
         """The value on the round's support."""
         return value.restrict(self.support(value.layout.size, mask_key))
 
-    def select(self, vector: Float[np.ndarray, "d"], candidates: Support, mask_key: int) -> Support:
+    def select(self, vector: Float[np.ndarray, "d"], candidates: Support, layout: Layout, mask_key: int) -> Support:
         """The codec's choice: it looks at the key, never at the values."""
-        return self.support(len(vector), mask_key)
+        return self.support(layout.size, mask_key)
 
 
 @dataclass(frozen=True)
 class TopK(_Fraction):
     """The round(fraction·d) coordinates of largest magnitude, exactly; of equal ones the lower position wins.
 
-    In the codec it selects what is sent. In a mechanism, before `Clip`, it sets all but each unit's own
-    largest coordinates to zero, and the update stays dense.
+    `per="layer"` keeps round(fraction·n) of each layer's n coordinates instead, at least one of a layer that
+    is not empty, so that no layer starves because its gradients are small. In the codec it selects what is
+    sent. In a mechanism, before `Clip`, it sets all but each unit's own largest coordinates to zero, and the
+    update stays dense; of coordinates that `RandomK` has left it keeps that share.
 
     **Privacy:** before `Clip` it maps each unit by itself, and the clip bounds the result (PRIVACY_RULES 5).
     After `Clip` the support would be a deterministic function of private data: no guarantee (rule 4).
+
+    Raises:
+        ValueError: the fraction lies outside (0, 1], or `per` is neither "vector" nor "layer".
     """
+
+    per: Literal["vector", "layer"] = "vector"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.per not in ("vector", "layer"):
+            raise ValueError(
+                f'{self}: write per="vector" for the top of the whole vector, per="layer" for each layer\'s'
+            )
 
     def claim(self, before: Claim, where: str) -> Claim:
         """Before the clip a map of each unit; after it a leak."""
@@ -105,21 +100,40 @@ class TopK(_Fraction):
     def apply(self, value: "Units | Total", mask_key: int) -> "Units | Total":
         """Each unit masked; or, under `dp.unsafe` alone, a sum on the support that it chose itself."""
         if isinstance(value, Total):
-            return value.restrict(Listed(top_k_indices(value.vector(), self.count(value.layout.size))))
-        return value.masked(self._mask)
+            return value.restrict(self.select(value.vector(), Everywhere(), value.layout, mask_key))
+        parts = list(pairwise(self._cuts(value.support, value.layout)))
+        xp = array_namespace(*value.layers)
+        return value.masked(lambda units: xp.concat([self._mask(units[:, a:b]) for a, b in parts if a < b], axis=1))
+
+    def select(self, vector: Float[np.ndarray, "d"], candidates: Support, layout: Layout, mask_key: int) -> Support:
+        """The codec's choice among the candidates: it looks at the values, never at the key.
+
+        It keeps the share of the whole vector, or layer, or all its candidates where there are fewer.
+
+        Raises:
+            ValueError: some value that it has to rank is not finite.
+        """
+        everywhere = isinstance(candidates, Everywhere)  # its positions would be d more numbers
+        positions = None if everywhere else candidates.indices(layout.size)
+        values = vector if positions is None else vector[positions]
+        cuts, whole = self._cuts(candidates, layout), self._cuts(Everywhere(), layout)
+        keep = [min(self.count(int(n)), int(m)) for n, m in zip(np.diff(whole), np.diff(cuts), strict=True)]
+        if sum(keep) == len(values):
+            return candidates
+        parts = zip(pairwise(cuts), keep, strict=True)
+        chosen = np.concatenate([a + top_k_indices(values[a:b], k) for (a, b), k in parts])
+        return Listed(chosen if positions is None else positions[chosen])
+
+    def _cuts(self, support: Support, layout: Layout) -> Int64[np.ndarray, "parts_plus_one"]:
+        """Where each part that is ranked by itself begins among the supported coordinates, and where the last ends."""
+        edges = layout.edges if self.per == "layer" else layout.edges[[0, -1]]
+        return edges if isinstance(support, Everywhere) else np.searchsorted(support.indices(layout.size), edges)
 
     def _mask(self, units: Float[Any, "n d"]) -> Float[Any, "n d"]:
         xp, d = array_namespace(units), units.shape[1]
-        k, magnitude = min(self.count(d), d), xp.abs(units)
+        k, magnitude = self.count(d), xp.abs(units)
         threshold = xp.sort(magnitude, axis=1)[:, d - k][:, None]
         above, tied = magnitude > threshold, magnitude == threshold
         room = k - xp.sum(xp.astype(above, xp.int32), axis=1)[:, None]
         first = tied & (xp.cumulative_sum(xp.astype(tied, xp.int32), axis=1) <= room)
         return xp.where(above | first, units, xp.zeros_like(units))
-
-    def select(self, vector: Float[np.ndarray, "d"], candidates: Support, mask_key: int) -> Support:
-        """The codec's choice among the candidates: it looks at the values, never at the key."""
-        k, positions = self.count(len(vector)), candidates.indices(len(vector))
-        if k >= len(positions):
-            return candidates
-        return Listed(positions[top_k_indices(vector[positions], k)])

@@ -18,7 +18,13 @@ SERVER = 2**32 - 1  # stands where a client's number stands, when the server act
 
 @dataclass(frozen=True)
 class Address:
-    """(run, client, round): every random stream, charge and frame is identified by it."""
+    """(run, client, round): every random stream, charge and frame is identified by it.
+
+    A memory's is (the number of its public seed, its client or `SERVER`, the broadcasts so far).
+
+    Raises:
+        TypeError, ValueError: run is no whole number below 2⁶⁴, or client or round none below 2³².
+    """
 
     run: int
     client: int
@@ -36,7 +42,11 @@ class Address:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layers of a flat vector, in order: their names and shapes."""
+    """The layers of a flat vector, in order: their names and shapes.
+
+    Raises:
+        ValueError: it has no coordinates, or 2³² and more.
+    """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -91,13 +101,17 @@ class Everywhere:
 
 @dataclass(frozen=True)
 class Seeded:
-    """k coordinates that a public key of 256 bits draws: whoever knows the key knows them."""
+    """k coordinates that `seed`, a public key of 256 bits, draws: whoever knows the key knows them."""
 
     seed: int
     k: int
 
     def count(self, d: int) -> int:
-        """How many of d coordinates it holds."""
+        """How many of d coordinates it holds.
+
+        Raises:
+            ValueError: k is not in [0, d].
+        """
         if not 0 <= self.k <= d:
             raise ValueError(f"Seeded: cannot choose {self.k} of {d} coordinates")
         return self.k
@@ -109,7 +123,11 @@ class Seeded:
 
 @dataclass(frozen=True, eq=False)
 class Listed:
-    """The coordinates named one by one, ascending."""
+    """The coordinates named one by one, ascending.
+
+    Raises:
+        TypeError, ValueError: the positions are not whole, distinct, ascending numbers from 0.
+    """
 
     positions: Int64[np.ndarray, "k"]
 
@@ -124,7 +142,11 @@ class Listed:
         object.__setattr__(self, "positions", positions)
 
     def count(self, d: int) -> int:
-        """How many of d coordinates it holds."""
+        """How many of d coordinates it holds.
+
+        Raises:
+            ValueError: a position is d or above.
+        """
         if len(self.positions) and self.positions[-1] >= d:
             raise ValueError(f"Listed: position {self.positions[-1]} lies outside a vector of {d}")
         return len(self.positions)
@@ -146,7 +168,7 @@ Support = Everywhere | Seeded | Listed
 
 @lru_cache(maxsize=8)
 def _seeded_indices(key: int, k: int, d: int) -> Int64[np.ndarray, "k"]:
-    """The first k distinct numbers below d that the stream says, sorted.
+    """The first k distinct numbers below d that the stream says, sorted; of more than half, all but the first d − k.
 
     Only raw words of the cipher are used: NumPy may change its own sampling between versions, and
     then two ends would disagree.
@@ -179,6 +201,9 @@ class Update:
 
     `values` has one float32 a supported coordinate, in ascending order of position. `claim` is what is
     known about them: only a pipeline's `release` (or `receive`, of what was released) makes it `Released`.
+
+    Raises:
+        ValueError: the values are not one row of as many as the support holds.
     """
 
     values: Float32[np.ndarray, "k"]
@@ -186,6 +211,7 @@ class Update:
     address: Address
     support: Support = field(default_factory=Everywhere)
     claim: Claim = UNKNOWN
+    noise_stddev: float | None = None
 
     def __post_init__(self):
         values = np.array(self.values, dtype=np.float32)
@@ -199,20 +225,25 @@ class Update:
         object.__setattr__(self, "values", values)
 
     def dense(self) -> Float32[np.ndarray, "d"]:
-        """The whole vector; zero where the support is not."""
+        """The whole vector; zero where the support is not. On `Everywhere` it is `values` itself, read-only."""
         if isinstance(self.support, Everywhere):
             return self.values
         vector = np.zeros(self.layout.size, dtype=np.float32)
         vector[self.support.indices(self.layout.size)] = self.values
         return vector
 
-    def derive(self, vector: Float32[np.ndarray, "d"]) -> "Update":
+    def derive(self, vector: Float32[np.ndarray, "d"], noise_stddev: float | None = None) -> "Update":
         """Another vector computed from this update and public values alone, restricted to its support.
+
+        `noise_stddev` is that of the privacy noise in the new values, if the caller can say it.
 
         **Privacy:** post-processing of a release is a release (Dwork & Roth 2014, Prop. 2.1), so the
         claim is kept. Nothing private may have entered `vector`.
+
+        Raises:
+            ValueError: the vector is not of shape (d,).
         """
         vector = np.asarray(vector, dtype=np.float32)
         if vector.shape != (self.layout.size,):
             raise ValueError(f"derive: the vector has shape {vector.shape}, not ({self.layout.size},)")
-        return replace(self, values=vector[self.support.indices(self.layout.size)])
+        return replace(self, values=vector[self.support.indices(self.layout.size)], noise_stddev=noise_stddev)

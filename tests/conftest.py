@@ -4,8 +4,9 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 ARRAYS_FLOW = (
-    *("dpcomp.units", "dpcomp.sparsify", "dpcomp.mechanism", "dpcomp.memory"),
-    *("dpcomp.codec.codec", "dpcomp.codec.fixed_width", "dpcomp.codec.quantize", "dpcomp.codec.range_coder"),
+    *("dpcomp.units", "dpcomp.selection", "dpcomp.sparsify", "dpcomp.mechanism", "dpcomp.tracking", "dpcomp.memory"),
+    *("dpcomp.codec.codec", "dpcomp.codec.rate", "dpcomp.codec.widths"),
+    *("dpcomp.codec.predict", "dpcomp.codec.quantize", "dpcomp.codec.entropy"),
 )
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as everywhere in Python

@@ -1,7 +1,19 @@
 """The public side: what happens to released values on their way to the wire."""
 
 from dpcomp.codec.allocate import Equal as Equal
+from dpcomp.codec.allocate import FixedStep as FixedStep
+from dpcomp.codec.allocate import Waterfill as Waterfill
 from dpcomp.codec.codec import Codec as Codec
-from dpcomp.codec.fixed_width import FixedWidth as FixedWidth
+from dpcomp.codec.entropy import FixedWidth as FixedWidth
+from dpcomp.codec.entropy import RangeCoder as RangeCoder
+from dpcomp.codec.predict import LastBroadcast as LastBroadcast
+from dpcomp.codec.quantize import Common as Common
+from dpcomp.codec.quantize import Dithered as Dithered
+from dpcomp.codec.quantize import Float16 as Float16
+from dpcomp.codec.quantize import Float32 as Float32
+from dpcomp.codec.quantize import Nearest as Nearest
+from dpcomp.codec.quantize import Rotated as Rotated
+from dpcomp.codec.quantize import Sign as Sign
+from dpcomp.codec.quantize import Stochastic as Stochastic
+from dpcomp.codec.quantize import Ternary as Ternary
 from dpcomp.codec.quantize import Uniform as Uniform
-from dpcomp.codec.range_coder import RangeCoder as RangeCoder

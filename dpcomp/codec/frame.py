@@ -7,8 +7,9 @@ from typing import Annotated, get_type_hints
 
 from dpcomp.errors import CorruptPayload
 
-MAGIC = b"dpc\x01"  # the last byte is the format's version
+MAGIC = b"dpc\x02"  # the last byte is the format's version
 CHECKSUM_BYTES = 8
+LINK_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Frame:
     version: Annotated[int, "I"]  # of the shared memory that it was coded against
     shared: Annotated[bytes, "8s"]  # its digest
     link_count: Annotated[int, "I"]  # payloads of this client that were accepted before
+    link: Annotated[bytes, f"{LINK_BYTES}s"]  # the beginning of the digest of those
     body_bytes: Annotated[int, "I"]
 
 

@@ -15,6 +15,7 @@ from dpcomp.randomness import SecretSeed
 from dpcomp.training.inspection import PrivateModel, as_list
 from dpcomp.training.inspection import hooks_on_inputs as hooks_on_inputs
 from dpcomp.training.inspection import private_model as private_model
+from dpcomp.training.linearity import noise_after
 from dpcomp.training.parameters import layout_of, parts, read, trainable
 from dpcomp.units import Total
 from dpcomp.update import Address, Layout, Update
@@ -25,9 +26,14 @@ FROZEN = {"noise_multiplier", "max_grad_norm", "expected_batch_size", "loss_redu
 class PrivateOptimizer(DPOptimizer):
     """Opacus' optimiser, whose clipping and noise are the pipeline's, and whose charges come first.
 
-    `begin(memory, permit)` opens a round; every logical step uses one step of the permit; `update()` closes it.
+    `begin(memory, permit)` opens a round; every logical step uses one step of the permit; `update()` is what came of
+    it. `secret` draws noise and batches; `expected_batch_size` is the divisor of every sum, a public constant.
     Micro-batches may be skipped into one logical step (`BatchMemoryManager`); none leaves anything un-noised behind.
     An example that goes through two backward passes of one step counts as two: pass each one once.
+
+    Raises:
+        NotPrivate: the pipeline releases no local steps, or the model was not inspected.
+        ValueError: the divisor is not above 0, or the optimiser's parameters are not the model's trainable ones.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class PrivateOptimizer(DPOptimizer):
         self._open: tuple[ClientMemory, Permit] | None = None
         self._total: Total | None = None
         self._start = self._released = None
+        self._steps = 0
         self._sealed = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -94,19 +101,33 @@ class PrivateOptimizer(DPOptimizer):
         return self._round()[1].address
 
     def begin(self, memory: ClientMemory, permit: Permit) -> None:
-        """Open a round, from which on `update()` counts: with fresh optimiser state, and nothing half done."""
+        """Open a round, from which on `update()` counts: with fresh optimiser state, and nothing half done.
+
+        Raises:
+            ValueError: the memory is of another layout than the model.
+        """
         if memory.layout != self.layout:
             raise ValueError(f"memory for {memory.layout}, model of {self.layout}: init it with optimizer.layout")
         self.discard()
         self.original_optimizer.state.clear()
-        self._open, self._released = (memory, permit), None
+        self._open, self._released, self._steps = (memory, permit), None, 0
         self._start = read(self._model)
 
     def update(self) -> Update:
-        """What the round did to the parameters, made of what it released, on the support of the release."""
+        """What the round did to the parameters, made of what it released, on the support that its releases share.
+
+        Raises:
+            BudgetExhausted: nothing was released.
+        """
         if self._released is None or self._start is None:
             raise BudgetExhausted("nothing was released since begin(memory, permit): take a step first")
-        return self._released.derive(read(self._model) - self._start)
+        return self._released.derive(read(self._model) - self._start, noise_stddev=self._noise_in_update())
+
+    def _noise_in_update(self) -> float | None:
+        noise = self._released.noise_stddev if self._released else None
+        if noise is None:
+            return None
+        return noise_after(self.original_optimizer, noise / float(self.expected_batch_size or 1), self._steps)
 
     def discard(self) -> None:
         """Forget a logical step that was broken off: its clipped sum, its gradients, its skips, its activations."""
@@ -115,7 +136,11 @@ class PrivateOptimizer(DPOptimizer):
         self._forget_passes()
 
     def clip_and_accumulate(self) -> None:
-        """The pipeline's clip, on what one or several backward passes left; the gradients are wiped at once."""
+        """The pipeline's clip, on what one or several backward passes left; the gradients are wiped at once.
+
+        Raises:
+            NotPrivate: a forward pass had no full backward pass.
+        """
         if any("_current_grad_sample" in vars(parameter) for parameter in self._parameters):
             raise NotPrivate("a forward pass had no full backward pass: its gradients would mix with the next one's")
         samples = [as_list(vars(parameter).get("grad_sample")) for parameter in self._parameters]
@@ -131,10 +156,15 @@ class PrivateOptimizer(DPOptimizer):
         self._wipe()
 
     def add_noise(self) -> None:
-        """One release of the pipeline, from which alone the gradients are made."""
+        """One release of the pipeline, from which alone the gradients are made.
+
+        Raises:
+            BudgetExhausted: no round is open, or its permit has no step left for this pipeline.
+        """
         memory, permit = self._round()
         total, self._total = self._total or self._pipeline.nothing(memory), None
         self._released = self._pipeline.noise(total, memory, self._secret, permit)
+        self._steps += 1
         gradients = parts(self._model, self._released.dense())
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient.to(device=parameter.device, dtype=parameter.dtype)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpcomp as dp
-from dpcomp.codec.frame import Frame, seal, unseal
+from dpcomp.codec.frame import HEADER_BYTES, Frame, seal, unseal
 
 D = 400
 CODECS = {
@@ -33,6 +33,7 @@ FRAME = Frame(
     version=4,
     shared=b"together",
     link_count=5,
+    link=b"link",
     body_bytes=0,
 )
 
@@ -73,7 +74,7 @@ def test_a_frame_comes_back_as_it_was_sealed():
 
 
 def test_the_header_has_at_most_64_bytes():
-    assert len(seal(FRAME, b"")) == 56
+    assert len(seal(FRAME, b"")) == HEADER_BYTES <= 64
 
 
 @EVERY_CODEC
@@ -96,7 +97,7 @@ def test_every_flipped_bit_is_refused(name):
 
 def test_every_flipped_bit_of_a_header_is_refused():
     pipeline, payload, server = ends("coded")
-    for bit in range(8 * 56):
+    for bit in range(8 * HEADER_BYTES):
         damaged = bytearray(payload)
         damaged[bit // 8] ^= 1 << bit % 8
         refused(pipeline, bytes(damaged), server)
@@ -106,7 +107,7 @@ def test_every_flipped_bit_of_a_header_is_refused():
 @given(st.binary(max_size=300))
 def test_garbage_is_refused(garbage):
     pipeline, payload, server = ends("top")
-    for damaged in (garbage, payload[:4] + garbage, payload[:56] + garbage, payload + garbage + b"\0"):
+    for damaged in (garbage, payload[:4] + garbage, payload[:HEADER_BYTES] + garbage, payload + garbage + b"\0"):
         refused(pipeline, damaged, server)
 
 
@@ -149,20 +150,27 @@ def test_a_hostile_body_is_read_as_an_update_or_refused_and_nothing_else(name):
     assert len(found) > 60
 
 
-def listed(k, side, words=b"", steps=b"\x80\x3f\x80\x3f"):
-    """A body of "top": kind 2, k positions, two steps of 1, the models' integers, and coded words."""
-    return struct.pack("<BI", 2, k) + steps + struct.pack("<H", len(side)) + side + words
+ONE_WORLD = b"\x01\x01"  # one world, not cut into layers; how many of the positions lie in it comes next
+STEPS = b"\x80\x3f\x80\x3f"  # 1, in both layers
+SHARED = b"\x00"  # no layer has a table of its own
+TABLE = b"\x10\x00\x01\x01"  # all bits of a level are its symbol; from level 0 on, one of them, with a frequency
 
 
-ESCAPES = struct.pack("<I", 0)
-TABLE = struct.pack("<hBB", 0, 0, 0) + b"\x01"  # level 0 and no other
+def listed(k, world=ONE_WORLD + b"\x14", steps=STEPS, own=SHARED, table=TABLE, words=b""):
+    """A body of "top": kind 2, k positions, the integers, and coded words."""
+    side = world + steps + own + table
+    return struct.pack("<BI", 2, k) + bytes([len(side)]) + side + words
 
 
 def test_the_body_that_hostile_ones_are_made_of_is_sound():
     pipeline, payload, server = ends("top")
-    estimate, _ = pipeline.receive(forged(payload, listed(20, ESCAPES + TABLE)), server)
+    estimate, _ = pipeline.receive(forged(payload, listed(20)), server)
     assert len(estimate.values) == 20
     assert np.count_nonzero(estimate.values) == 0
+
+
+SEVENS = b"\x10\x0e\x01\x01"  # level 7, and no other
+FARTHEST = b"\xff\xff\xff\xff\x7f"
 
 
 @pytest.mark.parametrize(
@@ -170,33 +178,51 @@ def test_the_body_that_hostile_ones_are_made_of_is_sound():
     [
         b"",
         b"\x02",
-        listed(D + 1, ESCAPES + TABLE),
-        listed(2**32 - 1, ESCAPES + TABLE),
-        struct.pack("<BI", 3, 20) + listed(20, ESCAPES + TABLE)[5:],
-        struct.pack("<BI", 255, 20) + listed(20, ESCAPES + TABLE)[5:],
-        struct.pack("<BI", 0, 20) + listed(20, ESCAPES + TABLE)[5:],
-        struct.pack("<BI", 1, 20) + listed(20, ESCAPES + TABLE)[5:],
+        listed(D + 1),
+        listed(2**32 - 1),
+        struct.pack("<BI", 3, 20) + listed(20)[5:],
+        struct.pack("<BI", 255, 20) + listed(20)[5:],
+        struct.pack("<BI", 0, 20) + listed(20)[5:],
+        struct.pack("<BI", 1, 20) + listed(20)[5:],
         struct.pack("<BI", 2, 20) + b"\x80\x3f",
-        listed(20, struct.pack("<I", 1) + TABLE),
-        listed(20, struct.pack("<I", 2**32 - 1) + TABLE),
-        listed(20, ESCAPES),
-        listed(20, ESCAPES + TABLE[:-1]),
-        listed(20, ESCAPES + struct.pack("<hBB", 0, 0, 0) + b"\x00"),
-        listed(20, ESCAPES + struct.pack("<hBB", 0, 255, 0) + b"\x01"),
-        listed(20, ESCAPES + struct.pack("<hBB", 0, 0, 4) + b"\x01"),
-        listed(20, ESCAPES + struct.pack("<hBB", 8, 0, 0) + b"\x01"),
-        listed(20, ESCAPES + struct.pack("<hBB", -(2**15), 0, 0) + b"\x01"),
-        listed(20, ESCAPES + TABLE + b"\x00"),
-        listed(20, ESCAPES + TABLE, b"\x00" * 3),
-        listed(20, ESCAPES + TABLE, b"\x00" * 4000),
-        listed(20, ESCAPES + TABLE, b"\xff" * 40),
-        listed(20, ESCAPES + struct.pack("<hBB", 7, 0, 0) + b"\x01", steps=b"\x80\x7f\x80\x7f"),
-        listed(20, ESCAPES + struct.pack("<hBB", 7, 0, 0) + b"\x01", steps=b"\xc0\x7f\xc0\x7f"),
-        listed(20, ESCAPES + struct.pack("<hBB", 7, 0, 0) + b"\x01", steps=b"\x7f\x7f\x7f\x7f"),
-        listed(20, ESCAPES + TABLE, steps=b"\x80\x7f\x80\x7f"),
-        struct.pack("<BI", 2, 20) + b"\x80\x3f\x80\x3f" + b"\xff\xff",
+        listed(20, world=b""),
+        listed(20, world=b"\x00"),
+        listed(20, world=b"\x02\x01\x0a\x01\x0a"),  # two worlds, where there was no support before
+        listed(20, world=b"\x03\x01\x14"),
+        listed(20, world=b"\x01\x00"),
+        listed(20, world=b"\x01\x03\x14\x00\x00"),
+        listed(20, world=ONE_WORLD + b"\x13"),
+        listed(20, world=ONE_WORLD + b"\x15"),
+        listed(20, world=ONE_WORLD + FARTHEST),
+        listed(20, world=ONE_WORLD + b"\xff" * 6),
+        listed(20, world=b"\x01\x02\x14\x14"),
+        listed(20, own=b"", table=b""),
+        listed(20, own=b"\xc0"),  # tables of their own, and one alone follows
+        listed(20, own=b"\x40"),  # where the second layer has no level
+        listed(20, table=b""),
+        listed(20, table=TABLE[:-1]),
+        listed(20, table=b"\x10\x00\x01\x00"),
+        listed(20, table=b"\x10\x00\x01\x00\x01"),  # an empty table
+        listed(20, table=b"\x10\x00\x02\x01\x00\x02"),  # one that ends behind itself
+        listed(20, table=b"\x10\x00\x03\x01\x00\x00"),
+        listed(20, table=b"\x10\x00\x00"),
+        listed(20, table=b"\x10\x00" + FARTHEST + b"\x01"),
+        listed(20, table=b"\x00\x00\x01\x01"),
+        listed(20, table=b"\x11\x00\x01\x01"),
+        listed(20, table=b"\x10\x10\x01\x01"),  # level 8, of 4 bits
+        listed(20, table=b"\x10\x0f\x01\x01"),  # level -8
+        listed(20, table=b"\x10" + FARTHEST + b"\x01\x01"),
+        listed(20, table=TABLE + b"\x00"),
+        listed(20, words=b"\x00" * 3),
+        listed(20, words=b"\x00" * 4000),
+        listed(20, words=b"\xff" * 40),
+        listed(20, steps=b"\x80\x7f\x80\x7f"),
+        listed(20, steps=b"\x80\xbf\x80\x3f"),
+        listed(20, table=SEVENS, steps=b"\x80\x7f\x80\x7f"),
+        listed(20, table=SEVENS, steps=b"\xc0\x7f\xc0\x7f"),
+        struct.pack("<BI", 2, 20) + b"\xff\xff",
     ],
-    ids=lambda body: body.hex()[:40],
+    ids=lambda body: body.hex()[:60],
 )
 def test_a_crafted_body_is_corrupt_at_once(body):
     pipeline, payload, server = ends("top")
@@ -210,7 +236,7 @@ def test_a_crafted_body_is_corrupt_at_once(body):
 def test_fixed_width_positions_that_repeat_descend_or_leave_the_vector_are_corrupt(at):
     pipeline, payload, server = ends("top fixed")
     packed = (at[0] | at[1] << 9).to_bytes(3, "little")  # 9 bits a position below 400
-    body = struct.pack("<BI", 2, 2) + b"\x80\x3f\x80\x3f" + packed + b"\x80\x80"
+    body = struct.pack("<BI", 2, 2) + packed + b"\x80\x3f\x80\x3f" + b"\x80\x80"
     with pytest.raises(dp.CorruptPayload):
         pipeline.receive(forged(payload, body), server)
 
@@ -228,7 +254,7 @@ def test_values_that_are_not_finite_are_corrupt(wild):
     pipeline, payload, server = ends("float32")
     _, body = unseal(payload)
     with pytest.raises(dp.CorruptPayload, match="not finite"):
-        pipeline.receive(forged(payload, body[:-6] + np.float32(wild).tobytes() + body[-2:]), server)
+        pipeline.receive(forged(payload, body[:-4] + np.float32(wild).tobytes()), server)
 
 
 def test_a_short_message_that_declares_much_costs_little():
@@ -237,9 +263,12 @@ def test_a_short_message_that_declares_much_costs_little():
     memory, server = pipeline.init(d, dp.PublicSeed(0), client=1), pipeline.init_server(d, dp.PublicSeed(0))
     update = dp.Update(values=np.zeros(d), layout=memory.layout, address=memory.address, claim=pipeline.claim)
     payload, _ = pipeline.send(update, memory)
-    most = struct.pack("<I", 2**32 - 1)
-    hostile = [struct.pack("<BI", 2, k) + b"\x80\x3f" + b"\x09\x00" + most + TABLE for k in (1, 100, 2**32 - 1)]
-    hostile += [struct.pack("<BI", 2, 1) + b"\x80\x3f" + b"\x09\x00" + ESCAPES + TABLE[:4] + b"\x00"]
+    step = b"\x80\x3f"
+    hostile = [
+        listed(k, world=ONE_WORLD + count, steps=step) for k in (2, 2**20, 2**32 - 1) for count in (b"\x01", FARTHEST)
+    ]
+    hostile += [listed(1, world=ONE_WORLD + b"\x01", steps=step, table=b"\x10\x00" + FARTHEST + b"\x01")]
+    hostile += [listed(2**20, world=ONE_WORLD + b"\x80\x80\x40", steps=step, words=b"\xff" * 40)]
     for body in hostile:
         tracemalloc.start()
         began = time.process_time()

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpcomp as dp
+from dpcomp.codec import Common
 
 ENTROPIES = pytest.mark.parametrize("entropy", [dp.FixedWidth(), dp.RangeCoder()], ids=str)
 
@@ -18,8 +19,20 @@ class PerLayer:
 
     bits: tuple[int, ...]
 
-    def allocate(self, layout):
-        return tuple(self.bits[number % len(self.bits)] for number in range(len(layout.shapes)))
+    def packed(self, values, counts):
+        return self.widths(len(counts)), self.coded(values, counts)
+
+    def coded(self, values, counts):
+        layers = np.split(np.abs(values.astype(np.float64)), np.cumsum(counts)[:-1])
+        tops = [2 ** (bits - 1) - 1 for bits in self.widths(len(counts))]
+        return tuple(float(layer.max(initial=0)) / top for layer, top in zip(layers, tops, strict=True))
+
+    def widths(self, layers):
+        return tuple(self.bits[number % len(self.bits)] for number in range(layers))
+
+
+def widths(bits, layout):
+    return (bits,) * len(layout.sizes) if isinstance(bits, int) else bits.widths(len(layout.sizes))
 
 
 BITS = st.one_of(st.integers(2, 16), st.lists(st.integers(2, 16), min_size=1, max_size=3).map(tuple).map(PerLayer))
@@ -55,9 +68,9 @@ def messages(draw):
 
 def round_trip(codec, values, support, layout):
     """The decoded values, after both ends were seen to agree on them bit for bit."""
-    body, sent = codec.encode(values, support, layout)
-    seeded = support if isinstance(support, dp.Seeded) else None
-    found, where = codec.decode(body, seeded, layout)
+    common = Common(layout=layout, mask=support if isinstance(support, dp.Seeded) else None)
+    body, sent = codec.encode(values, support, common)
+    found, where = codec.decode(body, common)
     assert found.dtype == sent.dtype == np.float32
     assert found.tobytes() == sent.tobytes()
     np.testing.assert_array_equal(where.indices(layout.size), support.indices(layout.size))
@@ -87,7 +100,7 @@ def test_a_quantised_value_is_off_by_half_a_step_at_most(entropy, message, bits)
     largest = np.zeros(len(layout.shapes))
     np.maximum.at(largest, layers, np.abs(values.astype(np.float64)))
     # The step that spans the layer, rounded up to 8 significant bits.
-    steps = largest / [2 ** (width - 1) - 1 for width in quantize.widths(layout)] * (1 + 2**-7)
+    steps = largest / [2 ** (width - 1) - 1 for width in widths(bits, layout)] * (1 + 2**-7)
     assert (np.abs(found - values) <= steps[layers] / 2 * (1 + 1e-6)).all()
 
 
@@ -97,7 +110,7 @@ def test_a_quantised_value_is_off_by_half_a_step_at_most(entropy, message, bits)
 def test_whole_numbers_that_fit_the_levels_arrive_as_they_are(entropy, message, bits, exponent):
     layout, support, values = message
     quantize, layers = dp.Uniform(bits), layer_of_each(support, layout)
-    tops = np.array([2 ** (width - 1) - 1 for width in quantize.widths(layout)])[layers]
+    tops = np.array([2 ** (width - 1) - 1 for width in widths(bits, layout)])[layers]
     whole = np.random.default_rng(len(values)).integers(-tops, tops, endpoint=True)
     whole[np.unique(layers, return_index=True)[1]] = tops[np.unique(layers, return_index=True)[1]]
     scaled = np.ldexp(whole.astype(np.float32), exponent)
@@ -156,7 +169,8 @@ def test_int8_is_one_byte_a_coordinate():
     codec = dp.Codec(quantize=dp.Uniform(8), entropy=dp.FixedWidth())
     rng, bodies = np.random.default_rng(0), {}
     for d in (1, 100, 4321):
-        bodies[d], _ = codec.encode(rng.standard_normal(d).astype(np.float32), dp.Everywhere(), dp.Layout.of(d))
+        values = rng.standard_normal(d).astype(np.float32)
+        bodies[d], _ = codec.encode(values, dp.Everywhere(), Common(layout=dp.Layout.of(d)))
     assert len(bodies[100]) - len(bodies[1]) == 99
     assert len(bodies[4321]) - len(bodies[100]) == 4221
     assert len(bodies[1]) == 1 + 5 + 2  # behind the kind and size of the support, and one step
@@ -165,14 +179,14 @@ def test_int8_is_one_byte_a_coordinate():
 @pytest.mark.parametrize(("bits", "level_bytes"), [(2, 25), (3, 38), (7, 88), (12, 150), (16, 200)])
 def test_fixed_width_packs_levels_without_gaps(bits, level_bytes):
     codec = dp.Codec(quantize=dp.Uniform(bits), entropy=dp.FixedWidth())
-    body, _ = codec.encode(np.ones(100, np.float32), dp.Everywhere(), dp.Layout.of(100))
+    body, _ = codec.encode(np.ones(100, np.float32), dp.Everywhere(), Common(layout=dp.Layout.of(100)))
     assert len(body) == 5 + 2 + level_bytes
 
 
 def test_the_values_of_an_update_are_left_alone():
     values = np.array([0.1, -0.7, 0.3], np.float32)
     values.flags.writeable = False
-    dp.Codec(quantize=dp.Uniform(2)).encode(values, dp.Everywhere(), dp.Layout.of(3))
+    dp.Codec(quantize=dp.Uniform(2)).encode(values, dp.Everywhere(), Common(layout=dp.Layout.of(3)))
     assert values.tolist() == [np.float32(0.1), np.float32(-0.7), np.float32(0.3)]
 
 

@@ -1,0 +1,161 @@
+"""What allocation is worth on real gradients: python benchmarks/allocation.py
+
+Gradients of the CIFAR-10 CNN, early, middle and late; each is coded under both rules, and the table shows the ratio of
+squared errors at equal payload bytes, mean over rounds. At a rate R a bit is worth a factor of four (6.02 dB), by
+which small differences in size are levelled. Then what DP noise does, and what a finer block than the layer gains.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from gradients import recorded
+from jaxtyping import Float32, Int64
+from rich.console import Console
+from rich.table import Table
+
+import dpcomp as dp
+from dpcomp.codec import Common
+from dpcomp.codec.widths import WIDTHS, error_curve
+from dpcomp.tracking import mean_squares
+from dpcomp.update import Layout
+
+BITS = (2, 3, 4)
+CLIENTS = 10
+
+
+def coded(codec: dp.Codec, values: Float32[np.ndarray, "d"], layout: Layout) -> tuple[float, Float32[np.ndarray, "d"]]:
+    """Bits a coordinate on the wire, and what is decoded."""
+    body, decoded = codec.encode(values, dp.Everywhere(), Common(layout=layout))
+    return 8 * len(body) / len(values), decoded
+
+
+def advantage(one: dp.Codec, other: dp.Codec, rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
+    """The squared error of the first ÷ that of the second at equal bytes, mean over rounds."""
+    ratios = []
+    for values in rounds:
+        (bits, found), (other_bits, other_found) = coded(one, values, layout), coded(other, values, layout)
+        error, other_error = (float(np.sum((values - each) ** 2.0)) for each in (found, other_found))
+        ratios.append(error / other_error * 4.0 ** (bits - other_bits))
+    return float(np.mean(ratios))
+
+
+def coding_gain(rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
+    """The weighted arithmetic over the geometric mean of the layers' variances, mean over rounds."""
+    shares, gains = np.array(layout.sizes) / layout.size, []
+    for values in rounds:
+        powers = mean_squares(values, layout)
+        gains.append((shares @ powers) / np.exp(shares @ np.log(powers)))
+    return float(np.mean(gains))
+
+
+def by_channel(layout: Layout) -> Layout:
+    """Every output channel of a weight a layer of its own, before what has no channels."""
+    wide = {name: shape for name, shape in layout.shapes if len(shape) > 1}
+    rest = {name: shape for name, shape in layout.shapes if len(shape) <= 1}
+    return Layout.of({f"{name}[{channel}]": s[1:] for name, s in wide.items() for channel in range(s[0])} | rest)
+
+
+def channel_order(layout: Layout) -> Int64[np.ndarray, "d"]:
+    """Where each coordinate of `by_channel` stands in the layout."""
+    spans = [np.arange(start, stop) for start, stop in pairwise(layout.edges)]
+    shapes = [shape for _, shape in layout.shapes]
+    first = [span for span, shape in zip(spans, shapes, strict=True) if len(shape) > 1]
+    return np.concatenate(first + [span for span, shape in zip(spans, shapes, strict=True) if len(shape) <= 1])
+
+
+@dataclass(frozen=True)
+class SameWidths:
+    """Equal widths, each layer at its best step: tells what the steps are worth, and what the widths."""
+
+    bits: int
+
+    def packed(
+        self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
+    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """The same width everywhere."""
+        column = int(np.flatnonzero(self.bits == WIDTHS)[0])
+        steps = tuple(float(error_curve(layer)[1][column]) for layer in np.split(values, np.cumsum(counts)[:-1]))
+        return (self.bits,) * len(counts), steps
+
+    def coded(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:
+        """Not measured here."""
+        raise NotImplementedError
+
+
+def under_noise(bits: float, share: float, rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
+    """Excess error over the MMSE of the classic rule ÷ that of the noise-aware one, at equal bytes.
+
+    σ is `share` × the median layer's signal; s² is the mean over the phase's rounds, as a client would have tracked
+    it. Both rules decode with the same Wiener factors.
+    """
+    rng, signal = np.random.default_rng(0), np.mean([mean_squares(values, layout) for values in rounds], axis=0)
+    sigma = share * float(np.sqrt(np.median(signal)))
+    factors = np.repeat(signal / (signal + sigma**2), layout.sizes).astype(np.float32)
+    ratios = []
+    fill = dp.Codec(quantize=dp.Uniform(dp.Waterfill(bits)))
+    for values in rounds:
+        noisy = values + (sigma * rng.standard_normal(len(values))).astype(np.float32)
+        least = float(np.sum((factors * noisy - values) ** 2.0))
+        bits_classic, classic = coded(fill, noisy, layout)
+        bits_aware, aware = coded(fill, factors * noisy, layout)
+        excess = [float(np.sum((found - values) ** 2.0)) - least for found in (factors * classic, aware)]
+        ratios.append(excess[0] / excess[1] * 4.0 ** (bits_classic - bits_aware))
+    return float(np.mean(ratios))
+
+
+def main() -> None:
+    """Print the tables."""
+    layout, phases = recorded()
+    console, channels = Console(width=120), by_channel(layout)
+    table = Table(title="error ÷ error of Waterfill at equal bytes")
+    columns = (
+        "coding gain",
+        "Equal, coded",
+        "÷ gain",
+        "one step",
+        "Equal, packed",
+        "at best steps",
+        "by channel",
+        "ideal",
+    )
+    for column in ("phase", "bits", *columns):
+        table.add_column(column)
+    for phase, rounds in phases.items():
+        gain, order = coding_gain(rounds, layout), channel_order(layout)
+        finer_gain = coding_gain(rounds[:, order], channels) / gain
+        for bits in BITS:
+            equal, fill = (dp.Codec(quantize=dp.Uniform(rule(bits))) for rule in (dp.Equal, dp.Waterfill))
+            step = dp.Waterfill(bits).coded(rounds[0], np.array(layout.sizes))[0]
+            one_step = advantage(dp.Codec(quantize=dp.Uniform(dp.FixedStep(step))), fill, rounds[:1], layout)
+            plain, fitted, packed = (
+                dp.Codec(quantize=dp.Uniform(rule), entropy=dp.FixedWidth())
+                for rule in (bits, SameWidths(bits), dp.Waterfill(bits))
+            )
+            coded_gain = advantage(equal, fill, rounds, layout)
+            by_layer, finer = (
+                np.mean([coded(fill, values, cut)[0] for values in given])
+                for given, cut in ((rounds, layout), (rounds[:, order], channels))
+            )
+            errors = (
+                np.mean([np.sum((values - coded(fill, values, cut)[1]) ** 2.0) for values in given])
+                for given, cut in ((rounds, layout), (rounds[:, order], channels))
+            )
+            coarse_error, fine_error = errors
+            row = (
+                *(gain, coded_gain, coded_gain / gain, one_step),
+                *(advantage(rule, packed, rounds, layout) for rule in (plain, fitted)),
+                *(float(coarse_error / fine_error) * 4.0 ** float(by_layer - finer), finer_gain),
+            )
+            table.add_row(phase, str(bits), *(f"{number:.3f}" for number in row))
+    console.print(table)
+    noise = Table(title="excess error over the MMSE, classic ÷ noise-aware, 2 bits, same Wiener decoder")
+    for column in ("phase", "σ = 1 × median signal", "2 ×", "4 ×"):
+        noise.add_column(column)
+    for phase, rounds in phases.items():
+        noise.add_row(phase, *(f"{under_noise(2, share, rounds, layout):.2f}" for share in (1.0, 2.0, 4.0)))
+    console.print(noise)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Plain bit packing: every number in as many bits as its largest possible neighbour needs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64, UInt8
+
+from dpcomp.codec.quantize.quantizer import Bounds
+from dpcomp.errors import CorruptPayload
+
+
+class FixedWidthWriter:
+    """Packs one body, part after part; every part ends on a whole byte."""
+
+    def __init__(self):
+        self._parts: list[bytes] = []
+
+    def positions(
+        self,
+        positions: Int64[np.ndarray, "k"],
+        edges: Int64[np.ndarray, "layers_plus_one"],
+        previous: Int64[np.ndarray, "k_before"] | None,
+    ) -> None:
+        """Positions below the last edge d, in ⌈log₂ d⌉ bits each; nothing is gained from the previous ones."""
+        self._parts.append(_pack(positions, _position_bits(int(edges[-1]))))
+
+    def raw(self, part: bytes) -> None:
+        """Bytes as they are."""
+        self._parts.append(part)
+
+    def levels(self, levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
+        """Levels, `counts` of them a layer, in the bits that hold any level of the layer."""
+        layers = np.split(levels, np.cumsum(counts)[:-1])
+        for layer, lowest, width in zip(layers, bounds.lowest, bounds.widths, strict=True):
+            if width:
+                self._parts.append(_pack(layer - lowest, int(width)))
+
+    def finish(self) -> bytes:
+        """All of it."""
+        return b"".join(self._parts)
+
+
+class FixedWidthReader:
+    """Reads what a writer packed, in the same order."""
+
+    def __init__(self, body: bytes):
+        self._body, self._at = body, 0
+
+    def positions(
+        self, k: int, edges: Int64[np.ndarray, "layers_plus_one"], previous: Int64[np.ndarray, "k_before"] | None
+    ) -> Int64[np.ndarray, "k"]:
+        """k positions below the last edge."""
+        positions = self._unpack(k, _position_bits(int(edges[-1])))
+        if k and (positions[-1] >= edges[-1] or (np.diff(positions) <= 0).any()):
+            raise CorruptPayload(f"the positions are not ascending below {edges[-1]}")
+        return positions
+
+    def raw(self, length: int) -> bytes:
+        """Bytes as they are."""
+        part = self._body[self._at : self._at + length]
+        if len(part) < length:
+            raise CorruptPayload(f"the body ends {length - len(part)} bytes before its last value")
+        self._at += length
+        return part
+
+    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
+        """Levels, `counts` of them a layer."""
+        levels = np.repeat(bounds.lowest, counts)
+        layers = np.split(levels, np.cumsum(counts)[:-1])  # views
+        for layer, width in zip(layers, bounds.widths, strict=True):
+            if width:
+                layer += self._unpack(len(layer), int(width)).astype(np.int32)
+        if (levels > np.repeat(bounds.highest, counts)).any():
+            raise CorruptPayload("a level lies outside its layer's quantiser")
+        return levels
+
+    def finish(self) -> None:
+        """Nothing may be left."""
+        if self._at != len(self._body):
+            raise CorruptPayload(f"the body has {len(self._body) - self._at} bytes behind its last value")
+
+    def _unpack(self, count: int, bits: int) -> Int64[np.ndarray, "count"]:
+        packed = self.raw((count * bits + 7) // 8)
+        return _unpacked(np.frombuffer(packed, dtype=np.uint8), count, bits)
+
+
+@dataclass(frozen=True)
+class FixedWidth:
+    """Positions in ⌈log₂ d⌉ bits, levels in their layer's bits: INT8 is a byte a value."""
+
+    def writer(self) -> FixedWidthWriter:
+        """A fresh writer, for one body."""
+        return FixedWidthWriter()
+
+    def reader(self, body: bytes) -> FixedWidthReader:
+        """A reader of one body."""
+        return FixedWidthReader(body)
+
+
+def _position_bits(d: int) -> int:
+    return max(1, (d - 1).bit_length())
+
+
+def _pack(numbers: Int[np.ndarray, "m"], bits: int) -> bytes:
+    if bits in (8, 16, 32):
+        return numbers.astype(f"<u{bits // 8}").tobytes()
+    words = numbers.astype("<u4").view(np.uint8).reshape(len(numbers), 4)
+    flat = np.unpackbits(words, axis=1, bitorder="little")[:, :bits]
+    return np.packbits(flat.reshape(-1), bitorder="little").tobytes()
+
+
+def _unpacked(packed: UInt8[np.ndarray, "bytes"], count: int, bits: int) -> Int64[np.ndarray, "count"]:
+    if bits in (8, 16, 32):
+        return packed.view(f"<u{bits // 8}").astype(np.int64)
+    flat = np.unpackbits(packed, count=count * bits, bitorder="little")
+    return flat.reshape(count, bits) @ (1 << np.arange(bits, dtype=np.int64))

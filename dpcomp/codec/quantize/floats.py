@@ -1,0 +1,53 @@
+"""Values as floating-point numbers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32 as Singles
+from jaxtyping import Int32, Int64
+
+from dpcomp.codec.quantize.quantizer import Bounds, Common
+
+
+@dataclass(frozen=True)
+class _Floats:
+    """No levels: every value stands on the wire as it is, in `dtype`."""
+
+    dtype = "<f4"
+
+    def bounds(self, side: bytes, common: Common) -> Bounds:
+        """No layer is coded."""
+        nothing = np.zeros(len(common.layout.shapes), dtype=np.int32)
+        return Bounds(nothing, nothing)
+
+    def side_bytes(self, counts: Int64[np.ndarray, "layers"], common: Common) -> int:
+        """All of the values."""
+        return np.dtype(self.dtype).itemsize * int(counts.sum())
+
+    def levels(
+        self, values: Singles[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], common: Common
+    ) -> tuple[Int32[np.ndarray, "m"], bytes]:
+        """None, and the values."""
+        largest = np.finfo(self.dtype).max
+        return np.empty(0, dtype=np.int32), np.clip(values, -largest, largest).astype(self.dtype).tobytes()
+
+    def values(
+        self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
+    ) -> Singles[np.ndarray, "k"]:
+        """The values."""
+        return np.frombuffer(side, dtype=self.dtype).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Float32(_Floats):
+    """Four bytes a value, unchanged."""
+
+    unbiased = True
+
+
+@dataclass(frozen=True)
+class Float16(_Floats):
+    """Two bytes a value, rounded to the nearest half precision (biased); beyond ±65,504 it is that."""
+
+    dtype = "<f2"
+    unbiased = False

@@ -1,0 +1,80 @@
+"""What a quantiser is, and what both ends know before one of them reads a body."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64
+
+from dpcomp.update import Layout, Listed, Seeded
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Common:
+    """What sender and receiver of one body know alike, before it is written or read.
+
+    `mask` is the public support of the round, if it has one; `previous` the last listed support on the same
+    way; `dither_key` 256 public bits that no other body of the run shares; `packed` says that levels are packed in
+    whole bits, not entropy-coded.
+    """
+
+    layout: Layout
+    mask: Seeded | None = None
+    previous: Listed | None = None
+    dither_key: int = 0
+    packed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """The lowest and the highest level of each layer; a layer where they are the same is not coded."""
+
+    lowest: Int32[np.ndarray, "layers"]
+    highest: Int32[np.ndarray, "layers"]
+
+    @property
+    def coded(self) -> Bool[np.ndarray, "layers"]:
+        """Which layers have levels on the wire."""
+        return self.highest > self.lowest
+
+    @property
+    def widths(self) -> Int64[np.ndarray, "layers"]:
+        """Bits that hold any level of a layer."""
+        return np.frexp(self.highest - self.lowest)[1].astype(np.int64)
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """Makes levels of values, and values of levels; `counts` says how many of them each layer holds.
+
+    What both ends compute of a body is the same to the last bit: whole numbers, and products of float32s.
+    """
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the expected decoded value is the value, over the public randomness of `dither_key`."""
+        ...
+
+    def bounds(self, side: bytes, common: Common) -> Bounds:
+        """The levels that each layer can have, when `side` stands before them."""
+        ...
+
+    def levels(
+        self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], common: Common
+    ) -> tuple[Int32[np.ndarray, "m"], bytes]:
+        """A level a value (of no use where no layer is coded), and what stands before them on the wire."""
+        ...
+
+    def side_bytes(self, counts: Int64[np.ndarray, "layers"], common: Common) -> int:
+        """How many bytes stand before the levels."""
+        ...
+
+    def values(
+        self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
+    ) -> Float32[np.ndarray, "k"]:
+        """What the levels stand for.
+
+        Raises:
+            CorruptPayload: the side bytes cannot come from this quantiser.
+        """
+        ...
