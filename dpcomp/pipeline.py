@@ -80,11 +80,11 @@ class Pipeline:
 
     def _check_estimates(self) -> None:
         """Refuse what an allocator that sees the noise would get wrong."""
-        if self.feedback or not isinstance(self.codec.sparsify, RandomK | None):
+        if self.feedback or self.codec.sparsify or any(isinstance(stage, RandomK) for stage in self.stages):
             raise ValueError(
-                f"{self.codec.quantize} estimates the signal in an update from its variance and the noise's; with "
-                "error feedback, or after a choice by magnitude like TopK, values have other ones: "
-                "feedback=False and no TopK, or leave out clients="
+                f"{self.codec.quantize} estimates the signal in whole updates, from their variance and the noise's; "
+                "what error feedback adds, TopK chooses or RandomK leaves has another one: feedback=False and no "
+                "sparsifier, or leave out clients="
             )
         if self.trust == "server":
             raise ValueError(f"{self.codec.quantize} sees privacy noise, but trust='server' sends none: no clients=")

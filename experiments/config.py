@@ -20,8 +20,10 @@ from experiments.tasks import TASKS, Classification
 CALLS = {
     call.__name__: call
     for call in (
-        *(dp.Clip, dp.Gaussian, dp.RandomK, dp.TopK, dp.Poisson, dp.Uniform, dp.Equal),
-        *(dp.Codec, dp.FixedWidth, dp.RangeCoder, IID, Dirichlet, TopKOverlap, Clipping),
+        *(dp.Clip, dp.Gaussian, dp.RandomK, dp.TopK, dp.Poisson, dp.Codec, dp.LastBroadcast),
+        *(dp.Uniform, dp.Nearest, dp.Stochastic, dp.Dithered, dp.Equal, dp.Waterfill, dp.FixedStep),
+        *(dp.Float32, dp.Float16, dp.Sign, dp.Ternary, dp.Rotated, dp.FixedWidth, dp.RangeCoder),
+        *(IID, Dirichlet, TopKOverlap, Clipping),
     )
 }
 NOT_CONFIGURED = {"task", "pipeline", "seed", "secret", "delta", "progress"}

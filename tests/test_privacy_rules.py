@@ -130,6 +130,34 @@ def test_rule_8_to_16_stages_that_do_not_exist_cannot_be_smuggled_in():
         dp.Pipeline(mechanism=(dp.Clip(1.0), Dither()))
 
 
+def test_rules_14_and_16_signs_behind_the_noise_are_free_and_a_public_dither_is_no_noise():
+    signs = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=dp.Codec(quantize=dp.Sign()))
+    plain = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+    assert signs.guarantee(5, 1e-5).epsilon == plain.guarantee(5, 1e-5).epsilon
+    dithered = dp.Codec(quantize=dp.Uniform(8, rounding=dp.Dithered()))
+    with pytest.raises(dp.NotPrivate, match="noise"):
+        dp.Pipeline(mechanism=(dp.Clip(1.0),), codec=dithered)
+    for stage in (dp.Dithered(), dp.Uniform(8), dp.Sign()):
+        with pytest.raises(TypeError, match="stage"):
+            dp.Pipeline(mechanism=(dp.Clip(1.0), stage))
+
+
+def test_rule_12_what_an_allocator_tracks_is_the_broadcasts_alone():
+    codec = dp.Codec(quantize=dp.Uniform(dp.Waterfill(3, clients=2)))
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=codec, downlink=dp.Codec(), feedback=False)
+    memory, server = pipeline.init(50, dp.PublicSeed(0), client=1), pipeline.init_server(50, dp.PublicSeed(0))
+    clean = dp.Update(values=np.ones(50), layout=memory.layout, address=memory.address, noise_stddev=1.0)
+    with pytest.raises(dp.NotPrivate):
+        pipeline.send(clean, memory)
+    before = memory.tracked.signal
+    released = pipeline.release([], memory, dp.SecretSeed(), dp.Ledger().charge(pipeline, memory.address))
+    payload, memory = pipeline.send(released, memory)
+    np.testing.assert_array_equal(memory.tracked.signal, before)  # sending says nothing; following does
+    estimate, server = pipeline.receive(payload, server)
+    memory = pipeline.follow(pipeline.broadcast(estimate, server)[0], memory)
+    assert np.isfinite(memory.tracked.signal).all()
+
+
 def test_rule_10_a_clean_uplink_with_feedback_is_clipped_again_and_noised_everywhere():
     pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1e-6)), codec=CODED, unit="client", trust="server")
     seed, ledger = dp.PublicSeed(0), dp.Ledger()

@@ -114,9 +114,15 @@ SEES = dp.Codec(quantize=dp.Uniform(dp.Waterfill(2, clients=4)))
     [
         ({"codec": SEES}, "feedback"),
         ({"codec": dp.Codec(sparsify=dp.TopK(0.1), quantize=SEES.quantize), "feedback": False}, "TopK"),
+        ({"codec": dp.Codec(sparsify=dp.RandomK(0.1), quantize=SEES.quantize), "feedback": False}, "RandomK"),
         ({"codec": SEES, "feedback": False, "unit": "client", "trust": "server"}, "server"),
     ],
 )
 def test_where_the_estimate_would_be_wrong_it_is_refused_at_birth(parts, why):
     with pytest.raises(ValueError, match=why):
         dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), **parts)
+
+
+def test_a_random_part_before_the_noise_is_refused_too():
+    with pytest.raises(ValueError, match="RandomK"):
+        dp.Pipeline(mechanism=(dp.RandomK(0.1), dp.Clip(1.0), dp.Gaussian(1.0)), codec=SEES, feedback=False)

@@ -4,10 +4,10 @@ from dpcomp.codec.allocate import Equal as Equal
 from dpcomp.codec.allocate import FixedStep as FixedStep
 from dpcomp.codec.allocate import Waterfill as Waterfill
 from dpcomp.codec.codec import Codec as Codec
+from dpcomp.codec.common import Common as Common
 from dpcomp.codec.entropy import FixedWidth as FixedWidth
 from dpcomp.codec.entropy import RangeCoder as RangeCoder
 from dpcomp.codec.predict import LastBroadcast as LastBroadcast
-from dpcomp.codec.quantize import Common as Common
 from dpcomp.codec.quantize import Dithered as Dithered
 from dpcomp.codec.quantize import Float16 as Float16
 from dpcomp.codec.quantize import Float32 as Float32

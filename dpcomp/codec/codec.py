@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dpcomp.codec.allocate import Waterfill
-from dpcomp.codec.entropy import FixedWidth, RangeCoder
+from dpcomp.codec.common import Common
+from dpcomp.codec.entropy import EntropyCoder, FixedWidth, RangeCoder
 from dpcomp.codec.predict import LastBroadcast
-from dpcomp.codec.quantize import Common, Quantizer, Uniform
-from dpcomp.codec.quantize import Float32 as Singles
+from dpcomp.codec.quantize import Float32 as Unquantized
+from dpcomp.codec.quantize import Quantizer, Uniform
 from dpcomp.errors import CorruptPayload
 from dpcomp.sparsify import RandomK, TopK
 from dpcomp.update import Everywhere, Layout, Listed, Seeded, Support
@@ -41,14 +42,14 @@ class Codec:
     predict: LastBroadcast | None = None
     sparsify: TopK | RandomK | Sparsifier | None = None
     quantize: Quantizer | None = None
-    entropy: FixedWidth | RangeCoder = field(default_factory=RangeCoder)
+    entropy: EntropyCoder = field(default_factory=RangeCoder)
 
     def __post_init__(self):
         for name, kind in (
             ("predict", LastBroadcast),
             ("sparsify", Sparsifier),
             ("quantize", Quantizer),
-            ("entropy", FixedWidth | RangeCoder),
+            ("entropy", EntropyCoder),
         ):
             part = getattr(self, name)
             if isinstance(part, type) or not (isinstance(part, kind) or (part is None and name != "entropy")):
@@ -63,7 +64,7 @@ class Codec:
     @property
     def quantizer(self) -> Quantizer:
         """What `quantize` means."""
-        return Singles() if self.quantize is None else self.quantize
+        return Unquantized() if self.quantize is None else self.quantize
 
     def select(self, vector: Float32[np.ndarray, "d"], candidates: Support, layout: Layout, mask_key: int) -> Support:
         """What of the vector is sent."""

@@ -94,6 +94,11 @@ def simulate(
     _check_counts(clients=clients, rounds=rounds, local_steps=local_steps, evaluate_every=evaluate_every)
     _check_counts(physical_batch_size=physical_batch_size)
     check_delta(delta)
+    if pipeline.codec.averaged_clients and (server_learning_rate, server_momentum) != (1.0, 0.0):
+        raise ValueError(
+            f"{pipeline.codec.quantize} takes broadcasts for means of updates: server_learning_rate=1, "
+            "server_momentum=0, or leave out clients="
+        )
     public, secret = PublicSeed(seed), SecretSeed(seed) if secret is None else secret
     inputs, targets = task.train()
     tests = task.test()

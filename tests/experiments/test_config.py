@@ -2,7 +2,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.federated.probe import TopKOverlap
-from experiments.config import ConfigError, load
+from experiments.config import CALLS, ConfigError, load
 
 TEXT = """
 task = "digits"
@@ -41,6 +41,7 @@ def test_a_file_says_the_calls_that_python_would_make(tmp_path):
     assert experiment.simulation()["probes"] == (TopKOverlap(0.01),)
     pipeline = experiment.make_pipeline()
     assert pipeline.codec == dp.Codec(quantize=dp.Uniform(dp.Equal(4)), entropy=dp.FixedWidth())
+    assert {call.__name__ for call in (dp.Sign, dp.Rotated, dp.Waterfill, dp.LastBroadcast)} <= set(CALLS)
     assert pipeline.stages[:2] == (dp.RandomK(0.1), dp.Clip(1.0))
     assert 0.995 * 8 <= pipeline.guarantee(experiment.steps, 1e-4).epsilon <= 8
 

@@ -305,3 +305,28 @@ class TestEvaluation:
     def test_changes_nothing(self):
         seldom, often = run(pipeline(), rounds=4, evaluate_every=4), run(pipeline(), rounds=4)
         assert seldom.model.tobytes() == often.model.tobytes()
+
+
+class TestAnAllocatorThatSeesTheNoise:
+    SEES = dp.Codec(quantize=dp.Uniform(dp.Waterfill(4, clients=3)))
+
+    def chosen(self, unit="example"):
+        mechanism = (dp.Clip(1.0), dp.Gaussian(0.5))
+        sampling = dp.Poisson(0.5) if unit == "example" else None
+        return dp.Pipeline(
+            mechanism=mechanism, codec=self.SEES, downlink=dp.Codec(), sampling=sampling, feedback=False, unit=unit
+        )
+
+    @pytest.mark.parametrize("unit", ["example", "client"])
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_is_told_how_much_there_is(self, unit, momentum):
+        run = simulate(
+            Blobs(), self.chosen(unit), clients=3, rounds=4, local_steps=2, momentum=momentum, progress=False
+        )
+        assert np.isfinite(run.model).all()
+        assert run.rows[-1]["payload_bytes"] < 4 * SIZE
+
+    @pytest.mark.parametrize("server", [{"server_learning_rate": 0.5}, {"server_momentum": 0.9}])
+    def test_wants_broadcasts_that_are_means(self, server):
+        with pytest.raises(ValueError, match="server_learning_rate=1"):
+            simulate(Blobs(), self.chosen(), clients=3, rounds=1, progress=False, **server)

@@ -3,7 +3,6 @@
 from dpcomp.codec.quantize.floats import Float16 as Float16
 from dpcomp.codec.quantize.floats import Float32 as Float32
 from dpcomp.codec.quantize.quantizer import Bounds as Bounds
-from dpcomp.codec.quantize.quantizer import Common as Common
 from dpcomp.codec.quantize.quantizer import Quantizer as Quantizer
 from dpcomp.codec.quantize.rotated import Rotated as Rotated
 from dpcomp.codec.quantize.rounding import Dithered as Dithered

@@ -1,4 +1,4 @@
-"""What a quantiser is, and what both ends know before one of them reads a body."""
+"""What a quantiser is."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -6,23 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from dpcomp.update import Layout, Listed, Seeded
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Common:
-    """What sender and receiver of one body know alike, before it is written or read.
-
-    `mask` is the public support of the round, if it has one; `previous` the last listed support on the same
-    way; `dither_key` 256 public bits that no other body of the run shares; `packed` says that levels are packed in
-    whole bits, not entropy-coded.
-    """
-
-    layout: Layout
-    mask: Seeded | None = None
-    previous: Listed | None = None
-    dither_key: int = 0
-    packed: bool = False
+from dpcomp.codec.common import Common
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 from randomgen import ChaCha
 
-from dpcomp.codec.quantize.quantizer import Bounds, Common
+from dpcomp.codec.common import Common
+from dpcomp.codec.quantize.quantizer import Bounds
 from dpcomp.errors import CorruptPayload
 
 LARGEST = 2**16  # the block whose decoded integers float32 just holds, see `_mixed`

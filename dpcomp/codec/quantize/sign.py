@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64, UInt16
 
-from dpcomp.codec.quantize.quantizer import Bounds, Common
+from dpcomp.codec.common import Common
+from dpcomp.codec.quantize.quantizer import Bounds
 from dpcomp.codec.quantize.uniform import LARGEST_STEP, widened
 from dpcomp.errors import CorruptPayload
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from dpcomp.codec.quantize.quantizer import Bounds, Common
+from dpcomp.codec.common import Common
+from dpcomp.codec.quantize.quantizer import Bounds
 from dpcomp.codec.quantize.sign import nearest_halves, scales_of
 from dpcomp.codec.quantize.uniform import widened
 

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64, UInt16
 
 from dpcomp.codec.allocate import WIDEST, Allocator, Equal
-from dpcomp.codec.quantize.quantizer import Bounds, Common
+from dpcomp.codec.common import Common
+from dpcomp.codec.quantize.quantizer import Bounds
 from dpcomp.codec.quantize.rounding import Nearest, Rounding
 from dpcomp.errors import CorruptPayload
 
