@@ -103,6 +103,17 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
     return update, memory.accepted(frame.client, link)
 
 
+def layer_bits(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> dict[str, float]:
+    """Bits a value that a client's payload spends on each layer, as the server that has yet to receive it reads it."""
+    frame, body = unseal(payload)
+    _refuse_elsewhere(pipeline, frame, memory)
+    codec, reference = pipeline.codec, memory.shared.reference
+    gains = len(memory.layout.sizes) if codec.predict and reference is not None else 0
+    common = _common(pipeline, codec, memory, frame.client, memory.link(frame.client))
+    bits = codec.layer_bits(body[gains:], common)
+    return {name: float(spent) for (name, _), spent in zip(memory.layout.shapes, bits, strict=True)}
+
+
 def broadcast(
     pipeline: "Pipeline", aggregate: Update | Float32[np.ndarray, "d"], memory: ServerMemory
 ) -> tuple[bytes, ServerMemory]:

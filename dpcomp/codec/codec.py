@@ -5,14 +5,15 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 
 from dpcomp.codec.allocate import Waterfill
 from dpcomp.codec.common import Common
-from dpcomp.codec.entropy import EntropyCoder, FixedWidth, RangeCoder
+from dpcomp.codec.entropy import EntropyCoder, RangeCoder
 from dpcomp.codec.predict import LastBroadcast
+from dpcomp.codec.quantize import Bounds, Quantizer, Uniform
 from dpcomp.codec.quantize import Float32 as Unquantized
-from dpcomp.codec.quantize import Quantizer, Uniform
+from dpcomp.codec.rate import entropy_bits
 from dpcomp.errors import CorruptPayload
 from dpcomp.sparsify import RandomK, TopK
 from dpcomp.update import Everywhere, Layout, Listed, Seeded, Support
@@ -62,6 +63,11 @@ class Codec:
         return bits.clients if isinstance(bits, Waterfill) else None
 
     @property
+    def allocates(self) -> bool:
+        """Whether layers get bits of their own."""
+        return isinstance(self.quantize, Uniform) and not isinstance(self.quantize.bits, int)
+
+    @property
     def quantizer(self) -> Quantizer:
         """What `quantize` means."""
         return Unquantized() if self.quantize is None else self.quantize
@@ -74,7 +80,7 @@ class Codec:
         self, values: Float32[np.ndarray, "k"], support: Support, common: Common
     ) -> tuple[bytes, Float32[np.ndarray, "k"]]:
         """The body, and the values that its reader will find in it."""
-        common = replace(common, packed=isinstance(self.entropy, FixedWidth))
+        common = replace(common, packed=self.entropy.packed)
         layout, writer = common.layout, self.entropy.writer()
         counts = layer_counts(support, layout)
         if isinstance(support, Listed):
@@ -95,7 +101,24 @@ class Codec:
             CorruptPayload: the body cannot come from this codec. Nothing larger than the update is
                 allocated to find out.
         """
-        common = replace(common, packed=isinstance(self.entropy, FixedWidth))
+        found = self._read(body, common)
+        values = self.quantizer.values(found.levels, found.side, found.counts, found.common)
+        if not np.isfinite(values).all():
+            raise CorruptPayload("the body holds values that are not finite")
+        return values, found.support
+
+    def layer_bits(self, body: bytes, common: Common) -> Float64[np.ndarray, "layers"]:
+        """Bits a value that a body spends on each layer: the levels' width or entropy; 0 where nothing is sent."""
+        found = self._read(body, common)
+        if not found.bounds.coded.any():
+            return np.where(found.counts > 0, 8 * len(found.side) / max(1, int(found.counts.sum())), 0.0)
+        if self.entropy.packed:
+            return np.where(found.counts > 0, found.bounds.widths, 0).astype(np.float64)
+        layers = np.split(found.levels, np.cumsum(found.counts)[:-1])
+        return np.array([entropy_bits(np.bincount(layer - layer.min())) if len(layer) else 0.0 for layer in layers])
+
+    def _read(self, body: bytes, common: Common) -> "_Body":
+        common = replace(common, packed=self.entropy.packed)
         layout = common.layout
         if len(body) < SUPPORT.size:
             raise CorruptPayload(f"a body of {len(body)} bytes holds no support")
@@ -114,10 +137,19 @@ class Codec:
         bounds = self.quantizer.bounds(side, common)
         levels = reader.levels(counts, bounds) if bounds.coded.any() and k else np.repeat(bounds.lowest, counts)
         reader.finish()
-        values = self.quantizer.values(levels, side, counts, common)
-        if not np.isfinite(values).all():
-            raise CorruptPayload("the body holds values that are not finite")
-        return values, support
+        return _Body(support=support, counts=counts, side=side, bounds=bounds, levels=levels, common=common)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Body:
+    """What stands in a body, before the levels become values."""
+
+    support: Support
+    counts: Int64[np.ndarray, "layers"]
+    side: bytes
+    bounds: Bounds
+    levels: Int32[np.ndarray, "m"]
+    common: Common
 
 
 def layer_counts(support: Support, layout: Layout) -> Int64[np.ndarray, "layers"]:

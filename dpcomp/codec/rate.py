@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from scipy.special import xlogy
 
 LARGEST_LEVEL = 2**15 - 1
@@ -46,6 +46,11 @@ def entropy(values: Float32[np.ndarray, "n"], step: float) -> float:
     fits few values well has cost as much as it saves.
     """
     levels = np.rint(values / np.float64(step)).astype(np.int32)  # a step may be below float32's range
-    counts, n = np.bincount(levels - levels.min()).astype(np.float64), len(values)
-    nats = (xlogy(n, n) - xlogy(counts, counts).sum() + (np.count_nonzero(counts) - 1) / 2) / n
-    return float(nats / np.log(2))
+    occurrences = np.bincount(levels - levels.min())
+    return entropy_bits(occurrences) + (np.count_nonzero(occurrences) - 1) / (2 * len(values) * np.log(2))
+
+
+def entropy_bits(occurrences: Int64[np.ndarray, "levels"]) -> float:
+    """The entropy of frequencies, in bits a symbol."""
+    n, counts = float(occurrences.sum()), occurrences.astype(np.float64)
+    return float((xlogy(n, n) - xlogy(counts, counts).sum()) / n / np.log(2))

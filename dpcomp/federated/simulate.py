@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dpcomp.accounting import check_delta
+from dpcomp.exchange import layer_bits
 from dpcomp.federated.cohort import cohort
 from dpcomp.federated.partition import IID, Partition
 from dpcomp.federated.probe import Probe, Watched
@@ -26,6 +27,8 @@ from dpcomp.training.clients import evaluate, local_trainer
 from dpcomp.training.parameters import layout_of, read
 from dpcomp.update import Layout
 
+BITS_OF = "bits of "
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
@@ -33,7 +36,8 @@ class Run:
 
     `rows` has a mapping a round: round (from 1; an address counts from 0), participants, payload_bytes (mean of an
     uplink payload), uplink_bytes and downlink_bytes (sums over clients), compression_ratio (uplink), seconds, and
-    where the round was evaluated test_accuracy and test_loss; and the columns of the probes. `probed` names the
+    where the round was evaluated test_accuracy and test_loss; where an allocator spreads the bits, `bits of <layer>`, a
+    value; and the columns of the probes. `probed` names the
     columns that saw clean data.
     `model` is the last vector of parameters, that of a client that followed every broadcast.
     """
@@ -129,10 +133,12 @@ def simulate(
     with _progress_bar(shown=progress) as bar:
         for number in bar.track(range(1, rounds + 1), description=task.name):
             began = time.perf_counter()
-            payloads, updates = [], []
+            payloads, updates, bits = [], [], []
             for client in cohort(pipeline, participation, memories, secret):
                 update = trainer.train(model, *data[client], memories[client], ledgers[client])
                 payload, memories[client] = pipeline.send(update, memories[client])
+                if pipeline.codec.allocates:
+                    bits.append(layer_bits(pipeline, payload, server))
                 received, server = pipeline.receive(payload, server)
                 payloads.append(payload)
                 updates.append(received)
@@ -145,6 +151,8 @@ def simulate(
             memories = [pipeline.follow(down, memory) for memory in memories]
             model = model + step_of(server)
             row = {"round": number, **_bytes(payloads, down, layout, clients)}
+            for name in bits[0] if bits else ():
+                row[BITS_OF + name] = float(np.mean([spent[name] for spent in bits]))
             if number % evaluate_every == 0 or number == rounds:
                 row["test_accuracy"], row["test_loss"] = evaluate(module, task.loss, model, *tests)
             rows.append(row | {"seconds": time.perf_counter() - began} | (watched.row() if watched else {}))
@@ -159,6 +167,7 @@ def simulate(
     seen = watched.columns if watched else set()
     if pipeline.trust == "server":  # sizes of a secret cohort, and lengths of clean messages
         seen = seen | {"participants", "uplink_bytes", "payload_bytes", "compression_ratio", "seconds"}
+        seen = seen | {column for row in rows for column in row if column.startswith(BITS_OF)}
     probed = tuple(sorted(seen))
     return Run(rows=tuple(rows), guarantee=guarantee, layout=layout, model=model, probed=probed)
 

@@ -163,3 +163,16 @@ def test_a_step_that_is_none_is_refused(size):
 def test_a_step_has_the_rate_it_was_searched_for(bits):
     values = np.random.default_rng(0).laplace(size=200_000).astype(np.float32)
     assert entropy(values, step_for_rate([values], bits)) == pytest.approx(bits, rel=0.01)
+
+
+@pytest.mark.parametrize("coder", CODERS, ids=str)
+@pytest.mark.parametrize("bits", [dp.Equal(3), dp.Waterfill(3)])
+def test_what_a_body_spends_on_each_layer_adds_up_to_the_body(coder, bits):
+    values, _ = layered("laplace")
+    codec = dp.Codec(quantize=dp.Uniform(bits), entropy=coder)
+    body, _ = codec.encode(values, dp.Everywhere(), COMMON)
+    spent = codec.layer_bits(body, COMMON)
+    assert spent[3] == 0  # the empty layer
+    assert spent @ SIZES == pytest.approx(8 * len(body), rel=0.01)
+    if isinstance(bits, dp.Equal) and isinstance(coder, dp.FixedWidth):
+        assert set(spent) == {0.0, 3.0}

@@ -330,3 +330,16 @@ class TestAnAllocatorThatSeesTheNoise:
     def test_wants_broadcasts_that_are_means(self, server):
         with pytest.raises(ValueError, match="server_learning_rate=1"):
             simulate(Blobs(), self.chosen(), clients=3, rounds=1, progress=False, **server)
+
+    @pytest.mark.parametrize(("unit", "trust"), TERMS)
+    def test_the_bits_of_each_layer_are_told_round_by_round(self, unit, trust):
+        codec = dp.Codec(quantize=dp.Uniform(dp.Waterfill(3)), entropy=dp.FixedWidth())
+        mechanism = (dp.Clip(1.0), dp.Gaussian(0.5))
+        chosen = dp.Pipeline(mechanism=mechanism, codec=codec, unit=unit, trust=trust)
+        run = simulate(Blobs(), chosen, clients=3, rounds=3, progress=False)
+        columns = [column for column in run.table() if column.startswith("bits of ")]
+        assert len(columns) == len(run.layout.shapes)
+        for row in run.rows:
+            spent = sum(row[column] * size for column, size in zip(columns, run.layout.sizes, strict=True))
+            assert 2 * SIZE <= spent <= 3 * SIZE
+        assert (set(columns) <= set(run.probed)) == (trust == "server")

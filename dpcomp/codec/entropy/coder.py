@@ -59,7 +59,12 @@ class Reader(Protocol):
 
 @runtime_checkable
 class EntropyCoder(Protocol):
-    """The slot's configuration."""
+    """The slot's configuration; `packed` says that levels take whole bits, whatever they are."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether a level costs its width."""
+        ...
 
     def writer(self) -> Writer:
         """A fresh writer, for one body."""

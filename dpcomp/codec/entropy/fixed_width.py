@@ -88,6 +88,8 @@ class FixedWidthReader:
 class FixedWidth:
     """Positions in ⌈log₂ d⌉ bits, levels in their layer's bits: INT8 is a byte a value."""
 
+    packed = True
+
     def writer(self) -> FixedWidthWriter:
         """A fresh writer, for one body."""
         return FixedWidthWriter()

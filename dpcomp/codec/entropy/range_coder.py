@@ -216,6 +216,8 @@ class RangeReader:
 class RangeCoder:
     """Positions and levels, each at the entropy of its model, to within a few bytes."""
 
+    packed = False
+
     def writer(self) -> RangeWriter:
         """A fresh writer, for one body."""
         return RangeWriter()
