@@ -61,6 +61,29 @@ def test_the_yardstick_is_quoted_as_its_reports_have_it():
     assert f"ε ≤ {math.ceil(100 * row['epsilon']) / 100:.2f}, δ = 10⁻⁵" in README
 
 
+def test_the_table_of_methods_is_that_of_the_tracked_reports():
+    table = compare(ROOT / "experiments/configs/compression")
+    assert (table["seeds"] == 3).all()
+    assert (table["epsilon"] <= 4).all()
+    for row in table.to_dict("records"):
+        steps, method = row["method"].split("/")
+        cells = f"{row['accuracy_percent']:.1f} ± {row['deviation']:.1f} %"
+        line = next(line for line in README.splitlines() if line.startswith(f"| {NAMES[method]} "))
+        columns = [cell.strip() for cell in line.strip("|").split("|")]
+        assert columns[1 if steps == "local_steps_1" else 2] == cells, (row["method"], cells)
+        if steps == "local_steps_1":
+            assert columns[3:] == [f"{row['payload_bytes']:,.0f}", f"{row['compression_ratio']:.0f}×"], method
+
+
+NAMES = {
+    "dense": "float32",
+    "bits_4": "4 bits",
+    "top_k_1": "noise, then top-k 1 %, 4 bits, feedback",
+    "random_k_10": "random 10 %, then noise, 4 bits",
+    "random_k_1": "random 1 %, then noise, 4 bits",
+}
+
+
 def test_every_path_and_command_that_is_named_exists():
     for path in re.findall(r"`((?:dpcomp|analysis|experiments|benchmarks|tests|docs)/[^ `]*)`", README):
         assert (ROOT / path).exists(), path

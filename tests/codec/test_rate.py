@@ -11,7 +11,7 @@ import dpcomp as dp
 
 
 def payload_and_bound(pipeline, vector, bits):
-    """The bytes sent, and the bound: 1.01 × (the support's and the levels' information), and some side information."""
+    """The bytes sent, and the bound: 1.005 × (the support's and the levels' information), and some side information."""
     layout, d = dp.Layout.of({"a": (len(vector) // 2,), "b": (len(vector) - len(vector) // 2,)}), len(vector)
     memory, server = pipeline.init(layout, dp.PublicSeed(0), client=0), pipeline.init_server(layout, dp.PublicSeed(0))
     update = dp.Update(values=vector, layout=layout, address=memory.address, claim=pipeline.claim)
@@ -26,13 +26,12 @@ def payload_and_bound(pipeline, vector, bits):
     sent = np.concatenate(levels)[estimate.support.indices(d)]
     counts = np.unique(sent, return_counts=True)[1]
     level_bits = k * entropy(counts, base=2)
-    span = min(256, int(np.ptp(sent)) + 1)
-    return len(payload), 1.01 * (support_bits + level_bits) / 8 + 96 + 6 * 2 + span
+    return len(payload), 1.005 * (support_bits + level_bits) / 8 + 96 + 6 * 2 + len(counts)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("d", "fraction"), [(1000, 0.01), (10**5, 0.001), (10**5, 0.5), (10**6, 0.01), (10**6, 0.1)])
-def test_a_sparse_payload_is_within_a_hundredth_of_its_information(d, fraction, bits):
+def test_a_sparse_payload_is_within_a_two_hundredth_of_its_information(d, fraction, bits):
     codec = dp.Codec(sparsify=dp.TopK(fraction), quantize=dp.Uniform(bits))
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a measurement of the wire"), codec=codec)
     vector = np.random.default_rng(0).standard_normal(d).astype(np.float32)
@@ -40,10 +39,21 @@ def test_a_sparse_payload_is_within_a_hundredth_of_its_information(d, fraction, 
     assert payload_bytes <= bound
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("fraction", [0.01, 0.1])
+def test_so_is_that_of_a_large_model(fraction, bits):
+    codec = dp.Codec(sparsify=dp.TopK(fraction), quantize=dp.Uniform(bits))
+    pipeline = dp.Pipeline(mechanism=dp.unsafe("a measurement of the wire"), codec=codec)
+    vector = np.random.default_rng(0).laplace(size=11_000_000).astype(np.float32)
+    payload_bytes, bound = payload_and_bound(pipeline, vector, bits)
+    assert payload_bytes <= bound
+
+
 @pytest.mark.parametrize("bits", [2, 5, 8, 10])
 @pytest.mark.parametrize("d", [100, 10**4, 10**6])
 @pytest.mark.parametrize("law", ["standard_normal", "laplace"])
-def test_a_dense_payload_is_within_a_hundredth_of_its_information(d, bits, law):
+def test_a_dense_payload_is_within_a_two_hundredth_of_its_information(d, bits, law):
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a measurement of the wire"), codec=dp.Codec(quantize=dp.Uniform(bits)))
     vector = getattr(np.random.default_rng(0), law)(size=d).astype(np.float32)
     payload_bytes, bound = payload_and_bound(pipeline, vector, bits)
