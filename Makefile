@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench lint clean
 
 demo: .venv/installed
 	$(BIN)/dpcomp demo
@@ -12,6 +12,11 @@ test: .venv/installed-test
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+bench: .venv/installed-bench
+	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/allocation.py
+	$(BIN)/python benchmarks/training_cost.py
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .
@@ -26,6 +31,10 @@ lint: .venv/installed-lint
 
 .venv/installed-test: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
+	touch $@
+
+.venv/installed-bench: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
 	touch $@
 
 .venv/installed-lint: .venv/installed

@@ -26,7 +26,7 @@ def compare(folder: Path) -> pd.DataFrame:
         if tunings:
             best = max(tunings, key=lambda name: _last_accuracy(tunings[name][0]))
             trials = summary({best: tunings[best]})
-            means[home] = curves({best: tunings[best]}).groupby("round")["test_accuracy"].mean().dropna()
+            means[home] = _mean_accuracy(curves({best: tunings[best]}))
             rows.append(
                 {
                     "method": str(config.relative_to(folder).with_suffix("")),
@@ -44,6 +44,12 @@ def compare(folder: Path) -> pd.DataFrame:
     if not rows:
         raise ValueError(f"{folder} holds no finished trial: run its configs first, dpcomp run {folder}/….toml")
     return pd.DataFrame(rows)
+
+
+def _mean_accuracy(table: pd.DataFrame) -> pd.Series:
+    """Round → test accuracy, mean over seeds, where it was evaluated."""
+    evaluated = table[table["test_accuracy"].notna()]
+    return pd.Series(evaluated.groupby("round")["test_accuracy"].mean())
 
 
 def rounds_behind(accuracy: pd.Series, reference: pd.Series | None) -> float:

@@ -20,12 +20,14 @@ from dpcomp.randomness import PublicSeed as PublicSeed
 from dpcomp.randomness import SecretSeed as SecretSeed
 
 # isort: split
+from dpcomp.support import Everywhere as Everywhere
+from dpcomp.support import Listed as Listed
+from dpcomp.support import Seeded as Seeded
+
+# isort: split
 from dpcomp.update import SERVER as SERVER
 from dpcomp.update import Address as Address
-from dpcomp.update import Everywhere as Everywhere
 from dpcomp.update import Layout as Layout
-from dpcomp.update import Listed as Listed
-from dpcomp.update import Seeded as Seeded
 from dpcomp.update import Update as Update
 
 # isort: split

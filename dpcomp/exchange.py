@@ -1,13 +1,4 @@
-"""The four messages of a round: send and receive upwards, broadcast and follow downwards.
-
-What a sender does, in this order:
-
-    target      = residual + update            feedback: what earlier payloads left out (Seide et al. 2014)
-    target      = s²/(s² + σ²) · target        where the allocator sees the privacy noise; then without feedback
-    innovation  = target − gain · broadcast    where the codec predicts; gain is one number a layer
-    payload     = innovation on the codec's support, quantised and coded
-    residual    = innovation − decoded innovation, and so target − what the receiver has
-"""
+"""The four messages of a round: send and receive upwards, broadcast and follow downwards."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,14 +7,13 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.claim import Claim, Released, Unbounded
-from dpcomp.codec import Codec, Common
-from dpcomp.codec.frame import LINK_BYTES, Frame, digest, seal, unseal
-from dpcomp.errors import CorruptPayload, NotPrivate, VersionMismatch
+from dpcomp.codec import Codec
+from dpcomp.codec.frame import LINK_BYTES, Frame, digest, named, unseal
+from dpcomp.coding import common_of, decode, encode, estimated, refuse_foreign
+from dpcomp.errors import NotPrivate, VersionMismatch
 from dpcomp.memory import ClientMemory, Link, ServerMemory
 from dpcomp.randomness import PublicSeed
-from dpcomp.sparsify import RandomK
-from dpcomp.tracking import Tracked
-from dpcomp.update import SERVER, Address, Everywhere, Layout, Listed, Seeded, Support, Update
+from dpcomp.update import SERVER, Address, Layout, Update
 
 if TYPE_CHECKING:
     from dpcomp.pipeline import Pipeline
@@ -32,14 +22,6 @@ CLEAN_UPLINK = Unbounded(
     because="the server is trusted, so the uplink is clean, and what is decoded from it was never released",
     remedy="Release the aggregate first: pipeline.release(blocks, server_memory, secret, permit)",
 )
-
-
-def refuse_foreign(pipeline: "Pipeline", memory: ClientMemory | ServerMemory) -> None:
-    """Refuse a memory that another pipeline made: its residual may hold what this one must not send."""
-    if memory.pipeline != pipeline.fingerprint(memory.layout):
-        raise VersionMismatch(
-            f"the memory is of pipeline {memory.pipeline.hex()}, not of this one: pipeline.init makes a fresh one"
-        )
 
 
 def genesis(pipeline: "Pipeline", layout: Layout, seed: PublicSeed) -> bytes:
@@ -59,10 +41,10 @@ def send(pipeline: "Pipeline", update: Update, memory: ClientMemory) -> tuple[by
         raise ValueError(f"send: the update is of {update.address}, the memory of client {memory.client}")
     tracked = None
     if memory.tracked is not None and pipeline.codec.averaged_clients is not None:
-        update, tracked = _estimated(update, memory.tracked, pipeline.codec.averaged_clients)
-    payload, _, support, residual = _encoded(pipeline, pipeline.codec, update, memory, memory.link)
+        update, tracked = estimated(update, memory.tracked, pipeline.codec.averaged_clients)
+    payload, _, support, residual = encode(pipeline, pipeline.codec, update, memory, memory.link)
     address, version = update.address, memory.shared.version
-    link = memory.link.advanced(digest(memory.link.digest, payload), address, version, support)
+    link = memory.link.advanced(digest(memory.link.digest, named(payload)), address, version, support)
     return payload, replace(memory, residual=residual, link=link, tracked=tracked)
 
 
@@ -98,8 +80,8 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
             "are twice the sensitivity"
         )
     claim = pipeline.claim if pipeline.trust == "nobody" else CLEAN_UPLINK
-    update, support = _decoded(pipeline, pipeline.codec, body, address, claim, memory, link)
-    link = link.advanced(digest(link.digest, payload), address, frame.version, support)
+    update, support = decode(pipeline, pipeline.codec, body, address, claim, memory, link)
+    link = link.advanced(digest(link.digest, named(payload)), address, frame.version, support)
     return update, memory.accepted(frame.client, link)
 
 
@@ -109,7 +91,7 @@ def layer_bits(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> di
     _refuse_elsewhere(pipeline, frame, memory)
     codec, reference = pipeline.codec, memory.shared.reference
     gains = len(memory.layout.sizes) if codec.predict and reference is not None else 0
-    common = _common(pipeline, codec, memory, frame.client, memory.link(frame.client))
+    common = common_of(pipeline, codec, memory, frame.client, memory.link(frame.client))
     bits = codec.layer_bits(body[gains:], common)
     return {name: float(spent) for (name, _), spent in zip(memory.layout.shapes, bits, strict=True)}
 
@@ -129,8 +111,8 @@ def broadcast(
         aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=claim)
     refuse_unreleased(pipeline, aggregate.claim)
     aggregate = replace(aggregate, address=replace(memory.address, run=aggregate.address.run))
-    payload, decoded, support, residual = _encoded(pipeline, _downlink(pipeline), aggregate, memory, _downwards(memory))
-    shared = memory.shared.advanced(digest(memory.shared.digest, payload), decoded, support)
+    payload, decoded, support, residual = encode(pipeline, _downlink(pipeline), aggregate, memory, _downwards(memory))
+    shared = memory.shared.advanced(digest(memory.shared.digest, named(payload)), decoded, support)
     return payload, replace(memory, residual=residual, shared=shared)
 
 
@@ -147,120 +129,11 @@ def follow(pipeline: "Pipeline", payload: bytes, memory: ClientMemory) -> Client
         raise VersionMismatch(f"this payload is an update of client {frame.client}: the server receives it")
     address = Address(frame.run, frame.client, frame.round)
     codec, claim = _downlink(pipeline), pipeline.claim
-    decoded, support = _decoded(pipeline, codec, body, address, claim, memory, _downwards(memory))
-    shared = memory.shared.advanced(digest(memory.shared.digest, payload), decoded, support)
+    decoded, support = decode(pipeline, codec, body, address, claim, memory, _downwards(memory))
+    shared = memory.shared.advanced(digest(memory.shared.digest, named(payload)), decoded, support)
     if not isinstance(memory, ClientMemory) or memory.tracked is None:
         return replace(memory, shared=shared)
     return replace(memory, shared=shared, tracked=memory.tracked.followed(decoded.dense(), memory.layout))
-
-
-def _estimated(update: Update, tracked: Tracked, clients: int) -> tuple[Update, Tracked]:
-    """The Wiener estimate of the signal in an update."""
-    if update.noise_stddev is None:
-        raise ValueError(
-            "the codec's allocator sees the privacy noise, but this update does not say how much it has: use plain "
-            "SGD locally, or update.derive(vector, noise_stddev=…)"
-        )
-    tracked = tracked.sent(update.noise_stddev, clients)
-    factors = np.repeat(tracked.factors.astype(np.float32), update.layout.sizes)
-    return update.derive(factors * update.dense(), noise_stddev=None), tracked
-
-
-def _encoded(
-    pipeline: "Pipeline", codec: Codec, update: Update, memory: ClientMemory | ServerMemory, link: Link
-) -> tuple[bytes, Update, Support, Float32[np.ndarray, "d"] | None]:
-    """The sealed bytes, what their reader will find in them, on what support they are, and the new residual."""
-    refuse_foreign(pipeline, memory)
-    layout, shared = memory.layout, memory.shared
-    if update.layout != layout:
-        raise ValueError(f"the update has layout {update.layout}, the memory {layout}: they are not of one model")
-    innovation = update.dense() if memory.residual is None else memory.residual + update.dense()
-    _refuse_not_finite(innovation)
-    candidates, gains, prediction = update.support, b"", None
-    if codec.predict and shared.reference is not None:
-        reference = shared.reference.dense()
-        factors = codec.predict.gains(innovation, reference, layout)
-        prediction = codec.predict.prediction(reference, factors, layout)
-        candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
-    common = _common(pipeline, codec, memory, update.address.client, link)
-    support = codec.select(innovation, candidates, layout, memory.mask_key)
-    if isinstance(support, Seeded) and support != common.mask:
-        support = Listed(support.indices(layout.size))  # of another round than the one whose mask the receiver knows
-    values = innovation if isinstance(support, Everywhere) else innovation[support.indices(layout.size)]
-    body, decoded = codec.encode(values, support, common)
-    residual = None
-    if memory.residual is not None:
-        residual = innovation
-        if isinstance(support, Everywhere):
-            residual -= decoded
-        else:
-            residual[support.indices(layout.size)] = values - decoded
-    frame = Frame(
-        pipeline=memory.pipeline,
-        run=update.address.run,
-        client=update.address.client,
-        round=update.address.round,
-        version=shared.version,
-        shared=shared.digest,
-        link_count=link.count,
-        link=link.digest[:LINK_BYTES],
-        body_bytes=len(gains) + len(body),
-    )
-    found = replace(update, values=decoded, support=support, noise_stddev=None)
-    return seal(frame, gains + body), _behind(found, prediction), support, residual
-
-
-def _decoded(
-    pipeline: "Pipeline",
-    codec: Codec,
-    body: bytes,
-    address: Address,
-    claim: Claim,
-    memory: ClientMemory | ServerMemory,
-    link: Link,
-) -> tuple[Update, Support]:
-    """The update in a body, and the support that the body is on."""
-    layout, reference, prediction = memory.layout, memory.shared.reference, None
-    if codec.predict and reference is not None:
-        gains, body = body[: len(layout.sizes)], body[len(layout.sizes) :]
-        if len(gains) < len(layout.sizes):
-            raise CorruptPayload(f"a body of {len(gains)} bytes holds no gains of {len(layout.sizes)} layers")
-        prediction = codec.predict.prediction(reference.dense(), np.frombuffer(gains, dtype=np.int8), layout)
-    values, support = codec.decode(body, _common(pipeline, codec, memory, address.client, link))
-    found = Update(values=values, layout=layout, address=address, support=support, claim=claim)
-    return _behind(found, prediction), support
-
-
-def _behind(innovation: Update, prediction: Float32[np.ndarray, "d"] | None) -> Update:
-    """What an innovation says, given the prediction."""
-    if prediction is None:
-        return innovation
-    return replace(innovation, values=prediction + innovation.dense(), support=Everywhere())
-
-
-def _common(pipeline: "Pipeline", codec: Codec, memory: ClientMemory | ServerMemory, sender: int, link: Link) -> Common:
-    """What both ends of a way know; the public support of the round is the codec's or the mechanism's, never both."""
-    masks = [stage for stage in (codec.sparsify, *pipeline.stages) if isinstance(stage, RandomK)]
-    return Common(
-        layout=memory.layout,
-        mask=masks[0].support(memory.layout.size, memory.mask_key) if masks else None,
-        previous=link.last_support,
-        dither_key=memory.seed.key("dither", sender, memory.shared.version, link.count),
-    )
-
-
-def _downwards(memory: ClientMemory | ServerMemory) -> Link:
-    """The way down is one for all clients: shared memory has counted its payloads already."""
-    return Link(last_support=memory.shared.last_support)
-
-
-def _refuse_not_finite(target: Float32[np.ndarray, "d"]) -> None:
-    if not np.isfinite(target.sum()) and not np.isfinite(target).all():  # the sum may overflow; it hides nothing
-        raise ValueError("the update holds values that are not finite: nothing was sent; look at the model")
-
-
-def _downlink(pipeline: "Pipeline") -> Codec:
-    return pipeline.codec if pipeline.downlink is None else pipeline.downlink
 
 
 def refuse_unreleased(pipeline: "Pipeline", claim: Claim) -> None:
@@ -286,3 +159,12 @@ def _refuse_elsewhere(pipeline: "Pipeline", frame: Frame, memory: ClientMemory |
             f"the payload was coded against version {frame.version} ({frame.shared.hex()}), this end stands at "
             f"version {shared.version} ({shared.digest.hex()}): resync before it is used"
         )
+
+
+def _downwards(memory: ClientMemory | ServerMemory) -> Link:
+    """The way down is one for all clients: shared memory has counted its payloads already."""
+    return Link(last_support=memory.shared.last_support)
+
+
+def _downlink(pipeline: "Pipeline") -> Codec:
+    return pipeline.codec if pipeline.downlink is None else pipeline.downlink

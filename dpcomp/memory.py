@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.randomness import PublicSeed
+from dpcomp.support import Listed, Support
 from dpcomp.tracking import Tracked
-from dpcomp.update import SERVER, Address, Layout, Listed, Support, Update
+from dpcomp.update import SERVER, Address, Layout, Update
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

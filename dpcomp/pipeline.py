@@ -11,6 +11,8 @@ from dp_accounting import DpEvent, NonPrivateDpEvent
 from dpcomp import exchange
 from dpcomp.claim import Bounded, Released, Stage, Transform, carried, fold
 from dpcomp.codec import Codec
+from dpcomp.codec.frame import digest
+from dpcomp.coding import refuse_foreign
 from dpcomp.errors import NotPrivate
 from dpcomp.guarantee import Guarantee
 from dpcomp.ledger import Permit
@@ -183,7 +185,7 @@ class Pipeline:
         """8 bytes that name the pipeline and the layout; both ends must have the same."""
         # Of this class alone: a subclass that only looks on (federated/probe.py) is the same pipeline on the wire.
         parts = ", ".join(f"{item.name}={getattr(self, item.name)!r}" for item in fields(Pipeline))
-        return exchange.digest(f"Pipeline({parts})".encode(), layout.digest)
+        return digest(f"Pipeline({parts})".encode(), layout.digest)
 
     def _beginning(self, layout: Layout, seed: PublicSeed) -> tuple[Shared, np.ndarray | None]:
         if not isinstance(seed, PublicSeed):
@@ -228,7 +230,7 @@ class Pipeline:
             raise TypeError(
                 f"a release wants a dp.SecretSeed and a permit of ledger.charge, not {secret!r} and {permit!r}"
             )
-        exchange.refuse_foreign(self, memory)
+        refuse_foreign(self, memory)
         at_server = isinstance(memory, ServerMemory)
         if at_server != (self.trust == "server"):
             raise NotPrivate(

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int64
 
 from dpcomp.claim import Bounded, Claim, Released, Unbounded
 from dpcomp.selection import top_k_indices
+from dpcomp.support import Everywhere, Listed, Seeded, Support
 from dpcomp.units import Total, Units
-from dpcomp.update import Everywhere, Layout, Listed, Seeded, Support
+from dpcomp.update import Layout
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 from jaxtyping import Float, Float64
 
-from dpcomp.update import Everywhere, Layout, Support
+from dpcomp.support import Everywhere, Support
+from dpcomp.update import Layout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

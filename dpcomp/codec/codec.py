@@ -16,7 +16,8 @@ from dpcomp.codec.quantize import Float32 as Unquantized
 from dpcomp.codec.rate import entropy_bits
 from dpcomp.errors import CorruptPayload
 from dpcomp.sparsify import RandomK, TopK
-from dpcomp.update import Everywhere, Layout, Listed, Seeded, Support
+from dpcomp.support import Everywhere, Listed, Seeded, Support
+from dpcomp.update import Layout
 
 SUPPORT = struct.Struct("<BI")  # the kind of support, and how many coordinates it holds
 KINDS: tuple[type[Support], ...] = (Everywhere, Seeded, Listed)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from dpcomp.update import Layout, Listed, Seeded
+from dpcomp.support import Listed, Seeded
+from dpcomp.update import Layout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

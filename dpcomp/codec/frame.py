@@ -40,6 +40,11 @@ def digest(*parts: bytes) -> bytes:
     return state.digest()
 
 
+def named(payload: bytes) -> bytes:
+    """What stands for a payload in a hash chain: its header, and the checksum over header and body."""
+    return bytes(payload[:HEADER_BYTES])
+
+
 def seal(frame: Frame, body: bytes) -> bytes:
     """header ‖ checksum of header and body ‖ body."""
     header = _HEADER.pack(MAGIC, *(getattr(frame, field.name) for field in fields(frame)))

@@ -10,7 +10,8 @@ from dpcomp.ledger import Ledger
 from dpcomp.memory import ServerMemory
 from dpcomp.pipeline import Pipeline
 from dpcomp.randomness import SecretSeed
-from dpcomp.update import Everywhere, Update
+from dpcomp.support import Everywhere
+from dpcomp.update import Update
 
 
 def mean_of_released(pipeline: Pipeline, updates: list[Update], memory: ServerMemory) -> Update:

@@ -62,3 +62,9 @@ def merged(
     """The positions that were split."""
     skipped = np.searchsorted(previous - np.arange(len(previous)), new, side="right")
     return np.sort(np.concatenate([previous[kept], new + skipped]))
+
+
+def cheaper(world: World) -> World:
+    """With one density for all, or with one a layer."""
+    whole = world.whole()
+    return world if world.bits < whole.bits else whole

@@ -29,14 +29,16 @@ class _Floats:
         self, values: Singles[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], common: Common
     ) -> tuple[Int32[np.ndarray, "m"], bytes]:
         """None, and the values."""
-        largest = np.finfo(self.dtype).max
-        return np.empty(0, dtype=np.int32), np.clip(values, -largest, largest).astype(self.dtype).tobytes()
+        return np.empty(0, dtype=np.int32), self._rounded(values).tobytes()
 
     def values(
         self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
     ) -> Singles[np.ndarray, "k"]:
         """The values."""
         return np.frombuffer(side, dtype=self.dtype).astype(np.float32)
+
+    def _rounded(self, values: Singles[np.ndarray, "k"]) -> np.ndarray:
+        return values.astype(self.dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,7 @@ class Float16(_Floats):
 
     dtype = "<f2"
     unbiased = False
+
+    def _rounded(self, values: Singles[np.ndarray, "k"]) -> np.ndarray:
+        largest = np.finfo(self.dtype).max
+        return np.clip(values, -largest, largest).astype(self.dtype)

@@ -1,0 +1,300 @@
+"""What the codecs cost and save beside their peers and the bound: python benchmarks/codec.py
+
+Every codec goes the whole road, `pipeline.send` and `pipeline.receive`, on synthetic Laplace values in the layers of a
+ResNet-18 and on a recorded gradient of the CIFAR-10 CNN. It prints one table, and writes it as
+docs/benchmarks/codec.json, and the gradient's rows as docs/benchmarks/rate_distortion.png. The columns:
+
+- ratio: dense float32 bytes ÷ len(payload), headers included; bits: 8 len(payload) ÷ d
+- ÷ bound: len(payload) ÷ bound, (log₂ C(d, k) + k·H) ÷ 8 bytes: C(d, k) where a support is listed, H the levels'
+  empirical entropy, each layer under its own frequencies, which cost nothing here. By layer also the support is told
+  layer by layer, Σ log₂ C(dᵢ, kᵢ). No codec without memory that knows only the layers does better.
+- error: ‖decoded − target‖² ÷ ‖target‖², where target is the vector, and with error feedback residual + vector
+- encode, decode: up to a dense vector, in copies of the dense vector into a warm buffer. The two take turns, so that a
+  busy machine slows both; what counts is the median of the ratios of neighbours.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from gradients import recorded
+from jaxtyping import Float32
+from peers import Formula, Peer, formulas, peers
+from rate_distortion import draw
+from rich.console import Console
+from rich.table import Table
+from scipy.special import betaln
+from scipy.stats import entropy
+
+import dpcomp as dp
+from dpcomp.codec import Common
+from dpcomp.codec.codec import layer_counts
+from dpcomp.training.parameters import layout_of
+from dpcomp.update import Layout
+from experiments.tasks import cifar10_resnet
+
+FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
+LIBRARIES = ("numpy", "scipy", "torch", "constriction", "randomgen", "zstandard")
+REPEATS = 7  # of a measurement, unless they take longer than
+SECONDS = 6.0
+LEAST = 3
+COPIES = 5  # of the vector, before and after each measurement
+CORRELATION = 0.9  # of the synthetic vectors of two rounds
+
+Vector = Float32[np.ndarray, "d"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours:
+    """A codec, with or without error feedback, in its first round or its second."""
+
+    name: str
+    family: str
+    codec: dp.Codec
+    feedback: bool = False
+    second: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured of one codec on one vector; None where it has no meaning."""
+
+    vector: str
+    name: str
+    family: str
+    kind: str  # ours, peer, or formula: bytes that nobody made
+    payload_bytes: float
+    compression_ratio: float
+    bits_a_coordinate: float
+    times_bound: float | None = None
+    times_bound_by_layer: float | None = None
+    relative_squared_error: float
+    encode_copies: float | None = None
+    decode_copies: float | None = None
+
+
+def ours() -> Iterator[Ours]:
+    """What is measured."""
+    packed, waterfill = dp.FixedWidth(), dp.Waterfill
+    yield Ours(name="float32", family="float", codec=dp.Codec())
+    yield Ours(name="float16", family="float", codec=dp.Codec(quantize=dp.Float16()))
+    yield Ours(name="INT8, packed", family="Equal, packed", codec=dp.Codec(quantize=dp.Uniform(8), entropy=packed))
+    for bits in (4, 2):
+        codec = dp.Codec(quantize=dp.Uniform(dp.Equal(bits)), entropy=packed)
+        yield Ours(name=f"Equal({bits}), packed", family="Equal, packed", codec=codec)
+    for bits in (4, 2):
+        codec = dp.Codec(quantize=dp.Uniform(waterfill(bits)), entropy=packed)
+        yield Ours(name=f"Waterfill({bits}), packed", family="Waterfill, packed", codec=codec)
+    for bits in (8, 4):
+        yield Ours(name=f"Uniform({bits})", family="Uniform", codec=dp.Codec(quantize=dp.Uniform(bits)))
+    dithered = dp.Codec(quantize=dp.Uniform(4, rounding=dp.Dithered()))
+    yield Ours(name="Uniform(4), dithered", family="Uniform, dithered", codec=dithered)
+    for bits in (4, 3, 2):
+        codec = dp.Codec(quantize=dp.Uniform(waterfill(bits)))
+        yield Ours(name=f"Waterfill({bits})", family="Waterfill", codec=codec)
+    for quantizer in (dp.Ternary(), dp.Rotated(), dp.Sign()):
+        name = type(quantizer).__name__
+        yield Ours(name=name, family=name, codec=dp.Codec(quantize=quantizer))
+    sparse = {
+        f"top {percent} %, Uniform({bits})": dp.Codec(sparsify=dp.TopK(percent / 100), quantize=dp.Uniform(bits))
+        for percent in (10, 1)
+        for bits in (8, 4)
+    }
+    for name, codec in sparse.items():
+        yield Ours(name=name, family="top k, Uniform", codec=codec, feedback=True)
+    top = dp.TopK(0.01)
+    filled = dp.Codec(sparsify=top, quantize=dp.Uniform(waterfill(4)))
+    yield Ours(name="top 1 %, Waterfill(4)", family="top k, Waterfill", codec=filled, feedback=True)
+    codec = dp.Codec(sparsify=top, quantize=dp.Uniform(4))
+    for feedback in (True, False):
+        name = f"… second round{'' if feedback else ', no feedback'}"
+        yield Ours(name=name, family="second round", codec=codec, feedback=feedback, second=True)
+    random = dp.Codec(sparsify=dp.RandomK(0.01), quantize=dp.Uniform(8))
+    yield Ours(name="random 1 %, Uniform(8)", family="random k", codec=random)
+
+
+class Road:
+    """From one client to the server, up to the round that is measured; the memories before it stay as they are."""
+
+    def __init__(self, what: Ours, rounds: list[Vector], layout: Layout):
+        self.pipeline = dp.Pipeline(
+            mechanism=dp.unsafe("a measurement of the wire"), codec=what.codec, feedback=what.feedback
+        )
+        self.client = self.pipeline.init(layout, seed=dp.PublicSeed(0), client=0)
+        self.server = self.pipeline.init_server(layout, seed=dp.PublicSeed(0))
+        if what.second:
+            payload, self.client = self.pipeline.send(self._update(rounds[0]), self.client)
+            _, self.server = self.pipeline.receive(payload, self.server)
+        values = rounds[what.second]
+        self.update = self._update(values)
+        self.target = values if self.client.residual is None else self.client.residual + values
+
+    def _update(self, values: Vector) -> dp.Update:
+        claim = self.pipeline.claim
+        return dp.Update(values=values, layout=self.client.layout, address=self.client.address, claim=claim)
+
+    def encode(self) -> bytes:
+        return self.pipeline.send(self.update, self.client)[0]
+
+    def decode(self, payload: bytes) -> Vector:
+        return self.pipeline.receive(payload, self.server)[0].dense()
+
+    def bounds(self, payload: bytes) -> tuple[float, float] | None:
+        """Bytes of the levels and of the support, told at once and layer by layer; None if there are no levels."""
+        codec, layout, memory = self.pipeline.codec, self.client.layout, self.client
+        support = self.pipeline.receive(payload, self.server)[0].support
+        values, counts = self.target[support.indices(layout.size)], layer_counts(support, layout)
+        key = memory.seed.key("dither", memory.client, memory.shared.version, memory.link.count)
+        common = Common(layout=layout, dither_key=key, packed=isinstance(codec.entropy, dp.FixedWidth))
+        levels, side = codec.quantizer.levels(values, counts, common)
+        if not codec.quantizer.bounds(side, common).coded.any():
+            return None
+        edges = np.cumsum([0, *counts])
+        layers = [levels[start:stop] for start, stop in pairwise(edges) if stop > start]
+        bits = sum(len(layer) * float(entropy(np.bincount(layer - layer.min()), base=2)) for layer in layers)
+        if not isinstance(support, dp.Listed):
+            return bits / 8, bits / 8
+        whole = chosen_bits(np.array([layout.size]), np.array([len(values)]))
+        return (bits + whole) / 8, (bits + chosen_bits(np.array(layout.sizes), counts)) / 8
+
+
+def chosen_bits(places: np.ndarray, chosen: np.ndarray) -> float:
+    """Σ log₂ C(n, k)."""
+    return float(-np.sum(np.log1p(places) + betaln(places - chosen + 1, chosen + 1)) / np.log(2))
+
+
+def measured(what: Ours | Peer | Formula, vector: str, rounds: list[Vector], layout: Layout) -> Row:
+    """One row of the table."""
+    target, times, bounds = rounds[0], (None, None), None
+    if isinstance(what, Formula):
+        payload_bytes, decoded = what.payload_bytes, what.decoded
+    else:
+        road = Road(what, rounds, layout) if isinstance(what, Ours) else what
+        payload = road.encode()
+        payload_bytes, decoded = len(payload), road.decode(payload)
+        times = in_copies(road.encode, rounds[0]), in_copies(lambda: road.decode(payload), rounds[0])
+        if isinstance(road, Road):
+            target, bounds = road.target, road.bounds(payload)
+    lost = float(np.sum(np.square(target - decoded, dtype=np.float64)) / np.sum(np.square(target, dtype=np.float64)))
+    return Row(
+        vector=vector,
+        name=what.name,
+        family=what.family,
+        kind={Ours: "ours", Peer: "peer", Formula: "formula"}[type(what)],
+        payload_bytes=payload_bytes,
+        compression_ratio=4 * layout.size / payload_bytes,
+        bits_a_coordinate=8 * payload_bytes / layout.size,
+        times_bound=payload_bytes / bounds[0] if bounds else None,
+        times_bound_by_layer=payload_bytes / bounds[1] if bounds else None,
+        relative_squared_error=lost,
+        encode_copies=times[0],
+        decode_copies=times[1],
+    )
+
+
+def in_copies(work: Callable[[], object], vector: Vector) -> float:
+    """The time of the work ÷ that of a copy of the vector; the first call was before this."""
+    buffer, ratios, start = vector.copy(), [], time.perf_counter()
+    while len(ratios) < REPEATS and (len(ratios) < LEAST or time.perf_counter() - start < SECONDS):
+        for number in range(64):  # a random support is drawn anew: the library remembers the last few
+            dp.Seeded(number, 1).indices(2)
+        copies = [seconds(lambda: np.copyto(buffer, vector)) for _ in range(COPIES)]
+        spent = seconds(work)
+        copies += [seconds(lambda: np.copyto(buffer, vector)) for _ in range(COPIES)]
+        ratios.append(spent / median(copies))
+    return median(ratios)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of the clock on the wall."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def synthetic() -> tuple[Layout, list[Vector]]:
+    """Laplace values in the layers of a ResNet-18, whose scales lie an octave apart (log-normal); of two rounds."""
+    layout, rng = layout_of(cifar10_resnet().model(0)), np.random.default_rng(0)
+    scales = np.repeat(np.exp2(rng.standard_normal(len(layout.sizes))), layout.sizes).astype(np.float32)
+    first, fresh = (rng.laplace(size=layout.size).astype(np.float32) * scales for _ in range(2))
+    return layout, [first, np.float32(CORRELATION) * first + np.float32(np.sqrt(1 - CORRELATION**2)) * fresh]
+
+
+def rows_of(vector: str, rounds: list[Vector], layout: Layout) -> Iterator[Row]:
+    """All rows of one vector."""
+    for family in (ours(), peers(rounds[0], layout), formulas(rounds[0], layout)):
+        for what in family:
+            yield measured(what, vector, rounds, layout)
+
+
+def table_of(rows: list[Row], titles: dict[str, str]) -> Table:
+    """Both vectors, one under the other; our codecs, the peers, and the formulas."""
+    table = Table(title="the codecs, beside their peers and the bound")
+    table.add_column("", no_wrap=True)
+    for column in ("ratio", "bits", "÷ bound", "by layer", "error", "encode", "decode"):
+        table.add_column(column, justify="right")
+    last = ""
+    for row in rows:
+        if (section := row.vector + row.kind) != last:
+            table.add_section()
+            heading = {"ours": titles[row.vector], "peer": "peers: bytes without a header", "formula": "formulas"}
+            table.add_row(f"[bold]{heading[row.kind]}[/bold]")
+            last = section
+        bounds = (row.times_bound, row.times_bound_by_layer)
+        times = (row.encode_copies, row.decode_copies)
+        table.add_row(
+            row.name,
+            f"{row.compression_ratio:.2f}",
+            f"{row.bits_a_coordinate:.3f}",
+            *("–" if value is None else f"{value:.3f}" for value in bounds),
+            f"{row.relative_squared_error:.2g}" if row.relative_squared_error else "0",
+            *("–" if value is None else f"{value:.1f}" for value in times),
+        )
+    table.caption = "range-coded where it does not say packed; encode and decode in copies of the dense vector"
+    return table
+
+
+def rounded(row: Row) -> Row:
+    """To six digits."""
+    numbers = {name: value for name, value in asdict(row).items() if isinstance(value, float)}
+    return replace(row, **{name: float(f"{value:.6g}") for name, value in numbers.items()})
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    layout, gradients = recorded()
+    vectors = {"Laplace": synthetic(), "gradient": (layout, [*gradients["middle"][:2]])}
+    rows, titles = [], {}
+    for name, (layout, rounds) in vectors.items():
+        likeness = float(np.corrcoef(*rounds)[0, 1])
+        titles[name] = f"{name}: d = {layout.size:,}, ρ of two rounds {likeness:.2f}"
+        rows += [rounded(row) for row in rows_of(name, rounds, layout)]
+    Console(width=120).print(table_of(rows, titles))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    report = {
+        "format": 1,
+        "date": datetime.now(UTC).date().isoformat(),
+        "vectors": titles,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch_threads": 1},
+        "rows": [asdict(row) for row in rows],
+    }
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    (FOLDER / "codec.json").write_text(text + "\n", encoding="utf-8")
+    layout, (values, _) = vectors["gradient"]
+    points = [asdict(row) for row in rows if row.vector == "gradient"]
+    draw(points, values, layout).savefig(FOLDER / "rate_distortion.png")
+
+
+if __name__ == "__main__":
+    main()
