@@ -64,7 +64,9 @@ def encode(
         reference = shared.reference.dense()
         factors = codec.predict.gains(innovation, reference, layout)
         prediction = codec.predict.prediction(reference, factors, layout)
-        candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
+        with np.errstate(over="ignore"):
+            candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
+        _refuse_not_finite(innovation)
     common = common_of(pipeline, codec, memory, update.address.client, link)
     support = codec.select(innovation, candidates, layout, memory.mask_key)
     if isinstance(support, Seeded) and support != common.mask:
@@ -131,9 +133,15 @@ def _behind(innovation: Update, prediction: Float32[np.ndarray, "d"] | None) -> 
     """What an innovation says, given the prediction."""
     if prediction is None:
         return innovation
-    return replace(innovation, values=prediction + innovation.dense(), support=Everywhere())
+    with np.errstate(over="ignore"):
+        values = prediction + innovation.dense()
+    if not np.isfinite(values).all():
+        raise CorruptPayload("prediction and innovation add up to values that are not finite")
+    return replace(innovation, values=values, support=Everywhere())
 
 
 def _refuse_not_finite(target: Float32[np.ndarray, "d"]) -> None:
-    if not np.isfinite(target.sum()) and not np.isfinite(target).all():  # the sum may overflow; it hides nothing
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = target.sum()
+    if not np.isfinite(total) and not np.isfinite(target).all():  # the sum may overflow; it hides nothing
         raise ValueError("the update holds values that are not finite: nothing was sent; look at the model")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+from array_api_compat import is_torch_array
 from jaxtyping import Float32, Int64
 
 from dpcomp.claim import Claim, Unbounded
@@ -111,7 +112,8 @@ class Update:
     noise_stddev: float | None = None
 
     def __post_init__(self):
-        values = np.array(self.values, dtype=np.float32)
+        given = self.values.detach().cpu().numpy() if is_torch_array(self.values) else self.values
+        values = np.array(given, dtype=np.float32)
         expected = self.support.count(self.layout.size)
         if values.shape != (expected,):
             raise ValueError(

@@ -37,5 +37,8 @@ class LastBroadcast:
     def prediction(
         self, reference: Float32[np.ndarray, "d"], gains: Int8[np.ndarray, "layers"], layout: Layout
     ) -> Float32[np.ndarray, "d"]:
-        """What both ends expect."""
-        return np.repeat(gains.astype(np.float32) * np.float32(GAIN_UNIT), layout.sizes) * reference
+        """What both ends expect, within half of float32's range."""
+        largest = np.finfo(np.float32).max / 2
+        with np.errstate(over="ignore"):
+            expected = np.repeat(gains.astype(np.float32) * np.float32(GAIN_UNIT), layout.sizes) * reference
+        return np.clip(expected, -largest, largest, out=expected)

@@ -23,6 +23,7 @@ SEEDED = dp.Seeded(seed=2024, k=12)
 COMMON = Common(layout=LAYOUT, mask=SEEDED, dither_key=77)
 AFTER = replace(COMMON, previous=dp.Listed(np.array([0, 1, 8, 29, 30, 40, 100, 101, 103, 168])))
 LONG = Common(layout=dp.Layout.of({"dense": (100_000,), "thin": (900_000,)}))
+ONE_LAYER = Common(layout=dp.Layout.of(10**6))
 GAPS = dp.Listed(np.array([*range(0, 100_000, 40), 999_999]))
 PACKED = dp.FixedWidth()
 
@@ -55,6 +56,7 @@ CASES = {
     "sign": (quantized(dp.Sign(), PACKED), EVERYWHERE, COMMON),
     "ternary": (quantized(dp.Ternary()), EVERYWHERE, COMMON),
     "rotated": (quantized(dp.Rotated(), PACKED), EVERYWHERE, COMMON),
+    "a gap beyond the table": (quantized(dp.Uniform(2)), dp.Listed(np.array([*range(40), 999_999])), ONE_LAYER),
     "layers of their own density, long gaps": (quantized(dp.Uniform(2)), GAPS, LONG),
 }
 

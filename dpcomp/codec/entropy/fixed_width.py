@@ -8,6 +8,8 @@ from jaxtyping import Int, Int32, Int64, UInt8
 from dpcomp.codec.quantize.quantizer import Bounds
 from dpcomp.errors import CorruptPayload
 
+CHUNK = 2**14  # numbers that are packed at once; a multiple of 8, so that each chunk ends on a whole byte
+
 
 class FixedWidthWriter:
     """Packs one body, part after part; every part ends on a whole byte."""
@@ -106,13 +108,21 @@ def _position_bits(d: int) -> int:
 def _pack(numbers: Int[np.ndarray, "m"], bits: int) -> bytes:
     if bits in (8, 16, 32):
         return numbers.astype(f"<u{bits // 8}").tobytes()
-    words = numbers.astype("<u4").view(np.uint8).reshape(len(numbers), 4)
-    flat = np.unpackbits(words, axis=1, bitorder="little")[:, :bits]
-    return np.packbits(flat.reshape(-1), bitorder="little").tobytes()
+    parts = []
+    for start in range(0, len(numbers), CHUNK):
+        words = numbers[start : start + CHUNK].astype("<u4").view(np.uint8).reshape(-1, 4)
+        parts.append(
+            np.packbits(np.unpackbits(words, axis=1, bitorder="little")[:, :bits].reshape(-1), bitorder="little")
+        )
+    return b"".join(part.tobytes() for part in parts)
 
 
 def _unpacked(packed: UInt8[np.ndarray, "bytes"], count: int, bits: int) -> Int64[np.ndarray, "count"]:
     if bits in (8, 16, 32):
         return packed.view(f"<u{bits // 8}").astype(np.int64)
-    flat = np.unpackbits(packed, count=count * bits, bitorder="little")
-    return flat.reshape(count, bits) @ (1 << np.arange(bits, dtype=np.int64))
+    numbers, powers = np.empty(count, dtype=np.int64), 1 << np.arange(bits, dtype=np.int64)
+    for start in range(0, count, CHUNK):
+        here = min(CHUNK, count - start)
+        flat = np.unpackbits(packed[start * bits // 8 :], count=here * bits, bitorder="little")
+        numbers[start : start + here] = flat.reshape(here, bits) @ powers
+    return numbers

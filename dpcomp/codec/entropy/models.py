@@ -7,9 +7,11 @@ from jaxtyping import Bool, Float64, Int32, Int64
 
 from dpcomp.codec.entropy.alphabet import leading_bits
 
-FAR = 255  # the symbol of a gap's upper part that says: 255 more, and read on
+FAR = 255  # the symbol of a gap's upper part that says: 255 more, and what is beyond them stands at the end
 TABLE_BITS = 10  # of a gap's middle part; the bits below it are as good as random
 SHARED_BITS = 5  # the leading bits by which layers are compared, before their tables are made
+CHUNK_BITS = 16  # that are coded at once where all chances are equal
+OWN_FROM = 64  # values that a layer with a table of its own has: fewer cannot pay for it, only slow a reader down
 TABLE_BYTES = 4  # what stands before a table of its own, beside a byte a level
 
 
@@ -32,13 +34,6 @@ def gap_models(k: int, places: int) -> tuple[int, int, Float64[np.ndarray, "high
     return low_bits, rest_bits, high, low
 
 
-def groups(own: Bool[np.ndarray, "layers"], counts: Int64[np.ndarray, "layers"]) -> list[Bool[np.ndarray, "layers"]]:
-    """The layers that share a table: first those without one of their own, then each of the others."""
-    shared = ~own & (counts > 0)
-    alone = [np.arange(len(own)) == layer for layer in np.flatnonzero(own)]
-    return [shared, *alone] if shared.any() else alone
-
-
 def own_tables(levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"]) -> Bool[np.ndarray, "layers"]:
     """Which layers save more by a table of their own than it costs."""
     if np.count_nonzero(counts) < 2:
@@ -52,4 +47,4 @@ def own_tables(levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers
     pooled = np.log2(np.maximum(frequencies.sum(axis=0), 1) / max(1, len(levels)))
     alone = np.log2(np.maximum(frequencies, 1) / np.maximum(counts, 1)[:, None])
     saved = np.sum(frequencies * (alone - pooled), axis=1)
-    return saved > 8 * (np.count_nonzero(frequencies, axis=1) + TABLE_BYTES)
+    return (counts >= OWN_FROM) & (saved > 8 * (np.count_nonzero(frequencies, axis=1) + TABLE_BYTES))

@@ -8,7 +8,7 @@ from jaxtyping import Float64, Int32, Int64
 
 from dpcomp.codec.entropy.alphabet import EXACT, Alphabet, without_low_bits
 from dpcomp.codec.entropy.integers import IntegerReader
-from dpcomp.codec.entropy.models import FAR, gap_models, groups
+from dpcomp.codec.entropy.models import CHUNK_BITS, FAR, OWN_FROM, gap_models
 from dpcomp.codec.entropy.positions import merged
 from dpcomp.codec.quantize.quantizer import Bounds
 from dpcomp.errors import CorruptPayload
@@ -53,12 +53,18 @@ class RangeReader:
         coded = np.where(bounds.coded, counts, 0)
         flags = np.frombuffer(self._side.raw((len(counts) + 7) // 8), dtype=np.uint8)
         own = np.unpackbits(flags, count=len(counts)).astype(bool)
-        if (own & (coded == 0)).any():
-            raise CorruptPayload("a layer without levels has a table of its own")
+        if (own & (coded < OWN_FROM)).any():
+            raise CorruptPayload(f"a layer of fewer than {OWN_FROM} levels has a table of its own")
         levels = np.repeat(bounds.lowest, counts)
-        for members in groups(own, coded):
-            largest = int(np.max(np.maximum(-bounds.lowest, bounds.highest)[members]))
-            levels[np.repeat(members, counts)] = self._group(int(coded[members].sum()), largest)
+        largest, edges, shared = np.maximum(-bounds.lowest, bounds.highest), np.cumsum([0, *counts]), ~own & (coded > 0)
+        if shared.any():
+            found = self._group(int(coded[shared].sum()), int(largest[shared].max()))
+            if shared.all():
+                levels = found
+            else:
+                levels[np.repeat(shared, counts)] = found
+        for layer in np.flatnonzero(own):
+            levels[edges[layer] : edges[layer + 1]] = self._group(int(coded[layer]), int(largest[layer]))
         if (levels < np.repeat(bounds.lowest, counts)).any() or (levels > np.repeat(bounds.highest, counts)).any():
             raise CorruptPayload("a level lies outside its layer's quantiser")
         return levels
@@ -87,30 +93,28 @@ class RangeReader:
         if count in (0, places):
             return np.arange(count)
         low_bits, rest_bits, high, low = gap_models(count, places)
-        upper, going_on = np.zeros(count, dtype=np.int64), np.arange(count)
-        while len(going_on):
-            symbols = self._decode(len(going_on), high)
-            upper[going_on] += symbols
-            if (int(upper.sum()) << (low_bits + rest_bits)) > places:
-                raise CorruptPayload(f"the support goes beyond its {places} places")
-            going_on = going_on[symbols == FAR]
-        gaps = (upper << (low_bits + rest_bits)) + (self._decode(count, low) << rest_bits)
-        ranks = np.cumsum(gaps + self._equal_chances(rest_bits, count) + 1) - 1
+        upper = self._decode(count, high)
+        middle, lowest = self._decode(count, low), self._equal_chances(rest_bits, count)
+        far = np.flatnonzero(upper == FAR)
+        upper[far] += self._equal_chances((places >> (low_bits + rest_bits)).bit_length(), len(far))
+        if float(upper.sum(dtype=np.float64)) * (1 << (low_bits + rest_bits)) > places:
+            raise CorruptPayload(f"the support goes beyond its {places} places")
+        ranks = np.cumsum((upper << (low_bits + rest_bits)) + (middle << rest_bits) + lowest + 1) - 1
         if ranks[-1] >= places:
             raise CorruptPayload(f"the support names place {ranks[-1]} of {places}")
         return ranks
 
-    def _group(self, count: int, largest: int) -> Int64[np.ndarray, "count"]:
+    def _group(self, count: int, largest: int) -> Int32[np.ndarray, "count"]:
         alphabet = Alphabet.read(self._side, largest)
         symbols = self._decode(count, alphabet.weights) + alphabet.lowest
         if alphabet.leading == EXACT:
-            return symbols
+            return symbols.astype(np.int32)
         levels, below = without_low_bits(symbols, alphabet.leading)
         for bits in range(1, int(below.max()) + 1):
             here = below == bits
             lower = self._equal_chances(bits, int(np.count_nonzero(here)))
             levels[here] += np.where(levels[here] < 0, -lower, lower)
-        return levels
+        return levels.astype(np.int32)
 
     def _decode(self, count: int, weights: Float64[np.ndarray, "alphabet"]) -> Int64[np.ndarray, "count"]:
         if len(weights) == 1 or count == 0:
@@ -118,9 +122,11 @@ class RangeReader:
         return self._decoded(stream.model.Categorical(weights, perfect=False), count)
 
     def _equal_chances(self, bits: int, count: int) -> Int64[np.ndarray, "count"]:
-        if bits == 0 or count == 0:
-            return np.zeros(count, dtype=np.int64)
-        return self._decoded(stream.model.Uniform(1 << bits), count)
+        numbers = np.zeros(count, dtype=np.int64)
+        for start in range(0, bits if count else 0, CHUNK_BITS):
+            width = min(CHUNK_BITS, bits - start)
+            numbers |= self._decoded(stream.model.Uniform(1 << width), count) << start
+        return numbers
 
     def _decoded(self, model: Any, count: int) -> Int64[np.ndarray, "count"]:
         try:

@@ -6,7 +6,7 @@ from jaxtyping import Float64, Int, Int32, Int64
 
 from dpcomp.codec.entropy.alphabet import EXACT, Alphabet, leading_bits
 from dpcomp.codec.entropy.integers import IntegerWriter
-from dpcomp.codec.entropy.models import FAR, gap_models, groups, own_tables
+from dpcomp.codec.entropy.models import CHUNK_BITS, FAR, gap_models, own_tables
 from dpcomp.codec.entropy.positions import World, cheaper, split
 from dpcomp.codec.quantize.quantizer import Bounds
 
@@ -47,8 +47,12 @@ class RangeWriter:
             levels, counts = levels[np.repeat(bounds.coded, counts)], np.where(bounds.coded, counts, 0)
         own = own_tables(levels, counts)
         self._side.raw(np.packbits(own).tobytes())
-        for members in groups(own, counts):
-            self._group(levels if members.all() else levels[np.repeat(members, counts)])
+        shared = levels[np.repeat(~own, counts)] if own.any() else levels
+        if len(shared):
+            self._group(shared)
+        edges = np.cumsum([0, *counts])
+        for layer in np.flatnonzero(own):
+            self._group(levels[edges[layer] : edges[layer + 1]])
 
     def finish(self) -> bytes:
         """The length of the integers, the integers, and the coded words."""
@@ -62,11 +66,10 @@ class RangeWriter:
         low_bits, rest_bits, high, low = gap_models(len(ranks), places)
         gaps = np.diff(ranks, prepend=-1) - 1
         upper = gaps >> (low_bits + rest_bits)
-        while len(upper):
-            self._encode(np.minimum(upper, FAR), high)
-            upper = upper[upper >= FAR] - FAR
+        self._encode(np.minimum(upper, FAR), high)
         self._encode((gaps >> rest_bits) & ((1 << low_bits) - 1), low)
         self._equal_chances(gaps, rest_bits)
+        self._equal_chances(upper[upper >= FAR] - FAR, (places >> (low_bits + rest_bits)).bit_length())
 
     def _group(self, levels: Int32[np.ndarray, "m"]) -> None:
         alphabet = Alphabet.of(*histogram(levels))
@@ -81,9 +84,10 @@ class RangeWriter:
 
     def _equal_chances(self, numbers: Int[np.ndarray, "m"], bits: int) -> None:
         """The lowest bits of the numbers, as they are."""
-        if bits and len(numbers):
-            symbols = (numbers & ((1 << bits) - 1)).astype(np.int32)
-            self._coder.encode(symbols, stream.model.Uniform(1 << bits))
+        for start in range(0, bits if len(numbers) else 0, CHUNK_BITS):
+            width = min(CHUNK_BITS, bits - start)
+            symbols = ((numbers >> start) & ((1 << width) - 1)).astype(np.int32)
+            self._coder.encode(symbols, stream.model.Uniform(1 << width))
 
     def _encode(self, symbols: Int[np.ndarray, "m"], weights: Float64[np.ndarray, "alphabet"]) -> None:
         if len(weights) > 1 and len(symbols):
