@@ -106,13 +106,15 @@ def decode(
 ) -> tuple[Update, Support]:
     """The update in a body, and the support that the body is on."""
     layout, reference, prediction = memory.layout, memory.shared.reference, None
+    view = memoryview(body)  # a body may be as large as the vector: its parts are looked at where they are
     if codec.predict and reference is not None:
-        gains, body = body[: len(layout.sizes)], body[len(layout.sizes) :]
+        gains, view = view[: len(layout.sizes)], view[len(layout.sizes) :]
         if len(gains) < len(layout.sizes):
             raise CorruptPayload(f"a body of {len(gains)} bytes holds no gains of {len(layout.sizes)} layers")
         prediction = codec.predict.prediction(reference.dense(), np.frombuffer(gains, dtype=np.int8), layout)
-    values, support = codec.decode(body, common_of(pipeline, codec, memory, address.client, link))
+    values, support = codec.decode(view, common_of(pipeline, codec, memory, address.client, link))
     found = Update(values=values, layout=layout, address=address, support=support, claim=claim)
+    del values  # the update has its own
     return _behind(found, prediction), support
 
 
@@ -130,11 +132,11 @@ def common_of(
 
 
 def _behind(innovation: Update, prediction: Float32[np.ndarray, "d"] | None) -> Update:
-    """What an innovation says, given the prediction."""
+    """What an innovation says, given the prediction, whose place the sum takes."""
     if prediction is None:
         return innovation
     with np.errstate(over="ignore"):
-        values = prediction + innovation.dense()
+        values = np.add(prediction, innovation.dense(), out=prediction)
     if not np.isfinite(values).all():
         raise CorruptPayload("prediction and innovation add up to values that are not finite")
     return replace(innovation, values=values, support=Everywhere())

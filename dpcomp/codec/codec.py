@@ -95,7 +95,7 @@ class Codec:
         head = SUPPORT.pack(KINDS.index(type(support)), len(values))
         return head + writer.finish(), self.quantizer.values(levels, side, counts, common)
 
-    def decode(self, body: bytes, common: Common) -> tuple[Float32[np.ndarray, "k"], Support]:
+    def decode(self, body: bytes | memoryview, common: Common) -> tuple[Float32[np.ndarray, "k"], Support]:
         """The values and their support.
 
         Raises:
@@ -108,7 +108,7 @@ class Codec:
             raise CorruptPayload("the body holds values that are not finite")
         return values, found.support
 
-    def layer_bits(self, body: bytes, common: Common) -> Float64[np.ndarray, "layers"]:
+    def layer_bits(self, body: bytes | memoryview, common: Common) -> Float64[np.ndarray, "layers"]:
         """Bits a value that a body spends on each layer: the levels' width or entropy; 0 where nothing is sent."""
         found = self._read(body, common)
         if not found.bounds.coded.any():
@@ -118,7 +118,7 @@ class Codec:
         layers = np.split(found.levels, np.cumsum(found.counts)[:-1])
         return np.array([entropy_bits(np.bincount(layer - layer.min())) if len(layer) else 0.0 for layer in layers])
 
-    def _read(self, body: bytes, common: Common) -> "_Body":
+    def _read(self, body: bytes | memoryview, common: Common) -> "_Body":
         common = replace(common, packed=self.entropy.packed)
         layout = common.layout
         if len(body) < SUPPORT.size:

@@ -54,7 +54,17 @@ CODECS = {
     "predicted float32": dp.Codec(predict=PREDICT),
 }
 EVERY_CODEC = pytest.mark.parametrize("name", CODECS)
-LARGE_AND_FAST = ("float32", "waterfill packed", "odd width", "dithered", "rotated", "top", "top packed", "predicted")
+LARGE_AND_FAST = (
+    "float32",
+    "wide",
+    "waterfill packed",
+    "odd width",
+    "dithered",
+    "rotated",
+    "top",
+    "top packed",
+    "predicted",
+)
 
 
 @dataclass(frozen=True)

@@ -96,12 +96,12 @@ def leading_bits(
 
 
 def without_low_bits(
-    symbols: Int64[np.ndarray, "m"], leading: int
+    symbols: Int32[np.ndarray, "m"] | Int64[np.ndarray, "m"], leading: int
 ) -> tuple[Int64[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
     """The smallest magnitude of each symbol, with its sign, and how many bits below are open."""
     if leading == EXACT:
-        return symbols, np.zeros(len(symbols), dtype=np.int64)
-    magnitude = np.abs(symbols)
+        return symbols.astype(np.int64), np.zeros(len(symbols), dtype=np.int64)
+    magnitude = np.abs(symbols).astype(np.int64)
     below = np.maximum((magnitude >> (leading - 1)) - 1, 0)
     smallest = (magnitude - (below << (leading - 1))) << below
     return np.where(symbols < 0, -smallest, smallest), below

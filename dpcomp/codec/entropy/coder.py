@@ -70,6 +70,6 @@ class EntropyCoder(Protocol):
         """A fresh writer, for one body."""
         ...
 
-    def reader(self, body: bytes) -> Reader:
+    def reader(self, body: bytes | memoryview) -> Reader:
         """A reader of one body."""
         ...

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt8
 
-from dpcomp.codec.quantize.quantizer import Bounds
+from dpcomp.codec.quantize.quantizer import Bounds, refuse_outside
 from dpcomp.errors import CorruptPayload
 
 CHUNK = 2**14  # numbers that are packed at once; a multiple of 8, so that each chunk ends on a whole byte
@@ -45,14 +45,14 @@ class FixedWidthWriter:
 class FixedWidthReader:
     """Reads what a writer packed, in the same order."""
 
-    def __init__(self, body: bytes):
+    def __init__(self, body: bytes | memoryview):
         self._body, self._at = body, 0
 
     def positions(
         self, k: int, edges: Int64[np.ndarray, "layers_plus_one"], previous: Int64[np.ndarray, "k_before"] | None
     ) -> Int64[np.ndarray, "k"]:
         """k positions below the last edge."""
-        positions = self._unpack(k, _position_bits(int(edges[-1])))
+        positions = self._unpack(k, _position_bits(int(edges[-1])), np.int64)
         if k and (positions[-1] >= edges[-1] or (np.diff(positions) <= 0).any()):
             raise CorruptPayload(f"the positions are not ascending below {edges[-1]}")
         return positions
@@ -63,7 +63,7 @@ class FixedWidthReader:
         if len(part) < length:
             raise CorruptPayload(f"the body ends {length - len(part)} bytes before its last value")
         self._at += length
-        return part
+        return bytes(part)
 
     def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
         """Levels, `counts` of them a layer."""
@@ -71,9 +71,8 @@ class FixedWidthReader:
         layers = np.split(levels, np.cumsum(counts)[:-1])  # views
         for layer, width in zip(layers, bounds.widths, strict=True):
             if width:
-                layer += self._unpack(len(layer), int(width)).astype(np.int32)
-        if (levels > np.repeat(bounds.highest, counts)).any():
-            raise CorruptPayload("a level lies outside its layer's quantiser")
+                layer += self._unpack(len(layer), int(width), np.int32)
+        refuse_outside(levels, counts, bounds)
         return levels
 
     def finish(self) -> None:
@@ -81,9 +80,9 @@ class FixedWidthReader:
         if self._at != len(self._body):
             raise CorruptPayload(f"the body has {len(self._body) - self._at} bytes behind its last value")
 
-    def _unpack(self, count: int, bits: int) -> Int64[np.ndarray, "count"]:
+    def _unpack(self, count: int, bits: int, dtype: type[np.signedinteger]) -> Int[np.ndarray, "count"]:
         packed = self.raw((count * bits + 7) // 8)
-        return _unpacked(np.frombuffer(packed, dtype=np.uint8), count, bits)
+        return _unpacked(np.frombuffer(packed, dtype=np.uint8), count, bits, dtype)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class FixedWidth:
         """A fresh writer, for one body."""
         return FixedWidthWriter()
 
-    def reader(self, body: bytes) -> FixedWidthReader:
+    def reader(self, body: bytes | memoryview) -> FixedWidthReader:
         """A reader of one body."""
         return FixedWidthReader(body)
 
@@ -117,10 +116,12 @@ def _pack(numbers: Int[np.ndarray, "m"], bits: int) -> bytes:
     return b"".join(part.tobytes() for part in parts)
 
 
-def _unpacked(packed: UInt8[np.ndarray, "bytes"], count: int, bits: int) -> Int64[np.ndarray, "count"]:
+def _unpacked(
+    packed: UInt8[np.ndarray, "bytes"], count: int, bits: int, dtype: type[np.signedinteger]
+) -> Int[np.ndarray, "count"]:
     if bits in (8, 16, 32):
-        return packed.view(f"<u{bits // 8}").astype(np.int64)
-    numbers, powers = np.empty(count, dtype=np.int64), 1 << np.arange(bits, dtype=np.int64)
+        return packed.view(f"<u{bits // 8}").astype(dtype)
+    numbers, powers = np.empty(count, dtype=dtype), 1 << np.arange(bits, dtype=np.int64)
     for start in range(0, count, CHUNK):
         here = min(CHUNK, count - start)
         flat = np.unpackbits(packed[start * bits // 8 :], count=here * bits, bitorder="little")

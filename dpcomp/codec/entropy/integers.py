@@ -34,8 +34,8 @@ class IntegerWriter:
 class IntegerReader:
     """Reads what a writer gathered, in the same order."""
 
-    def __init__(self, body: bytes):
-        self._body, self._at = body, 0
+    def __init__(self, body: bytes | memoryview):
+        self._body, self._at = memoryview(body), 0
 
     def number(self) -> int:
         """A number from 0."""
@@ -52,8 +52,8 @@ class IntegerReader:
         number = self.number()
         return -(number + 1) // 2 if number & 1 else number // 2
 
-    def raw(self, length: int) -> bytes:
-        """Bytes as they are."""
+    def raw(self, length: int) -> memoryview:
+        """Bytes as they are, and where they are."""
         part = self._body[self._at : self._at + length]
         if len(part) < length:
             raise CorruptPayload(f"the body ends {length - len(part)} bytes early")

@@ -21,6 +21,6 @@ class RangeCoder:
         """A fresh writer, for one body."""
         return RangeWriter()
 
-    def reader(self, body: bytes) -> RangeReader:
+    def reader(self, body: bytes | memoryview) -> RangeReader:
         """A reader of one body."""
         return RangeReader(body)

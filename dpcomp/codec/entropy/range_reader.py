@@ -10,14 +10,16 @@ from dpcomp.codec.entropy.alphabet import EXACT, Alphabet, without_low_bits
 from dpcomp.codec.entropy.integers import IntegerReader
 from dpcomp.codec.entropy.models import CHUNK_BITS, FAR, OWN_FROM, gap_models
 from dpcomp.codec.entropy.positions import merged
-from dpcomp.codec.quantize.quantizer import Bounds
+from dpcomp.codec.quantize.quantizer import Bounds, refuse_outside
 from dpcomp.errors import CorruptPayload
+
+BLOCK = 2**16  # levels that are put together at once: what that takes beside them stays small
 
 
 class RangeReader:
     """Decodes what a writer coded, in the same order."""
 
-    def __init__(self, body: bytes):
+    def __init__(self, body: bytes | memoryview):
         whole = IntegerReader(body)
         self._side = IntegerReader(whole.raw(whole.number()))
         words = whole.raw(whole.left)
@@ -46,7 +48,7 @@ class RangeReader:
 
     def raw(self, length: int) -> bytes:
         """Bytes as they are."""
-        return self._side.raw(length)
+        return bytes(self._side.raw(length))
 
     def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
         """Levels, `counts` of them a layer."""
@@ -55,18 +57,17 @@ class RangeReader:
         own = np.unpackbits(flags, count=len(counts)).astype(bool)
         if (own & (coded < OWN_FROM)).any():
             raise CorruptPayload(f"a layer of fewer than {OWN_FROM} levels has a table of its own")
-        levels = np.repeat(bounds.lowest, counts)
         largest, edges, shared = np.maximum(-bounds.lowest, bounds.highest), np.cumsum([0, *counts]), ~own & (coded > 0)
-        if shared.any():
-            found = self._group(int(coded[shared].sum()), int(largest[shared].max()))
-            if shared.all():
-                levels = found
-            else:
+        found = self._group(int(coded[shared].sum()), int(largest[shared].max())) if shared.any() else None
+        if found is not None and shared.all():
+            levels = found
+        else:
+            levels = np.repeat(bounds.lowest, counts)
+            if found is not None:
                 levels[np.repeat(shared, counts)] = found
         for layer in np.flatnonzero(own):
             levels[edges[layer] : edges[layer + 1]] = self._group(int(coded[layer]), int(largest[layer]))
-        if (levels < np.repeat(bounds.lowest, counts)).any() or (levels > np.repeat(bounds.highest, counts)).any():
-            raise CorruptPayload("a level lies outside its layer's quantiser")
+        refuse_outside(levels, counts, bounds)
         return levels
 
     def finish(self) -> None:
@@ -93,8 +94,8 @@ class RangeReader:
         if count in (0, places):
             return np.arange(count)
         low_bits, rest_bits, high, low = gap_models(count, places)
-        upper = self._decode(count, high)
-        middle, lowest = self._decode(count, low), self._equal_chances(rest_bits, count)
+        upper = self._decode(count, high).astype(np.int64)
+        middle, lowest = self._decode(count, low).astype(np.int64), self._equal_chances(rest_bits, count)
         far = np.flatnonzero(upper == FAR)
         upper[far] += self._equal_chances((places >> (low_bits + rest_bits)).bit_length(), len(far))
         if float(upper.sum(dtype=np.float64)) * (1 << (low_bits + rest_bits)) > places:
@@ -106,30 +107,36 @@ class RangeReader:
 
     def _group(self, count: int, largest: int) -> Int32[np.ndarray, "count"]:
         alphabet = Alphabet.read(self._side, largest)
-        symbols = self._decode(count, alphabet.weights) + alphabet.lowest
+        levels = self._decode(count, alphabet.weights)
+        levels += np.int32(alphabet.lowest)
         if alphabet.leading == EXACT:
-            return symbols.astype(np.int32)
-        levels, below = without_low_bits(symbols, alphabet.leading)
+            return levels
+        below = np.empty(count, dtype=np.uint8)
+        for start in range(0, count, BLOCK):
+            here = slice(start, start + BLOCK)
+            levels[here], below[here] = without_low_bits(levels[here], alphabet.leading)
         for bits in range(1, int(below.max()) + 1):
-            here = below == bits
-            lower = self._equal_chances(bits, int(np.count_nonzero(here)))
-            levels[here] += np.where(levels[here] < 0, -lower, lower)
-        return levels.astype(np.int32)
+            open_ones = np.flatnonzero(below == bits).astype(np.int32)
+            for start in range(0, len(open_ones), BLOCK):
+                here = open_ones[start : start + BLOCK]
+                lower = self._equal_chances(bits, len(here))
+                levels[here] += np.where(levels[here] < 0, -lower, lower).astype(np.int32)
+        return levels
 
-    def _decode(self, count: int, weights: Float64[np.ndarray, "alphabet"]) -> Int64[np.ndarray, "count"]:
+    def _decode(self, count: int, weights: Float64[np.ndarray, "alphabet"]) -> Int32[np.ndarray, "count"]:
         if len(weights) == 1 or count == 0:
-            return np.zeros(count, dtype=np.int64)
+            return np.zeros(count, dtype=np.int32)
         return self._decoded(stream.model.Categorical(weights, perfect=False), count)
 
     def _equal_chances(self, bits: int, count: int) -> Int64[np.ndarray, "count"]:
         numbers = np.zeros(count, dtype=np.int64)
         for start in range(0, bits if count else 0, CHUNK_BITS):
             width = min(CHUNK_BITS, bits - start)
-            numbers |= self._decoded(stream.model.Uniform(1 << width), count) << start
+            numbers |= self._decoded(stream.model.Uniform(1 << width), count).astype(np.int64) << start
         return numbers
 
-    def _decoded(self, model: Any, count: int) -> Int64[np.ndarray, "count"]:
+    def _decoded(self, model: Any, count: int) -> Int32[np.ndarray, "count"]:
         try:
-            return self._coder.decode(model, count).astype(np.int64)
+            return self._coder.decode(model, count)
         except (AssertionError, ValueError) as error:
             raise CorruptPayload(f"the coded stream is none: {error}") from error

@@ -35,7 +35,7 @@ class _Floats:
         self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
     ) -> Singles[np.ndarray, "k"]:
         """The values."""
-        return np.frombuffer(side, dtype=self.dtype).astype(np.float32)
+        return np.frombuffer(side, dtype=self.dtype).astype(np.float32, copy=False)
 
     def _rounded(self, values: Singles[np.ndarray, "k"]) -> np.ndarray:
         return values.astype(self.dtype, copy=False)

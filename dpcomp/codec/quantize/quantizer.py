@@ -1,12 +1,14 @@
 """What a quantiser is."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from dpcomp.codec.common import Common
+from dpcomp.errors import CorruptPayload
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,3 +64,24 @@ class Quantizer(Protocol):
             CorruptPayload: the side bytes cannot come from this quantiser.
         """
         ...
+
+
+def refuse_outside(levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
+    """Refuse levels that their layer's quantiser does not have.
+
+    Raises:
+        CorruptPayload: there is one.
+    """
+    layers = pairwise(np.cumsum([0, *counts]))
+    for (start, stop), lowest, highest in zip(layers, bounds.lowest, bounds.highest, strict=True):
+        if stop > start and not (lowest <= levels[start:stop].min() and levels[start:stop].max() <= highest):
+            raise CorruptPayload("a level lies outside its layer's quantiser")
+
+
+def scale_layers(
+    values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], scales: Float32[np.ndarray, "layers"]
+) -> Float32[np.ndarray, "k"]:
+    """The values, each times its layer's scale, in their own place."""
+    for (start, stop), scale in zip(pairwise(np.cumsum([0, *counts])), scales, strict=True):
+        values[start:stop] *= scale
+    return values

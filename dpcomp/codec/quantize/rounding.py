@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float32
 from randomgen import ChaCha
 
+BLOCK = 2**16  # numbers that are drawn at once; even, for a word of the cipher makes two
+
 
 @runtime_checkable
 class Rounding(Protocol):
@@ -78,5 +80,11 @@ class Dithered:
 
 def centred_uniform(count: int, key: int) -> Float32[np.ndarray, "count"]:
     """Numbers on (−½, ½) in steps of 2^−23, from raw words of the cipher: the same on every machine."""
-    words = np.asarray(ChaCha(key=key, rounds=20).random_raw((count + 1) // 2)).astype("<u8").view("<u4")[:count]
-    return ((words >> 9).astype(np.float32) - np.float32(2**22 - 0.5)) * np.float32(2.0**-23)
+    stream, numbers = ChaCha(key=key, rounds=20), np.empty(count, dtype=np.float32)
+    for start in range(0, count, BLOCK):
+        here = numbers[start : start + BLOCK]
+        words = np.asarray(stream.random_raw((len(here) + 1) // 2)).astype("<u8").view("<u4")[: len(here)]
+        here[:] = words >> 9
+    numbers -= np.float32(2**22 - 0.5)
+    numbers *= np.float32(2.0**-23)
+    return numbers

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64, UInt16
 
 from dpcomp.codec.common import Common
-from dpcomp.codec.quantize.quantizer import Bounds
+from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
 from dpcomp.codec.quantize.uniform import LARGEST_STEP, widened
 from dpcomp.errors import CorruptPayload
 
@@ -47,7 +47,10 @@ class Sign:
         self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
     ) -> Float32[np.ndarray, "k"]:
         """± the layer's scale."""
-        return (2 * levels - 1).astype(np.float32) * np.repeat(scales_of(side), counts)
+        values = levels.astype(np.float32)
+        values *= 2
+        values -= 1
+        return scale_layers(values, counts, scales_of(side))
 
 
 def nearest_halves(scales: Float64[np.ndarray, "layers"]) -> UInt16[np.ndarray, "layers"]:

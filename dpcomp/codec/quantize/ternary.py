@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from dpcomp.codec.common import Common
-from dpcomp.codec.quantize.quantizer import Bounds
+from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
 from dpcomp.codec.quantize.sign import nearest_halves, scales_of
 from dpcomp.codec.quantize.uniform import widened
 
@@ -52,7 +52,7 @@ class Ternary:
         self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
     ) -> Float32[np.ndarray, "k"]:
         """Level × the layer's scale."""
-        return levels.astype(np.float32) * np.repeat(scales_of(side), counts)
+        return scale_layers(levels.astype(np.float32), counts, scales_of(side))
 
 
 def best_scale(magnitudes: Float32[np.ndarray, "n"]) -> float:

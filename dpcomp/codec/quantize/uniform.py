@@ -8,7 +8,7 @@ from jaxtyping import Float32, Float64, Int32, Int64, UInt16
 
 from dpcomp.codec.allocate import WIDEST, Allocator, Equal
 from dpcomp.codec.common import Common
-from dpcomp.codec.quantize.quantizer import Bounds
+from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
 from dpcomp.codec.quantize.rounding import Nearest, Rounding
 from dpcomp.errors import CorruptPayload
 
@@ -88,7 +88,7 @@ class Uniform:
         ratio -= self.rounding.taken_off(len(levels), common.dither_key)
         scale, largest = widened(steps), np.finfo(np.float32).max
         with np.errstate(over="ignore"):
-            ratio *= np.repeat(scale, counts)
+            scale_layers(ratio, counts, scale)
         if scale.max(initial=0) > largest / 2**WIDEST:  # half a step more than the largest float is that float
             np.clip(ratio, -largest, largest, out=ratio)
         return ratio
