@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt
+from jaxtyping import Bool, Int64, UInt
 
 BLOCK = 2**17  # coordinates: their keys and one bool each stay in a core's own cache
 SAMPLE = 2**15  # magnitudes at most, and one in 64: more of them cost more than the better bound saves
@@ -93,7 +93,7 @@ def _by_partition(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"]
 def _refuse_unranked(bits: UInt[np.ndarray, "d"], largest: Any) -> None:
     """An error if the largest key found is that of no finite number."""
     floats = f"f{bits.dtype.itemsize}"
-    if largest >= np.asarray(np.inf, dtype=floats).view(bits.dtype):
+    if largest >= _keys(np.array([np.inf], dtype=floats).view(bits.dtype))[0]:
         unranked = len(bits) - int(np.count_nonzero(np.isfinite(bits.view(floats))))
         raise ValueError(f"top_k_indices: {unranked} of {len(bits)} values are NaN or infinite: nothing ranks them")
 
@@ -113,22 +113,39 @@ def _first(
 ) -> tuple[Int64[np.ndarray, "m"], UInt[np.ndarray, "m"]]:
     """The first positions, at most `limit`, whose keys compare so with the threshold; and the keys."""
     positions, found = np.empty(limit, dtype=np.int64), np.empty(limit, dtype=bits.dtype)
-    keys, hits = np.empty(BLOCK, dtype=bits.dtype), np.empty(BLOCK, dtype=bool)
+    size = min(BLOCK, -(-len(bits) // 8) * 8)  # whole words of eight hits
+    keys, hits = np.empty(size, dtype=bits.dtype), np.empty(size, dtype=bool)
     count = 0
     for start in range(0, len(bits), BLOCK):
         block = bits[start : start + BLOCK]
         _keys(block, out=keys[: len(block)])
         compare(keys[: len(block)], threshold, out=hits[: len(block)])
-        within = np.flatnonzero(hits[: len(block)])[: limit - count]
+        hits[len(block) :] = False
+        within = _true_positions(hits)[: limit - count]
         end = count + len(within)
         np.add(within, start, out=positions[count:end])
-        found[count:end] = keys[within]
+        keys.take(within, out=found[count:end], mode="clip")
         count = end
         if count == limit:
             break
     return positions[:count], found[:count]
 
 
+def _true_positions(hits: Bool[np.ndarray, "m"]) -> Int64[np.ndarray, "hits"]:
+    """Where the hits are, of a whole number of words of eight.
+
+    NumPy looks up sparse hits one by one, at 20 ns each. Of words that hold any it finds an eighth as many places,
+    and faster still where a tenth of all are true: so as many are put behind the end, and cut off again.
+    """
+    words = hits.view(np.uint64)
+    behind = len(words) // 8 + 1
+    occupied = np.ones(len(words) + behind, dtype=bool)
+    np.not_equal(words, 0, out=occupied[:-behind])
+    places = np.flatnonzero(occupied)[:-behind]
+    within = np.flatnonzero(words[places].view(bool))
+    return places[within >> 3] * 8 + (within & 7)
+
+
 def _keys(bits: UInt[np.ndarray, "d"], out: UInt[np.ndarray, "d"] | None = None) -> UInt[np.ndarray, "d"]:
-    """The bits of floats without their sign."""
-    return np.bitwise_and(bits, np.iinfo(bits.dtype).max >> 1, out=out)
+    """The bits of floats without their sign, which doubling pushes out."""
+    return np.add(bits, bits, out=out)
