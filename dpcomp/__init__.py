@@ -44,6 +44,7 @@ from dpcomp.mechanism import Poisson as Poisson
 from dpcomp.mechanism import unsafe as unsafe
 
 # isort: split
+from dpcomp.budget import Budget as Budget
 from dpcomp.guarantee import Guarantee as Guarantee
 from dpcomp.ledger import Ledger as Ledger
 from dpcomp.ledger import Permit as Permit

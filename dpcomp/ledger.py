@@ -6,12 +6,14 @@ import sqlite3
 import threading
 import weakref
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from dp_accounting import DpEvent, GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 
+from dpcomp.budget import MOST_STEPS, Budget
 from dpcomp.errors import BudgetExhausted, DpcompError
 from dpcomp.guarantee import Guarantee
 from dpcomp.terms import Terms
@@ -26,6 +28,13 @@ CREATE TABLE IF NOT EXISTS charges (
     steps INTEGER NOT NULL CHECK (steps > 0), event TEXT NOT NULL, terms TEXT NOT NULL,
     PRIMARY KEY (run, client, round)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS budgets (epsilon REAL NOT NULL, delta REAL NOT NULL);
+CREATE TRIGGER IF NOT EXISTS budgets_once BEFORE INSERT ON budgets WHEN EXISTS (SELECT 1 FROM budgets)
+    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS budgets_stay BEFORE DELETE ON budgets
+    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS budgets_hold BEFORE UPDATE ON budgets
+    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
 CREATE TABLE IF NOT EXISTS seeded (run TEXT NOT NULL, client INTEGER NOT NULL, PRIMARY KEY (run, client));
 CREATE TRIGGER IF NOT EXISTS charges_once BEFORE INSERT ON charges
     WHEN EXISTS (SELECT 1 FROM charges WHERE (run, client, round) = (NEW.run, NEW.client, NEW.round))
@@ -39,7 +48,7 @@ CREATE TRIGGER IF NOT EXISTS charges_hold BEFORE UPDATE ON charges
 """
 
 
-MOST_STEPS = 10**12  # in one charge: beyond, sums overflow the database's integers
+TOTALS = "SELECT client, event, terms, SUM(steps) FROM charges GROUP BY client, event, terms ORDER BY client, terms"
 
 
 class Permit:
@@ -81,10 +90,14 @@ class Ledger:
     """An append-only record of charges: in memory, or, given a path, durable on disk (SQLite, fsynced).
 
     A ledger on disk is open in one process at a time. It stands apart from every checkpoint: nothing takes
-    a charge back.
+    a charge back. With a budget, which is kept with the charges, it refuses what would exceed it for a client.
+
+    Raises:
+        DpcompError: the file cannot be opened, is open in another process, is no ledger, or has another budget.
+        BudgetExhausted: what was charged before exceeds the budget that it now gets.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None):
+    def __init__(self, path: str | os.PathLike[str] | None = None, budget: Budget | None = None):
         self._name = ":memory:" if path is None else str(Path(path))
         self._process = os.getpid()
         self._seeded: set[tuple[str, int]] = set()
@@ -100,13 +113,18 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             raise DpcompError(f"{self._name} is no ledger ({error}): name another file, or restore this one") from error
         self._finalizer = weakref.finalize(self, _close, self._database, self._process)
+        self._lock = threading.Lock()
+        self._spent: dict[int, Counter[tuple[str, str]]] = {}  # client → (event, terms) → steps
+        for client, event, terms, steps in self._database.execute(TOTALS):
+            self._spent.setdefault(client, Counter())[event, terms] = steps
+        self.budget = self._kept_budget(budget)
 
     def charge(self, pipeline: "Pipeline", address: Address, steps: int = 1) -> Permit:
         """Record `steps` releases at an address, durably, and give the right to make them.
 
         Raises:
-            BudgetExhausted: the address was charged before. Its noise may exist already, and a second
-                draw would be a second release: re-send the stored bytes, or forfeit the round.
+            BudgetExhausted: the charge would exceed the budget; or the address was charged before. Its noise may exist
+                already, and a second draw would be a second release: re-send the stored bytes, or forfeit the round.
             ValueError: steps is not a whole number above 0, or the ledger is about another unit or trust.
             DpcompError: another process opened the ledger.
         """
@@ -117,14 +135,19 @@ class Ledger:
             raise DpcompError(f"the ledger {self._name} was opened by another process: open it in the one that charges")
         self._refuse_other_kind(pipeline.terms)
         terms = json.dumps(vars(pipeline.terms), sort_keys=True)
-        row = (str(address.run), address.client, address.round, int(steps), _written(pipeline.event), terms)
-        try:
-            self._database.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?)", row)
-        except sqlite3.IntegrityError as error:
-            raise BudgetExhausted(
-                f"{address} was charged before, and its noise may have been drawn: re-send the stored bytes or "
-                "forfeit the round; a new release needs a new address"
-            ) from error
+        kind = (_written(pipeline.event), terms)
+        with self._lock:
+            spent = self._spent.get(address.client, Counter()) + Counter({kind: int(steps)})
+            self._refuse_beyond_budget(address, spent)
+            try:
+                row = (str(address.run), address.client, address.round, int(steps), *kind)
+                self._database.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?)", row)
+            except sqlite3.IntegrityError as error:
+                raise BudgetExhausted(
+                    f"{address} was charged before, and its noise may have been drawn: re-send the stored bytes or "
+                    "forfeit the round; a new release needs a new address"
+                ) from error
+            self._spent[address.client] = spent
         return Permit(self, address, pipeline, int(steps))
 
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
@@ -132,23 +155,17 @@ class Ledger:
 
         `population` is the public number of units, if there is one, to hold δ against.
         """
-        rows = self._database.execute(
-            "SELECT client, event, terms, SUM(steps) FROM charges GROUP BY client, event, terms ORDER BY client, terms"
-        ).fetchall()
-        if not rows:
+        if not self._spent:
             # No steps of any event cost nothing; a guarantee has to name some terms.
             nothing = Terms(unit="example", trust="nobody", sampling="none")
             return nothing.guarantee(((NonPrivateDpEvent(), 0),), delta, population=population)
         seeded = self._database.execute("SELECT COUNT(*) FROM seeded").fetchone()[0] > 0
-        guarantees = []
-        for client in {row[0] for row in rows}:
-            mine = [row for row in rows if row[0] == client]
-            terms = Terms.joined([Terms(**json.loads(text)) for _, _, text, _ in mine])
-            counted: Counter[str] = Counter()
-            for _, event, _, steps in mine:
-                counted[event] += steps
-            parts = tuple((_read(event), steps) for event, steps in counted.items())
-            guarantees.append(terms.guarantee(parts, delta, population=population, seeded=seeded))
+        guarantees = [
+            Terms.joined([Terms(**json.loads(terms)) for _, terms in kinds]).guarantee(
+                parts, delta, population=population, seeded=seeded
+            )
+            for kinds, parts in {(tuple(spent), _by_event(spent)) for spent in self._spent.values()}
+        ]
         return max(guarantees, key=lambda guarantee: guarantee.epsilon)
 
     def note_seeded(self, address: Address) -> None:
@@ -171,11 +188,34 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({self._name!r})"
 
+    def _kept_budget(self, budget: Budget | None) -> Budget | None:
+        """The budget that stands in the ledger, or that from now on stands there."""
+        row = self._database.execute("SELECT epsilon, delta FROM budgets").fetchone()
+        kept = None if row is None else Budget(*row)
+        if kept is None and budget is not None:
+            for client, spent in self._spent.items():
+                if not budget.allows(dict(_by_event(spent))):
+                    self.close()
+                    raise BudgetExhausted(f"{self}: client {client} has spent more than {budget} already")
+            self._database.execute("INSERT INTO budgets VALUES (?, ?)", (budget.epsilon, budget.delta))
+            return budget
+        if budget is not None and budget != kept:
+            self.close()
+            raise DpcompError(f"{self} has {kept}, not {budget}: a budget is never changed; start another ledger")
+        return kept
+
+    def _refuse_beyond_budget(self, address: Address, spent: Counter[tuple[str, str]]) -> None:
+        if self.budget is not None and not self.budget.allows(dict(_by_event(spent))):
+            raise BudgetExhausted(
+                f"charging {address} would take client {address.client} to {sum(spent.values())} steps, beyond "
+                f"{self.budget}: nothing was charged. Stop here, charge fewer steps, or add more noise"
+            )
+
     def _refuse_other_kind(self, terms: Terms) -> None:
-        first = self._database.execute("SELECT terms FROM charges LIMIT 1").fetchone()
-        if first is None:
+        if not self._spent:
             return
-        held = Terms(**json.loads(first[0]))
+        _, text = next(iter(next(iter(self._spent.values()))))
+        held = Terms(**json.loads(text))
         if (held.unit, held.trust) != (terms.unit, terms.trust):
             raise ValueError(
                 f"{self} is about one {held.unit} and trusts {held.trust}; this charge is about one {terms.unit} "
@@ -187,6 +227,14 @@ def _close(database: sqlite3.Connection, process: int) -> None:
     # A forked child that closed its copy would check-point and remove the log that its parent still writes.
     if os.getpid() == process:
         database.close()
+
+
+def _by_event(spent: Counter[tuple[str, str]]) -> tuple[tuple[DpEvent, int], ...]:
+    """(event, steps), whatever terms the steps were charged on."""
+    counted: Counter[str] = Counter()
+    for (event, _), steps in spent.items():
+        counted[event] += steps
+    return tuple((_read(event), steps) for event, steps in counted.items())
 
 
 def _written(event: DpEvent) -> str:
@@ -201,6 +249,7 @@ def _written(event: DpEvent) -> str:
     raise ValueError(f"the ledger cannot record {event}: it knows Gaussian, Poisson-sampled and non-private events")
 
 
+@lru_cache(maxsize=1024)
 def _read(text: str) -> DpEvent:
     facts = json.loads(text)
     if "non_private" in facts:
