@@ -83,7 +83,12 @@ def _four_deviations_above(count: float) -> int:
 
 def _by_partition(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"]:
     """The k largest, with the k-th key of all found first."""
-    kth = _kth(_keys(bits), k)
+    kth, room = _kth(_keys(bits), k), k + BLOCK
+    found, keys = _first(bits, np.greater_equal, kth, room)
+    if len(found) < room:  # all of them, and as a rule no tie too many
+        _refuse_unranked(bits, keys.max())
+        surplus = len(found) - k
+        return np.delete(found, np.flatnonzero(keys == kth)[-surplus:]) if surplus else found
     above, keys = _first(bits, np.greater, kth, k)
     _refuse_unranked(bits, keys.max(initial=kth))
     ties, _ = _first(bits, np.equal, kth, k - len(above))
