@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -181,7 +182,7 @@ def _unpacked(arrays: Arrays, facts: Facts, pipeline: "Pipeline", path: Path) ->
     both = {"pipeline": fingerprint, "layout": layout, "seed": PublicSeed(facts["seed"]), "shared": shared}
     both["residual"] = arrays.get("residual")
     if "client" not in facts:
-        return ServerMemory(**both, links=links)
+        return ServerMemory(**both, links=MappingProxyType(links))
     tracked = None
     if "noise" in facts:
         tracked = Tracked(arrays["total"], arrays["weight"], arrays["factors"], facts["noise"])
