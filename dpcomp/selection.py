@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt
+from jaxtyping import Int64, UInt
 
-BLOCK = 2**17  # coordinates: their keys and one bool each stay in a core's own cache
-SAMPLE = 2**15  # magnitudes at most, and one in 64: more of them cost more than the better bound saves
+BLOCK = 2**18  # coordinates: their keys and one bool each stay in a core's own cache
+SAMPLE = 2**16  # magnitudes at most, and one in 64: more of them cost more than the better bound saves
 
 
 def top_k_indices(x: Any, k: int) -> Int64[np.ndarray, "k"]:
@@ -116,17 +116,25 @@ def _kth(keys: UInt[np.ndarray, "d"], k: int) -> Any:
 def _first(
     bits: UInt[np.ndarray, "d"], compare: Callable[..., np.ndarray], threshold: Any, limit: int
 ) -> tuple[Int64[np.ndarray, "m"], UInt[np.ndarray, "m"]]:
-    """The first positions, at most `limit`, whose keys compare so with the threshold; and the keys."""
+    """The first positions, at most `limit`, whose keys compare so with the threshold; and the keys.
+
+    NumPy looks up sparse hits one by one, at 20 ns each. Of words of eight that hold any it finds an eighth as many,
+    and faster still where a tenth of all are true: so as many are put behind the end, and cut off again.
+    """
     positions, found = np.empty(limit, dtype=np.int64), np.empty(limit, dtype=bits.dtype)
     size = min(BLOCK, -(-len(bits) // 8) * 8)  # whole words of eight hits
     keys, hits = np.empty(size, dtype=bits.dtype), np.empty(size, dtype=bool)
+    words, occupied = hits.view(np.uint64), np.ones(size // 8 + size // 64 + 1, dtype=bool)
     count = 0
     for start in range(0, len(bits), BLOCK):
         block = bits[start : start + BLOCK]
         _keys(block, out=keys[: len(block)])
         compare(keys[: len(block)], threshold, out=hits[: len(block)])
         hits[len(block) :] = False
-        within = _true_positions(hits)[: limit - count]
+        np.not_equal(words, 0, out=occupied[: len(words)])
+        places = np.flatnonzero(occupied)[: len(words) - len(occupied)]
+        among = np.flatnonzero(words[places].view(bool))
+        within = (places[among >> 3] * 8 + (among & 7))[: limit - count]
         end = count + len(within)
         np.add(within, start, out=positions[count:end])
         keys.take(within, out=found[count:end], mode="clip")
@@ -134,21 +142,6 @@ def _first(
         if count == limit:
             break
     return positions[:count], found[:count]
-
-
-def _true_positions(hits: Bool[np.ndarray, "m"]) -> Int64[np.ndarray, "hits"]:
-    """Where the hits are, of a whole number of words of eight.
-
-    NumPy looks up sparse hits one by one, at 20 ns each. Of words that hold any it finds an eighth as many places,
-    and faster still where a tenth of all are true: so as many are put behind the end, and cut off again.
-    """
-    words = hits.view(np.uint64)
-    behind = len(words) // 8 + 1
-    occupied = np.ones(len(words) + behind, dtype=bool)
-    np.not_equal(words, 0, out=occupied[:-behind])
-    places = np.flatnonzero(occupied)[:-behind]
-    within = np.flatnonzero(words[places].view(bool))
-    return places[within >> 3] * 8 + (within & 7)
 
 
 def _keys(bits: UInt[np.ndarray, "d"], out: UInt[np.ndarray, "d"] | None = None) -> UInt[np.ndarray, "d"]:
