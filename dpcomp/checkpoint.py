@@ -115,13 +115,13 @@ def _read(path: Path) -> tuple[Arrays, Facts]:
     try:
         with safe_open(path, framework="numpy") as opened:
             said = opened.metadata() or {}
+            if said.get("format") != FORMAT:  # before its arrays are read: another program's may have any type
+                raise DpcompError(
+                    f"{path} has the format {said.get('format')!r}, not {FORMAT!r}: another program's, or version's"
+                )
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise DpcompError(f"{path} is torn, or no checkpoint ({error})") from error
-    if said.get("format") != FORMAT:
-        raise DpcompError(
-            f"{path} has the format {said.get('format')!r}, not {FORMAT!r}: another program's, or version's"
-        )
     if said.get("digest") != _digest(said.get("facts", ""), arrays):
         raise DpcompError(f"{path} is damaged: its digest does not fit")
     return arrays, json.loads(said["facts"])
@@ -130,18 +130,20 @@ def _read(path: Path) -> tuple[Arrays, Facts]:
 def _packed(memory: ClientMemory | ServerMemory) -> tuple[Arrays, Facts]:
     arrays: Arrays = {} if memory.residual is None else {"residual": memory.residual}
     shared = memory.shared
+    _keep_listed("shared support", shared.last_support, arrays)
     facts: Facts = {
         "pipeline": memory.pipeline.hex(),
         "layout": memory.layout.shapes,
         "seed": memory.seed.number,
         "version": shared.version,
         "digest": shared.digest.hex(),
-        "shared support": _pack_support("shared support", shared.last_support, arrays),
     }
     if shared.reference is not None:
         arrays["reference"] = shared.reference.values
         facts["reference"] = vars(shared.reference.address)
-        facts["reference support"] = _pack_support("reference support", shared.reference.support, arrays)
+        _keep_listed("reference support", shared.reference.support, arrays)
+        if isinstance(shared.reference.support, Seeded):
+            facts["reference seeded"] = vars(shared.reference.support)
     if isinstance(memory, ServerMemory):
         facts["links"] = {str(client): _pack_link(client, link, arrays) for client, link in memory.links.items()}
         return arrays, facts
@@ -164,19 +166,19 @@ def _unpacked(arrays: Arrays, facts: Facts, pipeline: "Pipeline", path: Path) ->
         )
     reference = None
     if "reference" in facts:
+        seeded = Seeded(**facts["reference seeded"]) if "reference seeded" in facts else None
         reference = Update(
             values=arrays["reference"],
             layout=layout,
             address=Address(**facts["reference"]),
-            support=_read_support("reference support", facts["reference support"], arrays) or Everywhere(),
+            support=_listed("reference support", arrays) or seeded or Everywhere(),
             claim=pipeline.claim,
         )
-    last_support = _read_support("shared support", facts["shared support"], arrays)
     shared = Shared(
         version=facts["version"],
         digest=bytes.fromhex(facts["digest"]),
         reference=reference,
-        last_support=last_support if isinstance(last_support, Listed) else None,
+        last_support=_listed("shared support", arrays),
     )
     links = {int(client): _read_link(client, said, arrays) for client, said in facts["links"].items()}
     both = {"pipeline": fingerprint, "layout": layout, "seed": PublicSeed(facts["seed"]), "shared": shared}
@@ -190,37 +192,29 @@ def _unpacked(arrays: Arrays, facts: Facts, pipeline: "Pipeline", path: Path) ->
 
 
 def _pack_link(client: int, link: Link, arrays: Arrays) -> Facts:
+    _keep_listed(f"link {client}", link.last_support, arrays)
     return {
         "count": link.count,
         "digest": link.digest.hex(),
         "last": None if link.last is None else vars(link.last),
         "last_version": link.last_version,
-        "support": _pack_support(f"link {client}", link.last_support, arrays),
     }
 
 
 def _read_link(client: str, said: Facts, arrays: Arrays) -> Link:
-    support = _read_support(f"link {client}", said["support"], arrays)
     return Link(
         count=said["count"],
         digest=bytes.fromhex(said["digest"]),
         last=None if said["last"] is None else Address(**said["last"]),
         last_version=said["last_version"],
-        last_support=support if isinstance(support, Listed) else None,
+        last_support=_listed(f"link {client}", arrays),
     )
 
 
-def _pack_support(name: str, support: Support | None, arrays: Arrays) -> Facts | None:
-    match support:
-        case Listed(positions):
-            arrays[name] = positions
-            return {"listed": True}
-        case Seeded(seed, k):
-            return {"seed": seed, "k": k}
-    return None
+def _keep_listed(name: str, support: Support | None, arrays: Arrays) -> None:
+    if isinstance(support, Listed):
+        arrays[name] = support.positions
 
 
-def _read_support(name: str, said: Facts | None, arrays: Arrays) -> Support | None:
-    if said is None:
-        return None
-    return Listed(arrays[name]) if "listed" in said else Seeded(said["seed"], said["k"])
+def _listed(name: str, arrays: Arrays) -> Listed | None:
+    return Listed(arrays[name]) if name in arrays else None

@@ -101,10 +101,13 @@ class Ledger:
         self._name = ":memory:" if path is None else str(Path(path))
         self._process = os.getpid()
         self._seeded: set[tuple[str, int]] = set()
+        self._spent: dict[int, Counter[tuple[str, str]]] = {}  # client → (event, terms) → steps
         try:
             self._database = sqlite3.connect(self._name, timeout=0.0, isolation_level=None, check_same_thread=False)
             self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL;")
             self._database.executescript("PRAGMA synchronous = FULL; BEGIN IMMEDIATE;" + SCHEMA + "COMMIT;")
+            for client, event, terms, steps in self._database.execute(TOTALS):
+                self._spent.setdefault(client, Counter())[event, terms] = steps
         except sqlite3.OperationalError as error:
             raise DpcompError(
                 f"the ledger {self._name} cannot be opened ({error}): is its folder there, and is it open in "
@@ -114,9 +117,6 @@ class Ledger:
             raise DpcompError(f"{self._name} is no ledger ({error}): name another file, or restore this one") from error
         self._finalizer = weakref.finalize(self, _close, self._database, self._process)
         self._lock = threading.Lock()
-        self._spent: dict[int, Counter[tuple[str, str]]] = {}  # client → (event, terms) → steps
-        for client, event, terms, steps in self._database.execute(TOTALS):
-            self._spent.setdefault(client, Counter())[event, terms] = steps
         self.budget = self._kept_budget(budget)
 
     def charge(self, pipeline: "Pipeline", address: Address, steps: int = 1) -> Permit:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt
 
-BLOCK = 2**18  # coordinates: their keys and one bool each stay in a core's own cache
+BLOCK = 2**18  # coordinates: their keys about fill a core's own cache; smaller blocks cost more calls than they save
 SAMPLE = 2**16  # magnitudes at most, and one in 64: more of them cost more than the better bound saves
 
 

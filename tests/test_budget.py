@@ -157,7 +157,7 @@ def test_killed_at_any_charge_the_ledger_never_forgets_and_never_exceeds(tmp_pat
         process.wait()
         process.stdout.close()
         with dp.Ledger(path) as ledger:
-            rounds = {row[0] for row in sqlite3.Connection.execute(ledger._database, "SELECT round FROM charges")}
+            rounds = {row[0] for row in ledger._database.execute("SELECT round FROM charges")}
             assert told in rounds
             assert rounds <= set(range(told + 2))  # at most one more than was told
             assert ledger.guarantee(1e-5).steps == len(rounds) <= admissible_steps(kind.event, dp.Budget(20.0, 1e-5))

@@ -7,6 +7,8 @@ import time
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 import dpcomp as dp
 from dpcomp import checkpoint
@@ -114,7 +116,10 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
             assert checkpoint.load(tmp_path, PIPELINES["top"])[0].shared.version == 1
 
 
-@pytest.mark.parametrize("foreign", [b"", b"notes", pickle.dumps({"residual": 1}), b"\xff" * 4096])
+OTHERS = safetensors.torch.save({"weight": torch.zeros(3, dtype=torch.bfloat16)}, {"format": "pt"})
+
+
+@pytest.mark.parametrize("foreign", [b"", b"notes", pickle.dumps({"residual": 1}), b"\xff" * 4096, OTHERS])
 def test_where_no_file_is_whole_each_is_named(tmp_path, foreign):
     saved_twice(tmp_path)
     for path in tmp_path.iterdir():

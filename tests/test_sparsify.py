@@ -68,7 +68,7 @@ def test_the_top_k_of_a_long_vector_is_that_of_a_full_sort(k):
     np.testing.assert_array_equal(top_k_indices(x, k), by_sorting(x, k))
 
 
-LONG, FEW = 300_000, 3000  # coordinates: three blocks, and a sample of 4,687
+LONG, FEW = 540_000, 5400  # coordinates: three blocks, and a sample of 8,437
 
 
 def smooth():

@@ -64,6 +64,7 @@ LARGE_AND_FAST = (
     "top",
     "top packed",
     "predicted",
+    "predicted float32",
 )
 
 
