@@ -49,6 +49,11 @@ def coding_gain(rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
     return float(np.mean(gains))
 
 
+def side_bytes(codec: dp.Codec, layout: Layout) -> int:
+    """What is said of the blocks on the wire, beside their levels and the tables of those."""
+    return codec.quantizer.side_bytes(np.array(layout.sizes), Common(layout=layout))
+
+
 def by_channel(layout: Layout) -> Layout:
     """Every output channel of a weight a layer of its own, before what has no channels."""
     wide = {name: shape for name, shape in layout.shapes if len(shape) > 1}
@@ -107,7 +112,7 @@ def under_noise(bits: float, share: float, rounds: Float32[np.ndarray, "r d"], l
 def main() -> None:
     """Print the tables."""
     layout, phases = recorded()
-    console, channels = Console(width=120), by_channel(layout)
+    console, channels = Console(width=132), by_channel(layout)
     table = Table(title="error ÷ error of Waterfill at equal bytes")
     columns = (
         "coding gain",
@@ -118,6 +123,7 @@ def main() -> None:
         "at best steps",
         "by channel",
         "ideal",
+        "bytes more",
     )
     for column in ("phase", "bits", *columns):
         table.add_column(column)
@@ -147,8 +153,12 @@ def main() -> None:
                 *(advantage(rule, packed, rounds, layout) for rule in (plain, fitted)),
                 *(float(coarse_error / fine_error) * 4.0 ** float(by_layer - finer), finer_gain),
             )
-            table.add_row(phase, str(bits), *(f"{number:.3f}" for number in row))
+            more = side_bytes(fill, channels) - side_bytes(fill, layout)
+            table.add_row(phase, str(bits), *(f"{number:.3f}" for number in row), f"{more:,}")
     console.print(table)
+    finer = f"{len(channels.shapes)} blocks (output channels, and layers that have none)"
+    console.print(f"by channel: {finer} for {len(layout.shapes)} layers of {layout.size:,} values")
+    console.print("bytes more: the steps of those blocks, which the gain on the wire pays for")
     noise = Table(title="excess error over the MMSE, classic ÷ noise-aware, 2 bits, same Wiener decoder")
     for column in ("phase", "σ = 1 × median signal", "2 ×", "4 ×"):
         noise.add_column(column)
