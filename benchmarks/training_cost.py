@@ -19,8 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import dpcomp as dp
-from dpcomp.federated.server import mean_of_released
-from dpcomp.federated.simulate import step_of
+from dpcomp.federated.aggregate import mean_of_released
 from dpcomp.training.inspection import hooks_on_inputs, private_model
 from dpcomp.training.opacus import PrivateOptimizer
 from dpcomp.training.parameters import read, write
@@ -69,7 +68,7 @@ class Road:
         mean = mean_of_released(self.pipeline, [received], self.server)
         payload, self.server = self.pipeline.broadcast(mean, self.server)
         self.memory = self.pipeline.follow(payload, self.memory)
-        self.weights = self.weights + step_of(self.server)
+        self.weights = self.weights + self.server.step.dense()
 
 
 class Stock:

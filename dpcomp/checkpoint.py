@@ -1,4 +1,4 @@
-"""Checkpoints: a memory, and a model beside it, on disk as a whole or not at all; never pickled, never a ledger.
+"""Checkpoints: a memory, and what stands beside it, on disk as a whole or not at all; never pickled, never a ledger.
 
 A folder holds numbered generations, each a safetensors file. A new one is written under another name, synced,
 renamed, and its folder synced; only then the generation before the last goes. A file that is torn or foreign is
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -20,16 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dpcomp.errors import DpcompError, VersionMismatch
-from dpcomp.memory import ClientMemory, Link, ServerMemory, Shared
+from dpcomp.memory import ClientMemory, Link, Pending, ServerMemory, Shared
 from dpcomp.randomness import PublicSeed
-from dpcomp.support import Everywhere, Listed, Seeded, Support
+from dpcomp.support import Listed
 from dpcomp.tracking import Tracked
-from dpcomp.update import Address, Layout, Update
+from dpcomp.update import Address, Layout
 
 if TYPE_CHECKING:
     from dpcomp.pipeline import Pipeline
 
-FORMAT = "dpcomp checkpoint 1"
+FORMAT = "dpcomp checkpoint 2"
 KEPT = 2  # generations
 SUFFIX = ".safetensors"
 
@@ -37,19 +37,26 @@ Arrays = dict[str, np.ndarray]
 Facts = dict[str, Any]
 
 
-def save(folder: str | os.PathLike[str], memory: ClientMemory | ServerMemory, model: Any = None) -> Path:
-    """Write the next generation, durably, and return its path; `model` is the (d,) vector of parameters, if any.
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds: a memory; the (d,) vector of parameters; a payload without an answer; other arrays."""
+
+    memory: ClientMemory | ServerMemory
+    model: Float32[np.ndarray, "d"] | None = None
+    pending: Pending | None = None
+    beside: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
+    """Write the next generation, durably, and return its path.
+
+    The memory's last `step` is left out: the model has taken it.
 
     Raises:
         ValueError: the model is not of the memory's layout.
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    arrays, facts = _packed(memory)
-    if model is not None:
-        arrays["model"] = np.array(model, dtype=np.float32)
-        if arrays["model"].shape != (memory.layout.size,):
-            raise ValueError(f"save: the model has shape {arrays['model'].shape}, not ({memory.layout.size},)")
+    arrays, facts = _packed(checkpoint)
     text = json.dumps(facts, sort_keys=True)
     generations = _generations(place)
     number = int(generations[-1].stem) + 1 if generations else 0
@@ -63,10 +70,8 @@ def save(folder: str | os.PathLike[str], memory: ClientMemory | ServerMemory, mo
     return path
 
 
-def load(
-    folder: str | os.PathLike[str], pipeline: "Pipeline"
-) -> tuple[ClientMemory | ServerMemory, Float32[np.ndarray, "d"] | None]:
-    """The memory and the model of the newest whole generation; a warning names each newer one that is none.
+def load(folder: str | os.PathLike[str], pipeline: "Pipeline") -> Checkpoint:
+    """The newest whole generation; a warning names each newer one that is none.
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
@@ -85,7 +90,7 @@ def load(
             continue
         for reason in refused:
             warnings.warn(f"{reason}; {path.name} is used, which is older", stacklevel=2)
-        return _unpacked(arrays, facts, pipeline, path), arrays.get("model")
+        return _unpacked(arrays, facts, pipeline, path)
     raise DpcompError(f"no checkpoint in {folder} is whole: {'; '.join(refused)}. Restore one, or begin anew")
 
 
@@ -127,72 +132,85 @@ def _read(path: Path) -> tuple[Arrays, Facts]:
     return arrays, json.loads(said["facts"])
 
 
-def _packed(memory: ClientMemory | ServerMemory) -> tuple[Arrays, Facts]:
-    arrays: Arrays = {} if memory.residual is None else {"residual": memory.residual}
-    shared = memory.shared
-    _keep_listed("shared support", shared.last_support, arrays)
+def _packed(checkpoint: Checkpoint) -> tuple[Arrays, Facts]:
+    memory, arrays = checkpoint.memory, {f"beside {name}": value for name, value in checkpoint.beside.items()}
+    if checkpoint.model is not None:
+        arrays["model"] = np.array(checkpoint.model, dtype=np.float32)
+        if arrays["model"].shape != (memory.layout.size,):
+            raise ValueError(f"save: the model has shape {arrays['model'].shape}, not ({memory.layout.size},)")
+    _keep("residual", memory.residual, arrays)
     facts: Facts = {
         "pipeline": memory.pipeline.hex(),
         "layout": memory.layout.shapes,
         "seed": memory.seed.number,
-        "version": shared.version,
-        "digest": shared.digest.hex(),
+        "shared": _pack_shared("shared", memory.shared, arrays),
     }
-    if shared.reference is not None:
-        arrays["reference"] = shared.reference.values
-        facts["reference"] = vars(shared.reference.address)
-        _keep_listed("reference support", shared.reference.support, arrays)
-        if isinstance(shared.reference.support, Seeded):
-            facts["reference seeded"] = vars(shared.reference.support)
     if isinstance(memory, ServerMemory):
-        facts["links"] = {str(client): _pack_link(client, link, arrays) for client, link in memory.links.items()}
+        facts["older"] = [_pack_shared(f"older {place}", shared, arrays) for place, shared in enumerate(memory.older)]
+        facts["links"] = {
+            str(client): _pack_link(f"link {client}", link, arrays) for client, link in memory.links.items()
+        }
         return arrays, facts
     facts["client"] = memory.client
-    facts["links"] = {str(memory.client): _pack_link(memory.client, memory.link, arrays)}
-    if memory.tracked is not None:
-        tracked = memory.tracked
-        arrays |= {"total": tracked.total, "weight": tracked.weight, "factors": tracked.factors}
-        facts["noise"] = tracked.noise
+    facts["link"] = _pack_link("link", memory.link, arrays)
+    facts["noise"] = _pack_tracked("tracked", memory.tracked, arrays)
+    if checkpoint.pending is not None:
+        pending = checkpoint.pending
+        arrays |= {"payload": np.frombuffer(pending.payload, dtype=np.uint8), "update": pending.update}
+        _keep("pending residual", pending.residual, arrays)
+        facts["pending link"] = _pack_link("pending link", pending.link, arrays)
+        facts["pending noise"] = _pack_tracked("pending tracked", pending.tracked, arrays)
     return arrays, facts
 
 
-def _unpacked(arrays: Arrays, facts: Facts, pipeline: "Pipeline", path: Path) -> ClientMemory | ServerMemory:
+def _unpacked(arrays: Arrays, facts: Facts, pipeline: "Pipeline", path: Path) -> Checkpoint:
     layout = Layout(tuple((name, tuple(shape)) for name, shape in facts["layout"]))
     fingerprint = pipeline.fingerprint(layout)
     if facts["pipeline"] != fingerprint.hex():
         raise VersionMismatch(
             f"{path} is of pipeline and layout {facts['pipeline']}, this one is {fingerprint.hex()}: "
-            "load it with the pipeline that it was saved with"
+            "load it with the pipeline that it was saved with",
+            reason="pipeline",
         )
-    reference = None
-    if "reference" in facts:
-        seeded = Seeded(**facts["reference seeded"]) if "reference seeded" in facts else None
-        reference = Update(
-            values=arrays["reference"],
-            layout=layout,
-            address=Address(**facts["reference"]),
-            support=_listed("reference support", arrays) or seeded or Everywhere(),
-            claim=pipeline.claim,
-        )
-    shared = Shared(
-        version=facts["version"],
-        digest=bytes.fromhex(facts["digest"]),
-        reference=reference,
-        last_support=_listed("shared support", arrays),
-    )
-    links = {int(client): _read_link(client, said, arrays) for client, said in facts["links"].items()}
-    both = {"pipeline": fingerprint, "layout": layout, "seed": PublicSeed(facts["seed"]), "shared": shared}
+    shared = _read_shared("shared", facts["shared"], arrays)
+    both: Facts = {"pipeline": fingerprint, "layout": layout, "seed": PublicSeed(facts["seed"]), "shared": shared}
     both["residual"] = arrays.get("residual")
+    model = arrays.get("model")
+    beside = {name.removeprefix("beside "): value for name, value in arrays.items() if name.startswith("beside ")}
     if "client" not in facts:
-        return ServerMemory(**both, links=MappingProxyType(links))
-    tracked = None
-    if "noise" in facts:
-        tracked = Tracked(arrays["total"], arrays["weight"], arrays["factors"], facts["noise"])
-    return ClientMemory(**both, client=facts["client"], link=links[facts["client"]], tracked=tracked)
+        links = {int(client): _read_link(f"link {client}", said, arrays) for client, said in facts["links"].items()}
+        older = tuple(_read_shared(f"older {place}", said, arrays) for place, said in enumerate(facts["older"]))
+        return Checkpoint(ServerMemory(**both, links=MappingProxyType(links), older=older), model, None, beside)
+    link, tracked = _read_link("link", facts["link"], arrays), _read_tracked("tracked", facts["noise"], arrays)
+    memory, pending = ClientMemory(**both, client=facts["client"], link=link, tracked=tracked), None
+    if "pending link" in facts:
+        pending = Pending(
+            payload=arrays["payload"].tobytes(),
+            update=arrays["update"],
+            link=_read_link("pending link", facts["pending link"], arrays),
+            residual=arrays.get("pending residual"),
+            tracked=_read_tracked("pending tracked", facts["pending noise"], arrays),
+        )
+    return Checkpoint(memory, model, pending, beside)
 
 
-def _pack_link(client: int, link: Link, arrays: Arrays) -> Facts:
-    _keep_listed(f"link {client}", link.last_support, arrays)
+def _pack_shared(name: str, shared: Shared, arrays: Arrays) -> Facts:
+    _keep(f"{name} reference", shared.reference, arrays)
+    _keep_listed(name, shared.last_support, arrays)
+    return {"version": shared.version, "digest": shared.digest.hex()}
+
+
+def _read_shared(name: str, said: Facts, arrays: Arrays) -> Shared:
+    return Shared(
+        version=said["version"],
+        digest=bytes.fromhex(said["digest"]),
+        reference=arrays.get(f"{name} reference"),
+        last_support=_listed(name, arrays),
+    )
+
+
+def _pack_link(name: str, link: Link, arrays: Arrays) -> Facts:
+    _keep_listed(name, link.last_support, arrays)
     return {
         "count": link.count,
         "digest": link.digest.hex(),
@@ -201,20 +219,38 @@ def _pack_link(client: int, link: Link, arrays: Arrays) -> Facts:
     }
 
 
-def _read_link(client: str, said: Facts, arrays: Arrays) -> Link:
+def _read_link(name: str, said: Facts, arrays: Arrays) -> Link:
     return Link(
         count=said["count"],
         digest=bytes.fromhex(said["digest"]),
         last=None if said["last"] is None else Address(**said["last"]),
         last_version=said["last_version"],
-        last_support=_listed(f"link {client}", arrays),
+        last_support=_listed(name, arrays),
     )
 
 
-def _keep_listed(name: str, support: Support | None, arrays: Arrays) -> None:
-    if isinstance(support, Listed):
-        arrays[name] = support.positions
+def _pack_tracked(name: str, tracked: Tracked | None, arrays: Arrays) -> float | None:
+    if tracked is None:
+        return None
+    arrays |= {f"{name} {item}": getattr(tracked, item) for item in ("total", "weight", "factors")}
+    return tracked.noise
+
+
+def _read_tracked(name: str, noise: float | None, arrays: Arrays) -> Tracked | None:
+    if noise is None:
+        return None
+    return Tracked(arrays[f"{name} total"], arrays[f"{name} weight"], arrays[f"{name} factors"], noise)
+
+
+def _keep(name: str, array: np.ndarray | None, arrays: Arrays) -> None:
+    if array is not None:
+        arrays[name] = array
+
+
+def _keep_listed(name: str, support: Listed | None, arrays: Arrays) -> None:
+    if support is not None:
+        arrays[f"{name} support"] = support.positions
 
 
 def _listed(name: str, arrays: Arrays) -> Listed | None:
-    return Listed(arrays[name]) if name in arrays else None
+    return Listed(arrays[f"{name} support"]) if f"{name} support" in arrays else None

@@ -17,7 +17,7 @@ from jaxtyping import Float32
 
 from dpcomp.claim import Claim
 from dpcomp.codec import Codec, Common
-from dpcomp.codec.frame import LINK_BYTES, Frame, seal
+from dpcomp.codec.frame import LINK_BYTES, PAYLOAD, Frame
 from dpcomp.errors import CorruptPayload, VersionMismatch
 from dpcomp.memory import ClientMemory, Link, ServerMemory
 from dpcomp.sparsify import RandomK
@@ -33,7 +33,8 @@ def refuse_foreign(pipeline: "Pipeline", memory: ClientMemory | ServerMemory) ->
     """Refuse a memory that another pipeline made: its residual may hold what this one must not send."""
     if memory.pipeline != pipeline.fingerprint(memory.layout):
         raise VersionMismatch(
-            f"the memory is of pipeline {memory.pipeline.hex()}, not of this one: pipeline.init makes a fresh one"
+            f"the memory is of pipeline {memory.pipeline.hex()}, not of this one: pipeline.init makes a fresh one",
+            reason="pipeline",
         )
 
 
@@ -61,9 +62,8 @@ def encode(
     _refuse_not_finite(innovation)
     candidates, gains, prediction = update.support, b"", None
     if codec.predict and shared.reference is not None:
-        reference = shared.reference.dense()
-        factors = codec.predict.gains(innovation, reference, layout)
-        prediction = codec.predict.prediction(reference, factors, layout)
+        factors = codec.predict.gains(innovation, shared.reference, layout)
+        prediction = codec.predict.prediction(shared.reference, factors, layout)
         with np.errstate(over="ignore"):
             candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
         _refuse_not_finite(innovation)
@@ -89,10 +89,9 @@ def encode(
         shared=shared.digest,
         link_count=link.count,
         link=link.digest[:LINK_BYTES],
-        body_bytes=len(gains) + len(body),
     )
     found = replace(update, values=decoded, support=support, noise_stddev=None)
-    return seal(frame, gains + body), _behind(found, prediction), support, residual
+    return PAYLOAD.seal(frame, gains + body), _behind(found, prediction), support, residual
 
 
 def decode(
@@ -111,7 +110,7 @@ def decode(
         gains, view = view[: len(layout.sizes)], view[len(layout.sizes) :]
         if len(gains) < len(layout.sizes):
             raise CorruptPayload(f"a body of {len(gains)} bytes holds no gains of {len(layout.sizes)} layers")
-        prediction = codec.predict.prediction(reference.dense(), np.frombuffer(gains, dtype=np.int8), layout)
+        prediction = codec.predict.prediction(reference, np.frombuffer(gains, dtype=np.int8), layout)
     values, support = codec.decode(view, common_of(pipeline, codec, memory, address.client, link))
     found = Update(values=values, layout=layout, address=address, support=support, claim=claim)
     del values  # the update has its own

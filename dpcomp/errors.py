@@ -1,5 +1,9 @@
 """The errors of dpcomp: every one says what stands where, why it is wrong, and what to do."""
 
+from typing import Literal
+
+Reason = Literal["pipeline", "version", "link", "repeat", "run", "direction", "twice"]
+
 
 class DpcompError(Exception):
     """The base of everything that dpcomp refuses."""
@@ -14,7 +18,15 @@ class CorruptPayload(DpcompError):
 
 
 class VersionMismatch(DpcompError):
-    """The bytes are sound, but were coded against another state, sender, run or pipeline."""
+    """The bytes are sound, but were coded against another state, sender, run or pipeline.
+
+    `reason` says against which: another `pipeline` or layout, `version` or digest of shared memory, `link` or `run` of
+    the sender; or that it is a `repeat`, runs in the wrong `direction`, or is the sender's second of a round (`twice`).
+    """
+
+    def __init__(self, message: str, reason: Reason):
+        super().__init__(message)
+        self.reason: Reason = reason
 
 
 class BudgetExhausted(DpcompError):

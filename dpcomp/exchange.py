@@ -8,11 +8,12 @@ from jaxtyping import Float32
 
 from dpcomp.claim import Claim, Released, Unbounded
 from dpcomp.codec import Codec
-from dpcomp.codec.frame import LINK_BYTES, Frame, digest, named, unseal
+from dpcomp.codec.frame import LINK_BYTES, PAYLOAD, Frame, digest, named
 from dpcomp.coding import common_of, decode, encode, estimated, refuse_foreign
 from dpcomp.errors import NotPrivate, VersionMismatch
-from dpcomp.memory import ClientMemory, Link, ServerMemory
+from dpcomp.memory import ClientMemory, Link, ServerMemory, Shared
 from dpcomp.randomness import PublicSeed
+from dpcomp.support import Support
 from dpcomp.update import SERVER, Address, Layout, Update
 
 if TYPE_CHECKING:
@@ -57,42 +58,50 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
     """
     if not isinstance(memory, ServerMemory):
         raise TypeError(f"receive: the server receives, with a ServerMemory, not a {type(memory).__name__}")
-    frame, body = unseal(payload)
-    _refuse_elsewhere(pipeline, frame, memory)
+    frame, body = PAYLOAD.unseal(payload)
+    then = replace(memory, shared=memory.at(frame.version))
+    _refuse_elsewhere(pipeline, frame, then)
     if frame.client == SERVER:
-        raise VersionMismatch("this payload is a broadcast: clients follow it, the server does not receive it")
+        raise VersionMismatch(
+            "this payload is a broadcast: clients follow it, the server does not receive it", reason="direction"
+        )
     link, address = memory.link(frame.client), Address(frame.run, frame.client, frame.round)
+    if link.last is not None and link.last.run != frame.run:
+        raise VersionMismatch(
+            f"client {frame.client} sends for run {frame.run}; its run here is {link.last.run}", reason="run"
+        )
     if frame.link_count != link.count:
+        repeated = frame.link_count < link.count
         raise VersionMismatch(
             f"client {frame.client} sends its payload number {frame.link_count}; the server has accepted {link.count} "
-            "of it: a repeat, or one went missing"
+            f"of it: {'a repeat' if repeated else 'one went missing'}",
+            reason="repeat" if repeated else "link",
         )
     if frame.link != link.digest[:LINK_BYTES]:
         raise VersionMismatch(
             f"client {frame.client} remembers other payloads ({frame.link.hex()}) than the {link.count} that were "
-            f"accepted of it here ({link.digest[:LINK_BYTES].hex()}): resync it"
+            f"accepted of it here ({link.digest[:LINK_BYTES].hex()}): resync it",
+            reason="link",
         )
-    if link.last is not None and link.last.run != frame.run:
-        raise VersionMismatch(f"client {frame.client} sends for run {frame.run}; its run here is {link.last.run}")
     if pipeline.trust == "server" and link.last_version == frame.version:
         raise VersionMismatch(
             f"client {frame.client} sends twice at version {frame.version}: two updates of a client in a round "
-            "are twice the sensitivity"
+            "are twice the sensitivity",
+            reason="twice",
         )
     claim = pipeline.claim if pipeline.trust == "nobody" else CLEAN_UPLINK
-    update, support = decode(pipeline, pipeline.codec, body, address, claim, memory, link)
+    update, support = decode(pipeline, pipeline.codec, body, address, claim, then, link)
     link = link.advanced(digest(link.digest, named(payload)), address, frame.version, support)
     return update, memory.accepted(frame.client, link)
 
 
-def layer_bits(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> dict[str, float]:
-    """Bits a value that a client's payload spends on each layer, as the server that has yet to receive it reads it."""
-    frame, body = unseal(payload)
+def layer_bits(pipeline: "Pipeline", payload: bytes, memory: ClientMemory) -> dict[str, float]:
+    """Bits a value that a payload spends on each layer; `memory` is the sender's, before it sent it."""
+    frame, body = PAYLOAD.unseal(payload)
     _refuse_elsewhere(pipeline, frame, memory)
-    codec, reference = pipeline.codec, memory.shared.reference
-    gains = len(memory.layout.sizes) if codec.predict and reference is not None else 0
-    common = common_of(pipeline, codec, memory, frame.client, memory.link(frame.client))
-    bits = codec.layer_bits(body[gains:], common)
+    codec = pipeline.codec
+    gains = len(memory.layout.sizes) if codec.predict and memory.shared.reference is not None else 0
+    bits = codec.layer_bits(body[gains:], common_of(pipeline, codec, memory, memory.client, memory.link))
     return {name: float(spent) for (name, _), spent in zip(memory.layout.shapes, bits, strict=True)}
 
 
@@ -112,8 +121,8 @@ def broadcast(
     refuse_unreleased(pipeline, aggregate.claim)
     aggregate = replace(aggregate, address=replace(memory.address, run=aggregate.address.run))
     payload, decoded, support, residual = encode(pipeline, _downlink(pipeline), aggregate, memory, _downwards(memory))
-    shared = memory.shared.advanced(digest(memory.shared.digest, named(payload)), decoded, support)
-    return payload, replace(memory, residual=residual, shared=shared)
+    shared = _advanced(pipeline, payload, memory.shared, decoded, support)
+    return payload, replace(memory, residual=residual, shared=shared, step=decoded)
 
 
 def follow(pipeline: "Pipeline", payload: bytes, memory: ClientMemory) -> ClientMemory:
@@ -123,17 +132,19 @@ def follow(pipeline: "Pipeline", payload: bytes, memory: ClientMemory) -> Client
         CorruptPayload: the bytes are damaged.
         VersionMismatch: they are sound, but do not follow on what this client knows.
     """
-    frame, body = unseal(payload)
+    frame, body = PAYLOAD.unseal(payload)
     _refuse_elsewhere(pipeline, frame, memory)
     if frame.client != SERVER:
-        raise VersionMismatch(f"this payload is an update of client {frame.client}: the server receives it")
+        raise VersionMismatch(
+            f"this payload is an update of client {frame.client}: the server receives it", reason="direction"
+        )
     address = Address(frame.run, frame.client, frame.round)
     codec, claim = _downlink(pipeline), pipeline.claim
     decoded, support = decode(pipeline, codec, body, address, claim, memory, _downwards(memory))
-    shared = memory.shared.advanced(digest(memory.shared.digest, named(payload)), decoded, support)
-    if not isinstance(memory, ClientMemory) or memory.tracked is None:
-        return replace(memory, shared=shared)
-    return replace(memory, shared=shared, tracked=memory.tracked.followed(decoded.dense(), memory.layout))
+    shared, tracked = _advanced(pipeline, payload, memory.shared, decoded, support), memory.tracked
+    if tracked is not None:
+        tracked = tracked.followed(decoded.dense(), memory.layout)
+    return replace(memory, shared=shared, step=decoded, tracked=tracked)
 
 
 def refuse_unreleased(pipeline: "Pipeline", claim: Claim) -> None:
@@ -152,13 +163,21 @@ def _refuse_elsewhere(pipeline: "Pipeline", frame: Frame, memory: ClientMemory |
     if frame.pipeline != memory.pipeline:
         raise VersionMismatch(
             f"the payload is of pipeline and layout {frame.pipeline.hex()}, this end runs {memory.pipeline.hex()}: "
-            "both ends must be built from one configuration"
+            "both ends must be built from one configuration",
+            reason="pipeline",
         )
     if (frame.version, frame.shared) != (shared.version, shared.digest):
         raise VersionMismatch(
             f"the payload was coded against version {frame.version} ({frame.shared.hex()}), this end stands at "
-            f"version {shared.version} ({shared.digest.hex()}): resync before it is used"
+            f"version {shared.version} ({shared.digest.hex()}): resync before it is used",
+            reason="version",
         )
+
+
+def _advanced(pipeline: "Pipeline", payload: bytes, shared: Shared, broadcast: Update, support: Support) -> Shared:
+    """Shared memory one version on: what every end does alike."""
+    predicts = pipeline.codec.predict or _downlink(pipeline).predict
+    return shared.advanced(digest(shared.digest, named(payload)), broadcast.dense() if predicts else None, support)
 
 
 def _downwards(memory: ClientMemory | ServerMemory) -> Link:

@@ -150,6 +150,12 @@ class Ledger:
             self._spent[address.client] = spent
         return Permit(self, address, pipeline, int(steps))
 
+    def charged(self, address: Address) -> bool:
+        """Whether an address was charged: its noise may have been drawn, and nothing more may be released there."""
+        key = (str(address.run), address.client, address.round)
+        found = self._database.execute("SELECT 1 FROM charges WHERE (run, client, round) = (?, ?, ?)", key)
+        return found.fetchone() is not None
+
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
         """The guarantee of everything charged so far: the largest over clients, each composed with itself.
 

@@ -19,13 +19,13 @@ class Shared:
 
     version: int = 0  # how many broadcasts there were
     digest: bytes  # a hash chain over them
-    reference: Update | None = None  # the last broadcast, as every end decoded it
+    reference: Float32[np.ndarray, "d"] | None = None  # the last broadcast, where a codec predicts from it
     last_support: Listed | None = None  # the last broadcast support that was listed
 
-    def advanced(self, digest: bytes, broadcast: Update, support: Support) -> "Shared":
+    def advanced(self, digest: bytes, reference: Float32[np.ndarray, "d"] | None, support: Support) -> "Shared":
         """After one more broadcast, whose payload was on that support."""
         last_support = support if isinstance(support, Listed) else self.last_support
-        return Shared(version=self.version + 1, digest=digest, reference=broadcast, last_support=last_support)
+        return Shared(version=self.version + 1, digest=digest, reference=reference, last_support=last_support)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class _Memory:
     seed: PublicSeed
     shared: Shared
     residual: Float32[np.ndarray, "d"] | None  # what this sender's codec dropped so far; None without feedback
+    step: Update | None = None  # the last broadcast, as every end decoded it: what the model moves by
 
     def __post_init__(self):
         if self.residual is not None:
@@ -82,15 +83,38 @@ class ClientMemory(_Memory):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Pending:
+    """A payload that may have left and has no answer yet, and what it makes of its sender once it is accepted."""
+
+    payload: bytes
+    update: Float32[np.ndarray, "d"]  # what was released and paid for; the residual's, should the payload be of no use
+    link: Link
+    residual: Float32[np.ndarray, "d"] | None
+    tracked: Tracked | None
+
+    @classmethod
+    def of(cls, payload: bytes, update: Update, after: ClientMemory) -> "Pending":
+        """What `send` gave for an update."""
+        return cls(
+            payload=payload, update=update.dense(), link=after.link, residual=after.residual, tracked=after.tracked
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ServerMemory(_Memory):
     """The server's side; its residual is the downlink's."""
 
     links: Mapping[int, Link] = field(default_factory=lambda: MappingProxyType({}))
+    older: tuple[Shared, ...] = ()  # earlier shared memories, of which late payloads are still received
 
     @property
     def address(self) -> Address:
         """Where the server stands."""
         return Address(self.seed.number, SERVER, self.shared.version)
+
+    def at(self, version: int) -> Shared:
+        """The shared memory that a payload of this version is held against: the present one, if it is not kept."""
+        return next((shared for shared in self.older if shared.version == version), self.shared)
 
     def link(self, client: int) -> Link:
         """What is known of a client; of a new one, nothing."""

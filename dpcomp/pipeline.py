@@ -304,7 +304,7 @@ class Pipeline:
         return exchange.broadcast(self, aggregate, memory)
 
     def follow(self, payload: bytes, memory: ClientMemory) -> ClientMemory:
-        """A client's memory after a broadcast; what it said is `memory.shared.reference`.
+        """A client's memory after a broadcast; what it said is `memory.step`.
 
         Raises:
             CorruptPayload: the bytes are damaged.

@@ -12,6 +12,7 @@ import torch
 
 import dpcomp as dp
 from dpcomp import checkpoint
+from dpcomp.checkpoint import Checkpoint
 
 LAYOUT = {"a": (12, 25), "scalar": (), "empty": (0,), "b": (99,)}
 NOISE = (dp.Clip(1.0), dp.Gaussian(0.5))
@@ -63,10 +64,10 @@ def test_a_run_goes_on_from_its_checkpoints_as_if_nothing_had_happened(tmp_path,
     pipeline = PIPELINES[name]
     client, server, _ = rounds(pipeline, *ends(pipeline), range(before))
     model = np.random.default_rng(0).standard_normal(client.layout.size).astype(np.float32)
-    checkpoint.save(tmp_path / "client", client, model)
-    checkpoint.save(tmp_path / "server", server)
-    again, its_model = checkpoint.load(tmp_path / "client", pipeline)
-    server_again, nothing = checkpoint.load(tmp_path / "server", pipeline)
+    checkpoint.save(tmp_path / "client", Checkpoint(client, model))
+    checkpoint.save(tmp_path / "server", Checkpoint(server))
+    again, its_model, *_ = checkpoint.load(tmp_path / "client", pipeline)
+    server_again, nothing, *_ = checkpoint.load(tmp_path / "server", pipeline)
     assert its_model is not None and its_model.tobytes() == model.tobytes()
     assert nothing is None
     assert (again.link, again.address, again.mask_key) == (client.link, client.address, client.mask_key)
@@ -75,7 +76,7 @@ def test_a_run_goes_on_from_its_checkpoints_as_if_nothing_had_happened(tmp_path,
     assert went_on[2] == after_load[2]
     for one, other in zip(went_on[:2], after_load[:2], strict=True):
         assert one.shared.digest == other.shared.digest
-        assert one.shared.reference.dense().tobytes() == other.shared.reference.dense().tobytes()
+        assert one.step.dense().tobytes() == other.step.dense().tobytes()
         assert (one.residual is None) == (other.residual is None)
         assert one.residual is None or one.residual.tobytes() == other.residual.tobytes()
 
@@ -85,16 +86,16 @@ def test_two_generations_are_kept_and_the_newest_is_loaded(tmp_path):
     client, server = ends(pipeline)
     for number in range(4):
         client, server, _ = rounds(pipeline, client, server, [number])
-        checkpoint.save(tmp_path, client)
+        checkpoint.save(tmp_path, Checkpoint(client))
     assert len(list(tmp_path.iterdir())) == 2
-    assert checkpoint.load(tmp_path, pipeline)[0].shared.version == 4
+    assert checkpoint.load(tmp_path, pipeline).memory.shared.version == 4
 
 
 def saved_twice(tmp_path):
     pipeline = PIPELINES["top"]
     client, server, _ = rounds(pipeline, *ends(pipeline), range(1))
-    checkpoint.save(tmp_path, client)
-    return checkpoint.save(tmp_path, rounds(pipeline, client, server, [1])[0])
+    checkpoint.save(tmp_path, Checkpoint(client))
+    return checkpoint.save(tmp_path, Checkpoint(rounds(pipeline, client, server, [1])[0]))
 
 
 def test_a_file_torn_anywhere_is_named_and_the_one_before_it_is_used(tmp_path):
@@ -103,7 +104,7 @@ def test_a_file_torn_anywhere_is_named_and_the_one_before_it_is_used(tmp_path):
     for length in [*range(0, 200, 7), *range(200, len(whole), 131), len(whole) - 1]:
         newest.write_bytes(whole[:length])
         with pytest.warns(UserWarning, match=rf"{newest.name} .*; 0000000000.safetensors is used, which is older"):
-            memory, _ = checkpoint.load(tmp_path, PIPELINES["top"])
+            memory = checkpoint.load(tmp_path, PIPELINES["top"]).memory
         assert memory.shared.version == 1
 
 
@@ -113,7 +114,7 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
     for at in np.random.default_rng(0).choice(len(whole), 300, replace=False):
         newest.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
         with pytest.warns(UserWarning, match="is used, which is older"):
-            assert checkpoint.load(tmp_path, PIPELINES["top"])[0].shared.version == 1
+            assert checkpoint.load(tmp_path, PIPELINES["top"]).memory.shared.version == 1
 
 
 OTHERS = safetensors.torch.save({"weight": torch.zeros(3, dtype=torch.bfloat16)}, {"format": "pt"})
@@ -143,17 +144,17 @@ def test_another_pipelines_checkpoint_is_refused(tmp_path):
 def test_a_model_of_another_size_is_refused(tmp_path):
     client, _ = ends(PIPELINES["top"])
     with pytest.raises(ValueError, match=r"the model has shape \(3,\)"):
-        checkpoint.save(tmp_path, client, np.zeros(3))
+        checkpoint.save(tmp_path, Checkpoint(client, np.zeros(3, np.float32)))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_ledger_gets_nothing_back_from_an_older_checkpoint(tmp_path):
     pipeline = PIPELINES["top"]
     client, _ = ends(pipeline)
-    checkpoint.save(tmp_path / "memory", client)
+    checkpoint.save(tmp_path / "memory", Checkpoint(client))
     with dp.Ledger(tmp_path / "ledger.db") as ledger:
         ledger.charge(pipeline, client.address)
-        again, _ = checkpoint.load(tmp_path / "memory", pipeline)
+        again = checkpoint.load(tmp_path / "memory", pipeline).memory
         with pytest.raises(dp.BudgetExhausted, match="charged before"):
             ledger.charge(pipeline, again.address)
 
@@ -165,7 +166,7 @@ from dpcomp import checkpoint
 pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(0.5)))
 memory = pipeline.init(200_000, dp.PublicSeed(9), client=7)
 for number in range(int(sys.argv[2]), 10**6):
-    checkpoint.save(sys.argv[1], memory, np.full(200_000, number, np.float32))
+    checkpoint.save(sys.argv[1], checkpoint.Checkpoint(memory, np.full(200_000, number, np.float32)))
     print(number, flush=True)
 """
 
@@ -182,7 +183,7 @@ def test_killed_while_it_saves_a_process_leaves_its_last_whole_checkpoint(tmp_pa
         told = max([told, *map(int, process.stdout.read().split())])
         process.wait()
         process.stdout.close()
-        _, model = checkpoint.load(tmp_path, pipeline)
+        _, model, *_ = checkpoint.load(tmp_path, pipeline)
         assert model is not None
         assert model[0] in (told, told + 1)
         assert (model == model[0]).all()

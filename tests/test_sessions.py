@@ -120,9 +120,10 @@ def random_block(rng, layout, units, jax):
 
 def shared_state(memory):
     """What everyone knows, as values."""
-    shared, reference = memory.shared, memory.shared.reference
-    values = None if reference is None else (reference.dense().tobytes(), reference.support)
-    return shared.version, shared.digest, values, shared.last_support, memory.mask_key
+    shared, step = memory.shared, memory.step
+    moved = None if step is None else (step.dense().tobytes(), step.support)
+    reference = None if shared.reference is None else shared.reference.tobytes()
+    return shared.version, shared.digest, moved, reference, shared.last_support, memory.mask_key
 
 
 def state(memory):
@@ -174,8 +175,8 @@ class Session:
         """Values that change their size, that are often zero, and that resemble the last broadcast at times."""
         vector = self.rng.standard_normal(self.layout.size) * self.scale * 10.0 ** self.rng.integers(-2, 3)
         vector[self.rng.random(len(vector)) < one_of(self.rng, (0.0, 0.5, 0.95, 1.0))] = 0
-        if self.server.shared.reference is not None and self.rng.random() < 0.5:
-            vector = 0.3 * vector + one_of(self.rng, (-1.5, 0.5, 1.0)) * self.server.shared.reference.dense()
+        if self.server.step is not None and self.rng.random() < 0.5:
+            vector = 0.3 * vector + one_of(self.rng, (-1.5, 0.5, 1.0)) * self.server.step.dense()
         return vector.astype(np.float32)
 
     def support(self, memory):
@@ -221,7 +222,7 @@ class Session:
         assert new_server.link(before.client).count == before.link.count + 1
         assert shared_state(new_server) == shared_state(after)
         assert (estimate.address, estimate.claim) == (update.address, self.pipeline.claim)
-        reference = np.zeros(1) if before.shared.reference is None else before.shared.reference.dense()
+        reference = np.zeros(1) if before.step is None else before.step.dense()
         if self.pipeline.feedback:
             balanced(before.residual, update.dense(), estimate.dense(), after.residual, reference)
         elif isinstance(self.pipeline.codec.quantizer, dp.Float32) and self.pipeline.codec.sparsify is None:
@@ -269,8 +270,8 @@ class Session:
         payload, self.server = self.pipeline.broadcast(aggregate, before)
         assert self.pipeline.broadcast(aggregate, before)[0] == payload
         if self.pipeline.feedback:
-            reference = np.zeros(1) if before.shared.reference is None else before.shared.reference.dense()
-            sent = self.server.shared.reference.dense()
+            reference = np.zeros(1) if before.step is None else before.step.dense()
+            sent = self.server.step.dense()
             balanced(before.residual, expected, sent, self.server.residual, reference)
         for late in self.late:
             refused(self.pipeline.receive, late, self.server)

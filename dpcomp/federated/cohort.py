@@ -1,19 +1,17 @@
 """Who takes part in a round."""
 
-from collections.abc import Sequence
-
 from dpcomp.errors import NotPrivate
 from dpcomp.mechanism import Poisson
-from dpcomp.memory import ClientMemory
+from dpcomp.memory import ServerMemory
 from dpcomp.pipeline import Pipeline
 from dpcomp.randomness import SecretSeed
 from dpcomp.update import SERVER
 
 
 def cohort(
-    pipeline: Pipeline, participation: Poisson | None, memories: Sequence[ClientMemory], secret: SecretSeed
+    pipeline: Pipeline, participation: Poisson | None, clients: int, memory: ServerMemory, secret: SecretSeed
 ) -> list[int]:
-    """The clients of the round, by position.
+    """The clients of the round, below `clients`.
 
     Client-level, the pipeline's sampling says who takes part, and under a trusted server the draw is secret,
     for the amplification rests on it. Example-level, `participation` says it, in public.
@@ -28,10 +26,9 @@ def cohort(
         )
     sampling = pipeline.sampling if pipeline.unit == "client" else participation
     if sampling is None:
-        return list(range(len(memories)))
-    first = memories[0]
+        return list(range(clients))
     if pipeline.trust == "server":
-        stream = secret.stream("cohort", first.address.run, SERVER, first.address.round)
+        stream = secret.stream("cohort", memory.address.run, SERVER, memory.address.round)
     else:
-        stream = first.seed.stream("cohort", first.address.round)
-    return sampling.draw(len(memories), stream).tolist()
+        stream = memory.seed.stream("cohort", memory.address.round)
+    return sampling.draw(clients, stream).tolist()

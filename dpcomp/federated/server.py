@@ -1,70 +1,237 @@
-"""The server: from updates to the step that everybody takes."""
+"""The server: takes payloads, answers, closes rounds, and brings back whoever was away."""
 
+import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.exchange import refuse_unreleased
+from dpcomp import checkpoint
+from dpcomp.checkpoint import Checkpoint
+from dpcomp.codec.frame import PAYLOAD
+from dpcomp.errors import CorruptPayload, DpcompError, NotPrivate, VersionMismatch
+from dpcomp.federated.aggregate import ServerOptimizer, mean_of_released, release_mean
+from dpcomp.federated.journal import Journal
+from dpcomp.federated.late import Late, Reject
+from dpcomp.federated.messages import HELLO, NOTHING, WORD, Snapshot, Word, name_of, write_link, write_snapshot
 from dpcomp.ledger import Ledger
 from dpcomp.memory import ServerMemory
 from dpcomp.pipeline import Pipeline
 from dpcomp.randomness import SecretSeed
-from dpcomp.support import Everywhere
-from dpcomp.update import Update
+from dpcomp.update import SERVER, Update
 
 
-def mean_of_released(pipeline: Pipeline, updates: list[Update], memory: ServerMemory) -> Update:
-    """The plain mean of updates that were released by their clients; the senders are known, so is their number.
+@dataclass(frozen=True, kw_only=True)
+class Releasing:
+    """What a trusted server releases with: its noise, its ledger, and the expected number of senders of a round."""
 
-    On the updates' support where they share one, else everywhere; of no updates at all, zero.
-
-    Raises:
-        NotPrivate: an update is not made of this pipeline's releases.
-    """
-    for update in updates:
-        refuse_unreleased(pipeline, update.claim)
-    total = np.zeros(memory.layout.size, dtype=np.float64)
-    for update in updates:
-        total += update.dense()
-    mean = (total / max(1, len(updates))).astype(np.float32)
-    supports = {update.support for update in updates}
-    support = supports.pop() if len(supports) == 1 else Everywhere()
-    values = mean[support.indices(len(mean))]
-    return Update(values=values, layout=memory.layout, address=memory.address, support=support, claim=pipeline.claim)
+    secret: SecretSeed
+    ledger: Ledger
+    divisor: float
 
 
-def release_mean(
-    pipeline: Pipeline, updates: list[Update], memory: ServerMemory, secret: SecretSeed, ledger: Ledger, divisor: float
-) -> Update:
-    """The mean of clean updates, clipped again and noised by a trusted server, charged before.
+class Server:
+    """A server whose memory and model change by accepted payloads and closed rounds alone.
 
-    `divisor` is the expected number of senders, a public constant: no sender at all is charged and noised alike.
+    Given a folder, a payload is in its journal before it is called accepted, and a round in a checkpoint before its
+    broadcast leaves; a new server on the same folder goes on from there. `refusals` counts what was not accepted, by
+    reason; where the server is trusted these are facts of clean messages, for research alone.
 
     Raises:
-        BudgetExhausted: the round was charged before.
+        NotPrivate: late updates are to be weighed under a trusted server: late and fresh in one round are twice the
+            sensitivity.
+        ValueError: `releasing` is missing where the server is trusted, or given where it is not.
     """
-    permit = ledger.charge(pipeline, memory.address)
-    blocks = (update.dense()[None, :] for update in updates)
-    released = pipeline.release(blocks, memory, secret, permit)
-    return released.derive(released.dense() / np.float32(divisor))
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        memory: ServerMemory,
+        model: Float32[np.ndarray, "d"],
+        *,
+        optimizer: ServerOptimizer = ServerOptimizer(),
+        late: Late = Reject(),
+        releasing: Releasing | None = None,
+        folder: str | os.PathLike[str] | None = None,
+    ):
+        if pipeline.trust == "server" and late.max_age:
+            raise NotPrivate(
+                f"late={late} with trust='server': a late update beside a fresh one is twice the sensitivity. Reject()"
+            )
+        if (pipeline.trust == "server") != (releasing is not None):
+            raise ValueError(f"trust={pipeline.trust!r}, releasing={releasing}: a trusted server releases, no other")
+        self._pipeline, self._late, self._releasing = pipeline, late, releasing
+        self.memory, self.model, self._optimizer = memory, model, optimizer
+        self.accepted: list[tuple[Update, float]] = []  # of this round, with their weights
+        self.refusals: Counter[str] = Counter()
+        self._history: list[bytes] = []  # the last broadcasts, as long as they are shorter than a snapshot
+        self._folder = self._journal = None
+        if folder is not None:
+            self._folder = Path(folder)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(self._folder / "journal.db")
+            if not (self._folder / "checkpoints").exists():
+                self._save(self._folder)
+            self.restart()
+
+    def hear(self, message: bytes) -> bytes | None:
+        """Take a payload or a question; the word on it, or None where nobody could be told."""
+        try:
+            return self._answer(message) if HELLO.begins(message) else self._receive(message)
+        except VersionMismatch as error:
+            self.refusals[error.reason] += 1
+        except CorruptPayload:
+            self.refusals["corrupt"] += 1
+        return None
+
+    def close(self) -> bytes:
+        """End the round: the broadcast that brings every client from this version to the next.
+
+        Raises:
+            BudgetExhausted: a trusted server's budget allows no further release. Nothing changed.
+        """
+        step, optimizer = self._optimizer.step(self._mean())
+        broadcast, memory = self._pipeline.broadcast(step, self.memory)
+        assert memory.step is not None
+        older = (*self.memory.older, self.memory.shared)[-self._late.max_age :] if self._late.max_age else ()
+        self.memory, self._optimizer = replace(memory, older=older), optimizer
+        self.model = self.model + memory.step.dense()
+        self._history.append(broadcast)
+        while sum(map(len, self._history)) > self._least_snapshot_bytes:
+            del self._history[0]
+        self.accepted = []
+        if self._folder is not None and self._journal is not None:
+            self._save(self._folder)
+            self._journal.clear()
+        return broadcast
+
+    def restart(self) -> None:
+        """Go on from what is in the folder, as a new process does: nothing that was called accepted is lost."""
+        if self._folder is None or self._journal is None:
+            raise ValueError("a server without a folder has nothing to restart from: give it one")
+        self._restore(self._folder, self._journal)
+
+    def shut(self) -> None:
+        """Let another process go on in the folder."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def _receive(self, payload: bytes) -> bytes:
+        frame, _ = PAYLOAD.unseal(payload)
+        if frame.client == SERVER:
+            raise VersionMismatch("this payload is a broadcast: clients follow it", reason="direction")
+        self._refuse_foreign(frame.pipeline, frame.run)
+        try:
+            update, memory = self._pipeline.receive(payload, self.memory)
+        except VersionMismatch as error:
+            self.refusals[error.reason] += 1
+        except CorruptPayload:
+            self.refusals["corrupt"] += 1
+        else:
+            if self._journal is not None:
+                self._journal.append(payload)
+            self.memory = memory
+            self.accepted.append((update, self._late.weight(memory.shared.version - frame.version)))
+        return self._word(payload, frame.client)
+
+    def _answer(self, message: bytes) -> bytes:
+        hello, _ = HELLO.unseal(message)
+        self._refuse_foreign(hello.pipeline, hello.run)
+        link, then = self.memory.link(hello.client), self.memory.at(hello.pending_version)
+        same = (hello.link_count, hello.link) == (link.count, link.digest)
+        known = same or hello.pending == link.digest != NOTHING
+        told = b"" if known else write_link(link, self.memory.layout)
+        in_time = (then.version, then.digest) == (hello.pending_version, hello.pending_shared)
+        usable = hello.pending != NOTHING and same and in_time
+        since = self._since(hello.version, hello.shared)
+        snapshot = since is None
+        if since is None:
+            since = write_snapshot(Snapshot(self.memory.shared, self.model), self.memory.layout)
+        return self._word(message, hello.client, usable=usable, link=told, snapshot=snapshot, body=since)
+
+    def _word(
+        self,
+        message: bytes,
+        client: int,
+        *,
+        usable: bool = False,
+        link: bytes = b"",
+        snapshot: bool = False,
+        body: bytes = b"",
+    ) -> bytes:
+        known, shared = self.memory.link(client), self.memory.shared
+        word = Word(
+            answers=name_of(message),
+            client=client,
+            version=shared.version,
+            shared=shared.digest,
+            link_count=known.count,
+            link=known.digest,
+            usable=int(usable),
+            link_bytes=len(link),
+            snapshot=int(snapshot),
+        )
+        return WORD.seal(word, link + body)
+
+    def _since(self, version: int, chained: bytes) -> bytes | None:
+        """The broadcasts from a version to the present one; None where they are longer than a snapshot."""
+        shared = self.memory.shared
+        if (version, chained) == (shared.version, shared.digest):
+            return b""
+        place = version - (shared.version - len(self._history))
+        if not 0 <= place < len(self._history) or PAYLOAD.unseal(self._history[place])[0].shared != chained:
+            return None
+        return b"".join(self._history[place:])
+
+    @property
+    def _least_snapshot_bytes(self) -> int:
+        return 4 * self.memory.layout.size * (1 if self.memory.shared.reference is None else 2)
+
+    def _mean(self) -> Update:
+        updates, weights = [update for update, _ in self.accepted], [weight for _, weight in self.accepted]
+        releasing = self._releasing
+        if releasing is None:
+            return mean_of_released(self._pipeline, updates, self.memory, weights)
+        if releasing.ledger.charged(self.memory.address):
+            # It crashed after the charge: a second release would not be paid for, so the round is forfeit.
+            return mean_of_released(self._pipeline, [], self.memory)
+        return release_mean(self._pipeline, updates, self.memory, releasing.secret, releasing.ledger, releasing.divisor)
+
+    def _refuse_foreign(self, pipeline: bytes, run: int) -> None:
+        if pipeline != self.memory.pipeline:
+            raise VersionMismatch(
+                f"the message is of pipeline and layout {pipeline.hex()}, here is {self.memory.pipeline.hex()}: both "
+                "ends must be built from one configuration",
+                reason="pipeline",
+            )
+        if run != self.memory.seed.number:
+            raise VersionMismatch(f"the message is of run {run}, here is {self.memory.seed.number}", reason="run")
+
+    def _save(self, folder: Path) -> None:
+        beside: dict[str, np.ndarray] = {}
+        if self._optimizer.velocity is not None:
+            beside["velocity"] = self._optimizer.velocity
+        for place, broadcast in enumerate(self._history):
+            beside[f"broadcast {place}"] = np.frombuffer(broadcast, dtype=np.uint8)
+        checkpoint.save(folder / "checkpoints", Checkpoint(self.memory, self.model, beside=beside))
+
+    def _restore(self, folder: Path, journal: Journal) -> None:
+        memory, model, _, beside = checkpoint.load(folder / "checkpoints", self._pipeline)
+        if not isinstance(memory, ServerMemory) or model is None:
+            raise DpcompError(f"{folder} holds no checkpoint of a server: name another folder")
+        if memory.seed != self.memory.seed:
+            raise DpcompError(f"{folder} is of run {memory.seed}, this is {self.memory.seed}: name another folder")
+        self.memory, self.model, self._history = memory, model, _broadcasts(beside)
+        self._optimizer = replace(self._optimizer, velocity=beside.get("velocity"))
+        self.accepted, counted, self._journal = [], self.refusals.copy(), None
+        for payload in journal.payloads():
+            self.hear(payload)  # it stands in the journal; what the checkpoint holds already is a repeat
+        self._journal, self.refusals = journal, counted
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ServerOptimizer:
-    """Federated averaging with server momentum (Hsu et al. 2019; Reddi et al. 2021): v ← μv + Δ, step = η·v."""
-
-    learning_rate: float = 1.0
-    momentum: float = 0.0
-    velocity: Float32[np.ndarray, "d"] | None = None
-
-    def step(self, mean: Update) -> tuple[Update, "ServerOptimizer"]:
-        """The step to broadcast, and the optimiser after it."""
-        if self.momentum == 0:
-            return mean.derive(mean.dense() * np.float32(self.learning_rate)), self
-        velocity = mean.dense()
-        if self.velocity is not None:
-            velocity = np.float32(self.momentum) * self.velocity + velocity
-        # Not derive: the velocity reaches beyond this mean's support. It is made of releases alone, so the claim holds.
-        step = replace(mean, values=velocity * np.float32(self.learning_rate), support=Everywhere())
-        return step, replace(self, velocity=velocity)
+def _broadcasts(beside: Mapping[str, np.ndarray]) -> list[bytes]:
+    count = sum(name.startswith("broadcast ") for name in beside)
+    return [beside[f"broadcast {place}"].tobytes() for place in range(count)]

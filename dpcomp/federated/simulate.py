@@ -1,8 +1,11 @@
 """A whole federation on one machine: real clients, real bytes, every round charged before it is noised."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -12,15 +15,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dpcomp.accounting import check_delta
 from dpcomp.exchange import layer_bits
+from dpcomp.federated.aggregate import ServerOptimizer
 from dpcomp.federated.cohort import cohort
+from dpcomp.federated.misfortune import Misfortune
+from dpcomp.federated.network import Faults
 from dpcomp.federated.partition import IID, Partition
 from dpcomp.federated.probe import Probe, Watched
-from dpcomp.federated.server import ServerOptimizer, mean_of_released, release_mean
+from dpcomp.federated.protocol import Ends, Versioned
+from dpcomp.federated.server import Releasing, Server
 from dpcomp.federated.task import Task
+from dpcomp.federated.traffic import Counts, Traffic
 from dpcomp.guarantee import Guarantee
 from dpcomp.ledger import Ledger
 from dpcomp.mechanism import Poisson
-from dpcomp.memory import ServerMemory
 from dpcomp.pipeline import Pipeline
 from dpcomp.randomness import PublicSeed, SecretSeed
 from dpcomp.training.clients import evaluate, local_trainer
@@ -34,11 +41,12 @@ BITS_OF = "bits of "
 class Run:
     """What came of a simulation.
 
-    `rows` has a mapping a round: round (from 1; an address counts from 0), participants, payload_bytes (mean of an
-    uplink payload), uplink_bytes and downlink_bytes (sums over clients), compression_ratio (uplink), seconds, and
-    where the round was evaluated test_accuracy and test_loss; where an allocator spreads the bits, `bits of <layer>`, a
-    value; and the columns of the probes. `probed` names the
-    columns that saw clean data.
+    `rows` has a mapping a round: round (from 1; an address counts from 0), participants (whose updates were accepted),
+    payload_bytes (mean of an accepted payload), compression_ratio (of those), seconds, and where the round was
+    evaluated test_accuracy and test_loss. Sums over clients, as sent, repeats included: uplink_bytes (payloads),
+    downlink_bytes (broadcasts, and what brings back who was away), control_bytes (questions and answers). Where an
+    allocator spreads the bits, `bits of <layer>`, a value. With faults, `refused_<reason>` and `away`. Last the columns
+    of the probes; `probed` names the columns that saw clean data.
     `model` is the last vector of parameters, that of a client that followed every broadcast.
     """
 
@@ -73,6 +81,8 @@ def simulate(
     local_sampling: Poisson = Poisson(0.1),
     physical_batch_size: int = 512,
     evaluate_every: int = 1,
+    protocol: Ends = Versioned(),
+    faults: Faults = Faults(),
     probes: Iterable[Probe] = (),
     progress: bool = True,
 ) -> Run:
@@ -89,6 +99,8 @@ def simulate(
             the task's public population ÷ clients.
         local_sampling: the local batches of client-level clients; no privacy depends on it.
         evaluate_every: rounds between evaluations on the public test set; the last round is always evaluated.
+        protocol: what both ends do with what comes late, or has been away.
+        faults: what goes wrong on the network, and at its ends; drawn from the seed.
         probes: what may look at clean data, for research.
 
     Raises:
@@ -125,36 +137,54 @@ def simulate(
         local_sampling=local_sampling,
         physical_batch_size=physical_batch_size,
     )
-    memories = [pipeline.init(layout, seed=public, client=client) for client in range(clients)]
     ledgers = [Ledger() for _ in range(clients)]
-    server, server_ledger = pipeline.init_server(layout, seed=public), Ledger()
+    participants = [
+        protocol.participant(pipeline, pipeline.init(layout, seed=public, client=client), model, ledger)
+        for client, ledger in enumerate(ledgers)
+    ]
+    server_ledger = Ledger()
+    releasing = Releasing(secret=secret, ledger=server_ledger, divisor=rate * clients)
     optimizer = ServerOptimizer(learning_rate=server_learning_rate, momentum=server_momentum)
     rows: list[dict[str, float]] = []
-    with _progress_bar(shown=progress) as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(_progress_bar(shown=progress))
+        folder = stack.enter_context(TemporaryDirectory()) if faults.server_restart else None
+        server = protocol.server(
+            watched or pipeline,
+            pipeline.init_server(layout, seed=public),
+            model,
+            optimizer,
+            releasing if pipeline.trust == "server" else None,
+            folder,
+        )
+        stack.callback(server.shut)
+        traffic = Traffic(server, participants, faults, public.stream("network"))
+        misfortune = Misfortune(faults, clients, public.stream("misfortune"))
+        traffic.run()  # everybody says hello
         for number in bar.track(range(1, rounds + 1), description=task.name):
             began = time.perf_counter()
-            payloads, updates, bits = [], [], []
-            for client in cohort(pipeline, participation, memories, secret):
-                update = trainer.train(model, *data[client], memories[client], ledgers[client])
-                payload, memories[client] = pipeline.send(update, memories[client])
-                if pipeline.codec.allocates:
-                    bits.append(layer_bits(pipeline, payload, server))
-                received, server = pipeline.receive(payload, server)
-                payloads.append(payload)
-                updates.append(received)
-            if pipeline.trust == "server":
-                mean = release_mean(watched or pipeline, updates, server, secret, server_ledger, rate * clients)
-            else:
-                mean = mean_of_released(pipeline, updates, server)
-            step, optimizer = optimizer.step(mean)
-            down, server = pipeline.broadcast(step, server)
-            memories = [pipeline.follow(down, memory) for memory in memories]
-            model = model + step_of(server)
-            row = {"round": number, **_bytes(payloads, down, layout, clients)}
+            traffic.counts, refused = Counts(), server.refusals.copy()
+            misfortune.strike(traffic, server)
+            bits = []
+            for client in cohort(pipeline, participation, clients, server.memory, secret):
+                participant = participants[client]
+                if client not in traffic.away and participant.may_train:
+                    state = participant.state
+                    update = trainer.train(state.model, *data[client], state.memory, ledgers[client])
+                    messages = misfortune.trained(client, participant, update, traffic)
+                    if pipeline.codec.allocates and messages:
+                        bits.append(layer_bits(pipeline, messages[0], state.memory))
+            traffic.run()
+            accepted = len(server.accepted)
+            traffic.broadcast(server.close())
+            traffic.run()
+            row = {"round": number, **_bytes(traffic.counts, accepted, layout)}
             for name in bits[0] if bits else ():
                 row[BITS_OF + name] = float(np.mean([spent[name] for spent in bits]))
             if number % evaluate_every == 0 or number == rounds:
-                row["test_accuracy"], row["test_loss"] = evaluate(module, task.loss, model, *tests)
+                row["test_accuracy"], row["test_loss"] = evaluate(module, task.loss, server.model, *tests)
+            if faults != Faults():
+                row |= _troubles(server, refused, traffic)
             rows.append(row | {"seconds": time.perf_counter() - began} | (watched.row() if watched else {}))
     spent = [server_ledger] if pipeline.trust == "server" else ledgers
     units = task.population if pipeline.unit == "example" else clients
@@ -166,35 +196,31 @@ def simulate(
     guarantee = replace(guarantee, assumptions=(*guarantee.assumptions, declared))
     seen = watched.columns if watched else set()
     if pipeline.trust == "server":  # sizes of a secret cohort, and lengths of clean messages
-        seen = seen | {"participants", "uplink_bytes", "payload_bytes", "compression_ratio", "seconds"}
-        seen = seen | {column for row in rows for column in row if column.startswith(BITS_OF)}
+        seen = seen | {"participants", "uplink_bytes", "control_bytes", "payload_bytes", "compression_ratio", "seconds"}
+        clean = (BITS_OF, "refused_")
+        seen = seen | {column for row in rows for column in row if column.startswith(clean)}
     probed = tuple(sorted(seen))
-    return Run(rows=tuple(rows), guarantee=guarantee, layout=layout, model=model, probed=probed)
+    return Run(rows=tuple(rows), guarantee=guarantee, layout=layout, model=server.model, probed=probed)
 
 
-def step_of(memory: ServerMemory) -> Float32[np.ndarray, "d"]:
-    """The last broadcast, as every end decoded it.
-
-    Raises:
-        ValueError: there was none.
-    """
-    if memory.shared.reference is None:
-        raise ValueError("there was no broadcast yet")
-    return memory.shared.reference.dense()
-
-
-def _bytes(payloads: list[bytes], down: bytes, layout: Layout, clients: int) -> dict[str, float]:
+def _bytes(counts: Counts, accepted: int, layout: Layout) -> dict[str, float]:
     """What went over the wire in a round; of a round without senders there is no mean payload."""
-    uplink = sum(map(len, payloads))
     row: dict[str, float] = {
-        "participants": len(payloads),
-        "uplink_bytes": uplink,
-        "downlink_bytes": len(down) * clients,
+        "participants": accepted,
+        "uplink_bytes": counts.uplink,
+        "downlink_bytes": counts.downlink,
+        "control_bytes": counts.control,
     }
-    if payloads:
-        row["payload_bytes"] = uplink / len(payloads)
-        row["compression_ratio"] = 4 * layout.size * len(payloads) / uplink
+    if accepted:
+        row["payload_bytes"] = counts.accepted / accepted
+        row["compression_ratio"] = 4 * layout.size * accepted / counts.accepted
     return row
+
+
+def _troubles(server: Server, refused: Counter[str], traffic: Traffic) -> dict[str, float]:
+    """What did not go as it should in a round: refusals by reason, and the clients that were away."""
+    counted: dict[str, float] = {f"refused_{reason}": n for reason, n in (server.refusals - refused).items()}
+    return counted | {"away": len(traffic.away)}
 
 
 def _progress_bar(*, shown: bool) -> Progress:

@@ -13,7 +13,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.codec import Common
-from dpcomp.codec.frame import HEADER_BYTES, seal, unseal
+from dpcomp.codec.frame import HEADER_BYTES, PAYLOAD
 
 FAST_PER_CODEC, SLOW_PER_CODEC = 105, 3600
 MOST_SECONDS = 1.0  # of one core, for one message
@@ -82,7 +82,7 @@ class Victim:
         return self.pipeline.receive(payload, self.server)[0].dense()
 
     def follow(self, payload):
-        return self.pipeline.follow(payload, self.client).shared.reference.dense()
+        return self.pipeline.follow(payload, self.client).step.dense()
 
     @property
     def ways(self):
@@ -120,9 +120,9 @@ def victim(name, large=False, run=7, rounds=1):
 def state(memory):
     """All that a memory holds, as values."""
     shared, residual = memory.shared, memory.residual.tobytes()
-    reference = None if shared.reference is None else shared.reference.dense().tobytes()
+    step = None if memory.step is None else memory.step.dense().tobytes()
     links = memory.link if isinstance(memory, dp.ClientMemory) else dict(memory.links)
-    return shared.version, shared.digest, reference, shared.last_support, residual, links
+    return shared.version, shared.digest, step, shared.last_support, residual, links
 
 
 @dataclass
@@ -233,19 +233,21 @@ def hostile_body(rng, body, others):
 
 def forged(payload, body):
     """The payload with another body, under a checksum that fits."""
-    frame, _ = unseal(payload)
-    return seal(replace(frame, body_bytes=len(body)), body)
+    frame, _ = PAYLOAD.unseal(payload)
+    return PAYLOAD.seal(frame, body)
 
 
 def hostile_frame(rng, payload):
     """The payload with one field of its header changed, under a checksum that fits."""
-    frame, body = unseal(payload)
+    frame, body = PAYLOAD.unseal(payload)
     names = [field.name for field in fields(frame)]
     name = names[rng.integers(len(names))]
     old = getattr(frame, name)
     if isinstance(old, bytes):
-        return seal(replace(frame, **{name: rng.bytes(len(old))}), body)
-    return seal(replace(frame, **{name: int(rng.choice([0, 1, 2, min(old + 1, 2**32 - 1), 2**31, 2**32 - 1]))}), body)
+        return PAYLOAD.seal(replace(frame, **{name: rng.bytes(len(old))}), body)
+    return PAYLOAD.seal(
+        replace(frame, **{name: int(rng.choice([0, 1, 2, min(old + 1, 2**32 - 1), 2**31, 2**32 - 1]))}), body
+    )
 
 
 def attack(name, count, outcomes):
@@ -302,7 +304,7 @@ def test_what_was_not_meant_for_this_end_now_is_refused_as_such(name):
         for stranger in [payload for one in strangers for payload in (one.up, one.down)]:
             with pytest.raises(dp.VersionMismatch):
                 act(stranger)
-        frame, body = unseal(payload)
+        frame, body = PAYLOAD.unseal(payload)
         for changed in (
             {"client": 2} if payload == target.up else {"client": 1},  # its link has another count; no broadcast
             {"client": dp.SERVER} if payload == target.up else {"client": 3},
@@ -311,7 +313,7 @@ def test_what_was_not_meant_for_this_end_now_is_refused_as_such(name):
             {"pipeline": bytes(8)},
         ):
             with pytest.raises(dp.VersionMismatch):
-                act(seal(replace(frame, **changed), body))
+                act(PAYLOAD.seal(replace(frame, **changed), body))
         with pytest.raises(dp.VersionMismatch):
             act(target.down if payload == target.up else target.up)
         assert state(memory) == before

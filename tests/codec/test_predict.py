@@ -93,9 +93,8 @@ def test_a_predicted_sparse_update_is_nearer_to_the_truth():
 
 
 def test_a_body_without_room_for_the_gains_is_corrupt():
-    from dataclasses import replace
 
-    from dpcomp.codec.frame import seal, unseal
+    from dpcomp.codec.frame import PAYLOAD
 
     codec = predicting(quantize=dp.Uniform(4))
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=codec, feedback=False)
@@ -103,11 +102,11 @@ def test_a_body_without_room_for_the_gains_is_corrupt():
     down, server = pipeline.broadcast(np.ones(LAYOUT.size, np.float32), server)
     memory = pipeline.follow(down, memory)
     update = dp.Update(values=np.ones(LAYOUT.size), layout=LAYOUT, address=memory.address, claim=pipeline.claim)
-    frame, body = unseal(pipeline.send(update, memory)[0])
-    pipeline.receive(seal(frame, body), server)
+    frame, body = PAYLOAD.unseal(pipeline.send(update, memory)[0])
+    pipeline.receive(PAYLOAD.seal(frame, body), server)
     for short in (b"", body[:3], body[:6]):
         with pytest.raises(dp.CorruptPayload):
-            pipeline.receive(seal(replace(frame, body_bytes=len(short)), short), server)
+            pipeline.receive(PAYLOAD.seal(frame, short), server)
 
 
 def test_a_random_support_before_the_noise_is_not_predicted():

@@ -1,0 +1,156 @@
+"""What client and server say to each other besides payloads: where a client stands, and where the server does."""
+
+import struct
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from dpcomp.codec.entropy import RangeCoder
+from dpcomp.codec.frame import Format, digest
+from dpcomp.errors import CorruptPayload
+from dpcomp.memory import Link, Shared
+from dpcomp.support import Listed
+from dpcomp.update import Address, Layout
+
+NOTHING = bytes(8)  # stands where a digest would, if there is nothing to digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """A client's question: this is where I stand; where do you?"""
+
+    pipeline: Annotated[bytes, "8s"]
+    run: Annotated[int, "Q"]
+    client: Annotated[int, "I"]
+    version: Annotated[int, "I"]
+    shared: Annotated[bytes, "8s"]
+    link_count: Annotated[int, "I"]
+    link: Annotated[bytes, "8s"]
+    pending: Annotated[bytes, "8s"]  # the digest of the link once the unanswered payload is accepted
+    pending_version: Annotated[int, "I"]  # what that payload was coded against
+    pending_shared: Annotated[bytes, "8s"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """The server's answer to a payload or a question: where it stood when it had read that.
+
+    The body holds the link in full where the client remembers another one; then, if the client asked, what brings it
+    to the server's version.
+    """
+
+    answers: Annotated[bytes, "8s"]  # the digest of the message
+    client: Annotated[int, "I"]
+    version: Annotated[int, "I"]
+    shared: Annotated[bytes, "8s"]
+    link_count: Annotated[int, "I"]
+    link: Annotated[bytes, "8s"]
+    usable: Annotated[int, "B"]  # 1: the unanswered payload may be sent again
+    link_bytes: Annotated[int, "I"]  # how much of the body is the link in full
+    snapshot: Annotated[int, "B"]  # 1: the rest is a snapshot; 0: broadcasts, one after the other
+
+
+HELLO = Format(Hello, b"dph\x01")
+WORD = Format(Word, b"dpw\x01")
+
+
+def name_of(message: bytes) -> bytes:
+    """By which an answer names the message that it answers."""
+    return digest(message)
+
+
+class Snapshot(NamedTuple):
+    """All that a client must know to stand where the server does."""
+
+    shared: Shared
+    model: Float32[np.ndarray, "d"]
+
+
+_SNAPSHOT = struct.Struct("<I8sB")  # version, digest, whether there is a reference
+_LINK = struct.Struct("<I8sQIIi")  # count, digest, last address, last version
+_SUPPORT = struct.Struct("<II")  # 1 + count, or 0 for no support; bytes of the positions
+
+
+def write_snapshot(snapshot: Snapshot, layout: Layout) -> bytes:
+    """Version and digest, the last support, the model, and the reference where a codec predicts."""
+    shared = snapshot.shared
+    head = _SNAPSHOT.pack(shared.version, shared.digest, shared.reference is not None)
+    arrays = [snapshot.model] if shared.reference is None else [snapshot.model, shared.reference]
+    floats = [np.asarray(array, dtype="<f4").tobytes() for array in arrays]
+    return b"".join((head, _write_support(shared.last_support, layout), *floats))
+
+
+def read_snapshot(body: bytes, layout: Layout) -> Snapshot:
+    """The snapshot in a body.
+
+    Raises:
+        CorruptPayload: the body holds none of this layout.
+    """
+    _refuse_short(body, _SNAPSHOT.size)
+    version, chained, referenced = _SNAPSHOT.unpack_from(body)
+    last_support, rest = _read_support(body[_SNAPSHOT.size :], layout)
+    if len(rest) != 4 * layout.size * (1 + bool(referenced)):
+        raise CorruptPayload(f"a snapshot of {layout.size} coordinates does not have {len(rest)} bytes of values")
+    model, *reference = np.frombuffer(rest, dtype="<f4").astype(np.float32).reshape(-1, layout.size)
+    shared = Shared(
+        version=version, digest=chained, reference=reference[0] if reference else None, last_support=last_support
+    )
+    return Snapshot(shared, model)
+
+
+def write_link(link: Link, layout: Layout) -> bytes:
+    """A link that has counted a payload, or more, in full; a fresh one is no bytes."""
+    if link.last is None:
+        return b""
+    last = link.last
+    head = _LINK.pack(link.count, link.digest, last.run, last.client, last.round, link.last_version)
+    return head + _write_support(link.last_support, layout)
+
+
+def read_link(body: bytes, layout: Layout) -> Link:
+    """The link in a body.
+
+    Raises:
+        CorruptPayload: the body holds none.
+    """
+    if not body:
+        return Link()
+    _refuse_short(body, _LINK.size)
+    count, chained, run, client, number, last_version = _LINK.unpack_from(body)
+    support, rest = _read_support(body[_LINK.size :], layout)
+    if rest:
+        raise CorruptPayload(f"{len(rest)} bytes follow a link")
+    last = Address(run, client, number)
+    return Link(count=count, digest=chained, last=last, last_version=last_version, last_support=support)
+
+
+def _write_support(support: Listed | None, layout: Layout) -> bytes:
+    if support is None:
+        return _SUPPORT.pack(0, 0)
+    writer = RangeCoder().writer()
+    writer.positions(support.positions, layout.edges, None)
+    coded = writer.finish()
+    return _SUPPORT.pack(1 + len(support.positions), len(coded)) + coded
+
+
+def _read_support(body: bytes, layout: Layout) -> tuple[Listed | None, bytes]:
+    """The support at the beginning of a body, and what follows it."""
+    _refuse_short(body, _SUPPORT.size)
+    count, coded_bytes = _SUPPORT.unpack_from(body)
+    coded, rest = body[_SUPPORT.size :][:coded_bytes], body[_SUPPORT.size + coded_bytes :]
+    _refuse_short(coded, coded_bytes)
+    if not count:
+        return None, rest
+    if count - 1 > layout.size:
+        raise CorruptPayload(f"a support of {count - 1} coordinates does not fit into {layout.size}")
+    reader = RangeCoder().reader(coded)
+    support = Listed(reader.positions(count - 1, layout.edges, None))
+    reader.finish()
+    return support, rest
+
+
+def _refuse_short(body: bytes, expected: int) -> None:
+    if len(body) < expected:
+        raise CorruptPayload(f"{len(body)} bytes stand where {expected} were announced")

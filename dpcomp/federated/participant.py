@@ -1,0 +1,90 @@
+"""A client that outlives its process: its state machine, its ledger, and a folder that holds both."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from dpcomp import checkpoint
+from dpcomp.checkpoint import Checkpoint
+from dpcomp.errors import DpcompError
+from dpcomp.federated.absence import AfterAbsence, Keep
+from dpcomp.federated.client import ClientState, Event, Phase, Restarted, Save, transition
+from dpcomp.ledger import Ledger
+from dpcomp.memory import ClientMemory
+from dpcomp.pipeline import Pipeline
+
+
+class Participant:
+    """Does what the state machine says; what is to be saved is saved before anything leaves.
+
+    Given a folder, the state is a checkpoint in it; without one it is kept in memory, for simulations. The ledger is
+    the caller's, and never goes back.
+
+    Raises:
+        DpcompError: the ledger is older than the checkpoint.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        memory: ClientMemory,
+        model: Float32[np.ndarray, "d"],
+        ledger: Ledger,
+        folder: str | os.PathLike[str] | None = None,
+        after_absence: AfterAbsence = Keep(),
+    ):
+        self._pipeline, self._after_absence, self.ledger = pipeline, after_absence, ledger
+        self._folder = None if folder is None else Path(folder)
+        self.state = self._saved = ClientState(memory=memory, model=model)
+        if self._folder is not None and self._folder.exists():
+            self.restart()
+
+    @property
+    def may_train(self) -> bool:
+        """Whether an update may be released now: the address is not charged, and the model is the server's.
+
+        An address that was charged before a crash, and whose update was not saved, is forfeit.
+        """
+        return self.state.phase is Phase.SYNCED and not self.ledger.charged(self.state.memory.address)
+
+    def on(self, event: Event) -> list[bytes]:
+        """Go through an event, and return what is to be sent to the server. Raises as `transition` does."""
+        after, actions = transition(self._pipeline, self.state, event, self._after_absence)
+        for action in actions:
+            if isinstance(action, Save):
+                self._save(after)
+        self.state = after
+        return [action.message for action in actions if not isinstance(action, Save)]
+
+    def restart(self) -> None:
+        """Go on from what was saved."""
+        if self._folder is not None:
+            self._saved = self._load(self._folder)
+        self.state, _ = transition(self._pipeline, self._saved, Restarted())
+
+    def _save(self, state: ClientState) -> None:
+        self._saved = state
+        if self._folder is not None:
+            checkpoint.save(self._folder, Checkpoint(state.memory, state.model, state.pending))
+
+    def _load(self, folder: Path) -> ClientState:
+        try:
+            memory, model, pending, _ = checkpoint.load(folder, self._pipeline)
+        except FileNotFoundError:
+            return self._saved  # it never got as far as to save anything
+        if not isinstance(memory, ClientMemory) or model is None:
+            raise DpcompError(f"{folder} holds no checkpoint of a client: name another folder")
+        if memory.client != self._saved.memory.client or memory.seed != self._saved.memory.seed:
+            raise DpcompError(
+                f"{folder} is of client {memory.client} in run {memory.seed}; this is client "
+                f"{self._saved.memory.client} in run {self._saved.memory.seed}: name another folder"
+            )
+        last = memory.link.last if pending is None else pending.link.last
+        if last is not None and self._pipeline.trust == "nobody" and not self.ledger.charged(last):
+            raise DpcompError(
+                f"{folder} has released at {last}, which {self.ledger} never charged: the ledger is older than the "
+                "checkpoint. Restore the newest ledger; what is spent cannot be taken back"
+            )
+        return ClientState(memory=memory, model=model, pending=pending)
