@@ -146,6 +146,17 @@ TRANSITIONS: dict[Phase, dict[type[Event], tuple[Phase, ...]]] = {
 }
 
 
+def diagram() -> str:
+    """The transitions as a Mermaid state diagram: an arrow a pair of phases, with the events that may lead along it."""
+    arrows: dict[tuple[Phase, Phase], list[str]] = {}
+    for before, events in TRANSITIONS.items():
+        for event, phases in events.items():
+            for after in phases:
+                arrows.setdefault((before, after), []).append(event.__name__)
+    lines = [f"    {before.value} --> {after.value}: {', '.join(names)}" for (before, after), names in arrows.items()]
+    return "\n".join(["stateDiagram-v2", f"    [*] --> {NEW.value}", *lines])
+
+
 def transition(
     pipeline: Pipeline, state: ClientState, event: Event, after_absence: AfterAbsence = Keep()
 ) -> tuple[ClientState, tuple[Action, ...]]:

@@ -1,0 +1,201 @@
+"""The client's state machine, case by case: its word on what it sent is the server's alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dpcomp as dp
+from dpcomp.federated.absence import Decay, Drop, Keep
+from dpcomp.federated.client import (
+    ClientState,
+    Due,
+    Heard,
+    Phase,
+    Restarted,
+    Save,
+    Send,
+    Told,
+    Trained,
+    diagram,
+    transition,
+)
+from dpcomp.federated.messages import HELLO, WORD
+from dpcomp.federated.server import Server
+
+LAYOUT = dp.Layout.of({"a": (40, 10), "b": (13,)})
+RUN = dp.PublicSeed(3)
+PIPELINE = dp.Pipeline(
+    mechanism=(dp.Clip(1.0), dp.Gaussian(0.5)), codec=dp.Codec(sparsify=dp.TopK(0.1), quantize=dp.Uniform(4))
+)
+
+
+def zeros():
+    return np.zeros(LAYOUT.size, np.float32)
+
+
+def ends(pipeline=PIPELINE):
+    """A client that is synced, and its server."""
+    server = Server(pipeline, pipeline.init_server(LAYOUT, RUN), zeros())
+    state = ClientState(memory=pipeline.init(LAYOUT, RUN, client=4), model=zeros())
+    asking, (question,) = transition(pipeline, state, Due())
+    synced, _ = transition(pipeline, asking, Told(server.hear(question.message)))
+    assert synced.phase is Phase.SYNCED
+    return synced, server
+
+
+def update_of(state, seed=0, pipeline=PIPELINE):
+    values = np.random.default_rng(seed).standard_normal(LAYOUT.size).astype(np.float32)
+    return dp.Update(values=values, layout=LAYOUT, address=state.memory.address, claim=pipeline.claim, noise_stddev=0.5)
+
+
+def waiting(state, seed=0, pipeline=PIPELINE):
+    """After an update was sent, and its payload."""
+    after, (save, send) = transition(pipeline, state, Trained(update_of(state, seed, pipeline)))
+    assert save == Save() and isinstance(send, Send)  # kept before it leaves
+    return after, send.message
+
+
+def sent(actions):
+    return [action.message for action in actions if isinstance(action, Send)]
+
+
+def test_a_payload_is_pending_until_the_server_says_that_it_is_accepted():
+    state, server = ends()
+    sending, payload = waiting(state)
+    assert sending.memory.link == state.memory.link
+    assert sending.memory.residual.tobytes() == state.memory.residual.tobytes()
+    after, actions = transition(PIPELINE, sending, Told(server.hear(payload)))
+    assert (after.phase, after.pending, actions) == (Phase.SYNCED, None, (Save(),))
+    assert after.memory.link == server.memory.link(4)
+    left = update_of(state).dense() - server.accepted[0][0].dense()
+    np.testing.assert_allclose(after.memory.residual, left, atol=1e-6)
+
+
+def test_however_long_an_answer_takes_the_same_bytes_are_sent_and_nothing_is_decided():
+    state, _ = ends()
+    sending, payload = waiting(state)
+    for _ in range(3):
+        sending, actions = transition(PIPELINE, sending, Due())
+        assert sending.phase is Phase.WAITING and actions == (Send(payload),)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_what_comes_too_late_goes_into_the_residual_on_the_servers_word(seen):
+    state, server = ends()
+    sending, payload = waiting(state)
+    broadcast = server.close()
+    if seen:
+        sending, _ = transition(PIPELINE, sending, Heard(broadcast))
+        assert sending.phase is Phase.WAITING and sending.pending is not None
+    after, actions = transition(PIPELINE, sending, Told(server.hear(payload)))
+    assert server.refusals == {"version": 1} and not server.accepted
+    assert after.pending is None
+    assert after.memory.link == state.memory.link
+    np.testing.assert_array_equal(after.memory.residual, state.memory.residual + update_of(state).dense())
+    if not seen:
+        (question,) = sent(actions)
+        after, _ = transition(PIPELINE, after, Told(server.hear(question)))
+    assert after.phase is Phase.SYNCED and after.memory.shared.digest == server.memory.shared.digest
+
+
+def test_without_feedback_it_is_lost():
+    pipeline = dp.Pipeline(mechanism=PIPELINE.mechanism, codec=PIPELINE.codec, feedback=False)
+    state, server = ends(pipeline)
+    sending, payload = waiting(state, pipeline=pipeline)
+    server.close()
+    after, _ = transition(pipeline, sending, Told(server.hear(payload)))
+    assert after.pending is None and after.memory.residual is None
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_after_a_crash_the_server_tells_what_became_of_a_payload(arrived):
+    state, server = ends()
+    sending, payload = waiting(state)
+    if arrived:
+        server.hear(payload)
+    stale, actions = transition(PIPELINE, sending, Restarted())
+    assert stale.phase is Phase.STALE and actions == ()
+    asking, actions = transition(PIPELINE, stale, Due())
+    after, actions = transition(PIPELINE, asking, Told(server.hear(*sent(actions))))
+    if arrived:
+        assert after.phase is Phase.SYNCED and after.memory.link == server.memory.link(4)
+    else:
+        assert after.phase is Phase.WAITING and sent(actions) == [payload]  # the very bytes that were stored
+
+
+def test_an_answer_to_what_was_said_before_decides_nothing():
+    state, server = ends()
+    _, (question,) = transition(PIPELINE, *[transition(PIPELINE, state, Restarted())[0], Due()])
+    word = server.hear(question.message)
+    sending, _ = waiting(state)
+    after, actions = transition(PIPELINE, sending, Told(word))
+    assert after is sending and actions == ()
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.SYNCED])
+def test_only_a_synced_client_trains(phase):
+    state, _ = ends()
+    with pytest.raises(ValueError, match=f"{phase.value} does not train"):
+        transition(
+            PIPELINE, ClientState(memory=state.memory, model=state.model, phase=phase), Trained(update_of(state))
+        )
+
+
+def test_damaged_and_foreign_messages_change_nothing():
+    state, server = ends()
+    sending, payload = waiting(state)
+    word, broadcast = server.hear(payload), server.close()
+    other = ClientState(memory=PIPELINE.init(LAYOUT, RUN, client=5), model=zeros())
+    for message in (word, broadcast):
+        for place in (0, 5, len(message) - 1):
+            damaged = bytearray(message)
+            damaged[place] ^= 4
+            event = Told(bytes(damaged)) if message is word else Heard(bytes(damaged))
+            with pytest.raises(dp.CorruptPayload):
+                transition(PIPELINE, sending, event)
+    with pytest.raises(dp.VersionMismatch, match="for client 4; this is client 5"):
+        transition(PIPELINE, other, Told(word))
+    elsewhere = dp.Pipeline(mechanism=PIPELINE.mechanism)
+    foreign = Server(elsewhere, elsewhere.init_server(LAYOUT, RUN), zeros()).close()
+    with pytest.raises(dp.VersionMismatch, match="one configuration"):
+        transition(PIPELINE, sending, Heard(foreign))
+
+
+def test_a_word_that_lies_about_what_it_brings_is_refused():
+    state, server = ends()
+    server.close()
+    asking, (question,) = transition(PIPELINE, transition(PIPELINE, state, Restarted())[0], Due())
+    word, body = WORD.unseal(server.hear(question.message))
+    for lie in ({"version": 7}, {"shared": b"nonsense"}, {"link_count": 3}):
+        with pytest.raises(dp.VersionMismatch):
+            transition(PIPELINE, asking, Told(WORD.seal(replace(word, **lie), body)))
+
+
+@pytest.mark.parametrize(("policy", "left"), [(Keep(), 1.0), (Decay(half_life=4), 0.25), (Drop(), 0.0)])
+def test_a_residual_after_eight_missed_rounds(policy, left):
+    state, server = ends()
+    sending, payload = waiting(state)
+    state, _ = transition(PIPELINE, sending, Told(server.hear(payload)))
+    for _ in range(8):
+        server.close()
+    asking, (question,) = transition(PIPELINE, transition(PIPELINE, state, Restarted())[0], Due())
+    after, _ = transition(PIPELINE, asking, Told(server.hear(question.message)), policy)
+    np.testing.assert_allclose(after.memory.residual, left * state.memory.residual)
+    assert np.abs(state.memory.residual).max() > 0
+
+
+def test_a_half_life_is_above_zero():
+    with pytest.raises(ValueError, match="half-life"):
+        Decay(half_life=0)
+
+
+def test_questions_and_words_are_small():
+    assert HELLO.header_bytes <= 80
+    assert WORD.header_bytes <= 64
+
+
+def test_the_documentation_draws_the_transitions_that_there_are():
+    page = Path(__file__).parents[2] / "docs" / "client.md"
+    assert diagram() in page.read_text(encoding="utf-8")
