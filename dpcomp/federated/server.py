@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -31,6 +32,14 @@ class Releasing:
     secret: SecretSeed
     ledger: Ledger
     divisor: float
+
+
+class Accepted(NamedTuple):
+    """An update of the present round, and how it counts."""
+
+    update: Update
+    weight: float
+    payload_bytes: int
 
 
 class Server:
@@ -65,7 +74,7 @@ class Server:
             raise ValueError(f"trust={pipeline.trust!r}, releasing={releasing}: a trusted server releases, no other")
         self._pipeline, self._late, self._releasing = pipeline, late, releasing
         self.memory, self.model, self._optimizer = memory, model, optimizer
-        self.accepted: list[tuple[Update, float]] = []  # of this round, with their weights
+        self.accepted: list[Accepted] = []  # in this round
         self.refusals: Counter[str] = Counter()
         self._history: list[bytes] = []  # the last broadcasts, as long as they are shorter than a snapshot
         self._folder = self._journal = None
@@ -134,7 +143,8 @@ class Server:
             if self._journal is not None:
                 self._journal.append(payload)
             self.memory = memory
-            self.accepted.append((update, self._late.weight(memory.shared.version - frame.version)))
+            weight = self._late.weight(memory.shared.version - frame.version)
+            self.accepted.append(Accepted(update, weight, len(payload)))
         return self._word(payload, frame.client)
 
     def _answer(self, message: bytes) -> bytes:
@@ -191,7 +201,7 @@ class Server:
         return 4 * self.memory.layout.size * (1 if self.memory.shared.reference is None else 2)
 
     def _mean(self) -> Update:
-        updates, weights = [update for update, _ in self.accepted], [weight for _, weight in self.accepted]
+        updates, weights = [one.update for one in self.accepted], [one.weight for one in self.accepted]
         releasing = self._releasing
         if releasing is None:
             return mean_of_released(self._pipeline, updates, self.memory, weights)

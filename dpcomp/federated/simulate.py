@@ -175,7 +175,7 @@ def simulate(
                     if pipeline.codec.allocates and messages:
                         bits.append(layer_bits(pipeline, messages[0], state.memory))
             traffic.run()
-            accepted = len(server.accepted)
+            accepted = [one.payload_bytes for one in server.accepted]
             traffic.broadcast(server.close())
             traffic.run()
             row = {"round": number, **_bytes(traffic.counts, accepted, layout)}
@@ -203,17 +203,17 @@ def simulate(
     return Run(rows=tuple(rows), guarantee=guarantee, layout=layout, model=server.model, probed=probed)
 
 
-def _bytes(counts: Counts, accepted: int, layout: Layout) -> dict[str, float]:
-    """What went over the wire in a round; of a round without senders there is no mean payload."""
+def _bytes(counts: Counts, accepted: list[int], layout: Layout) -> dict[str, float]:
+    """What went over the wire in a round; where nothing was accepted there is no mean payload."""
     row: dict[str, float] = {
-        "participants": accepted,
+        "participants": len(accepted),
         "uplink_bytes": counts.uplink,
         "downlink_bytes": counts.downlink,
         "control_bytes": counts.control,
     }
     if accepted:
-        row["payload_bytes"] = counts.accepted / accepted
-        row["compression_ratio"] = 4 * layout.size * accepted / counts.accepted
+        row["payload_bytes"] = sum(accepted) / len(accepted)
+        row["compression_ratio"] = 4 * layout.size * len(accepted) / sum(accepted)
     return row
 
 

@@ -22,7 +22,6 @@ class Counts:
     uplink: int = 0
     downlink: int = 0
     control: int = 0
-    accepted: int = 0  # bytes of the payloads that were accepted
 
 
 class Traffic:
@@ -83,9 +82,7 @@ class Traffic:
             if recipient not in self.away:
                 self._told(recipient, message)
             return
-        before = len(self._server.accepted)
         word = self._server.hear(message)
-        self.counts.accepted += len(message) * (len(self._server.accepted) - before)
         if word is not None:
             head = min(len(word), WORD.header_bytes)
             self.counts.control += head

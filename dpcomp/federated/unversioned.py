@@ -15,7 +15,7 @@ from dpcomp.errors import CorruptPayload, NotPrivate
 from dpcomp.federated.aggregate import ServerOptimizer
 from dpcomp.federated.client import Event, Heard, Phase, Trained
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.server import Releasing, Server
+from dpcomp.federated.server import Accepted, Releasing, Server
 from dpcomp.ledger import Ledger
 from dpcomp.memory import ClientMemory, Link, ServerMemory, Shared
 from dpcomp.pipeline import Pipeline
@@ -59,7 +59,7 @@ class _Server(Server):
         except CorruptPayload:
             self.refusals["corrupt"] += 1
         else:
-            self.accepted.append((update, 1.0))
+            self.accepted.append(Accepted(update, 1.0, len(message)))
 
 
 class _Participant(Participant):

@@ -69,7 +69,7 @@ def test_a_payload_is_pending_until_the_server_says_that_it_is_accepted():
     after, actions = transition(PIPELINE, sending, Told(server.hear(payload)))
     assert (after.phase, after.pending, actions) == (Phase.SYNCED, None, (Save(),))
     assert after.memory.link == server.memory.link(4)
-    left = update_of(state).dense() - server.accepted[0][0].dense()
+    left = update_of(state).dense() - server.accepted[0].update.dense()
     np.testing.assert_allclose(after.memory.residual, left, atol=1e-6)
 
 

@@ -143,7 +143,7 @@ class HostileNetwork(RuleBasedStateMachine):
         assert self.server.model is model
         if len(self.server.accepted) > before:
             self.replayed.hear(message)
-            update, weight = self.server.accepted[-1]
+            update, weight, _ = self.server.accepted[-1]
             assert 0 < weight <= 1
             self.accepted[update.address.client] += update.dense()
         if word is not None:

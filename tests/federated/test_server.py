@@ -188,7 +188,7 @@ def test_a_late_update_counts_less_where_that_is_declared():
     server.close()
     server.close()
     server.hear(payload)
-    ((taken, weight),) = server.accepted
+    ((taken, weight, _),) = server.accepted
     assert weight == pytest.approx(1 / 3)
     before = server.model
     server.close()
@@ -254,7 +254,7 @@ def test_clients_notice_a_server_that_was_set_back_and_resync(tmp_path, pipeline
         for one in (participant, other):
             talk(one, set_back, Heard(broadcast))
     talk(participant, set_back, Trained(update_of(pipeline, participant.state.memory, 77)))
-    assert [update.address.client for update, _ in set_back.accepted] == [1]
+    assert [one.update.address.client for one in set_back.accepted] == [1]
     stands_with(participant, set_back)
     set_back.shut()
 

@@ -1,0 +1,142 @@
+"""Federations on a network with faults: seeded, configured, counted, and as good as without them."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import dpcomp as dp
+from dpcomp.federated import simulate
+from dpcomp.federated.late import Weigh
+from dpcomp.federated.network import Faults, Network
+from dpcomp.federated.participant import Participant
+from dpcomp.federated.protocol import Versioned
+from dpcomp.federated.server import Server
+from dpcomp.federated.unversioned import Unversioned
+from tests.federated.test_simulate import TERMS, Blobs, pipeline
+
+torch.set_num_threads(1)
+HARSH = Faults(
+    drop=0.3,
+    corrupt=0.05,
+    duplicate=0.05,
+    reorder=0.2,
+    crash=0.05,
+    absence=0.1,
+    absence_rounds=4,
+    server_restart=0.1,
+)
+
+
+def run(chosen, faults=Faults(), *, rounds=8, **kwargs):
+    return simulate(Blobs(), chosen, clients=4, rounds=rounds, local_steps=2, faults=faults, progress=False, **kwargs)
+
+
+@pytest.mark.parametrize("order", ["noise first", "mask first"])
+@pytest.mark.parametrize(("unit", "trust"), TERMS)
+def test_a_faulty_run_is_repeatable_and_charged_in_full(unit, trust, order):
+    chosen = pipeline(unit, trust, order)
+    one, other, perfect = run(chosen, HARSH), run(chosen, HARSH), run(chosen)
+    assert one.model.tobytes() == other.model.tobytes()
+    assert one.guarantee.epsilon <= perfect.guarantee.epsilon  # who was away released nothing; no release was repeated
+    if trust == "server":
+        assert one.guarantee.epsilon == perfect.guarantee.epsilon
+    table = one.table()
+    assert table["participants"].sum() < perfect.table()["participants"].sum()
+    assert {"away", "control_bytes"} <= set(table)
+    refused = [column for column in table if column.startswith("refused_")]
+    assert refused and (trust == "nobody" or set(refused) <= set(one.probed))
+
+
+def test_a_perfect_network_says_nothing_of_faults():
+    table = run(pipeline()).table()
+    assert "away" not in table and not [column for column in table if column.startswith("refused_")]
+
+
+def test_late_updates_are_taken_where_that_is_declared():
+    slow = Faults(reorder=0.9, delay=9, patience=3, retry=3)
+    rejected = run(pipeline(), slow, rounds=12)
+    weighed = run(pipeline(), slow, rounds=12, protocol=Versioned(late=Weigh(max_age=4)))
+    assert weighed.table()["participants"].sum() > rejected.table()["participants"].sum()
+
+
+def test_without_version_checks_the_ends_drift_apart():
+    drift = {}
+    for name, protocol in (("with", Seen()), ("without", SeenUnversioned())):
+        run(pipeline(noise=0.1), Faults(drop=0.2, duplicate=0.2), rounds=15, protocol=protocol)
+        seen = Seen.models[protocol.servers[0]]
+        drift[name] = [min(np.abs(one.state.model - model).max() for model in seen) for one in protocol.participants]
+    assert max(drift["with"]) == 0 < min(drift["without"])
+
+
+def test_without_version_checks_no_server_is_trusted():
+    with pytest.raises(dp.NotPrivate, match="twice the sensitivity"):
+        run(pipeline("client", "server"), protocol=Unversioned())
+
+
+@pytest.mark.parametrize("wrong", [{"drop": 1.5}, {"corrupt": -0.1}, {"delay": 0}, {"patience": 2.5}, {"retry": True}])
+def test_wrong_faults_are_named(wrong):
+    with pytest.raises(ValueError, match=f"Faults\\({next(iter(wrong))}="):
+        Faults(**wrong)
+
+
+def test_a_network_does_what_its_faults_say():
+    def arriving(**faults):
+        network, came = Network(Faults(**faults), np.random.default_rng(0)), []
+        for number in range(2000):
+            network.send(0, 1, number.to_bytes(4, "big"))
+        while not network.quiet:
+            came += [message for _, _, message in network.tick()]
+        return came
+
+    sent = [number.to_bytes(4, "big") for number in range(2000)]
+    assert arriving() == sent
+    assert 1300 < len(arriving(drop=0.3)) < 1500
+    assert 2150 < len(arriving(duplicate=0.1)) < 2250
+    assert sorted(arriving(reorder=0.5)) == sent != arriving(reorder=0.5)
+    assert 150 < sum(one != other for one, other in zip(arriving(corrupt=0.1), sent, strict=True)) < 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen(Versioned):
+    """The protocol, with a look at its ends, and at every model that the server has stood at."""
+
+    servers: list[Server] = field(default_factory=list)
+    participants: list[Participant] = field(default_factory=list)
+    models: ClassVar[dict[Server, list[np.ndarray]]] = {}
+
+    def server(self, *arguments):
+        return seen_server(self, super().server(*arguments))
+
+    def participant(self, *arguments):
+        self.participants.append(super().participant(*arguments))
+        return self.participants[-1]
+
+
+@dataclass(frozen=True)
+class SeenUnversioned(Unversioned):
+    servers: list[Server] = field(default_factory=list)
+    participants: list[Participant] = field(default_factory=list)
+
+    def server(self, *arguments):
+        return seen_server(self, super().server(*arguments))
+
+    def participant(self, *arguments):
+        self.participants.append(super().participant(*arguments))
+        return self.participants[-1]
+
+
+def seen_server(protocol, server):
+    close = server.close
+
+    def closing():
+        broadcast = close()
+        Seen.models[server].append(server.model)
+        return broadcast
+
+    server.close = closing
+    Seen.models[server] = [server.model]
+    protocol.servers.append(server)
+    return server

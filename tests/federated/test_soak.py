@@ -1,0 +1,123 @@
+"""A long run in bad weather: 50 clients, 300 rounds, and all that the network does to them."""
+
+import resource
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import dpcomp as dp
+from dpcomp.federated import simulate
+from dpcomp.federated.client import Phase
+from dpcomp.federated.network import Faults
+from dpcomp.federated.participant import Participant
+from dpcomp.federated.protocol import Versioned
+from dpcomp.federated.server import Server
+from experiments.tasks import digits
+
+torch.set_num_threads(1)
+WEATHER = Faults(drop=0.3, corrupt=0.05, duplicate=0.05, reorder=0.1, absence=0.02, absence_rounds=60)
+PIPELINE = dp.Pipeline(
+    sampling=dp.Poisson(0.5),
+    mechanism=(dp.Clip(1.0), dp.Gaussian(0.3)),
+    codec=dp.Codec(sparsify=dp.TopK(0.05), quantize=dp.Uniform(4)),
+)
+
+
+class WatchedServer(Server):
+    """Remembers where it stood at each version, and how much it held."""
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.stood, self.held, self.resident = {0: (self.memory.shared.digest, self.model)}, [], []
+
+    def close(self):
+        broadcast = super().close()
+        self.stood[self.memory.shared.version] = (self.memory.shared.digest, self.model)
+        supports = [link.last_support for link in self.memory.links.values()]
+        links = sum(0 if support is None else support.positions.nbytes for support in supports)
+        self.held.append(links + sum(map(len, self._history)))
+        self.resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return broadcast
+
+
+class WatchedParticipant(Participant):
+    server: WatchedServer
+    mismatches = 0
+    compared = 0
+
+    def on(self, event):
+        messages = super().on(event)
+        if self.state.phase is Phase.SYNCED:
+            digest, model = self.server.stood[self.state.memory.shared.version]
+            same = self.state.memory.shared.digest == digest and self.state.model.tobytes() == model.tobytes()
+            same = same and self.state.memory.link == self.server.memory.link(self.state.memory.client)
+            WatchedParticipant.mismatches += not same
+            WatchedParticipant.compared += 1
+        return messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching(Versioned):
+    servers: list[WatchedServer] = field(default_factory=list)
+    participants: list[WatchedParticipant] = field(default_factory=list)
+
+    def participant(self, pipeline, memory, model, ledger):
+        self.participants.append(WatchedParticipant(pipeline, memory, model, ledger, after_absence=self.after_absence))
+        return self.participants[-1]
+
+    def server(self, pipeline, memory, model, optimizer, releasing, folder):
+        server = WatchedServer(pipeline, memory, model, optimizer=optimizer, releasing=releasing, folder=folder)
+        self.servers.append(server)
+        WatchedParticipant.server = server
+        return server
+
+
+def run(rounds, faults, seed, protocol):
+    outcome = simulate(
+        digits(),
+        PIPELINE,
+        clients=50,
+        rounds=rounds,
+        seed=seed,
+        learning_rate=0.5,
+        faults=faults,
+        protocol=protocol,
+        evaluate_every=1,
+        progress=False,
+    )
+    return outcome.table()
+
+
+def accuracy_after(table: pd.DataFrame, accepted: float) -> float:
+    """The test accuracy when so many updates had been accepted: the mean of ten rounds there."""
+    place = int(np.searchsorted(table["participants"].cumsum(), accepted))
+    return float(table["test_accuracy"].iloc[max(0, place - 9) : place + 1].mean())
+
+
+def check_protocol(rounds, seed):
+    protocol = Watching()
+    table = run(rounds, WEATHER, seed, protocol)
+    assert WatchedParticipant.mismatches == 0 < WatchedParticipant.compared
+    return table, protocol.servers[0]
+
+
+def test_nobody_who_is_synced_stands_elsewhere():
+    check_protocol(25, seed=0)
+
+
+@pytest.mark.slow
+def test_three_hundred_rounds_in_bad_weather():
+    differences = []
+    for seed in range(3):
+        faulty, server = check_protocol(300, seed)
+        fair = run(300, Faults(), seed, Versioned())
+        differences.append(faulty["test_accuracy"].tail(10).mean() - accuracy_after(fair, faulty["participants"].sum()))
+        refused = {column: int(faulty[column].sum()) for column in faulty if column.startswith("refused_")}
+        print(seed, differences[-1], faulty["participants"].sum(), fair["participants"].sum(), refused)
+        print("held", server.held[99], max(server.held), "resident KiB", server.resident[99], server.resident[-1])
+        assert max(server.held[200:]) <= 1.1 * max(server.held[:200])
+        assert server.resident[-1] - server.resident[99] < 64 * 1024  # rows and the watcher's models are 15 MiB of it
+    assert abs(np.mean(differences)) < 0.01
