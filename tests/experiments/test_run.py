@@ -7,7 +7,8 @@ import pytest
 from experiments import report
 from experiments.cli import main
 from experiments.config import ConfigError, load
-from experiments.run import final_accuracy, run
+from experiments.run import run
+from experiments.sweep import final_accuracy
 
 TEXT = """
 task = "digits"
