@@ -11,13 +11,16 @@ from experiments.run import TrialFailed, run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it did its work, 1 if something was refused, 2 for words that are off."""
+    """Run one command; 0 if it did its work, 1 if something was refused or failed, 2 for words that are off."""
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
     except (ConfigError, DataError, DpcompError, TrialFailed, ValueError) as error:
         print(f"dpcomp: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("dpcomp: stopped; the same command goes on from what is finished", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

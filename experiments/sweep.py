@@ -74,7 +74,7 @@ def told(failures: Sequence[Attempt]) -> str:
         [
             f"{len(failures)} trials failed; all others ended. The next run tries them again:",
             *lines,
-            f"the traceback of each is in {TRACEBACK}, in its folder",
+            f"tracebacks: {TRACEBACK} in their folders",
         ]
     )
 

@@ -82,5 +82,6 @@ def attempt(trial: Trial, *, patient: bool, rounds_shown: bool = False) -> Attem
     except Exception as error:
         with suppress(OSError):
             (trial.folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-        return Attempt(trial=trial, error=f"{type(error).__name__}: {error}")
+        said = (str(error).strip().splitlines() or [""])[0]  # some libraries' errors fill a page
+        return Attempt(trial=trial, error=f"{type(error).__name__}: {said}")
     return Attempt(trial=trial)

@@ -92,8 +92,9 @@ def _alone(trial: Trial, advance: Callable[[int], None], *, patient: bool) -> At
     """A trial in a process of its own, for it may have killed one before."""
     try:
         return _parallel([trial], advance, patient=patient, rounds_shown=False, jobs=2)[0]
-    except BrokenProcessPool as error:
-        return Attempt(trial=trial, error=f"its process died; perhaps it asked for too much memory ({error})")
+    except BrokenProcessPool:
+        advance(1)
+        return Attempt(trial=trial, error="its process died, as one does that the system kills for its memory")
 
 
 def _parallel(
