@@ -64,6 +64,8 @@ def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:
 def nearest(key: str, known: Iterable[str], where: str) -> None:
     """Refuse an unknown key, and name the known one that looks most like it."""
     names = sorted(known)
+    if not names:
+        raise ConfigError(f"{where} has {key!r}, where nothing has a name")
     if key not in names:
         close = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
         raise ConfigError(

@@ -8,6 +8,7 @@ from dpcomp.errors import DpcompError
 from experiments.calls import ConfigError
 from experiments.data import DATA_SETS, DataError
 from experiments.run import TrialFailed, run
+from experiments.workers import BACKENDS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--jobs", type=int, default=None, help="trials side by side (default: 1; of a cluster all)")
     sweep.add_argument(
         "--backend",
-        choices=("loky", "ray", "dask"),
+        choices=sorted(BACKENDS),
         default="loky",
         help="whose processes: this machine's, or a cluster's that $RAY_ADDRESS or $DASK_SCHEDULER_ADDRESS names",
     )

@@ -75,7 +75,7 @@ def attempt(trial: Trial, *, patient: bool, rounds_shown: bool = False) -> Attem
                 trial.run(rounds_shown=rounds_shown)
             # Whoever still waits for this file finds the trial finished. One that failed keeps it: were it gone,
             # a second process could hold a new file while a third gets hold of the old one.
-            (trial.folder / LOCK).unlink()
+            (trial.folder / LOCK).unlink(missing_ok=True)
             (trial.folder / TRACEBACK).unlink(missing_ok=True)
     except Timeout:
         return Attempt(trial=trial, held=True)

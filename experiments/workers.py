@@ -30,9 +30,11 @@ def _ray() -> Iterator[dict[str, Any]]:
 @contextmanager
 def _dask() -> Iterator[dict[str, Any]]:
     """The cluster at $DASK_SCHEDULER_ADDRESS, or this machine."""
+    from dask import config  # pyright: ignore[reportMissingImports]
     from distributed import Client  # pyright: ignore[reportMissingImports]
 
-    with Client(threads_per_worker=1):
+    # A cluster's workers have the threads that they were started with: --nthreads 1 is what trials want.
+    with Client() if config.get("scheduler-address", None) else Client(threads_per_worker=1):
         yield {"backend": "dask"}
 
 

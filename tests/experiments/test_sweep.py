@@ -173,7 +173,7 @@ def test_a_folder_of_configs_is_one_sweep(tmp_path, capsys):
     assert "no config" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("backend", "library"), [("ray", "ray"), ("dask", "distributed")])
+@pytest.mark.parametrize(("backend", "library"), [("ray", "ray"), ("dask", "dask")])
 def test_a_backend_without_its_library_says_what_to_install(config, capsys, monkeypatch, backend, library):
     monkeypatch.setitem(sys.modules, library, None)
     assert main(["sweep", str(config), "--backend", backend]) == 1
