@@ -1,22 +1,27 @@
-"""The command line: demo, run, table, epsilon, data."""
+"""The command line: demo, run, sweep, table, epsilon, data."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from dpcomp.errors import DpcompError
-from experiments.config import ConfigError, load
+from experiments.calls import ConfigError
 from experiments.data import DATA_SETS, DataError
+from experiments.run import TrialFailed, run
+from experiments.workers import BACKENDS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it did its work, 1 if something was refused, 2 for words that are off."""
+    """Run one command; 0 if it did its work, 1 if something was refused or failed, 2 for words that are off."""
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
-    except (ConfigError, DataError, DpcompError, ValueError) as error:
+    except (ConfigError, DataError, DpcompError, TrialFailed, ValueError) as error:
         print(f"dpcomp: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("dpcomp: stopped; the same command goes on from what is finished", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,6 +37,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("config", type=Path)
     run.add_argument("--jobs", type=int, default=1, help="trials side by side, each on one thread (default: 1)")
     run.set_defaults(command=_run)
+    sweep = commands.add_parser("sweep", help="run all trials of a config with a [grid], or of a folder of configs")
+    sweep.add_argument("target", type=Path, metavar="CONFIG_OR_FOLDER")
+    sweep.add_argument("--jobs", type=int, default=None, help="trials side by side (default: 1; of a cluster all)")
+    sweep.add_argument(
+        "--backend",
+        choices=sorted(BACKENDS),
+        default="loky",
+        help="whose processes: this machine's, or a cluster's that $RAY_ADDRESS or $DASK_SCHEDULER_ADDRESS names",
+    )
+    sweep.set_defaults(command=_sweep)
     table = commands.add_parser("table", help="the methods of a folder of configs side by side, from their reports")
     table.add_argument("folder", type=Path)
     table.set_defaults(command=_table)
@@ -53,22 +68,45 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from analysis.figures import scrambling, training
-    from analysis.results import curves, summary
+    from analysis.results import summary
     from experiments import report
-    from experiments.run import run
+    from experiments.results import write_figures
 
-    folders = run(options.config, jobs=options.jobs)
-    name = options.config.stem
-    reports = {name: [report.read(folder) for folder in folders]}
-    home, table = options.config.with_suffix(""), curves(reports)
-    training.draw(table).savefig(home / "training.png")
-    if "top_k_overlap" in table:
-        fraction = _probed_fraction(reports[name][0])
-        scrambling.draw(table, fraction).savefig(home / "scrambling.png")
+    reports = {options.config.stem: [report.read(folder) for folder in run(options.config, jobs=options.jobs)]}
+    write_figures(options.config, reports)
     print(summary(reports).to_string(index=False))
-    print(reports[name][0]["guarantee"]["text"])
+    print(reports[options.config.stem][0]["guarantee"]["text"])
     return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from experiments.results import table, write
+    from experiments.sweep import sweep, told
+
+    configs = _configs(options.target)
+    local = options.backend == "loky"
+    jobs = options.jobs if options.jobs is not None else 1 if local else -1
+    swept = sweep(configs, backend=options.backend, jobs=jobs)
+    for config in configs:
+        write([found for found in swept.outcomes if found.point.config == config])
+    found = table(swept.outcomes).drop(columns="folder")
+    if len(configs) > 1:
+        names = [outcome.point.config.relative_to(options.target).with_suffix("") for outcome in swept.outcomes]
+        found.insert(0, "config", names)
+    print(found.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
+    if swept.failures:
+        print(f"dpcomp: {told(swept.failures)}", file=sys.stderr)
+    return 1 if swept.failures else 0
+
+
+def _configs(target: Path) -> list[Path]:
+    """The configs below a folder, or the one that is named."""
+    if not target.is_dir():
+        return [target]
+    configs = sorted(target.rglob("*.toml"))
+    if not configs:
+        raise ConfigError(f"{target} holds no config, *.toml")
+    return configs
 
 
 def _table(options: argparse.Namespace) -> int:
@@ -78,17 +116,17 @@ def _table(options: argparse.Namespace) -> int:
     return 0
 
 
-def _probed_fraction(facts: dict) -> float:
-    probes = facts["config"]["federation"]["probes"]
-    return next(probe["TopKOverlap"]["fraction"] for probe in probes if "TopKOverlap" in probe)
-
-
 def _epsilon(options: argparse.Namespace) -> int:
-    experiment = load(options.config)
-    pipeline = experiment.make_pipeline()
-    print(pipeline)
-    units = experiment.federation["clients"] if experiment.unit == "client" else experiment.make_task().population
-    print(pipeline.guarantee(experiment.steps, experiment.delta, population=units))
+    from experiments.grid import points
+
+    for point in points(options.config):
+        if point.labels:
+            print(f"{point.title}:")
+        experiment = point.experiment
+        pipeline = experiment.make_pipeline()
+        print(pipeline)
+        units = experiment.federation["clients"] if experiment.unit == "client" else experiment.make_task().population
+        print(pipeline.guarantee(experiment.steps, experiment.delta, population=units))
     return 0
 
 

@@ -14,6 +14,7 @@ import torch
 
 from dpcomp.federated import Run
 from dpcomp.pipeline import Pipeline
+from experiments.files import write_whole
 
 FORMAT = 1
 LIBRARIES = ("torch", "opacus", "numpy", "scipy", "dp-accounting", "constriction", "randomgen")
@@ -50,10 +51,8 @@ def _rounded(value: float) -> float | int | None:
 
 def write(report: dict[str, Any], folder: Path) -> None:
     """`report.json`, then the DONE mark: a folder without the mark holds no finished trial."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / "report.json.part"
-    draft.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(draft, folder / "report.json")
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(folder / "report.json", text.encode())
     (folder / "DONE").touch()
 
 
@@ -62,6 +61,12 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
-def is_done(folder: Path) -> bool:
-    """Whether the trial of this folder ended."""
-    return (folder / "DONE").exists()
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The report of the trial in this folder, if it ended; one that is torn, marked or not, is none."""
+    if not (folder / "DONE").exists():
+        return None
+    try:
+        facts = read(folder)
+    except (FileNotFoundError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and facts.keys() >= {"config", "seed", "curves"} else None

@@ -1,17 +1,21 @@
 """The README's examples run, and say what they claim to say."""
 
+import hashlib
 import json
 import math
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import dpcomp as dp
 from analysis.comparison import compare
 from analysis.results import summary
+from experiments.cli import main
 
 ROOT = Path(__file__).parent.parent
+Z_IS_ONE = "Gaussian = { noise_multiplier = 1.0 }"  # calibration takes seconds, and other tests see to it
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
@@ -94,8 +98,29 @@ NAMES = {
 }
 
 
+def test_a_sparsifier_of_ones_own_is_swept_beside_top_k(tmp_path):
+    (tmp_path / "block_top_k.py").write_text(EXAMPLES[2], encoding="utf-8")
+    text = re.search(r"```toml\n(.*?)```", README, flags=re.DOTALL).group(1)
+    for written, short in (("rounds = 20", "rounds = 2"), ("seeds = [0, 1, 2]", ""), ("[1.0, 2.0, 4.0]", "[2.0]")):
+        assert written in text
+        text = text.replace(written, short)
+    text = text.replace("[1, 3]", "[1]").replace("epsilon = 8.0", "").replace("Gaussian = {}", Z_IS_ONE)
+    (tmp_path / "blocks.toml").write_text(text, encoding="utf-8")
+    assert main(["sweep", str(tmp_path / "blocks.toml")]) == 0
+    table = pd.read_csv(tmp_path / "blocks.csv").set_index("sparsify")
+    assert list(table.index) == ["top 5 %", "blocks, 5 %", "every coordinate"]
+    assert table.loc["blocks, 5 %", "payload_bytes"] < table.loc["every coordinate", "payload_bytes"] / 5
+    configs = {
+        name: json.loads((tmp_path / row["folder"] / "seed-0/report.json").read_text())["config"]
+        for name, row in table.to_dict("index").items()
+    }
+    digest = hashlib.sha256((tmp_path / "block_top_k.py").read_bytes()).hexdigest()
+    assert [config.get("imports") for config in configs.values()] == [None, {"block_top_k.py": digest}, None]
+    assert (tmp_path / "blocks/training.png").stat().st_size > 10_000
+
+
 def test_every_path_and_command_that_is_named_exists():
     for path in re.findall(r"`((?:dpcomp|analysis|experiments|benchmarks|tests|docs)/[^ `]*)`", README):
         assert (ROOT / path).exists(), path
-    for path in re.findall(r"dpcomp (?:epsilon|run) (\S+)", README):
+    for path in re.findall(r"dpcomp (?:epsilon|run|sweep|table) (experiments/\S+?)[`\s]", README):
         assert (ROOT / path).exists(), path

@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from analysis.figures.style import COLUMN_INCHES, by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, by_method, place_legend, use_style
 
 
 def draw(curves: pd.DataFrame, fraction: float) -> Figure:
@@ -22,5 +22,5 @@ def draw(curves: pd.DataFrame, fraction: float) -> Figure:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend(title=None, loc="center right", bbox_to_anchor=(1, 0.6))
+    place_legend(figure, axes, loc="center right", bbox_to_anchor=(1, 0.6))
     return figure

@@ -5,7 +5,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, by_method, place_legend, use_style
 
 
 def draw(curves: pd.DataFrame) -> Figure:
@@ -22,6 +22,6 @@ def draw(curves: pd.DataFrame) -> Figure:
     means = pd.DataFrame(frame.groupby(["method", "round"])[["uplink_kib", "accuracy_percent"]].mean()).reset_index()
     sns.lineplot(means, x="uplink_kib", y="accuracy_percent", legend=False, ax=right, **style)
     left.set(xlabel="round", ylabel="test accuracy (%)")
-    left.legend(title=None, loc="lower right")
+    place_legend(figure, left, loc="lower right")
     right.set(xscale="log", xlabel="uplink, all clients (KiB, log scale)")
     return figure

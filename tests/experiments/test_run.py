@@ -6,8 +6,10 @@ import pytest
 
 from experiments import report
 from experiments.cli import main
-from experiments.config import ConfigError, load
-from experiments.run import final_accuracy, run
+from experiments.config import ConfigError
+from experiments.grid import points
+from experiments.run import run
+from experiments.sweep import final_accuracy
 
 TEXT = """
 task = "digits"
@@ -113,13 +115,16 @@ def test_every_tracked_config_can_be_read_and_has_a_guarantee():
     configs = sorted(Path("experiments/configs").rglob("*.toml"))
     assert len(configs) >= 11
     for path in configs:
-        assert load(path).steps >= 300
+        assert all(point.experiment.steps >= 300 for point in points(path))
 
 
 def test_tracked_reports_are_of_the_configs_beside_them():
-    for done in Path("experiments/configs").rglob("DONE"):
-        facts = report.read(done.parent)
-        config = next(folder.with_suffix(".toml") for folder in done.parents if folder.with_suffix(".toml").exists())
-        experiment = load(config)
-        assert facts["config"]["pipeline"] == experiment.as_dict()["pipeline"]
-        assert facts["config"]["federation"].items() >= experiment.federation.items()
+    configs, seen = Path("experiments/configs").absolute(), set()
+    for config in configs.rglob("*.toml"):
+        for point in points(config):
+            for done in point.home.rglob("DONE"):
+                seen.add(done)
+                facts = report.read(done.parent)
+                assert facts["config"]["pipeline"] == point.experiment.as_dict()["pipeline"]
+                assert facts["config"]["federation"].items() >= point.experiment.federation.items()
+    assert seen == set(configs.rglob("DONE"))
