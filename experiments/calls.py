@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import dpcomp as dp
-from dpcomp.federated import IID, Dirichlet
+from dpcomp.federated import IID, Decay, Dirichlet, Drop, Faults, Keep, Reject, Unversioned, Versioned, Weigh
 from dpcomp.federated.probe import Clipping, TopKOverlap
 
 CALLS: dict[str, Callable[..., Any]] = {
@@ -16,6 +16,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         *(dp.Uniform, dp.Nearest, dp.Stochastic, dp.Dithered, dp.Equal, dp.Waterfill, dp.FixedStep),
         *(dp.Float32, dp.Float16, dp.Sign, dp.Ternary, dp.Rotated, dp.FixedWidth, dp.RangeCoder),
         *(IID, Dirichlet, TopKOverlap, Clipping),
+        *(Faults, Versioned, Unversioned, Keep, Decay, Drop, Reject, Weigh),
     )
 }
 

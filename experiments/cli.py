@@ -1,4 +1,4 @@
-"""The command line: demo, run, sweep, table, epsilon, data."""
+"""The command line: demo, run, sweep, table, figures, epsilon, data."""
 
 import argparse
 import sys
@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="the methods of a folder of configs side by side, from their reports")
     table.add_argument("folder", type=Path)
     table.set_defaults(command=_table)
+    figures = commands.add_parser("figures", help="draw every figure from the reports that are there; trains nothing")
+    figures.add_argument("--configs", type=Path, default=Path("experiments/configs"))
+    figures.add_argument("--folder", type=Path, default=Path("docs/figures"), help="where they go")
+    figures.set_defaults(command=_figures)
     epsilon = commands.add_parser("epsilon", help="the guarantee of an experiment, without training")
     epsilon.add_argument("config", type=Path)
     epsilon.set_defaults(command=_epsilon)
@@ -113,6 +117,14 @@ def _table(options: argparse.Namespace) -> int:
     from analysis.comparison import compare
 
     print(compare(options.folder).to_string(index=False, float_format="{:.2f}".format))
+    return 0
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from experiments.figures import draw_all
+
+    for path in draw_all(options.configs, options.folder):
+        print(path)
     return 0
 
 

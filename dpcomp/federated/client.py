@@ -165,7 +165,7 @@ def transition(
     Raises:
         CorruptPayload: the message is damaged; VersionMismatch: it is of another pipeline, or for another client.
             The state is as it was.
-        ValueError: an update of a client that is not synced.
+        ValueError: an update of a client that is not synced, or a second one at an address.
     """
     if type(event) not in TRANSITIONS[state.phase]:
         raise ValueError(f"a client that is {state.phase.value} does not train: it may stand on an old model")
@@ -188,6 +188,8 @@ Outcome = tuple[ClientState, tuple[Action, ...]]
 
 
 def _trained(pipeline: Pipeline, state: ClientState, update: Update) -> Outcome:
+    if update.address == state.memory.link.last:
+        raise ValueError(f"an update of {update.address} was accepted before: a client sends one a round")
     payload, after = pipeline.send(update, state.memory)
     pending = Pending.of(payload, update, after)
     return replace(state, pending=pending, phase=WAITING), (Save(), Send(payload))

@@ -43,11 +43,13 @@ class Participant:
 
     @property
     def may_train(self) -> bool:
-        """Whether an update may be released now: the address is not charged, and the model is the server's.
+        """Whether an update may be released now: the model is the server's, and nothing was sent or charged here yet.
 
         An address that was charged before a crash, and whose update was not saved, is forfeit.
         """
-        return self.state.phase is Phase.SYNCED and not self.ledger.charged(self.state.memory.address)
+        memory = self.state.memory
+        spent = memory.address == memory.link.last or self.ledger.charged(memory.address)
+        return self.state.phase is Phase.SYNCED and not spent
 
     def on(self, event: Event) -> list[bytes]:
         """Go through an event, and return what is to be sent to the server. Raises as `transition` does."""

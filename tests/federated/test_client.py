@@ -143,6 +143,14 @@ def test_only_a_synced_client_trains(phase):
         )
 
 
+def test_a_client_sends_one_update_a_round():
+    state, server = ends()
+    sending, payload = waiting(state)
+    after, _ = transition(PIPELINE, sending, Told(server.hear(payload)))
+    with pytest.raises(ValueError, match="one a round"):
+        transition(PIPELINE, after, Trained(update_of(after, seed=1)))
+
+
 def test_damaged_and_foreign_messages_change_nothing():
     state, server = ends()
     sending, payload = waiting(state)

@@ -82,7 +82,7 @@ def run(rounds, faults, seed, protocol):
         clients=50,
         rounds=rounds,
         seed=seed,
-        learning_rate=0.5,
+        learning_rate=6.0,
         faults=faults,
         protocol=protocol,
         evaluate_every=1,
@@ -91,10 +91,9 @@ def run(rounds, faults, seed, protocol):
     return outcome.table()
 
 
-def accuracy_after(table: pd.DataFrame, accepted: float) -> float:
-    """The test accuracy when so many updates had been accepted: the mean of ten rounds there."""
-    place = int(np.searchsorted(table["participants"].cumsum(), accepted))
-    return float(table["test_accuracy"].iloc[max(0, place - 9) : place + 1].mean())
+def ending(table: pd.DataFrame) -> float:
+    """The test accuracy at the end: the mean of ten rounds."""
+    return float(table["test_accuracy"].tail(10).mean())
 
 
 def check_protocol(rounds, seed):
@@ -113,11 +112,14 @@ def test_three_hundred_rounds_in_bad_weather():
     differences = []
     for seed in range(3):
         faulty, server = check_protocol(300, seed)
-        fair = run(300, Faults(), seed, Versioned())
-        differences.append(faulty["test_accuracy"].tail(10).mean() - accuracy_after(fair, faulty["participants"].sum()))
+        accepted = faulty["participants"].sum()
+        fair = run(-(-int(accepted) // 50), Faults(), seed, Versioned())
+        assert 0 <= fair["participants"].sum() - accepted < 50
+        differences.append(ending(faulty) - ending(fair))
         refused = {column: int(faulty[column].sum()) for column in faulty if column.startswith("refused_")}
-        print(seed, differences[-1], faulty["participants"].sum(), fair["participants"].sum(), refused)
+        print(f"seed {seed}: {ending(faulty):.3f} with faults, {ending(fair):.3f} without, {accepted:.0f} updates")
+        print(refused)
         print("held", server.held[99], max(server.held), "resident KiB", server.resident[99], server.resident[-1])
         assert max(server.held[200:]) <= 1.1 * max(server.held[:200])
         assert server.resident[-1] - server.resident[99] < 64 * 1024  # rows and the watcher's models are 15 MiB of it
-    assert abs(np.mean(differences)) < 0.01
+    assert abs(np.mean(differences)) < 0.01, differences

@@ -1,0 +1,32 @@
+"""What a faulty network costs, in accuracy and in bytes, with version checks and without."""
+
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from analysis.figures.style import COLUMN_INCHES, by_method, use_style
+
+TRAFFIC = ("uplink_bytes", "downlink_bytes", "control_bytes")
+
+
+def draw(rounds: pd.DataFrame) -> Figure:
+    """Two panels against the rate of faults, from a row a round of every trial: `protocol`, `faults` ("5 %"), `seed`,
+    `round`, `test_accuracy`, and the TRAFFIC of the round. Bands span the seeds."""
+    use_style()
+    frame = rounds.sort_values("round")
+    ends = pd.DataFrame(frame.groupby(["protocol", "faults", "seed"], sort=False)["test_accuracy"].last()).reset_index()
+    sums = pd.DataFrame(frame.groupby(["protocol", "faults", "seed"], sort=False)[list(TRAFFIC)].sum()).reset_index()
+    ends["mebibytes"] = sums[list(TRAFFIC)].sum(axis=1) / 2**20
+    ends["accuracy_percent"] = 100 * ends["test_accuracy"]
+    ends["rate"] = ends["faults"].str.removesuffix(" %").astype(float)
+    ends["method"] = ends["protocol"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
+    style = by_method(sorted(ends["method"].unique(), reverse=True))
+    sns.lineplot(ends, x="rate", y="accuracy_percent", errorbar=("pi", 100), markers=True, ax=left, **style)
+    sns.lineplot(ends, x="rate", y="mebibytes", errorbar=("pi", 100), markers=True, legend=False, ax=right, **style)
+    faults = "messages lost, repeated, held back (% each)"
+    left.set(xlabel=faults, ylabel="test accuracy at the end (%)")
+    right.set(xlabel=faults, ylabel="all traffic of a run (MiB)", ylim=(0, None))
+    left.legend(title=None, loc="lower left")
+    return figure
