@@ -15,6 +15,7 @@ from typing import Any
 import dpcomp as dp
 from dpcomp.federated import IID, Dirichlet, simulate
 from dpcomp.federated.probe import Clipping, TopKOverlap
+from dpcomp.training.schedule import Cosine
 from experiments.tasks import TASKS, Classification
 
 CALLS = {
@@ -23,7 +24,7 @@ CALLS = {
         *(dp.Clip, dp.Gaussian, dp.RandomK, dp.TopK, dp.Poisson, dp.Codec, dp.LastBroadcast),
         *(dp.Uniform, dp.Nearest, dp.Stochastic, dp.Dithered, dp.Equal, dp.Waterfill, dp.FixedStep),
         *(dp.Float32, dp.Float16, dp.Sign, dp.Ternary, dp.Rotated, dp.FixedWidth, dp.RangeCoder),
-        *(IID, Dirichlet, TopKOverlap, Clipping),
+        *(IID, Dirichlet, TopKOverlap, Clipping, Cosine),
     )
 }
 NOT_CONFIGURED = {"task", "pipeline", "seed", "secret", "delta", "progress"}

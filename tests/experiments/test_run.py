@@ -50,6 +50,7 @@ def test_a_report_holds_all_there_is_to_know(config):
     assert facts["config"]["federation"]["rounds"] == 3
     assert facts["versions"]["torch"].startswith("2.")
     assert facts["machine"]["cores"] >= 1
+    assert facts["machine"]["accelerator"] is None
     assert facts["guarantee"]["text"].startswith("ε ≤ ")
     assert facts["probed"] == ["clipped_fraction", "mean_unit_norm", "top_k_overlap"]
     assert all(len(curve) == 3 for curve in facts["curves"].values())
