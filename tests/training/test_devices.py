@@ -78,8 +78,8 @@ def test_a_run_is_the_same_wherever_it_trains(unit, trust, device):
 def test_layers_that_draw_follow_the_seed_and_leave_no_trace(unit, trust, device):
     before = torch.get_rng_state()
     one, two, other = (run(unit, trust, Stripes(noisy=True), device=device, seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_allclose(one.model, two.model, rtol=0 if device == "cpu" else 1e-3, atol=0)
-    assert not np.allclose(one.model, other.model)
+    np.testing.assert_allclose(one.model, two.model, rtol=0, atol=0 if device == "cpu" else 1e-3)
+    assert not np.allclose(one.model, other.model, atol=1e-2)
     assert torch.equal(before, torch.get_rng_state())
 
 
