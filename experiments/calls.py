@@ -8,6 +8,7 @@ from typing import Any
 import dpcomp as dp
 from dpcomp.federated import IID, Decay, Dirichlet, Drop, Faults, Keep, Reject, Unversioned, Versioned, Weigh
 from dpcomp.federated.probe import Clipping, TopKOverlap
+from dpcomp.training.schedule import Cosine
 
 CALLS: dict[str, Callable[..., Any]] = {
     call.__name__: call
@@ -15,7 +16,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         *(dp.Clip, dp.Gaussian, dp.RandomK, dp.TopK, dp.Poisson, dp.Codec, dp.LastBroadcast),
         *(dp.Uniform, dp.Nearest, dp.Stochastic, dp.Dithered, dp.Equal, dp.Waterfill, dp.FixedStep),
         *(dp.Float32, dp.Float16, dp.Sign, dp.Ternary, dp.Rotated, dp.FixedWidth, dp.RangeCoder),
-        *(IID, Dirichlet, TopKOverlap, Clipping),
+        *(IID, Dirichlet, TopKOverlap, Clipping, Cosine),
         *(Faults, Versioned, Unversioned, Keep, Decay, Drop, Reject, Weigh),
     )
 }

@@ -37,10 +37,15 @@ def report_of(run: Run, pipeline: Pipeline, config: dict[str, Any], seed: int, s
             "processor": platform.machine(),
             "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
+            "accelerator": _accelerator(config.get("federation", {}).get("device", "cpu")),
             "seconds": round(seconds, 1),
         },
         "curves": {column: [_rounded(value) for value in table[column]] for column in table},
     }
+
+
+def _accelerator(device: str) -> str | None:
+    return None if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def _rounded(value: float) -> float | int | None:

@@ -10,7 +10,7 @@ from analysis.figures.style import COLUMN_INCHES, by_method, use_style
 
 def draw(rounds: pd.DataFrame) -> Figure:
     """One panel from a row a round of every trial: `policy`, `absence` (its length in words), `seed`, `round`,
-    `test_accuracy`. A point is a seed; the line joins the means."""
+    `test_accuracy`. Bands span the seeds."""
     use_style()
     frame = rounds.dropna(subset="test_accuracy").sort_values("round")
     ends = pd.DataFrame(frame.groupby(["policy", "absence", "seed"], sort=False)["test_accuracy"].last()).reset_index()
@@ -18,19 +18,7 @@ def draw(rounds: pd.DataFrame) -> Figure:
     ends["method"] = ends["policy"]
     figure, axes = plt.subplots(figsize=(1.3 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
     style = by_method(sorted(ends["method"].unique(), reverse=True))
-    sns.pointplot(
-        ends,
-        x="absence",
-        y="accuracy_percent",
-        hue="method",
-        hue_order=style["hue_order"],
-        palette=style["palette"],
-        markers=["o", "X", "s"][: len(style["hue_order"])],
-        errorbar=("pi", 100),
-        dodge=0.3,
-        linewidth=1.2,
-        ax=axes,
-    )
+    sns.lineplot(ends, x="absence", y="accuracy_percent", errorbar=("pi", 100), markers=True, ax=axes, **style)
     axes.set(xlabel="length of an absence, half of the time away", ylabel="test accuracy at the end (%)")
     axes.legend(title="residual", loc="best")
     return figure

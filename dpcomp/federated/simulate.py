@@ -31,7 +31,9 @@ from dpcomp.mechanism import Poisson
 from dpcomp.pipeline import Pipeline
 from dpcomp.randomness import PublicSeed, SecretSeed
 from dpcomp.training.clients import evaluate, local_trainer
+from dpcomp.training.devices import device_of, on
 from dpcomp.training.parameters import layout_of, read
+from dpcomp.training.schedule import Schedule
 from dpcomp.update import Layout
 
 BITS_OF = "bits of "
@@ -73,7 +75,7 @@ def simulate(
     delta: float = 1e-5,
     partition: Partition = IID(),
     participation: Poisson | None = None,
-    learning_rate: float = 0.5,
+    learning_rate: float | Schedule = 0.5,
     momentum: float = 0.0,
     server_learning_rate: float = 1.0,
     server_momentum: float = 0.0,
@@ -81,6 +83,7 @@ def simulate(
     local_sampling: Poisson = Poisson(0.1),
     physical_batch_size: int = 512,
     evaluate_every: int = 1,
+    device: str = "cpu",
     protocol: Ends = Versioned(),
     faults: Faults = Faults(),
     probes: Iterable[Probe] = (),
@@ -95,16 +98,19 @@ def simulate(
         secret: where noise and sampling come from; `SecretSeed()` is the system's entropy, and no run repeats.
         participation: which clients a round asks, where the noise is example-level; None asks all. It
             amplifies nothing: the server sees who sends. Client-level, `pipeline.sampling` says it.
+        learning_rate: of the local steps; a number, or a schedule over the rounds, like `Cosine`.
         expected_batch_size: the divisor of example-level steps, a public constant; None: the sampling rate ×
             the task's public population ÷ clients.
         local_sampling: the local batches of client-level clients; no privacy depends on it.
         evaluate_every: rounds between evaluations on the public test set; the last round is always evaluated.
+        device: where models train and are evaluated, "cpu" or "cuda"; all else is the host's. On a GPU runs repeat
+            up to the order in which its kernels add.
         protocol: what both ends do with what comes late, or has been away.
         faults: what goes wrong on the network, and at its ends; drawn from the seed.
         probes: what may look at clean data, for research.
 
     Raises:
-        TypeError, ValueError: a count is no whole number above 0, or δ none in (0, 1).
+        TypeError, ValueError: a count is no whole number above 0, δ none in (0, 1), or the device not here.
         NotPrivate: the model mixes examples, or `participation` stands beside a client-level pipeline.
     """
     _check_counts(clients=clients, rounds=rounds, local_steps=local_steps, evaluate_every=evaluate_every)
@@ -115,12 +121,13 @@ def simulate(
             f"{pipeline.codec.quantize} takes broadcasts for means of updates: server_learning_rate=1, "
             "server_momentum=0, or leave out clients="
         )
+    place = device_of(device)
     public, secret = PublicSeed(seed), SecretSeed(seed) if secret is None else secret
     inputs, targets = task.train()
-    tests = task.test()
+    tests = on(place, *task.test())
     module = task.model(seed)
     layout, model = layout_of(module), read(module)
-    data = [(inputs[part], targets[part]) for part in partition.part(targets.numpy(), clients, public)]
+    data = [on(place, inputs[part], targets[part]) for part in partition.part(targets.numpy(), clients, public)]
     watched = Watched.of(pipeline, tuple(probes)) if probes else None
     rate = 1.0 if pipeline.sampling is None else pipeline.sampling.rate
     divisor = rate * task.population / clients if expected_batch_size is None else expected_batch_size

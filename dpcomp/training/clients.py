@@ -1,7 +1,7 @@
 """Clients that train locally: example-level with the noise inside every step, client-level clean."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -14,12 +14,15 @@ from dpcomp.mechanism import Poisson
 from dpcomp.memory import ClientMemory
 from dpcomp.pipeline import Pipeline
 from dpcomp.randomness import SecretSeed
+from dpcomp.training.devices import lent_generator
 from dpcomp.training.inspection import hooks_on_inputs, private_model
 from dpcomp.training.opacus import PrivateOptimizer
 from dpcomp.training.parameters import layout_of, read, write
+from dpcomp.training.schedule import Schedule, rate_of
 from dpcomp.update import Address, Layout, Update
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+MakeOptimizer = Callable[[nn.Module, int], torch.optim.Optimizer]
 
 
 class LocalTrainer(Protocol):
@@ -30,7 +33,7 @@ class LocalTrainer(Protocol):
     def train(
         self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
     ) -> Update:
-        """E local steps from `start` on inputs (n, …) and targets (n,); charged before any noise is drawn.
+        """E local steps from `start` on inputs (n, …) and targets (n,), on their device; charged before noise is drawn.
 
         Raises:
             BudgetExhausted: the memory's address was charged before.
@@ -46,7 +49,7 @@ def local_trainer(
     *,
     secret: SecretSeed,
     local_steps: int,
-    learning_rate: float,
+    learning_rate: float | Schedule,
     momentum: float,
     expected_batch_size: float,
     local_sampling: Poisson,
@@ -58,8 +61,8 @@ def local_trainer(
     step's sum; `physical_batch_size`, the most examples of one forward pass. Client-level alone: `local_sampling`.
     """
 
-    def optimizer(module: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(module.parameters(), lr=learning_rate, momentum=momentum)
+    def optimizer(module: nn.Module, round_number: int) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=rate_of(learning_rate, round_number), momentum=momentum)
 
     if pipeline.unit == "example":
         return ExampleLevel(
@@ -77,7 +80,7 @@ class ExampleLevel:
         loss: Loss,
         example: Tensor,
         pipeline: Pipeline,
-        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        make_optimizer: MakeOptimizer,
         secret: SecretSeed,
         local_steps: int,
         expected_batch_size: float,
@@ -93,9 +96,9 @@ class ExampleLevel:
     ) -> Update:
         """E charged steps; the update is made of their releases alone."""
         permit = ledger.charge(self._pipeline, memory.address, steps=self._local_steps)
-        write(self._model, start)
+        write(self._model.to(inputs.device), start)
         optimizer = PrivateOptimizer(
-            self._make_optimizer(self._model),
+            self._make_optimizer(self._model, memory.address.round),
             self._model,
             self._pipeline,
             secret=self._secret,
@@ -104,9 +107,9 @@ class ExampleLevel:
         optimizer.begin(memory, permit)
         self._model.train()
         sampling = self._pipeline.sampling or Poisson(1.0)
-        with hooks_on_inputs(), _own_dropout(self._secret, memory.address):
+        with hooks_on_inputs(), _own_dropout(self._secret, memory.address, inputs.device):
             for step in range(self._local_steps):
-                chosen = _draw(sampling, len(inputs), self._secret, memory.address, step)
+                chosen = _draw(sampling, inputs, self._secret, memory.address, step)
                 chunks = chosen.split(self._physical_batch_size)
                 for number, chunk in enumerate(chunks, start=1):
                     if len(chunk):
@@ -128,7 +131,7 @@ class ClientLevel:
         module: nn.Module,
         loss: Loss,
         pipeline: Pipeline,
-        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        make_optimizer: MakeOptimizer,
         secret: SecretSeed,
         local_steps: int,
         local_sampling: Poisson,
@@ -143,14 +146,14 @@ class ClientLevel:
         self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
     ) -> Update:
         """E clean steps, and, where nobody is trusted, one release."""
-        write(self._module, start)
+        write(self._module.to(inputs.device), start)
         for name, buffer in self._module.named_buffers():  # one module serves all: none inherits another's statistics
             buffer.copy_(self._buffers[name])
         self._module.train()
-        optimizer = self._make_optimizer(self._module)
-        with _own_dropout(self._secret, memory.address):
+        optimizer = self._make_optimizer(self._module, memory.address.round)
+        with _own_dropout(self._secret, memory.address, inputs.device):
             for step in range(self._local_steps):
-                chosen = _draw(self._local_sampling, len(inputs), self._secret, memory.address, step)
+                chosen = _draw(self._local_sampling, inputs, self._secret, memory.address, step)
                 if len(chosen):
                     optimizer.zero_grad()
                     self._loss(self._module(inputs[chosen]), targets[chosen]).backward()
@@ -167,8 +170,8 @@ class ClientLevel:
 def evaluate(
     module: nn.Module, loss: Loss, vector: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor
 ) -> tuple[float, float]:
-    """Accuracy (share) and mean loss of the parameters `vector` on public test data."""
-    write(module, vector)
+    """Accuracy (share) and mean loss of the parameters `vector` on public test data, on its device."""
+    write(module.to(inputs.device), vector)
     module.eval()
     right, total = 0, 0.0
     with torch.no_grad():
@@ -179,14 +182,12 @@ def evaluate(
     return right / len(targets), total / len(targets)
 
 
-@contextmanager
-def _own_dropout(secret: SecretSeed, place: Address) -> Iterator[None]:
+def _own_dropout(secret: SecretSeed, place: Address, device: torch.device) -> AbstractContextManager[None]:
     """torch draws dropout from its global generator alone: lend it a state of this client's and round's own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(secret.stream("dropout", place.run, place.client, place.round).integers(2**63)))
-        yield
+    stream = secret.stream("dropout", place.run, place.client, place.round)
+    return lent_generator(device, int(stream.integers(2**63)))
 
 
-def _draw(sampling: Poisson, n: int, secret: SecretSeed, place: Address, step: int) -> Tensor:
+def _draw(sampling: Poisson, inputs: Tensor, secret: SecretSeed, place: Address, step: int) -> Tensor:
     stream = secret.stream("sample", place.run, place.client, place.round, step)
-    return torch.from_numpy(sampling.draw(n, stream))
+    return torch.from_numpy(sampling.draw(len(inputs), stream)).to(inputs.device)

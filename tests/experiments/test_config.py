@@ -2,6 +2,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.federated.probe import TopKOverlap
+from dpcomp.training.schedule import Cosine
 from experiments.config import CALLS, ConfigError, load
 
 TEXT = """
@@ -93,3 +94,13 @@ def test_an_unsafe_pipeline_says_why_in_the_file(tmp_path):
     )
     pipeline = load(config(tmp_path, text)).make_pipeline()
     assert pipeline.mechanism == dp.unsafe("a look", dp.RandomK(0.1), dp.Clip(1.0))
+
+
+def test_a_device_and_a_schedule_are_arguments_like_others(tmp_path):
+    rate = "learning_rate = { Cosine = { peak = 0.2, rounds = 20, warm_up = 2 } }"
+    text = TEXT.replace("rounds = 20\n", f'rounds = 20\ndevice = "cuda"\n{rate}\n', 1).replace(
+        "[tune]\nlearning_rate = [0.5, 1.0]", ""
+    )
+    arguments = load(config(tmp_path, text)).simulation()
+    assert arguments["device"] == "cuda"
+    assert arguments["learning_rate"] == Cosine(peak=0.2, rounds=20, warm_up=2)

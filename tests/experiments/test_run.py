@@ -52,6 +52,7 @@ def test_a_report_holds_all_there_is_to_know(config):
     assert facts["config"]["federation"]["rounds"] == 3
     assert facts["versions"]["torch"].startswith("2.")
     assert facts["machine"]["cores"] >= 1
+    assert facts["machine"]["accelerator"] is None
     assert facts["guarantee"]["text"].startswith("ε ≤ ")
     assert facts["probed"] == ["clipped_fraction", "mean_unit_norm", "top_k_overlap"]
     assert all(len(curve) == 3 for curve in facts["curves"].values())
@@ -115,7 +116,7 @@ def test_every_tracked_config_can_be_read_and_has_a_guarantee():
     configs = sorted(Path("experiments/configs").rglob("*.toml"))
     assert len(configs) >= 11
     for path in configs:
-        assert all(point.experiment.steps >= 300 for point in points(path))
+        assert all(point.experiment.steps >= 100 for point in points(path))
 
 
 def test_tracked_reports_are_of_the_configs_beside_them():
