@@ -64,7 +64,8 @@ def vector_scrambling(
             f"vector_scrambling: the largest of {len(vector)} magnitudes is {largest}; give finite values, not all zero"
         )
     clean = jnp.asarray(vector / largest, dtype=jnp.float32)  # their squares stay within float32's range
-    chunks = _chunks(d=len(vector), k=k, noise_stddev=noise_stddev, draws=draws, memory_bytes=memory_bytes)
+    _refuse(d=len(vector), k=k, noise_stddev=noise_stddev, draws=draws)
+    chunks = _chunks(len(vector), draws, BYTES_A_DRAW, memory_bytes)
     return _estimate(lambda keys: _vector_draws(keys, clean, k, noise_stddev / largest), key, draws, chunks)
 
 
@@ -79,24 +80,28 @@ def law_scrambling(
 ) -> Estimates:
     """The same over clean vectors that are themselves drawn: `sampler` makes one, (d,), from a key, under jit and vmap.
 
-    A sampler's own memory comes on top of `memory_bytes`. Give the same function again rather than a new one: it is
-    compiled once for each. `vector_scrambling` says the rest.
+    A draw takes 76 bytes a coordinate, and what the sampler holds beside its vector comes on top of `memory_bytes`.
+    Give the same function again rather than a new one: it is compiled once for each. `vector_scrambling` says the rest.
     """
     d = math.prod(jax.eval_shape(sampler, key).shape)
-    chunks = _chunks(d=d, k=k, noise_stddev=noise_stddev, draws=draws, memory_bytes=memory_bytes)
+    _refuse(d=d, k=k, noise_stddev=noise_stddev, draws=draws)
+    chunks = _chunks(d, draws, BYTES_A_DRAW + BYTES_ONCE, memory_bytes)  # every draw has a clean vector of its own
     return _estimate(lambda keys: _law_draws(keys, k, noise_stddev, sampler=sampler), key, draws, chunks)
 
 
-def _chunks(*, d: int, k: int, noise_stddev: float, draws: int, memory_bytes: int) -> int:
-    """Into how many chunks the draws must be cut, if they can be drawn at all."""
+def _refuse(*, d: int, k: int, noise_stddev: float, draws: int) -> None:
     if not 0 < k < d or not noise_stddev >= 0 or draws < 2:
         raise ValueError(
             f"k = {k} of d = {d}, noise_stddev = {noise_stddev}, draws = {draws}; "
             "wanted are 0 < k < d, noise ≥ 0, and two draws or more, for a standard error"
         )
-    at_once = (memory_bytes // d - BYTES_ONCE) // BYTES_A_DRAW
+
+
+def _chunks(d: int, draws: int, bytes_a_draw: int, memory_bytes: int) -> int:
+    """Into how many chunks the draws must be cut for each to fit."""
+    at_once = (memory_bytes // d - BYTES_ONCE) // bytes_a_draw
     if at_once < 1:
-        needed = d * (BYTES_ONCE + BYTES_A_DRAW)
+        needed = d * (BYTES_ONCE + bytes_a_draw)
         raise ValueError(f"memory_bytes = {memory_bytes} does not hold one draw of d = {d}: give at least {needed}")
     return math.ceil(draws / at_once)
 

@@ -91,10 +91,18 @@ def test_bins_stand_for_the_values_of_a_vector(density, snr):
 @pytest.mark.parametrize("snr", [1e-2, 1.0, 1e2])
 @pytest.mark.parametrize("name", ["laplace", "t 5"])
 def test_the_quantiles_of_a_law_scramble_as_the_law(name, snr):
-    vector, sigma = quantiles(LAWS[name], 10**6), LAWS[name].std() / np.sqrt(snr)
-    found = vector_scrambling(vector, k=10**4, noise_stddev=float(sigma))
+    vector, sigma = quantiles(LAWS[name], 10**5), LAWS[name].std() / np.sqrt(snr)
+    found = vector_scrambling(vector, k=10**3, noise_stddev=float(sigma))
     law = law_scrambling(LAWS[name], density=0.01, snr=snr)
-    assert (found.recall, found.overlap) == pytest.approx((law.recall, law.overlap), abs=1e-4)
+    assert (found.recall, found.overlap) == pytest.approx((law.recall, law.overlap), abs=5e-4)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 499, 500, 501, 998, 999])
+def test_any_k_of_a_few_coordinates_has_a_threshold(k):
+    vector = heavy_with_zeros(1000)
+    for noise_stddev in (1e-3, 1.0, 1e3):
+        found = vector_scrambling(vector, k=k, noise_stddev=noise_stddev)
+        assert three(found) == pytest.approx(brute(vector, k, noise_stddev), abs=3.6e-9 * (1 + 1000 / k))
 
 
 def test_a_vector_without_noise_and_with_noise_alone():
