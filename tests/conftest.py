@@ -7,6 +7,7 @@ ARRAYS_FLOW = (
     *("dpcomp.units", "dpcomp.selection", "dpcomp.sparsify", "dpcomp.mechanism", "dpcomp.tracking", "dpcomp.memory"),
     *("dpcomp.codec.codec", "dpcomp.codec.rate", "dpcomp.codec.widths"),
     *("dpcomp.codec.predict", "dpcomp.codec.quantize", "dpcomp.codec.entropy"),
+    *("analysis.ranking", "analysis.layers", "analysis.rate", "analysis.efficiency"),
 )
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as everywhere in Python
