@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.claim import Claim, Released, Unbounded
-from dpcomp.codec import Codec
-from dpcomp.codec.frame import LINK_BYTES, Frame, digest, named, unseal
+from dpcomp.codec import Codec, Common
+from dpcomp.codec.codec import Body
+from dpcomp.codec.entropy.coder import PartBits
+from dpcomp.codec.frame import HEADER_BYTES, LINK_BYTES, Frame, digest, named, unseal
 from dpcomp.coding import common_of, decode, encode, estimated, refuse_foreign
 from dpcomp.errors import NotPrivate, VersionMismatch
 from dpcomp.memory import ClientMemory, Link, ServerMemory
@@ -62,16 +64,7 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
     if frame.client == SERVER:
         raise VersionMismatch("this payload is a broadcast: clients follow it, the server does not receive it")
     link, address = memory.link(frame.client), Address(frame.run, frame.client, frame.round)
-    if frame.link_count != link.count:
-        raise VersionMismatch(
-            f"client {frame.client} sends its payload number {frame.link_count}; the server has accepted {link.count} "
-            "of it: a repeat, or one went missing"
-        )
-    if frame.link != link.digest[:LINK_BYTES]:
-        raise VersionMismatch(
-            f"client {frame.client} remembers other payloads ({frame.link.hex()}) than the {link.count} that were "
-            f"accepted of it here ({link.digest[:LINK_BYTES].hex()}): resync it"
-        )
+    _refuse_other_link(frame, link)
     if link.last is not None and link.last.run != frame.run:
         raise VersionMismatch(f"client {frame.client} sends for run {frame.run}; its run here is {link.last.run}")
     if pipeline.trust == "server" and link.last_version == frame.version:
@@ -87,13 +80,25 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
 
 def layer_bits(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> dict[str, float]:
     """Bits a value that a client's payload spends on each layer, as the server that has yet to receive it reads it."""
-    frame, body = unseal(payload)
-    _refuse_elsewhere(pipeline, frame, memory)
-    codec, reference = pipeline.codec, memory.shared.reference
-    gains = len(memory.layout.sizes) if codec.predict and reference is not None else 0
-    common = common_of(pipeline, codec, memory, frame.client, memory.link(frame.client))
-    bits = codec.layer_bits(body[gains:], common)
+    codec, _, body, common = _opened(pipeline, payload, memory)
+    bits = codec.layer_bits(body, common)
     return {name: float(spent) for (name, _), spent in zip(memory.layout.shapes, bits, strict=True)}
+
+
+def measure(pipeline: "Pipeline", payload: bytes, memory: ClientMemory | ServerMemory) -> tuple[Body, PartBits]:
+    """What stands in a payload, and the bits that each part of it takes: they add up to 8·len(payload).
+
+    It is read as by an end that has yet to accept it: a client's payload with the server's memory, or the sender's,
+    from before it; a broadcast with any end's memory from before it.
+
+    Raises:
+        CorruptPayload: the bytes are damaged.
+        VersionMismatch: they are sound, but do not follow on what this memory knows.
+        TypeError: the codec's entropy coder has no meter.
+    """
+    codec, gains, body, common = _opened(pipeline, payload, memory)
+    found, bits = codec.measure(body, common)
+    return found, replace(bits, header=bits.header + 8 * HEADER_BYTES, side=bits.side + 8 * len(gains))
 
 
 def broadcast(
@@ -159,6 +164,34 @@ def _refuse_elsewhere(pipeline: "Pipeline", frame: Frame, memory: ClientMemory |
             f"the payload was coded against version {frame.version} ({frame.shared.hex()}), this end stands at "
             f"version {shared.version} ({shared.digest.hex()}): resync before it is used"
         )
+
+
+def _refuse_other_link(frame: Frame, link: Link) -> None:
+    if frame.link_count != link.count:
+        raise VersionMismatch(
+            f"client {frame.client} sends its payload number {frame.link_count}; the server has accepted {link.count} "
+            "of it: a repeat, or one went missing"
+        )
+    if frame.link != link.digest[:LINK_BYTES]:
+        raise VersionMismatch(
+            f"client {frame.client} remembers other payloads ({frame.link.hex()}) than the {link.count} that were "
+            f"accepted of it here ({link.digest[:LINK_BYTES].hex()}): resync it"
+        )
+
+
+def _opened(
+    pipeline: "Pipeline", payload: bytes, memory: ClientMemory | ServerMemory
+) -> tuple[Codec, bytes, bytes, Common]:
+    """The codec of a payload that is only looked at, its gains, its body, and what both ends know of it."""
+    frame, body = unseal(payload)
+    _refuse_elsewhere(pipeline, frame, memory)
+    codec, link = pipeline.codec, memory.link if isinstance(memory, ClientMemory) else memory.link(frame.client)
+    if frame.client == SERVER:
+        codec, link = _downlink(pipeline), _downwards(memory)
+    else:
+        _refuse_other_link(frame, link)
+    gains = len(memory.layout.sizes) if codec.predict and memory.shared.reference is not None else 0
+    return codec, body[:gains], body[gains:], common_of(pipeline, codec, memory, frame.client, link)
 
 
 def _downwards(memory: ClientMemory | ServerMemory) -> Link:
