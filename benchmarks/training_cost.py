@@ -68,6 +68,7 @@ class Road:
         mean = mean_of_released(self.pipeline, [received], self.server)
         payload, self.server = self.pipeline.broadcast(mean, self.server)
         self.memory = self.pipeline.follow(payload, self.memory)
+        assert self.server.step is not None
         self.weights = self.weights + self.server.step.dense()
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from dpcomp.claim import Claim, Released, Unbounded
 from dpcomp.codec import Codec
 from dpcomp.codec.frame import LINK_BYTES, PAYLOAD, Frame, digest, named
-from dpcomp.coding import common_of, decode, encode, estimated, refuse_foreign
+from dpcomp.coding import decode, encode, estimated, refuse_foreign
 from dpcomp.errors import NotPrivate, VersionMismatch
 from dpcomp.memory import ClientMemory, Link, ServerMemory, Shared
 from dpcomp.randomness import PublicSeed
@@ -60,7 +60,7 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
         raise TypeError(f"receive: the server receives, with a ServerMemory, not a {type(memory).__name__}")
     frame, body = PAYLOAD.unseal(payload)
     then = replace(memory, shared=memory.at(frame.version))
-    _refuse_elsewhere(pipeline, frame, then)
+    refuse_elsewhere(pipeline, frame, then)
     if frame.client == SERVER:
         raise VersionMismatch(
             "this payload is a broadcast: clients follow it, the server does not receive it", reason="direction"
@@ -70,19 +70,7 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
         raise VersionMismatch(
             f"client {frame.client} sends for run {frame.run}; its run here is {link.last.run}", reason="run"
         )
-    if frame.link_count != link.count:
-        repeated = frame.link_count < link.count
-        raise VersionMismatch(
-            f"client {frame.client} sends its payload number {frame.link_count}; the server has accepted {link.count} "
-            f"of it: {'a repeat' if repeated else 'one went missing'}",
-            reason="repeat" if repeated else "link",
-        )
-    if frame.link != link.digest[:LINK_BYTES]:
-        raise VersionMismatch(
-            f"client {frame.client} remembers other payloads ({frame.link.hex()}) than the {link.count} that were "
-            f"accepted of it here ({link.digest[:LINK_BYTES].hex()}): resync it",
-            reason="link",
-        )
+    refuse_other_link(frame, link)
     if pipeline.trust == "server" and link.last_version == frame.version:
         raise VersionMismatch(
             f"client {frame.client} sends twice at version {frame.version}: two updates of a client in a round "
@@ -93,16 +81,6 @@ def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple
     update, support = decode(pipeline, pipeline.codec, body, address, claim, then, link)
     link = link.advanced(digest(link.digest, named(payload)), address, frame.version, support)
     return update, memory.accepted(frame.client, link)
-
-
-def layer_bits(pipeline: "Pipeline", payload: bytes, memory: ClientMemory) -> dict[str, float]:
-    """Bits a value that a payload spends on each layer; `memory` is the sender's, before it sent it."""
-    frame, body = PAYLOAD.unseal(payload)
-    _refuse_elsewhere(pipeline, frame, memory)
-    codec = pipeline.codec
-    gains = len(memory.layout.sizes) if codec.predict and memory.shared.reference is not None else 0
-    bits = codec.layer_bits(body[gains:], common_of(pipeline, codec, memory, memory.client, memory.link))
-    return {name: float(spent) for (name, _), spent in zip(memory.layout.shapes, bits, strict=True)}
 
 
 def broadcast(
@@ -120,7 +98,7 @@ def broadcast(
         aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=claim)
     refuse_unreleased(pipeline, aggregate.claim)
     aggregate = replace(aggregate, address=replace(memory.address, run=aggregate.address.run))
-    payload, decoded, support, residual = encode(pipeline, _downlink(pipeline), aggregate, memory, _downwards(memory))
+    payload, decoded, support, residual = encode(pipeline, downlink_of(pipeline), aggregate, memory, downwards(memory))
     shared = _advanced(pipeline, payload, memory.shared, decoded, support)
     return payload, replace(memory, residual=residual, shared=shared, step=decoded)
 
@@ -133,14 +111,14 @@ def follow(pipeline: "Pipeline", payload: bytes, memory: ClientMemory) -> Client
         VersionMismatch: they are sound, but do not follow on what this client knows.
     """
     frame, body = PAYLOAD.unseal(payload)
-    _refuse_elsewhere(pipeline, frame, memory)
+    refuse_elsewhere(pipeline, frame, memory)
     if frame.client != SERVER:
         raise VersionMismatch(
             f"this payload is an update of client {frame.client}: the server receives it", reason="direction"
         )
     address = Address(frame.run, frame.client, frame.round)
-    codec, claim = _downlink(pipeline), pipeline.claim
-    decoded, support = decode(pipeline, codec, body, address, claim, memory, _downwards(memory))
+    codec, claim = downlink_of(pipeline), pipeline.claim
+    decoded, support = decode(pipeline, codec, body, address, claim, memory, downwards(memory))
     shared, tracked = _advanced(pipeline, payload, memory.shared, decoded, support), memory.tracked
     if tracked is not None:
         tracked = tracked.followed(decoded.dense(), memory.layout)
@@ -157,7 +135,8 @@ def refuse_unreleased(pipeline: "Pipeline", claim: Claim) -> None:
         raise NotPrivate(f"{because}, so it may not leave: {remedy}")
 
 
-def _refuse_elsewhere(pipeline: "Pipeline", frame: Frame, memory: ClientMemory | ServerMemory) -> None:
+def refuse_elsewhere(pipeline: "Pipeline", frame: Frame, memory: ClientMemory | ServerMemory) -> None:
+    """Refuse a payload of another pipeline, or coded against other shared memory."""
     refuse_foreign(pipeline, memory)
     shared = memory.shared
     if frame.pipeline != memory.pipeline:
@@ -174,16 +153,34 @@ def _refuse_elsewhere(pipeline: "Pipeline", frame: Frame, memory: ClientMemory |
         )
 
 
+def refuse_other_link(frame: Frame, link: Link) -> None:
+    """Refuse a payload whose sender remembers other payloads than this link."""
+    if frame.link_count != link.count:
+        repeated = frame.link_count < link.count
+        raise VersionMismatch(
+            f"client {frame.client} sends its payload number {frame.link_count}; the server has accepted {link.count} "
+            f"of it: {'a repeat' if repeated else 'one went missing'}",
+            reason="repeat" if repeated else "link",
+        )
+    if frame.link != link.digest[:LINK_BYTES]:
+        raise VersionMismatch(
+            f"client {frame.client} remembers other payloads ({frame.link.hex()}) than the {link.count} that were "
+            f"accepted of it here ({link.digest[:LINK_BYTES].hex()}): resync it",
+            reason="link",
+        )
+
+
 def _advanced(pipeline: "Pipeline", payload: bytes, shared: Shared, broadcast: Update, support: Support) -> Shared:
     """Shared memory one version on: what every end does alike."""
-    predicts = pipeline.codec.predict or _downlink(pipeline).predict
+    predicts = pipeline.codec.predict or downlink_of(pipeline).predict
     return shared.advanced(digest(shared.digest, named(payload)), broadcast.dense() if predicts else None, support)
 
 
-def _downwards(memory: ClientMemory | ServerMemory) -> Link:
+def downwards(memory: ClientMemory | ServerMemory) -> Link:
     """The way down is one for all clients: shared memory has counted its payloads already."""
     return Link(last_support=memory.shared.last_support)
 
 
-def _downlink(pipeline: "Pipeline") -> Codec:
+def downlink_of(pipeline: "Pipeline") -> Codec:
+    """The codec of the broadcasts."""
     return pipeline.codec if pipeline.downlink is None else pipeline.downlink

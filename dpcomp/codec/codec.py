@@ -10,8 +10,9 @@ from jaxtyping import Float32, Float64, Int32, Int64
 from dpcomp.codec.allocate import Waterfill
 from dpcomp.codec.common import Common
 from dpcomp.codec.entropy import EntropyCoder, RangeCoder
+from dpcomp.codec.entropy.coder import Metered, PartBits, Reader
 from dpcomp.codec.predict import LastBroadcast
-from dpcomp.codec.quantize import Bounds, Quantizer, Uniform
+from dpcomp.codec.quantize import Bounds, Float16, Quantizer, Uniform
 from dpcomp.codec.quantize import Float32 as Unquantized
 from dpcomp.codec.rate import entropy_bits
 from dpcomp.errors import CorruptPayload
@@ -118,7 +119,24 @@ class Codec:
         layers = np.split(found.levels, np.cumsum(found.counts)[:-1])
         return np.array([entropy_bits(np.bincount(layer - layer.min())) if len(layer) else 0.0 for layer in layers])
 
-    def _read(self, body: bytes | memoryview, common: Common) -> "_Body":
+    def measure(self, body: bytes | memoryview, common: Common) -> tuple["Body", PartBits]:
+        """What stands in a body, and the bits that each part of it takes: they add up to all of its bytes.
+
+        Raises:
+            CorruptPayload: the body cannot come from this codec.
+            TypeError: the entropy coder has no meter.
+        """
+        if not isinstance(self.entropy, Metered):
+            raise TypeError(
+                f"{self.entropy!r} cannot tell what its parts take: give it a .meter(body), as RangeCoder has"
+            )
+        meter = self.entropy.meter(body[SUPPORT.size :])
+        found, bits = self._read(body, common, meter), meter.bits
+        if isinstance(self.quantizer, (Unquantized, Float16)):  # what stands beside no levels is the values
+            bits = replace(bits, side=0.0, value=bits.side)
+        return found, replace(bits, header=bits.header + 8 * SUPPORT.size)
+
+    def _read(self, body: bytes | memoryview, common: Common, reader: Reader | None = None) -> "Body":
         common = replace(common, packed=self.entropy.packed)
         layout = common.layout
         if len(body) < SUPPORT.size:
@@ -126,7 +144,7 @@ class Codec:
         kind, k = SUPPORT.unpack_from(body)
         if kind >= len(KINDS) or k > layout.size:
             raise CorruptPayload(f"no support of kind {kind} with {k} of {layout.size} coordinates is known")
-        reader = self.entropy.reader(body[SUPPORT.size :])
+        reader = self.entropy.reader(body[SUPPORT.size :]) if reader is None else reader
         support: Support | None = Everywhere() if KINDS[kind] is Everywhere else common.mask
         if KINDS[kind] is Listed:
             previous = None if common.previous is None else common.previous.positions
@@ -138,11 +156,11 @@ class Codec:
         bounds = self.quantizer.bounds(side, common)
         levels = reader.levels(counts, bounds) if bounds.coded.any() and k else np.repeat(bounds.lowest, counts)
         reader.finish()
-        return _Body(support=support, counts=counts, side=side, bounds=bounds, levels=levels, common=common)
+        return Body(support=support, counts=counts, side=side, bounds=bounds, levels=levels, common=common)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Body:
+class Body:
     """What stands in a body, before the levels become values."""
 
     support: Support

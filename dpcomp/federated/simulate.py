@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dpcomp.accounting import check_delta
-from dpcomp.exchange import layer_bits
 from dpcomp.federated.aggregate import ServerOptimizer
 from dpcomp.federated.cohort import cohort
 from dpcomp.federated.misfortune import Misfortune
@@ -27,6 +26,7 @@ from dpcomp.federated.task import Task
 from dpcomp.federated.traffic import Counts, Traffic
 from dpcomp.guarantee import Guarantee
 from dpcomp.ledger import Ledger
+from dpcomp.measure import layer_bits
 from dpcomp.mechanism import Poisson
 from dpcomp.pipeline import Pipeline
 from dpcomp.randomness import PublicSeed, SecretSeed

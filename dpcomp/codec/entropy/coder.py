@@ -1,5 +1,6 @@
 """What an entropy slot is: something that writes positions and levels, and reads them again."""
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -54,6 +55,47 @@ class Reader(Protocol):
 
     def finish(self) -> None:
         """Nothing may be left."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartBits:
+    """What each part of a message takes on the wire, in bits; the parts add up to all of it, exactly.
+
+    `header` frames the rest; `index` says where values stand, `value` what they are, as floats or as coded
+    levels; `side` is what levels need beside them: steps, scales, widths, gains, and tables of frequencies. Where
+    parts share one coded stream each takes its information under the coder's model, in whole parts of 2^−10 of a
+    bit; what filling up whole bytes and words adds stands under `rounding`.
+    """
+
+    header: float = 0.0
+    index: float = 0.0
+    side: float = 0.0
+    value: float = 0.0
+    rounding: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.header + self.index + self.side + self.value + self.rounding
+
+
+@runtime_checkable
+class Meter(Reader, Protocol):
+    """A reader that can tell what each part of the body takes."""
+
+    @property
+    def bits(self) -> PartBits:
+        """Of a body that was read to its end."""
+        ...
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """An entropy coder whose bodies can be measured."""
+
+    def meter(self, body: bytes | memoryview) -> Meter:
+        """A meter of one body."""
         ...
 
 

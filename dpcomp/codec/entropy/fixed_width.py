@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt8
 
+from dpcomp.codec.entropy.coder import PartBits
 from dpcomp.codec.quantize.quantizer import Bounds, refuse_outside
 from dpcomp.errors import CorruptPayload
 
@@ -59,11 +60,7 @@ class FixedWidthReader:
 
     def raw(self, length: int) -> bytes:
         """Bytes as they are."""
-        part = self._body[self._at : self._at + length]
-        if len(part) < length:
-            raise CorruptPayload(f"the body ends {length - len(part)} bytes before its last value")
-        self._at += length
-        return bytes(part)
+        return self._part(length)
 
     def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
         """Levels, `counts` of them a layer."""
@@ -81,8 +78,47 @@ class FixedWidthReader:
             raise CorruptPayload(f"the body has {len(self._body) - self._at} bytes behind its last value")
 
     def _unpack(self, count: int, bits: int, dtype: type[np.signedinteger]) -> Int[np.ndarray, "count"]:
-        packed = self.raw((count * bits + 7) // 8)
+        packed = self._part((count * bits + 7) // 8)
         return _unpacked(np.frombuffer(packed, dtype=np.uint8), count, bits, dtype)
+
+    def _part(self, length: int) -> bytes:
+        part = self._body[self._at : self._at + length]
+        if len(part) < length:
+            raise CorruptPayload(f"the body ends {length - len(part)} bytes before its last value")
+        self._at += length
+        return bytes(part)
+
+
+class FixedWidthMeter(FixedWidthReader):
+    """Reads a body, and counts the bits of its numbers."""
+
+    def __init__(self, body: bytes | memoryview):
+        super().__init__(body)
+        self._index = self._side = self._value = 0
+
+    def positions(
+        self, k: int, edges: Int64[np.ndarray, "layers_plus_one"], previous: Int64[np.ndarray, "k_before"] | None
+    ) -> Int64[np.ndarray, "k"]:
+        """k positions below the last edge."""
+        self._index += k * _position_bits(int(edges[-1]))
+        return super().positions(k, edges, previous)
+
+    def raw(self, length: int) -> bytes:
+        """Bytes as they are."""
+        self._side += 8 * length
+        return super().raw(length)
+
+    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
+        """Levels, `counts` of them a layer."""
+        self._value += int(counts @ bounds.widths)
+        return super().levels(counts, bounds)
+
+    @property
+    def bits(self) -> PartBits:
+        """The numbers' own bits; rounding fills up the last byte of each part."""
+        parts = (self._index, self._side, self._value)
+        index, side, value = map(float, parts)
+        return PartBits(index=index, side=side, value=value, rounding=float(8 * len(self._body) - sum(parts)))
 
 
 @dataclass(frozen=True)
@@ -98,6 +134,10 @@ class FixedWidth:
     def reader(self, body: bytes | memoryview) -> FixedWidthReader:
         """A reader of one body."""
         return FixedWidthReader(body)
+
+    def meter(self, body: bytes | memoryview) -> FixedWidthMeter:
+        """A meter of one body."""
+        return FixedWidthMeter(body)
 
 
 def _position_bits(d: int) -> int:

@@ -7,6 +7,7 @@ levels under tables of their frequencies, a layer with its own where that pays. 
 
 from dataclasses import dataclass
 
+from dpcomp.codec.entropy.range_meter import RangeMeter
 from dpcomp.codec.entropy.range_reader import RangeReader
 from dpcomp.codec.entropy.range_writer import RangeWriter
 
@@ -24,3 +25,7 @@ class RangeCoder:
     def reader(self, body: bytes | memoryview) -> RangeReader:
         """A reader of one body."""
         return RangeReader(body)
+
+    def meter(self, body: bytes | memoryview) -> RangeMeter:
+        """A meter of one body."""
+        return RangeMeter(body)
