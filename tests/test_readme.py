@@ -27,7 +27,7 @@ def test_the_first_example_is_short_and_prints_its_guarantee_and_table(capsys):
     printed = capsys.readouterr().out
     quoted = re.search(r"print\(run.guarantee\)  # (.*?) · …", EXAMPLES[0]).group(1)
     assert printed.startswith(quoted)
-    assert "[20 rows x 9 columns]" in printed
+    assert "[20 rows x 10 columns]" in printed
     assert (names["run"].table()["payload_bytes"] > 60).all()
 
 
@@ -98,8 +98,18 @@ NAMES = {
 }
 
 
+def test_state_survives(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(EXAMPLES[2], "README.md", "exec"), names)
+    assert names["client"].state.memory.link == names["server"].memory.link(7)
+    assert (tmp_path / "client-7.db").exists() and list((tmp_path / "client-7").iterdir())
+    names["ledger"].close()
+    names["server"].shut()
+
+
 def test_a_sparsifier_of_ones_own_is_swept_beside_top_k(tmp_path):
-    (tmp_path / "block_top_k.py").write_text(EXAMPLES[2], encoding="utf-8")
+    (tmp_path / "block_top_k.py").write_text(EXAMPLES[3], encoding="utf-8")
     text = re.search(r"```toml\n(.*?)```", README, flags=re.DOTALL).group(1)
     for written, short in (("rounds = 20", "rounds = 2"), ("seeds = [0, 1, 2]", ""), ("[1.0, 2.0, 4.0]", "[2.0]")):
         assert written in text
@@ -122,5 +132,5 @@ def test_a_sparsifier_of_ones_own_is_swept_beside_top_k(tmp_path):
 def test_every_path_and_command_that_is_named_exists():
     for path in re.findall(r"`((?:dpcomp|analysis|experiments|benchmarks|tests|docs)/[^ `]*)`", README):
         assert (ROOT / path).exists(), path
-    for path in re.findall(r"dpcomp (?:epsilon|run|sweep|table) (experiments/\S+?)[`\s]", README):
+    for path in re.findall(r"dpcomp (?:epsilon|run|sweep|table|figures) (experiments/\S+?)[`\s]", README):
         assert (ROOT / path).exists(), path

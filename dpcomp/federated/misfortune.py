@@ -21,7 +21,7 @@ class Misfortune:
         self._crashes: dict[int, int] = {}  # client → moment, in this round
 
     def strike(self, traffic: Traffic, server: Server) -> None:
-        """At the beginning of a round: who comes back, who goes, who will crash."""
+        """At the beginning of a round: who comes back, and catches up before it trains; who goes; who will crash."""
         faults, stream = self._faults, self._stream
         self._back = {client: rounds - 1 for client, rounds in self._back.items()}
         for client in [client for client, rounds in self._back.items() if not rounds]:
@@ -39,6 +39,7 @@ class Misfortune:
                     traffic.restart(client)
         if faults.server_restart and stream.random() < faults.server_restart:
             server.restart()
+        traffic.run()
 
     def trained(self, client: int, participant: Participant, update: Update, traffic: Traffic) -> list[bytes]:
         """A client goes on from its update as far as it gets; what it would have sent."""
