@@ -55,7 +55,7 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
         ValueError: the model is not of the memory's layout.
     """
     place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     arrays, facts = _packed(checkpoint)
     text = json.dumps(facts, sort_keys=True)
     generations = _generations(place)
@@ -81,17 +81,26 @@ def load(folder: str | os.PathLike[str], pipeline: "Pipeline") -> Checkpoint:
     generations = _generations(Path(folder))
     if not generations:
         raise FileNotFoundError(f"{folder} holds no checkpoint (*{SUFFIX}): begin with pipeline.init, or name another")
-    refused = []
+    refused: dict[Path, str] = {}
     for path in reversed(generations):
         try:
             arrays, facts = _read(path)
         except DpcompError as error:
-            refused.append(str(error))
+            refused[path] = str(error)
             continue
-        for reason in refused:
+        for torn, reason in refused.items():
             warnings.warn(f"{reason}; {path.name} is used, which is older", stacklevel=2)
+            torn.rename(torn.with_suffix(".torn"))  # or it would pass for the generation in reserve
         return _unpacked(arrays, facts, pipeline, path)
-    raise DpcompError(f"no checkpoint in {folder} is whole: {'; '.join(refused)}. Restore one, or begin anew")
+    raise DpcompError(f"no checkpoint in {folder} is whole: {'; '.join(refused.values())}. Restore one, or begin anew")
+
+
+def make_folder(place: Path) -> None:
+    """A folder, and those above it, that outlive the machine's next crash."""
+    made = [folder for folder in (place, *place.parents) if not folder.exists()]
+    place.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        _sync(folder.parent)
 
 
 def _generations(place: Path) -> list[Path]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import dpcomp as dp
-from dpcomp.federated import IID, Decay, Dirichlet, Drop, Faults, Keep, Reject, Unversioned, Versioned, Weigh
+from dpcomp.federated import IID, Decay, Dirichlet, Drop, Faults, Keep, Reject, Versioned, Weigh
 from dpcomp.federated.probe import Clipping, TopKOverlap
 from dpcomp.training.schedule import Cosine
+from experiments.unversioned import Unversioned
 
 CALLS: dict[str, Callable[..., Any]] = {
     call.__name__: call

@@ -1,160 +1,76 @@
 """A client as a state machine: one pure function says what every event does to it, and what it does then."""
 
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.codec.frame import PAYLOAD
+from dpcomp.codec.frame import PAYLOAD, Frame
 from dpcomp.errors import VersionMismatch
 from dpcomp.federated.absence import AfterAbsence, Keep
 from dpcomp.federated.messages import HELLO, NOTHING, WORD, Hello, Word, name_of, read_link, read_snapshot
+from dpcomp.federated.phases import (
+    RESYNCING,
+    STALE,
+    SYNCED,
+    TRANSITIONS,
+    WAITING,
+    Action,
+    Due,
+    Event,
+    Heard,
+    Phase,
+    Restarted,
+    Save,
+    Send,
+    Told,
+    Trained,
+    new_session,
+)
 from dpcomp.memory import ClientMemory, Link, Pending
 from dpcomp.pipeline import Pipeline
 from dpcomp.update import Update
 
 
-class Phase(Enum):
-    """What a client knows of the server."""
+@dataclass(frozen=True)
+class Question:
+    """What the client has asked last, and from which version; it is sent again as it is."""
 
-    NEW = "new"  # it has never heard of it
-    SYNCED = "synced"  # it stood where the server did when it last heard of it, and nothing is open
-    WAITING = "waiting"  # it has sent an update, and does not know what became of it
-    STALE = "stale"  # it was away: where the server stands now it does not know
-    RESYNCING = "resyncing"  # it has asked
+    hello: bytes
+    version: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClientState:
-    """Everything that a client must not forget, but for its ledger; the phase it finds out again."""
+    """Memory, model and pending payload must not be forgotten; the rest a client finds out again."""
 
     memory: ClientMemory
     model: Float32[np.ndarray, "d"]
     pending: Pending | None = None
     phase: Phase = Phase.NEW
+    session: int = field(default_factory=new_session)
+    asked: int = 0  # in this session
+    question: Question | None = None  # without an answer yet
 
-    @property
-    def hello(self) -> bytes:
-        """The question of a client that stands here."""
+    def asking(self) -> "ClientState":
+        """With a new question, which says where it stands: no earlier answer answers it."""
         memory, pending = self.memory, self.pending
-        frame = None if pending is None else PAYLOAD.unseal(pending.payload)[0]
-        return HELLO.seal(
-            Hello(
-                pipeline=memory.pipeline,
-                run=memory.seed.number,
-                client=memory.client,
-                version=memory.shared.version,
-                shared=memory.shared.digest,
-                link_count=memory.link.count,
-                link=memory.link.digest,
-                pending=NOTHING if pending is None else pending.link.digest,
-                pending_version=0 if frame is None else frame.version,
-                pending_shared=NOTHING if frame is None else frame.shared,
-            )
+        frame = None if pending is None else _frame(pending)
+        hello = Hello(
+            pipeline=memory.pipeline,
+            run=memory.seed.number,
+            client=memory.client,
+            nonce=(self.session + self.asked) % 2**64,
+            version=memory.shared.version,
+            shared=memory.shared.digest,
+            link_count=memory.link.count,
+            link=memory.link.digest,
+            pending=NOTHING if pending is None else pending.link.digest,
+            pending_version=0 if frame is None else frame.version,
+            pending_shared=NOTHING if frame is None else frame.shared,
         )
-
-
-# What may happen to a client.
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """An update was released at the memory's address; only a synced client trains."""
-
-    update: Update
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A broadcast arrived."""
-
-    broadcast: bytes
-
-
-@dataclass(frozen=True)
-class Told:
-    """A word of the server arrived."""
-
-    word: bytes
-
-
-@dataclass(frozen=True)
-class Due:
-    """An answer takes long. This decides nothing: the client asks, or sends the same bytes, again."""
-
-
-@dataclass(frozen=True)
-class Restarted:
-    """It was away, or has crashed, and goes on from what it had saved."""
-
-
-Event = Trained | Heard | Told | Due | Restarted
-
-
-# What a client does then, in this order.
-
-
-@dataclass(frozen=True)
-class Save:
-    """Keep the new state, durably."""
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send a message to the server: a payload, or a question."""
-
-    message: bytes
-
-
-Action = Save | Send
-
-# Where each event may lead from each phase: what the documentation draws, and what every transition is held to.
-NEW, SYNCED, WAITING, STALE, RESYNCING = Phase
-TRANSITIONS: dict[Phase, dict[type[Event], tuple[Phase, ...]]] = {
-    NEW: {
-        Heard: (SYNCED, RESYNCING),
-        Told: (NEW, SYNCED),
-        Due: (RESYNCING,),
-        Restarted: (STALE,),
-    },
-    SYNCED: {
-        Trained: (WAITING,),
-        Heard: (SYNCED, RESYNCING),
-        Told: (SYNCED,),
-        Due: (SYNCED,),
-        Restarted: (STALE,),
-    },
-    WAITING: {
-        Heard: (WAITING, RESYNCING),
-        Told: (WAITING, SYNCED, RESYNCING),
-        Due: (WAITING, RESYNCING),
-        Restarted: (STALE,),
-    },
-    STALE: {
-        Heard: (SYNCED, RESYNCING),
-        Told: (STALE, SYNCED, WAITING, RESYNCING),
-        Due: (RESYNCING,),
-        Restarted: (STALE,),
-    },
-    RESYNCING: {
-        Heard: (SYNCED, RESYNCING),
-        Told: (RESYNCING, SYNCED, WAITING),
-        Due: (RESYNCING,),
-        Restarted: (STALE,),
-    },
-}
-
-
-def diagram() -> str:
-    """The transitions as a Mermaid state diagram: an arrow a pair of phases, with the events that may lead along it."""
-    arrows: dict[tuple[Phase, Phase], list[str]] = {}
-    for before, events in TRANSITIONS.items():
-        for event, phases in events.items():
-            for after in phases:
-                arrows.setdefault((before, after), []).append(event.__name__)
-    lines = [f"    {before.value} --> {after.value}: {', '.join(names)}" for (before, after), names in arrows.items()]
-    return "\n".join(["stateDiagram-v2", f"    [*] --> {NEW.value}", *lines])
+        question = Question(HELLO.seal(hello), memory.shared.version)
+        return replace(self, phase=RESYNCING, asked=self.asked + 1, question=question)
 
 
 def transition(
@@ -179,7 +95,8 @@ def transition(
         case Due():
             after, actions = _due(state)
         case Restarted():
-            after, actions = replace(state, phase=STALE), ()
+            after = replace(state, phase=STALE, session=event.session, asked=0, question=None)
+            actions = ()
     assert after.phase in TRANSITIONS[state.phase][type(event)], f"{state.phase}, {event}: {after.phase}"
     return after, actions
 
@@ -203,16 +120,15 @@ def _heard(pipeline: Pipeline, state: ClientState, broadcast: bytes) -> Outcome:
             raise
         # An early one, a late one, or a server that was set back: its word alone can tell.
         return (state, ()) if state.phase is RESYNCING else _ask(state)
-    if after.pending is None:
-        return replace(after, phase=SYNCED), (Save(),)
-    return (after, (Save(),)) if after.phase is WAITING else _ask(after, Save())
+    # What a broadcast cannot tell is the link: who has not asked for that since it was away asks.
+    return (after, (Save(),)) if after.phase in (SYNCED, WAITING, RESYNCING) else _ask(after, Save())
 
 
 def _due(state: ClientState) -> Outcome:
-    if state.phase is SYNCED:
-        return state, ()
+    if state.question is not None:
+        return state, (Send(state.question.hello),)
     if state.phase is WAITING and state.pending is not None:
-        frame, shared = PAYLOAD.unseal(state.pending.payload)[0], state.memory.shared
+        frame, shared = _frame(state.pending), state.memory.shared
         if (frame.version, frame.shared) == (shared.version, shared.digest):
             return state, (Send(state.pending.payload),)
     return _ask(state)
@@ -220,34 +136,51 @@ def _due(state: ClientState) -> Outcome:
 
 def _told(pipeline: Pipeline, state: ClientState, message: bytes, after_absence: AfterAbsence) -> Outcome:
     word, body = WORD.unseal(message)
-    memory, pending = state.memory, state.pending
-    if word.client != memory.client:
+    if word.client != state.memory.client:
         raise VersionMismatch(
-            f"the word is for client {word.client}; this is client {memory.client}: deliver it there",
+            f"the word is for client {word.client}; this is client {state.memory.client}: deliver it there",
             reason="direction",
         )
-    if word.answers == name_of(state.hello):
-        link_there = read_link(body[: word.link_bytes], memory.layout)
-        after = _caught_up(pipeline, _settled(state, word, link_there), word, body)
-        missed = abs(word.version - memory.shared.version)
-        if missed and after.memory.residual is not None:
-            residual = after_absence.residual(after.memory.residual, missed)
-            after = replace(after, memory=replace(after.memory, residual=residual))
-        if after.pending is None:
-            return replace(after, phase=SYNCED), (Save(),)
-        return replace(after, phase=WAITING), (Save(), Send(after.pending.payload))
-    if pending is None or word.answers != name_of(pending.payload):
-        return state, ()  # it answers what was said before: much may have happened since
-    if (word.link_count, word.link) not in (_name(memory.link), _name(pending.link)):
+    if state.question is not None and word.answers == name_of(state.question.hello):
+        return _answered(pipeline, state, state.question, word, body, after_absence)
+    if state.pending is not None and word.answers == name_of(state.pending.payload):
+        return _judged(state, state.pending, word)
+    return state, ()  # it answers what was said before: much may have happened since
+
+
+def _answered(
+    pipeline: Pipeline, state: ClientState, question: Question, word: Word, body: bytes, after_absence: AfterAbsence
+) -> Outcome:
+    """The server's word on where this client stood when it asked."""
+    link_there = read_link(body[: word.link_bytes], state.memory.layout)
+    after = _caught_up(pipeline, _settled(state, word, link_there), question, word, body[word.link_bytes :])
+    missed = abs(after.memory.shared.version - state.memory.shared.version)
+    if missed:
+        after = _aged(after, missed, after_absence)
+    after = replace(after, question=None)
+    if after.pending is None:
+        return replace(after, phase=SYNCED), (Save(),)
+    return replace(after, phase=WAITING), (Save(), Send(after.pending.payload))
+
+
+def _judged(state: ClientState, pending: Pending, word: Word) -> Outcome:
+    """The server's word on the very payload that is pending."""
+    there, frame = (word.link_count, word.link), _frame(pending)
+    accepted, refused = there == _name(pending.link), there == _name(state.memory.link)
+    set_back = (word.version, word.shared) != (frame.version, frame.shared) and word.version <= frame.version
+    if not accepted and (not refused or set_back):
         return _ask(state)
-    after = _settled(state, word, memory.link)
-    shared = after.memory.shared
+    after, shared = _settled(state, word, state.memory.link), state.memory.shared
     behind = word.version > shared.version or (word.version == shared.version and word.shared != shared.digest)
-    return _ask(after, Save()) if behind or state.phase is not WAITING else (replace(after, phase=SYNCED), (Save(),))
+    if behind or state.phase is not WAITING:
+        return _ask(after, Save())
+    return replace(after, phase=SYNCED), (Save(),)
 
 
 def _ask(state: ClientState, *before: Action) -> Outcome:
-    return replace(state, phase=RESYNCING), (*before, Send(state.hello))
+    after = state.asking()
+    assert after.question is not None
+    return after, (*before, Send(after.question.hello))
 
 
 def _followed(pipeline: Pipeline, state: ClientState, broadcast: bytes) -> ClientState:
@@ -277,23 +210,41 @@ def _settled(state: ClientState, word: Word, link_there: Link) -> ClientState:
     return replace(state, memory=memory, pending=None)
 
 
-def _caught_up(pipeline: Pipeline, state: ClientState, word: Word, body: bytes) -> ClientState:
-    """At the server's version, by the broadcasts since or by a snapshot."""
-    rest = body[word.link_bytes :]
+def _caught_up(pipeline: Pipeline, state: ClientState, question: Question, word: Word, rest: bytes) -> ClientState:
+    """At the server's version, by the broadcasts since the question or a snapshot, unless it has moved on already."""
+    version = state.memory.shared.version
     if word.snapshot:
+        if question.version < version and word.version <= version:
+            return state
         shared, model = read_snapshot(rest, state.memory.layout)
         state = replace(state, memory=replace(state.memory, shared=shared, step=None), model=model)
     else:
         for broadcast in PAYLOAD.split(rest):
-            state = _followed(pipeline, state, broadcast)
+            if PAYLOAD.unseal(broadcast)[0].version >= version:
+                state = _followed(pipeline, state, broadcast)
     shared = state.memory.shared
-    if (shared.version, shared.digest) != (word.version, word.shared):
+    if word.version > shared.version or (word.version == shared.version and word.shared != shared.digest):
         raise VersionMismatch(
             f"the word is of version {word.version} ({word.shared.hex()}), and brings this client to version "
             f"{shared.version} ({shared.digest.hex()})",
             reason="version",
         )
     return state
+
+
+def _aged(state: ClientState, missed: int, after_absence: AfterAbsence) -> ClientState:
+    """With what is left of the residual, the one that a pending payload would leave too."""
+    memory, pending = state.memory, state.pending
+    if memory.residual is None:
+        return state
+    if pending is not None and pending.residual is not None:
+        pending = replace(pending, residual=after_absence.residual(pending.residual, missed))
+    memory = replace(memory, residual=after_absence.residual(memory.residual, missed))
+    return replace(state, memory=memory, pending=pending)
+
+
+def _frame(pending: Pending) -> Frame:
+    return PAYLOAD.unseal(pending.payload)[0]
 
 
 def _name(link: Link) -> tuple[int, bytes]:

@@ -1,4 +1,4 @@
-"""The journal: payloads that a server has accepted since its last checkpoint, durable before it says so."""
+"""The journal: payloads that a server has accepted since its checkpoints, durable before it says so."""
 
 import os
 import sqlite3
@@ -17,27 +17,36 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str]):
         self._name = str(Path(path))
         try:
-            self._database = sqlite3.connect(self._name, timeout=0.0, isolation_level=None)
+            self._database = sqlite3.connect(self._name, timeout=0.0, isolation_level=None, check_same_thread=False)
             self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL;")
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._database.execute("CREATE TABLE IF NOT EXISTS accepted (number INTEGER PRIMARY KEY, payload BLOB)")
+            self._database.executescript("PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS accepted (number INTEGER PRIMARY KEY, version INTEGER, payload BLOB)"
+            )
         except sqlite3.DatabaseError as error:
             raise DpcompError(
                 f"the journal {self._name} cannot be opened ({error}): is its folder there, and is it open in another "
                 "process? One server at a time holds it"
             ) from error
 
-    def append(self, payload: bytes) -> None:
-        """Keep a payload; once this returns it outlives the machine's next crash."""
-        self._database.execute("INSERT INTO accepted (payload) VALUES (?)", (payload,))
+    def append(self, version: int, payload: bytes) -> None:
+        """Keep a payload that a server at a version accepted; once this returns it outlives the machine's next crash.
 
-    def payloads(self) -> list[bytes]:
-        """All of them, in their order."""
-        return [payload for (payload,) in self._database.execute("SELECT payload FROM accepted ORDER BY number")]
+        Raises:
+            DpcompError: it could not be kept, and so may not be called accepted.
+        """
+        try:
+            self._database.execute("INSERT INTO accepted (version, payload) VALUES (?, ?)", (version, payload))
+        except sqlite3.Error as error:
+            raise DpcompError(f"the journal {self._name} takes nothing ({error}): is the disk full?") from error
 
-    def clear(self) -> None:
-        """Forget them: a checkpoint holds what they made."""
-        self._database.execute("DELETE FROM accepted")
+    def payloads(self) -> list[tuple[int, bytes]]:
+        """All of them, in their order, with the version of the server that accepted each."""
+        return self._database.execute("SELECT version, payload FROM accepted ORDER BY number").fetchall()
+
+    def forget_before(self, version: int) -> None:
+        """Forget what was accepted before a version: no checkpoint needs it any more."""
+        self._database.execute("DELETE FROM accepted WHERE version < ?", (version,))
 
     def close(self) -> None:
         """Let another process open it."""

@@ -24,6 +24,7 @@ class Hello:
     pipeline: Annotated[bytes, "8s"]
     run: Annotated[int, "Q"]
     client: Annotated[int, "I"]
+    nonce: Annotated[int, "Q"]  # of this question alone
     version: Annotated[int, "I"]
     shared: Annotated[bytes, "8s"]
     link_count: Annotated[int, "I"]
@@ -94,6 +95,8 @@ def read_snapshot(body: bytes, layout: Layout) -> Snapshot:
     if len(rest) != 4 * layout.size * (1 + bool(referenced)):
         raise CorruptPayload(f"a snapshot of {layout.size} coordinates does not have {len(rest)} bytes of values")
     model, *reference = np.frombuffer(rest, dtype="<f4").astype(np.float32).reshape(-1, layout.size)
+    if not np.isfinite(model).all() or not all(np.isfinite(values).all() for values in reference):
+        raise CorruptPayload("the snapshot holds values that are not finite")
     shared = Shared(
         version=version, digest=chained, reference=reference[0] if reference else None, last_support=last_support
     )

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dpcomp.federated.client import Trained
 from dpcomp.federated.network import Faults
 from dpcomp.federated.participant import Participant
+from dpcomp.federated.phases import Trained
 from dpcomp.federated.server import Server
 from dpcomp.federated.traffic import Traffic
 from dpcomp.update import Update
@@ -39,7 +39,6 @@ class Misfortune:
                     traffic.restart(client)
         if faults.server_restart and stream.random() < faults.server_restart:
             server.restart()
-        traffic.run()
 
     def trained(self, client: int, participant: Participant, update: Update, traffic: Traffic) -> list[bytes]:
         """A client goes on from its update as far as it gets; what it would have sent."""

@@ -10,7 +10,8 @@ from dpcomp import checkpoint
 from dpcomp.checkpoint import Checkpoint
 from dpcomp.errors import DpcompError
 from dpcomp.federated.absence import AfterAbsence, Keep
-from dpcomp.federated.client import ClientState, Event, Phase, Restarted, Save, transition
+from dpcomp.federated.client import ClientState, transition
+from dpcomp.federated.phases import Event, Phase, Restarted, Save
 from dpcomp.ledger import Ledger
 from dpcomp.memory import ClientMemory
 from dpcomp.pipeline import Pipeline
@@ -52,8 +53,16 @@ class Participant:
         return self.state.phase is Phase.SYNCED and not spent
 
     def on(self, event: Event) -> list[bytes]:
-        """Go through an event, and return what is to be sent to the server. Raises as `transition` does."""
+        """Go through an event, and return what is to be sent to the server. Raises as `transition` does.
+
+        Raises:
+            DpcompError: the server knows of a release that the ledger does not: what is spent would be under-reported.
+            OSError: the state could not be saved; it is as it was, and nothing may be sent.
+        """
         after, actions = transition(self._pipeline, self.state, event, self._after_absence)
+        pending = self.state.pending
+        if after.memory.link not in (self.state.memory.link, None if pending is None else pending.link):
+            self._refuse_older_ledger(after, "the server knows a release")
         for action in actions:
             if isinstance(action, Save):
                 self._save(after)
@@ -67,9 +76,9 @@ class Participant:
         self.state, _ = transition(self._pipeline, self._saved, Restarted())
 
     def _save(self, state: ClientState) -> None:
-        self._saved = state
         if self._folder is not None:
             checkpoint.save(self._folder, Checkpoint(state.memory, state.model, state.pending))
+        self._saved = state
 
     def _load(self, folder: Path) -> ClientState:
         try:
@@ -78,15 +87,21 @@ class Participant:
             return self._saved  # it never got as far as to save anything
         if not isinstance(memory, ClientMemory) or model is None:
             raise DpcompError(f"{folder} holds no checkpoint of a client: name another folder")
-        if memory.client != self._saved.memory.client or memory.seed != self._saved.memory.seed:
+        mine = self._saved.memory
+        if (memory.client, memory.seed, memory.pipeline) != (mine.client, mine.seed, mine.pipeline):
             raise DpcompError(
-                f"{folder} is of client {memory.client} in run {memory.seed}; this is client "
-                f"{self._saved.memory.client} in run {self._saved.memory.seed}: name another folder"
+                f"{folder} is of client {memory.client}, run {memory.seed} and layout {memory.layout}; this is client "
+                f"{mine.client}, run {mine.seed} and layout {mine.layout}: name another folder"
             )
-        last = memory.link.last if pending is None else pending.link.last
+        state = ClientState(memory=memory, model=model, pending=pending)
+        self._refuse_older_ledger(state, f"{folder} holds a release")
+        return state
+
+    def _refuse_older_ledger(self, state: ClientState, known: str) -> None:
+        """Refuse to go on where what is known to be released was never charged here."""
+        last = state.memory.link.last if state.pending is None else state.pending.link.last
         if last is not None and self._pipeline.trust == "nobody" and not self.ledger.charged(last):
             raise DpcompError(
-                f"{folder} has released at {last}, which {self.ledger} never charged: the ledger is older than the "
-                "checkpoint. Restore the newest ledger; what is spent cannot be taken back"
+                f"{known} at {last}, which {self.ledger} never charged: it is older than that, or another client's. "
+                "Restore the newest ledger; what is spent cannot be taken back"
             )
-        return ClientState(memory=memory, model=model, pending=pending)

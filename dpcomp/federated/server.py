@@ -1,6 +1,7 @@
 """The server: takes payloads, answers, closes rounds, and brings back whoever was away."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,10 +20,12 @@ from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import Late, Reject
 from dpcomp.federated.messages import HELLO, NOTHING, WORD, Snapshot, Word, name_of, write_link, write_snapshot
 from dpcomp.ledger import Ledger
-from dpcomp.memory import ServerMemory
+from dpcomp.memory import ServerMemory, Shared
 from dpcomp.pipeline import Pipeline
 from dpcomp.randomness import SecretSeed
 from dpcomp.update import SERVER, Update
+
+LARGEST = 2.0**64  # of an update's values: far above any sum of clipped gradients, far below the end of float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,12 @@ class Server:
     """A server whose memory and model change by accepted payloads and closed rounds alone.
 
     Given a folder, a payload is in its journal before it is called accepted, and a round in a checkpoint before its
-    broadcast leaves; a new server on the same folder goes on from there. `refusals` counts what was not accepted, by
-    reason; where the server is trusted these are facts of clean messages, for research alone.
+    broadcast leaves; a new server on the same folder goes on from there. `clients` is their number, if it is known: who
+    is not below it is refused. `refusals` counts what was not accepted, by reason; where the server is trusted these
+    are facts of clean messages, for research alone.
+
+    **Privacy:** the transport must know who sends: a trusted server's answer to a client tells what it has of that
+    client, and each client may move the sum by one clip norm.
 
     Raises:
         NotPrivate: late updates are to be weighed under a trusted server: late and fresh in one round are twice the
@@ -64,6 +71,7 @@ class Server:
         optimizer: ServerOptimizer = ServerOptimizer(),
         late: Late = Reject(),
         releasing: Releasing | None = None,
+        clients: int = SERVER,
         folder: str | os.PathLike[str] | None = None,
     ):
         if pipeline.trust == "server" and late.max_age:
@@ -77,19 +85,28 @@ class Server:
         self.accepted: list[Accepted] = []  # in this round
         self.refusals: Counter[str] = Counter()
         self._history: list[bytes] = []  # the last broadcasts, as long as they are shorter than a snapshot
-        self._folder = self._journal = None
+        self._clients, self._folder, self._journal, self._shut = clients, None, None, False
         if folder is not None:
             self._folder = Path(folder)
-            self._folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.make_folder(self._folder)
             self._journal = Journal(self._folder / "journal.db")
-            if not (self._folder / "checkpoints").exists():
-                self._save(self._folder)
-            self.restart()
+            try:
+                self.restart()
+            except FileNotFoundError:
+                self._save(self.memory, self.model, self._optimizer, self._history)
+            except BaseException:
+                self._journal.close()
+                raise
 
-    def hear(self, message: bytes) -> bytes | None:
-        """Take a payload or a question; the word on it, or None where nobody could be told."""
+    def hear(self, message: bytes, sender: int) -> bytes | None:
+        """Take a client's payload or question, and give the word on it; None where nobody could be told.
+
+        Raises:
+            DpcompError: the journal takes nothing; the payload is not accepted.
+        """
+        self._refuse_shut()
         try:
-            return self._answer(message) if HELLO.begins(message) else self._receive(message)
+            return self._answer(message, sender) if HELLO.begins(message) else self._receive(message, sender)
         except VersionMismatch as error:
             self.refusals[error.reason] += 1
         except CorruptPayload:
@@ -101,20 +118,20 @@ class Server:
 
         Raises:
             BudgetExhausted: a trusted server's budget allows no further release. Nothing changed.
+            OSError: the round could not be saved. Nothing changed; a trusted server's round is forfeit.
         """
+        self._refuse_shut()
         step, optimizer = self._optimizer.step(self._mean())
         broadcast, memory = self._pipeline.broadcast(step, self.memory)
         assert memory.step is not None
-        older = (*self.memory.older, self.memory.shared)[-self._late.max_age :] if self._late.max_age else ()
-        self.memory, self._optimizer = replace(memory, older=older), optimizer
-        self.model = self.model + memory.step.dense()
-        self._history.append(broadcast)
-        while sum(map(len, self._history)) > self._least_snapshot_bytes:
-            del self._history[0]
-        self.accepted = []
-        if self._folder is not None and self._journal is not None:
-            self._save(self._folder)
-            self._journal.clear()
+        model, history = self.model + memory.step.dense(), [*self._history, broadcast]
+        memory = replace(memory, older=self._still_received((*self.memory.older, self.memory.shared)))
+        while sum(map(len, history)) > self._least_snapshot_bytes:
+            del history[0]
+        if self._journal is not None:
+            self._save(memory, model, optimizer, history)  # first: what could not be saved did not happen
+            self._journal.forget_before(memory.shared.version - 1)  # the checkpoint before this one needs the rest
+        self.memory, self.model, self._optimizer, self._history, self.accepted = memory, model, optimizer, history, []
         return broadcast
 
     def restart(self) -> None:
@@ -124,32 +141,33 @@ class Server:
         self._restore(self._folder, self._journal)
 
     def shut(self) -> None:
-        """Let another process go on in the folder."""
+        """Let another process go on in the folder; this server is of no use any more."""
         if self._journal is not None:
             self._journal.close()
+            self._shut = True
 
-    def _receive(self, payload: bytes) -> bytes:
+    def _receive(self, payload: bytes, sender: int) -> bytes:
         frame, _ = PAYLOAD.unseal(payload)
-        if frame.client == SERVER:
-            raise VersionMismatch("this payload is a broadcast: clients follow it", reason="direction")
-        self._refuse_foreign(frame.pipeline, frame.run)
+        self._refuse_foreign(frame.pipeline, frame.run, frame.client, sender)
         try:
             update, memory = self._pipeline.receive(payload, self.memory)
+            if np.abs(update.values).max(initial=0.0) > LARGEST:
+                raise CorruptPayload(f"the update holds values beyond {LARGEST:g}, which no sum in float32 can bear")
         except VersionMismatch as error:
             self.refusals[error.reason] += 1
         except CorruptPayload:
             self.refusals["corrupt"] += 1
         else:
             if self._journal is not None:
-                self._journal.append(payload)
+                self._journal.append(memory.shared.version, payload)
             self.memory = memory
             weight = self._late.weight(memory.shared.version - frame.version)
             self.accepted.append(Accepted(update, weight, len(payload)))
         return self._word(payload, frame.client)
 
-    def _answer(self, message: bytes) -> bytes:
+    def _answer(self, message: bytes, sender: int) -> bytes:
         hello, _ = HELLO.unseal(message)
-        self._refuse_foreign(hello.pipeline, hello.run)
+        self._refuse_foreign(hello.pipeline, hello.run, hello.client, sender)
         link, then = self.memory.link(hello.client), self.memory.at(hello.pending_version)
         same = (hello.link_count, hello.link) == (link.count, link.digest)
         known = same or hello.pending == link.digest != NOTHING
@@ -210,7 +228,7 @@ class Server:
             return mean_of_released(self._pipeline, [], self.memory)
         return release_mean(self._pipeline, updates, self.memory, releasing.secret, releasing.ledger, releasing.divisor)
 
-    def _refuse_foreign(self, pipeline: bytes, run: int) -> None:
+    def _refuse_foreign(self, pipeline: bytes, run: int, client: int, sender: int) -> None:
         if pipeline != self.memory.pipeline:
             raise VersionMismatch(
                 f"the message is of pipeline and layout {pipeline.hex()}, here is {self.memory.pipeline.hex()}: both "
@@ -219,27 +237,56 @@ class Server:
             )
         if run != self.memory.seed.number:
             raise VersionMismatch(f"the message is of run {run}, here is {self.memory.seed.number}", reason="run")
+        if client != sender or not 0 <= client < self._clients:
+            raise VersionMismatch(
+                f"the message is of client {client} and came from {sender}; clients have numbers below {self._clients}",
+                reason="direction",
+            )
 
-    def _save(self, folder: Path) -> None:
-        beside: dict[str, np.ndarray] = {}
-        if self._optimizer.velocity is not None:
-            beside["velocity"] = self._optimizer.velocity
-        for place, broadcast in enumerate(self._history):
+    def _refuse_shut(self) -> None:
+        if self._shut:
+            raise DpcompError(f"this server was shut, and another may hold {self._folder}: open a new one")
+
+    def _still_received(self, older: tuple[Shared, ...]) -> tuple[Shared, ...]:
+        return older[-self._late.max_age :] if self._late.max_age else ()
+
+    def _save(
+        self, memory: ServerMemory, model: Float32[np.ndarray, "d"], optimizer: ServerOptimizer, history: list[bytes]
+    ) -> None:
+        assert self._folder is not None
+        beside: dict[str, np.ndarray] = {} if optimizer.velocity is None else {"velocity": optimizer.velocity}
+        for place, broadcast in enumerate(history):
             beside[f"broadcast {place}"] = np.frombuffer(broadcast, dtype=np.uint8)
-        checkpoint.save(folder / "checkpoints", Checkpoint(self.memory, self.model, beside=beside))
+        checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, beside=beside))
 
     def _restore(self, folder: Path, journal: Journal) -> None:
         memory, model, _, beside = checkpoint.load(folder / "checkpoints", self._pipeline)
         if not isinstance(memory, ServerMemory) or model is None:
             raise DpcompError(f"{folder} holds no checkpoint of a server: name another folder")
-        if memory.seed != self.memory.seed:
-            raise DpcompError(f"{folder} is of run {memory.seed}, this is {self.memory.seed}: name another folder")
-        self.memory, self.model, self._history = memory, model, _broadcasts(beside)
+        if (memory.seed, memory.pipeline) != (self.memory.seed, self.memory.pipeline):
+            raise DpcompError(
+                f"{folder} is of run {memory.seed} and layout {memory.layout}; this is run {self.memory.seed} and "
+                f"layout {self.memory.layout}: name another folder"
+            )
+        if self._releasing is not None and memory.shared.version:
+            last = replace(memory.address, round=memory.shared.version - 1)
+            if not self._releasing.ledger.charged(last):
+                raise DpcompError(
+                    f"{folder} holds the release of {last}, which {self._releasing.ledger} never charged: restore the "
+                    "newest ledger; what is spent cannot be taken back"
+                )
+        self.memory = replace(memory, older=self._still_received(memory.older))
+        self.model, self._history, self.accepted = model, _broadcasts(beside), []
         self._optimizer = replace(self._optimizer, velocity=beside.get("velocity"))
-        self.accepted, counted, self._journal = [], self.refusals.copy(), None
-        for payload in journal.payloads():
-            self.hear(payload)  # it stands in the journal; what the checkpoint holds already is a repeat
-        self._journal, self.refusals = journal, counted
+        counted, self._journal = self.refusals.copy(), None  # what stands in the journal is not written again
+        try:
+            for version, payload in journal.payloads():
+                if version == memory.shared.version:
+                    self._receive(payload, PAYLOAD.unseal(payload)[0].client)
+                elif version > memory.shared.version:
+                    warnings.warn(f"{folder}: an update accepted at version {version} is lost with it", stacklevel=3)
+        finally:
+            self._journal, self.refusals = journal, counted
 
 
 def _broadcasts(beside: Mapping[str, np.ndarray]) -> list[bytes]:

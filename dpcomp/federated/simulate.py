@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dpcomp.accounting import check_delta
 from dpcomp.federated.aggregate import ServerOptimizer
 from dpcomp.federated.cohort import cohort
+from dpcomp.federated.ends import Ends, Versioned
 from dpcomp.federated.misfortune import Misfortune
 from dpcomp.federated.network import Faults
 from dpcomp.federated.partition import IID, Partition
 from dpcomp.federated.probe import Probe, Watched
-from dpcomp.federated.protocol import Ends, Versioned
 from dpcomp.federated.server import Releasing, Server
 from dpcomp.federated.task import Task
 from dpcomp.federated.traffic import Counts, Traffic
@@ -167,13 +167,14 @@ def simulate(
         stack.callback(server.shut)
         traffic = Traffic(server, participants, faults, public.stream("network"))
         misfortune = Misfortune(faults, clients, public.stream("misfortune"))
-        traffic.run()  # everybody says hello
+        traffic.run()  # everybody says hello: a part of the first round's bytes
         for number in bar.track(range(1, rounds + 1), description=task.name):
             began = time.perf_counter()
-            traffic.counts, refused = Counts(), server.refusals.copy()
+            refused, bits = server.refusals.copy(), []
             misfortune.strike(traffic, server)
-            bits = []
-            for client in cohort(pipeline, participation, clients, server.memory, secret):
+            asked = cohort(pipeline, participation, clients, server.memory, secret)
+            traffic.invite(asked)
+            for client in asked:
                 participant = participants[client]
                 if client not in traffic.away and participant.may_train:
                     state = participant.state
@@ -186,6 +187,7 @@ def simulate(
             traffic.broadcast(server.close())
             traffic.run()
             row = {"round": number, **_bytes(traffic.counts, accepted, layout)}
+            traffic.counts = Counts()
             for name in bits[0] if bits else ():
                 row[BITS_OF + name] = float(np.mean([spent[name] for spent in bits]))
             if number % evaluate_every == 0 or number == rounds:
@@ -203,7 +205,8 @@ def simulate(
     guarantee = replace(guarantee, assumptions=(*guarantee.assumptions, declared))
     seen = watched.columns if watched else set()
     if pipeline.trust == "server":  # sizes of a secret cohort, and lengths of clean messages
-        seen = seen | {"participants", "uplink_bytes", "control_bytes", "payload_bytes", "compression_ratio", "seconds"}
+        seen = seen | {"participants", "payload_bytes", "compression_ratio", "seconds"}
+        seen = seen | {"uplink_bytes", "downlink_bytes", "control_bytes"}  # an answer's length tells of its question
         clean = (BITS_OF, "refused_")
         seen = seen | {column for row in rows for column in row if column.startswith(clean)}
     probed = tuple(sorted(seen))

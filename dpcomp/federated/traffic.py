@@ -7,10 +7,10 @@ import numpy as np
 
 from dpcomp.codec.frame import PAYLOAD
 from dpcomp.errors import CorruptPayload, VersionMismatch
-from dpcomp.federated.client import Due, Heard, Phase, Told
 from dpcomp.federated.messages import WORD
 from dpcomp.federated.network import Faults, Network
 from dpcomp.federated.participant import Participant
+from dpcomp.federated.phases import Due, Heard, Phase, Told
 from dpcomp.federated.server import Server
 from dpcomp.update import SERVER
 
@@ -51,6 +51,15 @@ class Traffic:
             self.counts.downlink += len(broadcast)
             self._network.send(SERVER, client, broadcast)
 
+    def invite(self, clients: Iterable[int]) -> None:
+        """Tell clients that their updates are wanted at the server's version: who has missed it asks first."""
+        for client in clients:
+            state = self._participants[client].state
+            behind = state.memory.shared.digest != self._server.memory.shared.digest
+            if client not in self.away and state.phase is Phase.SYNCED and behind:
+                self.send(client, self._participants[client].on(Due()))
+        self.run()
+
     def run(self) -> None:
         """Deliver until all is said, or patience ends; who has no answer asks again."""
         for _ in range(self._faults.patience):
@@ -82,7 +91,7 @@ class Traffic:
             if recipient not in self.away:
                 self._told(recipient, message)
             return
-        word = self._server.hear(message)
+        word = self._server.hear(message, sender)
         if word is not None:
             head = min(len(word), WORD.header_bytes)
             self.counts.control += head

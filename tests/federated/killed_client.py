@@ -6,9 +6,9 @@ import numpy as np
 
 import dpcomp as dp
 from dpcomp.errors import CorruptPayload, VersionMismatch
-from dpcomp.federated.client import Due, Heard, Told, Trained
 from dpcomp.federated.messages import WORD
 from dpcomp.federated.participant import Participant
+from dpcomp.federated.phases import Due, Heard, Told, Trained
 
 LAYOUT = dp.Layout.of({"a": (60, 50), "b": (77,)})
 RUN = dp.PublicSeed(8)

@@ -8,20 +8,9 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.federated.absence import Decay, Drop, Keep
-from dpcomp.federated.client import (
-    ClientState,
-    Due,
-    Heard,
-    Phase,
-    Restarted,
-    Save,
-    Send,
-    Told,
-    Trained,
-    diagram,
-    transition,
-)
+from dpcomp.federated.client import ClientState, transition
 from dpcomp.federated.messages import HELLO, WORD
+from dpcomp.federated.phases import Due, Heard, Phase, Restarted, Save, Send, Told, Trained, diagram
 from dpcomp.federated.server import Server
 
 LAYOUT = dp.Layout.of({"a": (40, 10), "b": (13,)})
@@ -40,7 +29,7 @@ def ends(pipeline=PIPELINE):
     server = Server(pipeline, pipeline.init_server(LAYOUT, RUN), zeros())
     state = ClientState(memory=pipeline.init(LAYOUT, RUN, client=4), model=zeros())
     asking, (question,) = transition(pipeline, state, Due())
-    synced, _ = transition(pipeline, asking, Told(server.hear(question.message)))
+    synced, _ = transition(pipeline, asking, Told(server.hear(question.message, 4)))
     assert synced.phase is Phase.SYNCED
     return synced, server
 
@@ -66,7 +55,7 @@ def test_a_payload_is_pending_until_the_server_says_that_it_is_accepted():
     sending, payload = waiting(state)
     assert sending.memory.link == state.memory.link
     assert sending.memory.residual.tobytes() == state.memory.residual.tobytes()
-    after, actions = transition(PIPELINE, sending, Told(server.hear(payload)))
+    after, actions = transition(PIPELINE, sending, Told(server.hear(payload, 4)))
     assert (after.phase, after.pending, actions) == (Phase.SYNCED, None, (Save(),))
     assert after.memory.link == server.memory.link(4)
     left = update_of(state).dense() - server.accepted[0].update.dense()
@@ -89,14 +78,14 @@ def test_what_comes_too_late_goes_into_the_residual_on_the_servers_word(seen):
     if seen:
         sending, _ = transition(PIPELINE, sending, Heard(broadcast))
         assert sending.phase is Phase.WAITING and sending.pending is not None
-    after, actions = transition(PIPELINE, sending, Told(server.hear(payload)))
+    after, actions = transition(PIPELINE, sending, Told(server.hear(payload, 4)))
     assert server.refusals == {"version": 1} and not server.accepted
     assert after.pending is None
     assert after.memory.link == state.memory.link
     np.testing.assert_array_equal(after.memory.residual, state.memory.residual + update_of(state).dense())
     if not seen:
         (question,) = sent(actions)
-        after, _ = transition(PIPELINE, after, Told(server.hear(question)))
+        after, _ = transition(PIPELINE, after, Told(server.hear(question, 4)))
     assert after.phase is Phase.SYNCED and after.memory.shared.digest == server.memory.shared.digest
 
 
@@ -105,7 +94,7 @@ def test_without_feedback_it_is_lost():
     state, server = ends(pipeline)
     sending, payload = waiting(state, pipeline=pipeline)
     server.close()
-    after, _ = transition(pipeline, sending, Told(server.hear(payload)))
+    after, _ = transition(pipeline, sending, Told(server.hear(payload, 4)))
     assert after.pending is None and after.memory.residual is None
 
 
@@ -114,11 +103,11 @@ def test_after_a_crash_the_server_tells_what_became_of_a_payload(arrived):
     state, server = ends()
     sending, payload = waiting(state)
     if arrived:
-        server.hear(payload)
+        server.hear(payload, 4)
     stale, actions = transition(PIPELINE, sending, Restarted())
     assert stale.phase is Phase.STALE and actions == ()
     asking, actions = transition(PIPELINE, stale, Due())
-    after, actions = transition(PIPELINE, asking, Told(server.hear(*sent(actions))))
+    after, actions = transition(PIPELINE, asking, Told(server.hear(sent(actions)[0], 4)))
     if arrived:
         assert after.phase is Phase.SYNCED and after.memory.link == server.memory.link(4)
     else:
@@ -128,7 +117,7 @@ def test_after_a_crash_the_server_tells_what_became_of_a_payload(arrived):
 def test_an_answer_to_what_was_said_before_decides_nothing():
     state, server = ends()
     _, (question,) = transition(PIPELINE, *[transition(PIPELINE, state, Restarted())[0], Due()])
-    word = server.hear(question.message)
+    word = server.hear(question.message, 4)
     sending, _ = waiting(state)
     after, actions = transition(PIPELINE, sending, Told(word))
     assert after is sending and actions == ()
@@ -146,7 +135,7 @@ def test_only_a_synced_client_trains(phase):
 def test_a_client_sends_one_update_a_round():
     state, server = ends()
     sending, payload = waiting(state)
-    after, _ = transition(PIPELINE, sending, Told(server.hear(payload)))
+    after, _ = transition(PIPELINE, sending, Told(server.hear(payload, 4)))
     with pytest.raises(ValueError, match="one a round"):
         transition(PIPELINE, after, Trained(update_of(after, seed=1)))
 
@@ -154,7 +143,7 @@ def test_a_client_sends_one_update_a_round():
 def test_damaged_and_foreign_messages_change_nothing():
     state, server = ends()
     sending, payload = waiting(state)
-    word, broadcast = server.hear(payload), server.close()
+    word, broadcast = server.hear(payload, 4), server.close()
     other = ClientState(memory=PIPELINE.init(LAYOUT, RUN, client=5), model=zeros())
     for message in (word, broadcast):
         for place in (0, 5, len(message) - 1):
@@ -175,7 +164,7 @@ def test_a_word_that_lies_about_what_it_brings_is_refused():
     state, server = ends()
     server.close()
     asking, (question,) = transition(PIPELINE, transition(PIPELINE, state, Restarted())[0], Due())
-    word, body = WORD.unseal(server.hear(question.message))
+    word, body = WORD.unseal(server.hear(question.message, 4))
     for lie in ({"version": 7}, {"shared": b"nonsense"}, {"link_count": 3}):
         with pytest.raises(dp.VersionMismatch):
             transition(PIPELINE, asking, Told(WORD.seal(replace(word, **lie), body)))
@@ -185,11 +174,11 @@ def test_a_word_that_lies_about_what_it_brings_is_refused():
 def test_a_residual_after_eight_missed_rounds(policy, left):
     state, server = ends()
     sending, payload = waiting(state)
-    state, _ = transition(PIPELINE, sending, Told(server.hear(payload)))
+    state, _ = transition(PIPELINE, sending, Told(server.hear(payload, 4)))
     for _ in range(8):
         server.close()
     asking, (question,) = transition(PIPELINE, transition(PIPELINE, state, Restarted())[0], Due())
-    after, _ = transition(PIPELINE, asking, Told(server.hear(question.message)), policy)
+    after, _ = transition(PIPELINE, asking, Told(server.hear(question.message, 4)), policy)
     np.testing.assert_allclose(after.memory.residual, left * state.memory.residual)
     assert np.abs(state.memory.residual).max() > 0
 
@@ -200,7 +189,7 @@ def test_a_half_life_is_above_zero():
 
 
 def test_questions_and_words_are_small():
-    assert HELLO.header_bytes <= 80
+    assert HELLO.header_bytes <= 88
     assert WORD.header_bytes <= 64
 
 

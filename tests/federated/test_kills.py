@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dpcomp.codec.frame import PAYLOAD
-from dpcomp.federated.client import Due, Phase, Told
+from dpcomp.federated.phases import Due, Phase, Told
 from dpcomp.federated.server import Server
 from tests.federated.killed_client import LAYOUT, PIPELINE, RUN, live, opened
 
@@ -72,7 +72,7 @@ class Life:
             number = PAYLOAD.unseal(message)[0].round
             assert self.sent.setdefault(number, message) == message, f"round {number} was released twice"
         before = len(self.server.accepted)
-        word = self.server.hear(message)
+        word = self.server.hear(message, 0)
         self.log += [message] * (len(self.server.accepted) - before)
         return word
 
@@ -113,7 +113,7 @@ def replayed(log):
         if message is None:
             server.close()
         else:
-            assert server.hear(message) is not None
+            assert server.hear(message, 0) is not None
     assert not server.refusals
     return server.model
 

@@ -10,10 +10,10 @@ import torch
 
 import dpcomp as dp
 from dpcomp.federated import simulate
-from dpcomp.federated.client import Phase
+from dpcomp.federated.ends import Versioned
 from dpcomp.federated.network import Faults
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.protocol import Versioned
+from dpcomp.federated.phases import Phase
 from dpcomp.federated.server import Server
 from experiments.tasks import digits
 

@@ -13,8 +13,8 @@ from jaxtyping import Float32
 from dpcomp.codec.frame import LINK_BYTES, PAYLOAD
 from dpcomp.errors import CorruptPayload, NotPrivate
 from dpcomp.federated.aggregate import ServerOptimizer
-from dpcomp.federated.client import Event, Heard, Phase, Trained
 from dpcomp.federated.participant import Participant
+from dpcomp.federated.phases import Event, Heard, Phase, Trained
 from dpcomp.federated.server import Accepted, Releasing, Server
 from dpcomp.ledger import Ledger
 from dpcomp.memory import ClientMemory, Link, ServerMemory, Shared
@@ -51,7 +51,7 @@ class Unversioned:
 
 
 class _Server(Server):
-    def hear(self, message: bytes) -> bytes | None:
+    def hear(self, message: bytes, sender: int) -> bytes | None:
         try:
             frame, _ = PAYLOAD.unseal(message)
             payload = _stamped(message, self.memory.shared, self.memory.link(frame.client))
