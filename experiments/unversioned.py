@@ -38,10 +38,13 @@ class Unversioned:
 
         Raises:
             NotPrivate: the server is trusted.
+            ValueError: it is to outlive its process.
         """
         if pipeline.trust == "server":
             raise NotPrivate("Unversioned() with trust='server' would add repeats up: twice the sensitivity")
-        return _Server(pipeline, memory, model, optimizer=optimizer, folder=folder)
+        if folder is not None:
+            raise ValueError("Unversioned() keeps no journal, so it cannot restart: server_restart=0")
+        return _Server(pipeline, memory, model, optimizer=optimizer)
 
     def participant(
         self, pipeline: Pipeline, memory: ClientMemory, model: Float32[np.ndarray, "d"], ledger: Ledger
