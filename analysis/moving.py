@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from scipy.optimize import brentq
-from scipy.special import ndtr
+from scipy.special import entr, ndtr
 
 from dpcomp.sparsify import top_k_indices
 
+BYTE = 8
+COUNTS = (2**7, 2**14, 2**21)  # from which on a count takes another byte
 BINS_A_DEVIATION = 2**8  # of the noise, for the threshold alone
 MOST_BINS = 2**22  # the last one holds all that is more than 16,384 deviations large, and so kept for certain
 
@@ -67,6 +69,31 @@ class Keeping:
         if self.k != other.k:
             raise ValueError(f"Keeping.overlap: supports of {self.k} and {other.k} coordinates; give two of one size")
         return float(self.probabilities @ other.probabilities) / self.k
+
+    def index_bits(self, later: "Keeping", edges: Int64[np.ndarray, "layers_plus_one"]) -> float:
+        """What telling the later support takes of whoever knows this one, in expected bits a kept coordinate.
+
+        k·h(r) of `analysis.theory.temporal_index_bits`, or what is less: each of its two parts may be told layer by
+        layer, with Σp and Σpp′ of the layer for its counts, and the whole without the support before. So the codec
+        chooses (`dpcomp.codec.entropy.positions`), and tells its choice and the counts, which are in the bits.
+        """
+        before, after, common = (
+            np.diff(np.append(0.0, np.cumsum(p))[edges])
+            for p in (self.probabilities, later.probabilities, self.probabilities * later.probabilities)
+        )
+        places = np.diff(edges).astype(np.float64)
+        given_this = _told(before, common) + _told(places - before, after - common)
+        return (BYTE + min(given_this, _told(places, after))) / later.k
+
+
+def _told(places: Float64[np.ndarray, "m"], chosen: Float64[np.ndarray, "m"]) -> float:
+    """Bits of so many chosen among so many places, with one density for all or with one a layer."""
+    bits = []
+    for n, k in ((places, chosen), (places.sum(keepdims=True), chosen.sum(keepdims=True))):
+        share = np.clip(k, 0, n) / np.maximum(n, 1)
+        count_bytes = 1 + np.searchsorted(COUNTS, k, side="right")
+        bits.append(float(np.sum(n * (entr(share) + entr(1 - share)) / np.log(2) + BYTE * count_bytes)))
+    return BYTE + min(bits)
 
 
 def _kept(magnitudes: Float64[np.ndarray, "d"], k: int) -> Float64[np.ndarray, "d"]:

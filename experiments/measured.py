@@ -50,7 +50,7 @@ def supports(rounds: Rounds, densities: Sequence[float], noise_multipliers: Sequ
 
     clean_overlap, noisy_overlap: of a vector's own top k with that of the round before. recall, energy: of the clean
     top k, and of the clean energy, in the noisy top k. expected_...: by `Keeping`, from the clean vectors alone;
-    still_overlap: the same if the clean vector stood still.
+    expected_index_bits: a kept coordinate, layer by layer. still_overlap: if the clean vector stood still.
     """
     clean, rows, d = rounds.vectors, [], rounds.layout.size
     for noise in noise_multipliers:
@@ -70,6 +70,9 @@ def supports(rounds: Rounds, densities: Sequence[float], noise_multipliers: Sequ
                     "recall": np.mean([SupportChange.between(a, b, d).overlap for _, a, b, _ in later]),
                     "energy": np.mean([captured_energy(vector, dp.Listed(b)) for vector, _, b, _ in later]),
                     "expected_overlap": np.mean([one.overlap(other) for one, other in pairwise(expected)]),
+                    "expected_index_bits": np.mean(
+                        [one.index_bits(other, rounds.layout.edges) for one, other in pairwise(expected)]
+                    ),
                     "still_overlap": np.mean([each.overlap(each) for *_, each in later]),
                     "expected_recall": np.mean([each.recall for *_, each in later]),
                     "expected_energy": np.mean([each.captured_energy for *_, each in later]),
@@ -78,9 +81,7 @@ def supports(rounds: Rounds, densities: Sequence[float], noise_multipliers: Sequ
     return pd.DataFrame(rows)
 
 
-def energies(
-    rounds: Rounds, shares: Sequence[float], noise_multipliers: Sequence[float], bits: int
-) -> pd.DataFrame:
+def energies(rounds: Rounds, shares: Sequence[float], noise_multipliers: Sequence[float], bits: int) -> pd.DataFrame:
     """A row an order, noise multiplier and share of the clean energy: the density and bytes that capture it.
 
     Noise first: the noisy vector's smallest top k that holds the share, told by its change from the round before.

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,8 +55,8 @@ class Rounds:
     batch: int
     clip_norm: float
     whole: tuple[dp.Total, ...]
-    restricted: Mapping[float, tuple[dp.Total, ...]] = field(default_factory=dict)
-    training_loss: float = float("nan")  # the mean over the rounds' examples
+    restricted: Mapping[float, tuple[dp.Total, ...]]
+    training_loss: float  # the mean over the rounds' examples
 
     @property
     def vectors(self) -> tuple[Float32[np.ndarray, "d"], ...]:

@@ -85,6 +85,18 @@ def study(folder: Path, seeds: tuple[int, ...], tasks: tuple[str, ...], studies:
                 began = time.perf_counter()
 
 
+def reports_of(folder: Path) -> list[dict[str, Any]]:
+    """All finished reports below a folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = [report.read(mark.parent) for mark in sorted(folder.rglob("DONE"))]
+    if not found:
+        raise ConfigError(f"{folder} holds no finished report: run dpcomp study scrambling first")
+    return found
+
+
 def home(folder: Path, chosen: Study, case: tuple[str, int], seed: int) -> Path:
     """Where the report of a phase and batch lies."""
     phase, batch = case

@@ -4,9 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-from jaxtyping import Float32
-
 import dpcomp as dp
 from analysis.rate import PayloadRate
 from dpcomp.memory import ServerMemory
@@ -116,8 +113,7 @@ def session(setting: Setting, rounds: Rounds, releases: Sequence[dp.Update]) -> 
 def _clean(setting: Setting, rounds: Rounds, number: int, memory: dp.ClientMemory) -> dp.Update:
     """A recorded sum as the update of a client that trusts the server."""
     total = rounds.whole[number] if setting.order == "noise first" else rounds.restricted[setting.density][number]
-    values: Float32[np.ndarray, "k"] = total.vector().astype(np.float32)
-    return dp.Update(values=values, layout=rounds.layout, address=memory.address, support=total.support)
+    return dp.Update(values=total.vector(), layout=rounds.layout, address=memory.address, support=total.support)
 
 
 def _total(setting: Setting, estimate: dp.Update, units: int) -> dp.Total:
