@@ -38,13 +38,15 @@ def at_equal_density(payloads: pd.DataFrame, supports: pd.DataFrame) -> pd.DataF
     closed_form: both h(r), with r of consecutive noisy top-k's as expected of the clean vectors (`analysis.moving`).
     by_layer: both as expected of the clean vectors where each layer's counts may be told (`Keeping.index_bits`).
     with_values: `by_layer`, but for b, which is that of the payload with the noise.
-    of_sent: both h(r), with r as it was sent; the one that also holds with error feedback, where the others but
-        `random` are NaN: what is sent is then not the update alone.
+    of_sent: both h(r), with r as it was sent.
+    of_sent_by_layer: both the least information of what was sent, given the support before or not, in all or layer by
+        layer; and b that of the payload. Only these two hold with error feedback, where those from
+        clean vectors are NaN: what is sent is then not the update alone.
 
     A support that both ends know takes no index bits, whose losses are foretold to be 0; so are those of an uplink
     that no noise reaches.
     """
-    rows = payloads.merge(supports, on=[*CASE, "coordinates", "density", "noise_multiplier"])
+    rows: Any = payloads.merge(supports, on=[*CASE, "coordinates", "density", "noise_multiplier"])
     keys = [*CASE, *SETTING]
     noise_arrives = (rows["trust"] == "nobody") | (rows["link"] == "downlink")
     listed, alone = rows["order"] == "noise first", rows["feedback"] == 0
@@ -52,6 +54,9 @@ def at_equal_density(payloads: pd.DataFrame, supports: pd.DataFrame) -> pd.DataF
     rows["other_bits"] = (8 * rows["payload_bytes"] - rows["index_bits"]) / rows["kept"]
     rows["closed_form_bits"] = _index_bits(rows, rows["expected_overlap"]).where(alone)
     rows["by_layer_bits"] = rows["expected_index_bits"].where(listed, 0.0).where(alone)
+    entropies = ["support_entropy_bits", "conditional_entropy_bits"]
+    least = rows[[*entropies, *(f"{name}_by_layer" for name in entropies)]].min(axis=1)
+    rows["of_sent_by_layer_bits"] = least / rows["kept"]
     rows["of_sent_bits"] = _index_bits(rows, rows["sent_overlap"])
     before = rows[rows["noise_multiplier"] == 0].set_index(keys).loc[pd.MultiIndex.from_frame(rows[keys])]
     before = before.reset_index(drop=True).set_axis(rows.index)
@@ -61,18 +66,21 @@ def at_equal_density(payloads: pd.DataFrame, supports: pd.DataFrame) -> pd.DataF
     rows["loss"] = 100 * (1 - before["payload_bytes"] / rows["payload_bytes"])
     rows["loss_of_index"] = 100 * (rows["index_bits"] - before["index_bits"]) / (8 * rows["payload_bytes"])
     rows["loss_of_values"] = rows["loss"] - rows["loss_of_index"]
-    for name in ("closed_form", "by_layer", "of_sent"):
-        rows[name] = _loss(before["other_bits"], before[f"{name}_bits"], before["other_bits"], rows[f"{name}_bits"])
-    rows["with_values"] = _loss(
-        before["other_bits"], before["by_layer_bits"], rows["other_bits"], rows["by_layer_bits"]
-    )
-    limit = _index_bits(rows, rows["density_kept"])
-    random = _loss(before["other_bits"], before["of_sent_bits"], before["other_bits"], limit)
-    rows["random"] = random.where(noise_arrives, 0.0)
+    rows["random_bits"] = _index_bits(rows, rows["density_kept"]).where(noise_arrives, before["of_sent_bits"])
+    for name, index_before, other, index in (
+        ("random", "of_sent", before, "random"),
+        ("closed_form", "closed_form", before, "closed_form"),
+        ("by_layer", "by_layer", before, "by_layer"),
+        ("with_values", "by_layer", rows, "by_layer"),
+        ("of_sent", "of_sent", before, "of_sent"),
+        ("of_sent_by_layer", "of_sent_by_layer", rows, "of_sent_by_layer"),
+    ):
+        without = before["other_bits"] + before[f"{index_before}_bits"]
+        rows[name] = 100 * (1 - without / (other["other_bits"] + rows[f"{index}_bits"]))
     return rows
 
 
-def _index_bits(rows: pd.DataFrame, overlaps: pd.Series) -> pd.Series:
+def _index_bits(rows: pd.DataFrame, overlaps: Iterable[float]) -> pd.Series:
     """h(r) of listed supports, 0 of others."""
     bits = [
         temporal_index_bits(density=density, overlap=overlap) if order == "noise first" else 0.0
@@ -81,15 +89,12 @@ def _index_bits(rows: pd.DataFrame, overlaps: pd.Series) -> pd.Series:
     return pd.Series(bits, index=rows.index)
 
 
-def _loss(other_before: pd.Series, index_before: pd.Series, other: pd.Series, index: pd.Series) -> pd.Series:
-    return 100 * (1 - (other_before + index_before) / (other + index))
-
-
 def at_equal_energy(energies: pd.DataFrame) -> pd.DataFrame:
     """Efficiency (b): each row of `energies` with its `loss`, that of the bytes which capture the same clean energy."""
     keys = [*CASE, "order", "energy_share"]
-    still = energies[energies["noise_multiplier"] == 0].set_index(keys)["payload_bytes"]
-    reference = still.loc[pd.MultiIndex.from_frame(energies[keys])].to_numpy()
+    rows: Any = energies
+    still = rows[rows["noise_multiplier"] == 0].set_index(keys)["payload_bytes"]
+    reference = still.loc[pd.MultiIndex.from_frame(rows[keys])].to_numpy()
     return energies.assign(loss=100 * (1 - reference / energies["payload_bytes"]))
 
 
@@ -100,25 +105,26 @@ def energy_with_feedback(payloads: pd.DataFrame, share: float) -> pd.DataFrame:
     coordinates, and holds little of the update of its own round.
     """
     keys = [*CASE, "order", "feedback", "noise_multiplier"]
-    sent = payloads[(payloads["trust"] == "nobody") & (payloads["bits"] == payloads["bits"].min())]
-    rows = [
-        dict(zip(keys, key, strict=True))
+    sent: Any = payloads[(payloads["trust"] == "nobody") & (payloads["bits"] == payloads["bits"].min())]
+    rows: list[dict[str, Any]] = [
+        dict(zip(keys, key, strict=True))  # pyright: ignore[reportArgumentType]  # as many as were grouped by
         | {"payload_bytes": bytes_at_energy(group["payload_bytes"].tolist(), group["captured_energy"].tolist(), share)}
         for key, group in sent.groupby(keys)
     ]
     return pd.DataFrame(rows).assign(energy_share=share)
 
 
-def spread(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def spread(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Of each column the mean over phases and seeds, and `..._deviation`, of the phases' means over the seeds."""
+    rows: Any = table
     seeds = rows.groupby([*by, "seed"])[list(columns)].mean().groupby(list(by))
     return seeds.mean().join(seeds.std().add_suffix("_deviation"))
 
 
 def told(reports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The claim in numbers: losses at the most noise, in both definitions, with what is foretold of the first."""
-    density = at_equal_density(table_of(reports, "payloads"), table_of(reports, "supports"))
-    energy = at_equal_energy(table_of(reports, "energies"))
+    density: Any = at_equal_density(table_of(reports, "payloads"), table_of(reports, "supports"))
+    energy: Any = at_equal_energy(table_of(reports, "energies"))
     most = density["noise_multiplier"].max()
     a = spread(
         density[density["noise_multiplier"] == most].rename(columns={"density": "held_equal"}),

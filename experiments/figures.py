@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures import efficiency, faults, overlap, residuals
-from analysis.losses import at_equal_density, table_of
+from analysis.figures import efficiency, energy, faults, overlap, residuals
+from analysis.losses import at_equal_density, at_equal_energy, table_of
 from analysis.results import curves
 from experiments import report
 from experiments.calls import ConfigError
@@ -68,9 +68,19 @@ def losses_of(folder: Path) -> pd.DataFrame:
     return at_equal_density(table_of(reports, "payloads"), table_of(reports, "supports"))
 
 
+def energies_of(folder: Path) -> pd.DataFrame:
+    """A row an order, noise and share of energy of the scrambling study: the bytes that it takes.
+
+    Raises:
+        ConfigError: there is no report.
+    """
+    return at_equal_energy(table_of(reports_of(folder), "energies"))
+
+
 FIGURES = {
     "faults": Drawn(source="faults/versions.toml", read=rounds_of, draw=faults.draw),
     "residuals": Drawn(source="faults/residuals.toml", read=rounds_of, draw=residuals.draw),
     "efficiency": Drawn(source="scrambling", read=losses_of, draw=efficiency.draw),
+    "energy": Drawn(source="scrambling", read=energies_of, draw=energy.draw),
     "overlap": Drawn(source="scrambling", read=losses_of, draw=overlap.draw),
 }

@@ -1,5 +1,7 @@
 """What noise takes from compression at equal density, by the order of noise and sparsification: claim 3."""
 
+from typing import Any
+
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
@@ -15,7 +17,7 @@ METHODS = (
     "top-k of the clean update, noise at the server",
 )
 CLAIMED_PERCENT = 30
-TICKS = {0: "0", 0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4", 8: "8"}
+NOISE = {0: "0", 0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4", 8: "8"}
 TASKS = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
@@ -25,26 +27,25 @@ def draw(losses: pd.DataFrame) -> Figure:
     Lines are means over phases and seeds, bands span the seeds' means over phases; the rule is the claim's 30 %.
     """
     use_style()
-    frame = losses[losses["bits"] == losses["bits"].min()].copy()
+    frame: Any = losses[losses["bits"] == losses["bits"].min()].copy()
     frame["method"] = [_method(row) for row in frame.to_dict("records")]
     frame = frame.dropna(subset="method")
-    frame["place"] = frame["noise_multiplier"].map(list(TICKS).index)
+    frame["place"] = frame["noise_multiplier"].map(list(NOISE).index)
     keys = ["task", "batch", "density", "method", "place", "seed"]
-    frame = pd.DataFrame(frame.groupby(keys)["loss"].mean()).reset_index()
-    cases = list(frame.groupby(["task", "batch"], sort=True).groups)[::-1]
+    frame = frame.groupby(keys)["loss"].mean().reset_index()
+    cases: Any = list(frame.groupby(["task", "batch"], sort=True).groups)[::-1]
     densities = sorted(frame["density"].unique())
     size = (2.2 * COLUMN_INCHES, 0.3 + 0.6 * COLUMN_INCHES * len(cases))
     figure, grid = plt.subplots(len(cases), len(densities), figsize=size, sharex=True, sharey=True, squeeze=False)
-    for line, (task, batch) in zip(grid, cases, strict=True):
-        for axes, density in zip(line, densities, strict=True):
-            part = frame[(frame["task"] == task) & (frame["batch"] == batch) & (frame["density"] == density)]
+    for number, (task, batch) in enumerate(cases):
+        for axes, density in zip(grid[number], densities, strict=True):
+            part: Any = frame[(frame["task"] == task) & (frame["batch"] == batch) & (frame["density"] == density)]
             axes.axhline(CLAIMED_PERCENT, color="0.2", linewidth=1.2, zorder=1.5)
             options = {"errorbar": ("pi", 100), "markers": True, "markersize": 5, "ax": axes}
             sns.lineplot(part, x="place", y="loss", **options, **by_method(METHODS))
             label_noise(axes)
-            axes.set(
-                title=f"{TASKS.get(task, task)}, batch {batch}, top {100 * density:g} %", ylabel="loss of ratio (%)"
-            )
+            axes.set_title(f"top {100 * density:g} %" if number == 0 else "")
+            axes.set_ylabel(f"{TASKS.get(task, task)}\nbatch {batch}\nloss of ratio (%)", fontsize="small")
     handles, names = grid[0, 0].get_legend_handles_labels()
     for axes in grid.flat:
         axes.get_legend().remove()
@@ -54,7 +55,7 @@ def draw(losses: pd.DataFrame) -> Figure:
 
 def label_noise(axes: Axes) -> None:
     """The noise multipliers on the horizontal axis, evenly spaced."""
-    axes.set_xticks(range(len(TICKS)), list(TICKS.values()))
+    axes.set_xticks(range(len(NOISE)), list(NOISE.values()))
     axes.set_xlabel("noise multiplier z")
 
 

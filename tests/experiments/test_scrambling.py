@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from analysis.figures import efficiency, overlap
+from analysis.figures import efficiency, energy, overlap
 from analysis.losses import at_equal_density, at_equal_energy, energy_with_feedback, spread, table_of, told
 from dpcomp.sparsify import top_k_indices
 from experiments import report, scrambling
@@ -142,6 +142,7 @@ def test_the_claim_is_told_and_drawn(reports, losses):
     assert "equal density" in text and "equal energy" in text
     for draw in (efficiency.draw, overlap.draw):
         draw(losses).canvas.draw()
+    energy.draw(at_equal_energy(table_of(reports, "energies"))).canvas.draw()
 
 
 def test_a_study_goes_on_from_what_is_finished(tmp_path, monkeypatch):
