@@ -13,6 +13,7 @@ from analysis.losses import at_equal_density, at_equal_energy, energy_with_feedb
 from dpcomp.sparsify import top_k_indices
 from experiments import report, scrambling
 from experiments.calls import ConfigError
+from experiments.cli import main
 from experiments.recording import Recording, Rounds, record
 from experiments.scrambling import Study, measured, reports_of
 from experiments.tasks import digits
@@ -168,6 +169,16 @@ def test_a_study_goes_on_from_what_is_finished(tmp_path, monkeypatch):
     assert len(reports_of(tmp_path)) == 2
     with pytest.raises(ConfigError, match="another study"):
         scrambling.study(tmp_path, (0,), ("digits",), (replace(small, bits=5),))
+
+
+def test_the_command_measures_what_is_asked_for_and_tells_the_claim(tmp_path, monkeypatch, capsys, reports):
+    asked = []
+    monkeypatch.setattr(scrambling, "study", lambda *given: asked.append(given))
+    for number, facts in enumerate(reports):
+        report.write(facts, tmp_path / f"seed-{number}")
+    assert main(["study", "scrambling", "--folder", str(tmp_path), "--tasks", "cifar10", "--seeds", "0", "2"]) == 0
+    assert asked == [(tmp_path, (0, 2), ("cifar10",))]
+    assert "noise first" in capsys.readouterr().out
 
 
 def test_a_folder_without_reports_says_what_to_run(tmp_path):
