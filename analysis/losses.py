@@ -115,10 +115,11 @@ def energy_with_feedback(payloads: pd.DataFrame, share: float) -> pd.DataFrame:
 
 
 def spread(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Of each column the mean over phases and seeds, and `..._deviation`, of the phases' means over the seeds."""
+    """Of each column the mean over phases and seeds, and `..._deviation`, that of seeds within a phase, pooled."""
     rows: Any = table
-    seeds = rows.groupby([*by, "seed"])[list(columns)].mean().groupby(list(by))
-    return seeds.mean().join(seeds.std().add_suffix("_deviation"))
+    phases = rows.groupby([*by, "phase"])[list(columns)]
+    means, variances = (found.groupby(list(by)).mean() for found in (phases.mean(), phases.var()))
+    return means.join((variances**0.5).add_suffix("_deviation"))
 
 
 def told(reports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
