@@ -126,15 +126,18 @@ def told(reports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The claim in numbers: losses at the most noise, in both definitions, with what is foretold of the first."""
     density: Any = at_equal_density(table_of(reports, "payloads"), table_of(reports, "supports"))
     energy: Any = at_equal_energy(table_of(reports, "energies"))
+    density["feedback"] = density["feedback"].map({0: "off", 1: "on"})
+    density["bits"] = density["bits"].astype(str)
+    density["held_equal"] = density["density"].map("top {:.1%}".format)
+    energy["held_equal"] = energy["energy_share"].map("energy {:.0%}".format)
     most = density["noise_multiplier"].max()
+    case = ["task", "batch", "held_equal", "order"]
     a = spread(
-        density[density["noise_multiplier"] == most].rename(columns={"density": "held_equal"}),
-        ["task", "batch", "held_equal", "bits", "order", "trust", "link", "feedback"],
-        ["loss", "random", "closed_form", "by_layer", "with_values"],
+        density[density["noise_multiplier"] == most],
+        [*case, "bits", "trust", "link", "feedback"],
+        ["loss", "random", "closed_form", "by_layer", "with_values", "of_sent_by_layer"],
     )
-    b = spread(
-        energy[energy["noise_multiplier"] == most].rename(columns={"energy_share": "held_equal"}),
-        ["task", "batch", "held_equal", "order"],
-        ["loss", "payload_bytes"],
-    )
-    return pd.concat({"equal density": a.reset_index(), "equal energy": b.reset_index()}, names=["efficiency"])
+    b = spread(energy[energy["noise_multiplier"] == most], case, ["loss", "payload_bytes"])
+    rows = pd.concat([a.reset_index(), b.reset_index()], ignore_index=True)
+    deviations = [name for name in rows if name.endswith("_deviation") and name != "loss_deviation"]
+    return rows.drop(columns=deviations)

@@ -125,7 +125,7 @@ def _study(options: argparse.Namespace) -> int:
 
     folder = options.folder or Path("experiments/configs") / options.name
     study(folder, tuple(options.seeds), tuple(options.tasks))
-    print(told(reports_of(folder)).to_string(float_format="{:.1f}".format, na_rep=""))
+    print(told(reports_of(folder)).to_string(index=False, float_format="{:.1f}".format, na_rep=""))
     return 0
 
 

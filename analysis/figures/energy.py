@@ -35,7 +35,7 @@ def draw(energies: pd.DataFrame) -> Figure:
         sns.lineplot(means, x="place", y="percent", errorbar=("pi", 100), markers=True, ax=axes, **style)
         label_noise(axes)
         axes.set(yscale="log", title=f"{TASKS.get(task, task)}, batch {batch}")
-        axes.set_ylabel(f"payload for {100 * share:g} % of the\nclean energy (% of float32, log)")
+        axes.set_ylabel(f"payload for {100 * share:g} % of the\nclean energy (% of float32, log)", fontsize="small")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())

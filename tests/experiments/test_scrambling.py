@@ -140,7 +140,7 @@ def test_a_spread_is_that_over_seeds(losses):
 
 def test_the_claim_is_told_and_drawn(reports, losses):
     text = told(reports).to_string()
-    assert "equal density" in text and "equal energy" in text
+    assert "top 1.0%" in text and "energy 25%" in text
     for draw in (efficiency.draw, overlap.draw):
         draw(losses).canvas.draw()
     energy.draw(at_equal_energy(table_of(reports, "energies"))).canvas.draw()
