@@ -1,4 +1,4 @@
-"""The command line: demo, run, sweep, table, figures, epsilon, data."""
+"""The command line: demo, run, sweep, study, table, figures, epsilon, data."""
 
 import argparse
 import sys
@@ -47,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         help="whose processes: this machine's, or a cluster's that $RAY_ADDRESS or $DASK_SCHEDULER_ADDRESS names",
     )
     sweep.set_defaults(command=_sweep)
+    study = commands.add_parser("study", help="measure a claim on recorded updates; what is measured is skipped")
+    study.add_argument("name", choices=["scrambling"])
+    study.add_argument("--folder", type=Path, default=None, help="(default: experiments/configs/NAME)")
+    study.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    study.add_argument("--tasks", nargs="+", choices=["fashion_mnist", "cifar10"], default=["fashion_mnist", "cifar10"])
+    study.set_defaults(command=_study)
     table = commands.add_parser("table", help="the methods of a folder of configs side by side, from their reports")
     table.add_argument("folder", type=Path)
     table.set_defaults(command=_table)
@@ -111,6 +117,16 @@ def _configs(target: Path) -> list[Path]:
     if not configs:
         raise ConfigError(f"{target} holds no config, *.toml")
     return configs
+
+
+def _study(options: argparse.Namespace) -> int:
+    from analysis.losses import told
+    from experiments.scrambling import reports_of, study
+
+    folder = options.folder or Path("experiments/configs") / options.name
+    study(folder, tuple(options.seeds), tuple(options.tasks))
+    print(told(reports_of(folder)).to_string(index=False, float_format="{:.1f}".format, na_rep=""))
+    return 0
 
 
 def _table(options: argparse.Namespace) -> int:

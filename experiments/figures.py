@@ -1,33 +1,40 @@
-"""Figures from finished trials: each is drawn from one config's reports, and nothing is trained."""
+"""Figures from finished trials: each is drawn from one config's or study's reports, and nothing is trained."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures import faults, residuals
+from analysis.figures import efficiency, energy, faults, overlap, residuals
+from analysis.losses import at_equal_density, at_equal_energy, table_of
 from analysis.results import curves
 from experiments import report
 from experiments.calls import ConfigError
 from experiments.grid import points
+from experiments.scrambling import reports_of
 
-FIGURES: dict[str, tuple[str, Callable[[pd.DataFrame], Figure]]] = {
-    "faults": ("faults/versions.toml", faults.draw),
-    "residuals": ("faults/residuals.toml", residuals.draw),
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A figure: where its reports lie below the configs, how they become a frame, and how that is drawn."""
+
+    source: str
+    read: Callable[[Path], pd.DataFrame]
+    draw: Callable[[pd.DataFrame], Figure]
 
 
 def draw_all(configs: Path, folder: Path) -> list[Path]:
     """Every figure as PNG and PDF, from the reports below a folder of configs; the paths of what was written.
 
     Raises:
-        ConfigError: a figure's config has no finished trial.
+        ConfigError: a figure's config or study has no finished trial.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, (config, draw) in FIGURES.items():
-        figure = draw(rounds_of(configs / config))
+    for name, drawn in FIGURES.items():
+        figure = drawn.draw(drawn.read(configs / drawn.source))
         for suffix in (".png", ".pdf"):
             written.append(folder / f"{name}{suffix}")
             # No dates: the same reports give the same files.
@@ -49,3 +56,31 @@ def rounds_of(config: Path) -> pd.DataFrame:
     if not frames:
         raise ConfigError(f"{config} has no finished trial: run dpcomp sweep {config} first")
     return pd.concat(frames, ignore_index=True)
+
+
+def losses_of(folder: Path) -> pd.DataFrame:
+    """A row a setting of the scrambling study: its loss, measured and foretold.
+
+    Raises:
+        ConfigError: there is no report.
+    """
+    reports = reports_of(folder)
+    return at_equal_density(table_of(reports, "payloads"), table_of(reports, "supports"))
+
+
+def energies_of(folder: Path) -> pd.DataFrame:
+    """A row an order, noise and share of energy of the scrambling study: the bytes that it takes.
+
+    Raises:
+        ConfigError: there is no report.
+    """
+    return at_equal_energy(table_of(reports_of(folder), "energies"))
+
+
+FIGURES = {
+    "faults": Drawn(source="faults/versions.toml", read=rounds_of, draw=faults.draw),
+    "residuals": Drawn(source="faults/residuals.toml", read=rounds_of, draw=residuals.draw),
+    "efficiency": Drawn(source="scrambling", read=losses_of, draw=efficiency.draw),
+    "energy": Drawn(source="scrambling", read=energies_of, draw=energy.draw),
+    "overlap": Drawn(source="scrambling", read=losses_of, draw=overlap.draw),
+}

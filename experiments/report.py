@@ -32,15 +32,32 @@ def report_of(run: Run, pipeline: Pipeline, config: dict[str, Any], seed: int, s
         "guarantee": guarantee | {"text": str(run.guarantee)},
         "coordinates": run.layout.size,
         "probed": list(run.probed),  # these columns saw clean data: research alone
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "accelerator": _accelerator(config.get("federation", {}).get("device", "cpu")),
-            "seconds": round(seconds, 1),
-        },
-        "curves": {column: [_rounded(value) for value in table[column]] for column in table},
+        "versions": versions(),
+        "machine": machine(seconds, config.get("federation", {}).get("device", "cpu")),
+        "curves": columns(table),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that numbers depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def machine(seconds: float, device: str = "cpu") -> dict[str, Any]:
+    """What it ran on, and for how long."""
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": _accelerator(device),
+        "seconds": round(seconds, 1),
+    }
+
+
+def columns(table: pd.DataFrame) -> dict[str, list[float | int | str | None]]:
+    """A table's columns as JSON types: six digits, and null for what was not measured."""
+    return {
+        column: [value if isinstance(value, str) else _rounded(value) for value in table[column]] for column in table
     }
 
 
@@ -66,12 +83,15 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The report of the trial in this folder, if it ended; one that is torn, marked or not, is none."""
+def finished(folder: Path, holds: str = "curves") -> dict[str, Any] | None:
+    """The report of the trial in this folder, if it ended; one that is torn, marked or not, is none.
+
+    holds: the key of its measurements.
+    """
     if not (folder / "DONE").exists():
         return None
     try:
         facts = read(folder)
     except (FileNotFoundError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and facts.keys() >= {"config", "seed", "curves"} else None
+    return facts if isinstance(facts, dict) and facts.keys() >= {"config", "seed", holds} else None

@@ -8,7 +8,7 @@ ARRAYS_FLOW = (
     *("dpcomp.codec.codec", "dpcomp.codec.rate", "dpcomp.codec.widths"),
     *("dpcomp.codec.predict", "dpcomp.codec.quantize", "dpcomp.codec.entropy"),
     *("analysis.scrambling", "analysis.remote_rate", "analysis.monte_carlo"),
-    *("analysis.ranking", "analysis.layers", "analysis.rate", "analysis.efficiency"),
+    *("analysis.moving", "analysis.ranking", "analysis.layers", "analysis.rate", "analysis.efficiency"),
 )
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as everywhere in Python

@@ -1,0 +1,70 @@
+"""What noise takes from compression at equal density, by the order of noise and sparsification: claim 3."""
+
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.style import COLUMN_INCHES, by_method, use_style
+
+METHODS = (
+    "noise, then top-k",
+    "noise, then top-k, feedback",
+    "random support, then noise",
+    "top-k of the clean update, noise at the server",
+)
+CLAIMED_PERCENT = 30
+NOISE = {0: "0", 0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4", 8: "8"}
+TASKS = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+
+
+def draw(losses: pd.DataFrame) -> Figure:
+    """A row of panels a task and batch, one a density, from `analysis.losses.at_equal_density` at the fewest bits.
+
+    Lines are means over phases and seeds, bands span the seeds' means over phases; the rule is the claim's 30 %.
+    """
+    use_style()
+    frame: Any = losses[losses["bits"] == losses["bits"].min()].copy()
+    frame["method"] = [_method(row) for row in frame.to_dict("records")]
+    frame = frame.dropna(subset="method")
+    frame["place"] = frame["noise_multiplier"].map(list(NOISE).index)
+    keys = ["task", "batch", "density", "method", "place", "seed"]
+    frame = frame.groupby(keys)["loss"].mean().reset_index()
+    cases: Any = list(frame.groupby(["task", "batch"], sort=True).groups)[::-1]
+    densities = sorted(frame["density"].unique())
+    size = (2.2 * COLUMN_INCHES, 0.3 + 0.6 * COLUMN_INCHES * len(cases))
+    figure, grid = plt.subplots(len(cases), len(densities), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for number, (task, batch) in enumerate(cases):
+        for axes, density in zip(grid[number], densities, strict=True):
+            part: Any = frame[(frame["task"] == task) & (frame["batch"] == batch) & (frame["density"] == density)]
+            axes.axhline(CLAIMED_PERCENT, color="0.2", linewidth=1.2, zorder=1.5)
+            options = {"errorbar": ("pi", 100), "markers": True, "markersize": 5, "ax": axes}
+            sns.lineplot(part, x="place", y="loss", **options, **by_method(METHODS))
+            label_noise(axes)
+            axes.set_title(f"top {100 * density:g} %" if number == 0 else "")
+            axes.set_ylabel(f"{TASKS.get(task, task)}\nbatch {batch}\nloss of ratio (%)", fontsize="small")
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    for axes in grid.flat:
+        axes.get_legend().remove()
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    return figure
+
+
+def label_noise(axes: Axes) -> None:
+    """The noise multipliers on the horizontal axis, evenly spaced."""
+    axes.set_xticks(range(len(NOISE)), list(NOISE.values()))
+    axes.set_xlabel("noise multiplier z")
+
+
+def _method(row: dict) -> str | None:
+    """The line that a row belongs to, if any: of the uplink, and of a trusted server without feedback."""
+    if row["link"] != "uplink":
+        return None
+    if row["trust"] == "server":
+        return METHODS[3] if row["order"] == "noise first" and not row["feedback"] else None
+    if row["order"] == "support first":
+        return METHODS[2] if not row["feedback"] else None
+    return METHODS[1] if row["feedback"] else METHODS[0]
