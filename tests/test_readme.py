@@ -13,6 +13,7 @@ import dpcomp as dp
 from analysis.comparison import compare
 from analysis.results import summary
 from experiments.cli import main
+from experiments.figures import FIGURES
 
 ROOT = Path(__file__).parent.parent
 Z_IS_ONE = "Gaussian = { noise_multiplier = 1.0 }"  # calibration takes seconds, and other tests see to it
@@ -87,6 +88,23 @@ def test_the_table_of_methods_is_that_of_the_tracked_reports():
     assert max(gaps[0], accuracy["local_steps_3/dense"] - accuracy["local_steps_3/random_k_1"]) < 1.5
     for steps in (1, 3):
         assert accuracy[f"local_steps_{steps}/random_k_10"] > accuracy[f"local_steps_{steps}/dense"]
+
+
+def test_what_noise_does_to_compression_is_that_of_the_tracked_reports():
+    source = ROOT / "experiments/configs/scrambling"
+    found = FIGURES["efficiency"].read(source)
+    noise_first = (found["order"] == "noise first") & (found["trust"] == "nobody") & (found["link"] == "uplink")
+    setting = (found["density"] == 0.01) & (found["bits"] == 4) & (found["noise_multiplier"] == 8)
+    losses = found[noise_first & setting].groupby(["feedback", "task", "batch"])["loss"].mean()
+    losses = 100 * losses if losses.max() <= 1 else losses
+    energy = FIGURES["energy"].read(source)
+    half = energy[(energy["order"] == "noise first") & (energy["energy_share"] == 0.5)]
+    half_bytes = half.groupby(["noise_multiplier", "task", "batch"])["payload_bytes"].mean()
+    dearer = half_bytes[8] / half_bytes[0]
+    text = " ".join(README.split())
+    assert f"loses {losses[0].min():.0f} to {losses[0].max():.0f} % of its compression ratio" in text
+    assert f"even without noise, it loses {losses[1].min():.0f} to {losses[1].max():.0f} %" in text
+    assert f"costs {dearer.min():.0f} to {dearer.max():.0f} times the bytes" in text
 
 
 NAMES = {
