@@ -7,31 +7,39 @@ from matplotlib.figure import Figure
 
 from analysis.figures.style import COLUMN_INCHES, by_method, use_style
 
+LAST = 5  # evaluations whose mean counts: one alone moves by points from the next
+
 
 def draw(rounds: pd.DataFrame) -> Figure:
-    """One panel from a row a round of every trial: `policy`, `absence` (its length in words), `seed`, `round`,
+    """One panel from a row a round of every trial: `policy`, `absence` ("1 to 5 rounds"), `seed`, `round`,
     `test_accuracy`. Differences are taken seed by seed, from what keeping the residual ends with; bars are standard
     errors."""
     use_style()
     frame = rounds.dropna(subset="test_accuracy").sort_values("round")
-    ends = frame.groupby(["policy", "absence", "seed"], sort=False)["test_accuracy"].last().unstack("policy")
+    trials = frame.groupby(["policy", "absence", "seed"], sort=False)["test_accuracy"]
+    ends = trials.apply(lambda accuracy: accuracy.tail(LAST).mean()).unstack("policy")
     gains = 100 * ends.drop(columns="keep").sub(ends["keep"], axis=0)
     long = gains.reset_index().melt(["absence", "seed"], var_name="method", value_name="points")
-    lengths = sorted(long["absence"].unique(), key=lambda words: int(words.split()[2]))
-    long["absence"] = pd.Categorical(long["absence"], lengths, ordered=True)
-    figure, axes = plt.subplots(figsize=(1.3 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
+    long["longest"] = long["absence"].str.split().str[2].astype(int)
     style = by_method(sorted(long["method"].unique()))
-    sns.lineplot(
-        long.sort_values("absence"),
-        x="absence",
+    figure, axes = plt.subplots(figsize=(1.3 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
+    sns.pointplot(
+        long,
+        x="longest",
         y="points",
+        hue="method",
+        hue_order=style["hue_order"],
+        palette=style["palette"],
+        markers=["o", "X"],
+        linestyles=["-", "--"],
         errorbar="se",
-        err_style="bars",
-        markers=True,
+        dodge=True,
+        linewidth=1.5,
         ax=axes,
-        **style,
     )
-    axes.axhline(0, color="0.2", linewidth=1.0, zorder=1.5)
-    axes.set(xlabel="length of an absence; half of the time away", ylabel="accuracy, less that\nof keeping it (points)")
+    axes.axhline(0, color="0.2", linewidth=1.0, zorder=0.5)
+    axes.set(
+        xlabel="longest absence (rounds); half of the time away", ylabel="accuracy, less that\nof keeping it (points)"
+    )
     axes.legend(title="the residual", loc="best")
     return figure
