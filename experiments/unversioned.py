@@ -6,55 +6,52 @@ the next message, against whatever its reader remembers. Damaged bytes are still
 
 import os
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.codec.frame import LINK_BYTES, PAYLOAD
 from dpcomp.errors import CorruptPayload, NotPrivate
+from dpcomp.federated.absence import Keep
 from dpcomp.federated.aggregate import ServerOptimizer
+from dpcomp.federated.late import Late, Reject
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Event, Heard, Phase, Trained
 from dpcomp.federated.server import Accepted, Releasing, Server
-from dpcomp.ledger import Ledger
-from dpcomp.memory import ClientMemory, Link, ServerMemory, Shared
+from dpcomp.memory import Link, ServerMemory, Shared
 from dpcomp.pipeline import Pipeline
+from dpcomp.update import SERVER
 
 
-@dataclass(frozen=True)
-class Unversioned:
-    """Ends without version checks; not where the server is trusted, for a repeat would be twice the sensitivity."""
+class UnversionedServer(Server):
+    """A server that takes any payload for its sender's next.
 
-    def server(
+    Raises:
+        NotPrivate: the server is trusted: a repeat would be twice the sensitivity.
+        ValueError: it is to outlive its process.
+    """
+
+    def __init__(
         self,
         pipeline: Pipeline,
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
-        optimizer: ServerOptimizer,
-        releasing: Releasing | None,
-        folder: str | os.PathLike[str] | None,
-    ) -> Server:
-        """A server that takes any payload for its sender's next.
-
-        Raises:
-            NotPrivate: the server is trusted.
-            ValueError: it is to outlive its process.
-        """
+        *,
+        optimizer: ServerOptimizer = ServerOptimizer(),
+        late: Late = Reject(),
+        releasing: Releasing | None = None,
+        clients: int = SERVER,
+        folder: str | os.PathLike[str] | None = None,
+    ):
         if pipeline.trust == "server":
             raise NotPrivate("Unversioned() with trust='server' would add repeats up: twice the sensitivity")
         if folder is not None:
             raise ValueError("Unversioned() keeps no journal, so it cannot restart: server_restart=0")
-        return _Server(pipeline, memory, model, optimizer=optimizer)
+        super().__init__(pipeline, memory, model, optimizer=optimizer, late=late, releasing=releasing, clients=clients)
 
-    def participant(
-        self, pipeline: Pipeline, memory: ClientMemory, model: Float32[np.ndarray, "d"], ledger: Ledger
-    ) -> Participant:
-        """A client that takes any broadcast for its next, and believes that all it sends arrives."""
-        return _Participant(pipeline, memory, model, ledger)
-
-
-class _Server(Server):
     def hear(self, message: bytes, sender: int) -> bytes | None:
+        """Take a payload, whatever it was coded against; there is no word on it."""
         try:
             frame, _ = PAYLOAD.unseal(message)
             payload = _stamped(message, self.memory.shared, self.memory.link(frame.client))
@@ -65,12 +62,16 @@ class _Server(Server):
             self.accepted.append(Accepted(update, 1.0, len(message)))
 
 
-class _Participant(Participant):
+class UnversionedParticipant(Participant):
+    """A client that takes any broadcast for its next, and believes that all it sends arrives."""
+
     @property
     def may_train(self) -> bool:
+        """Whether the address was not charged yet."""
         return not self.ledger.charged(self.state.memory.address)
 
     def on(self, event: Event) -> list[bytes]:
+        """Commit what is sent at once, and follow any broadcast; nothing else happens."""
         memory, messages = self.state.memory, []
         if isinstance(event, Trained):
             payload, memory = self._pipeline.send(event.update, memory)
@@ -82,6 +83,16 @@ class _Participant(Participant):
             self._save(replace(self.state, memory=memory, model=self.state.model + memory.step.dense()))
         self.state = replace(self._saved, phase=Phase.SYNCED)
         return messages
+
+
+@dataclass(frozen=True)
+class Unversioned:
+    """Ends without version checks, which know of no lateness and no absence."""
+
+    server: ClassVar[type[Server]] = UnversionedServer
+    participant: ClassVar[type[Participant]] = UnversionedParticipant
+    late: ClassVar[Reject] = Reject()
+    after_absence: ClassVar[Keep] = Keep()
 
 
 def _stamped(payload: bytes, shared: Shared, link: Link) -> bytes:

@@ -1,41 +1,28 @@
-"""How the ends of a federation are built, and what they do with what comes late or has been away."""
+"""What the two ends of a federation are, and what they do with what comes late or has been away."""
 
-import os
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import numpy as np
-from jaxtyping import Float32
+from typing import ClassVar, Protocol
 
 from dpcomp.federated.absence import AfterAbsence, Keep
-from dpcomp.federated.aggregate import ServerOptimizer
 from dpcomp.federated.late import Late, Reject
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.server import Releasing, Server
-from dpcomp.ledger import Ledger
-from dpcomp.memory import ClientMemory, ServerMemory
-from dpcomp.pipeline import Pipeline
+from dpcomp.federated.server import Server
 
 
 class Ends(Protocol):
-    """Builds both."""
+    """The kinds of both, and their policies."""
 
-    def server(
-        self,
-        pipeline: Pipeline,
-        memory: ServerMemory,
-        model: Float32[np.ndarray, "d"],
-        optimizer: ServerOptimizer,
-        releasing: Releasing | None,
-        folder: str | os.PathLike[str] | None,
-    ) -> Server:
-        """The server."""
+    server: ClassVar[type[Server]]
+    participant: ClassVar[type[Participant]]
+
+    @property
+    def late(self) -> Late:
+        """What a server does with late updates."""
         ...
 
-    def participant(
-        self, pipeline: Pipeline, memory: ClientMemory, model: Float32[np.ndarray, "d"], ledger: Ledger
-    ) -> Participant:
-        """A client."""
+    @property
+    def after_absence(self) -> AfterAbsence:
+        """What a client does with an old residual."""
         ...
 
 
@@ -43,23 +30,7 @@ class Ends(Protocol):
 class Versioned:
     """Ends that check version, digest and link of all that they hear."""
 
+    server: ClassVar[type[Server]] = Server
+    participant: ClassVar[type[Participant]] = Participant
     late: Late = field(default_factory=Reject)
     after_absence: AfterAbsence = field(default_factory=Keep)
-
-    def server(
-        self,
-        pipeline: Pipeline,
-        memory: ServerMemory,
-        model: Float32[np.ndarray, "d"],
-        optimizer: ServerOptimizer,
-        releasing: Releasing | None,
-        folder: str | os.PathLike[str] | None,
-    ) -> Server:
-        """A server with this policy for what comes late."""
-        return Server(pipeline, memory, model, optimizer=optimizer, late=self.late, releasing=releasing, folder=folder)
-
-    def participant(
-        self, pipeline: Pipeline, memory: ClientMemory, model: Float32[np.ndarray, "d"], ledger: Ledger
-    ) -> Participant:
-        """A client with this policy for its residual."""
-        return Participant(pipeline, memory, model, ledger, after_absence=self.after_absence)

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -90,13 +91,13 @@ class Server:
             self._folder = Path(folder)
             checkpoint.make_folder(self._folder)
             self._journal = Journal(self._folder / "journal.db")
-            try:
-                self.restart()
-            except FileNotFoundError:
-                self._save(self.memory, self.model, self._optimizer, self._history)
-            except BaseException:
-                self._journal.close()
-                raise
+            with ExitStack() as on_failure:
+                on_failure.callback(self._journal.close)
+                try:
+                    self.restart()
+                except FileNotFoundError:
+                    self._save(self.memory, self.model, self._optimizer, self._history)
+                on_failure.pop_all()
 
     def hear(self, message: bytes, sender: int) -> bytes | None:
         """Take a client's payload or question, and give the word on it; None where nobody could be told.

@@ -146,7 +146,13 @@ def simulate(
     )
     ledgers = [Ledger() for _ in range(clients)]
     participants = [
-        protocol.participant(pipeline, pipeline.init(layout, seed=public, client=client), model, ledger)
+        protocol.participant(
+            pipeline,
+            pipeline.init(layout, seed=public, client=client),
+            model,
+            ledger,
+            after_absence=protocol.after_absence,
+        )
         for client, ledger in enumerate(ledgers)
     ]
     server_ledger = Ledger()
@@ -160,9 +166,11 @@ def simulate(
             watched or pipeline,
             pipeline.init_server(layout, seed=public),
             model,
-            optimizer,
-            releasing if pipeline.trust == "server" else None,
-            folder,
+            optimizer=optimizer,
+            late=protocol.late,
+            releasing=releasing if pipeline.trust == "server" else None,
+            clients=clients,
+            folder=folder,
         )
         stack.callback(server.shut)
         traffic = Traffic(server, participants, faults, public.stream("network"))

@@ -1,8 +1,5 @@
 """Federations on a network with faults: seeded, configured, counted, and as good as without them."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
-
 import numpy as np
 import pytest
 import torch
@@ -12,9 +9,8 @@ from dpcomp.federated import simulate
 from dpcomp.federated.ends import Versioned
 from dpcomp.federated.late import Weigh
 from dpcomp.federated.network import Faults, Network
-from dpcomp.federated.participant import Participant
 from dpcomp.federated.server import Server
-from experiments.unversioned import Unversioned
+from experiments.unversioned import Unversioned, UnversionedServer
 from tests.federated.test_simulate import TERMS, Blobs, pipeline
 
 torch.set_num_threads(1)
@@ -65,10 +61,14 @@ def test_late_updates_are_taken_where_that_is_declared():
 
 def test_without_version_checks_the_ends_drift_apart():
     drift = {}
-    for name, protocol in (("with", Seen()), ("without", SeenUnversioned())):
-        run(pipeline(noise=0.1), Faults(drop=0.2, duplicate=0.2), rounds=15, protocol=protocol)
-        seen = Seen.models[protocol.servers[0]]
-        drift[name] = [min(np.abs(one.state.model - model).max() for model in seen) for one in protocol.participants]
+    for name, protocol, kind in (
+        ("with", Versioned(), SeenServer),
+        ("without", Unversioned(), SeenUnversionedServer),
+    ):
+        seen, servers, participants = seen_ends(protocol, kind)
+        run(pipeline(noise=0.1), Faults(drop=0.2, duplicate=0.2), rounds=15, protocol=seen)
+        models = servers[0].models
+        drift[name] = [min(np.abs(one.state.model - model).max() for model in models) for one in participants]
     assert max(drift["with"]) == 0 < min(drift["without"])
 
 
@@ -100,44 +100,38 @@ def test_a_network_does_what_its_faults_say():
     assert 150 < sum(one != other for one, other in zip(arriving(corrupt=0.1), sent, strict=True)) < 250
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen(Versioned):
-    """The protocol, with a look at its ends, and at every model that the server has stood at."""
+class SeenServer(Server):
+    """A server, and every model that it has stood at."""
 
-    servers: list[Server] = field(default_factory=list)
-    participants: list[Participant] = field(default_factory=list)
-    models: ClassVar[dict[Server, list[np.ndarray]]] = {}
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.models = [self.model]
 
-    def server(self, *arguments):
-        return seen_server(self, super().server(*arguments))
-
-    def participant(self, *arguments):
-        self.participants.append(super().participant(*arguments))
-        return self.participants[-1]
-
-
-@dataclass(frozen=True)
-class SeenUnversioned(Unversioned):
-    servers: list[Server] = field(default_factory=list)
-    participants: list[Participant] = field(default_factory=list)
-
-    def server(self, *arguments):
-        return seen_server(self, super().server(*arguments))
-
-    def participant(self, *arguments):
-        self.participants.append(super().participant(*arguments))
-        return self.participants[-1]
-
-
-def seen_server(protocol, server):
-    close = server.close
-
-    def closing():
-        broadcast = close()
-        Seen.models[server].append(server.model)
+    def close(self):
+        broadcast = super().close()
+        self.models.append(self.model)
         return broadcast
 
-    server.close = closing
-    Seen.models[server] = [server.model]
-    protocol.servers.append(server)
-    return server
+
+class SeenUnversionedServer(SeenServer, UnversionedServer):
+    pass
+
+
+def seen_ends(protocol, server_kind):
+    """The protocol with a look at its ends: itself, and lists that they will stand in."""
+    servers, participants = [], []
+
+    class Server(server_kind):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            servers.append(self)
+
+    class Participant(protocol.participant):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            participants.append(self)
+
+    class Seen(type(protocol)):
+        server, participant = Server, Participant
+
+    return Seen(), servers, participants

@@ -1,7 +1,8 @@
 """A long run in bad weather: 50 clients, 300 rounds, and all that the network does to them."""
 
 import resource
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ class WatchedServer(Server):
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
+        WatchedParticipant.server = self
         self.stood, self.held, self.resident = {0: (self.memory.shared.digest, self.model)}, [], []
 
     def close(self):
@@ -44,9 +46,11 @@ class WatchedServer(Server):
 
 
 class WatchedParticipant(Participant):
-    server: WatchedServer
-    mismatches = 0
-    compared = 0
+    """Compares itself with the server at every step at which it is synced."""
+
+    server: ClassVar[WatchedServer]
+    mismatches: ClassVar[int] = 0
+    compared: ClassVar[int] = 0
 
     def on(self, event):
         messages = super().on(event)
@@ -61,18 +65,10 @@ class WatchedParticipant(Participant):
 
 @dataclass(frozen=True, kw_only=True)
 class Watching(Versioned):
-    servers: list[WatchedServer] = field(default_factory=list)
-    participants: list[WatchedParticipant] = field(default_factory=list)
+    """Ends that are watched."""
 
-    def participant(self, pipeline, memory, model, ledger):
-        self.participants.append(WatchedParticipant(pipeline, memory, model, ledger, after_absence=self.after_absence))
-        return self.participants[-1]
-
-    def server(self, pipeline, memory, model, optimizer, releasing, folder):
-        server = WatchedServer(pipeline, memory, model, optimizer=optimizer, releasing=releasing, folder=folder)
-        self.servers.append(server)
-        WatchedParticipant.server = server
-        return server
+    server: ClassVar = WatchedServer
+    participant: ClassVar = WatchedParticipant
 
 
 def run(rounds, faults, seed, protocol, clients=50):
@@ -97,10 +93,9 @@ def ending(table: pd.DataFrame) -> float:
 
 
 def check_protocol(rounds, seed, clients=50):
-    protocol = Watching()
-    table = run(rounds, WEATHER, seed, protocol, clients)
+    table = run(rounds, WEATHER, seed, Watching(), clients)
     assert WatchedParticipant.mismatches == 0 < WatchedParticipant.compared
-    return table, protocol.servers[0]
+    return table, WatchedParticipant.server
 
 
 def test_nobody_who_is_synced_stands_elsewhere():

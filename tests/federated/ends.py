@@ -1,0 +1,79 @@
+"""A server and clients that tests let talk to each other, without a network between them."""
+
+import numpy as np
+
+import dpcomp as dp
+from dpcomp.federated.late import Reject
+from dpcomp.federated.participant import Participant
+from dpcomp.federated.phases import Due, Heard, Phase, Told, Trained
+from dpcomp.federated.server import Releasing, Server
+
+LAYOUT = dp.Layout.of({"a": (100, 48), "b": (200,)})
+RUN = dp.PublicSeed(3)
+NOISE = (dp.Clip(1.0), dp.Gaussian(0.5))
+TOP = dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4))
+PIPELINE = dp.Pipeline(mechanism=NOISE, codec=TOP)
+TRUSTED = dp.Pipeline(mechanism=NOISE, codec=TOP, unit="client", trust="server")
+DOWN = {
+    "top-k": PIPELINE,
+    "dense": dp.Pipeline(mechanism=NOISE, codec=TOP, downlink=dp.Codec(quantize=dp.Uniform(4))),
+    "predicted": dp.Pipeline(
+        mechanism=NOISE, codec=TOP, downlink=dp.Codec(predict=dp.LastBroadcast(), quantize=dp.Sign())
+    ),
+}
+
+
+def zeros(layout=LAYOUT):
+    return np.zeros(layout.size, np.float32)
+
+
+def server_of(pipeline=PIPELINE, folder=None, ledger=None, late=None):
+    releasing = None
+    if pipeline.trust == "server":
+        releasing = Releasing(secret=dp.SecretSeed(0), ledger=ledger or dp.Ledger(), divisor=1.0)
+    memory = pipeline.init_server(LAYOUT, RUN)
+    return Server(pipeline, memory, zeros(), releasing=releasing, folder=folder, late=late or Reject())
+
+
+def participant_of(pipeline=PIPELINE, client=1, run=RUN, layout=LAYOUT):
+    return Participant(pipeline, pipeline.init(layout, run, client), zeros(layout), dp.Ledger())
+
+
+def update_of(pipeline, memory, seed=0):
+    values = np.random.default_rng(seed).standard_normal(memory.layout.size).astype(np.float32)
+    claim = pipeline.claim if pipeline.trust == "nobody" else None
+    facts = {} if claim is None else {"claim": claim}
+    return dp.Update(values=values, layout=memory.layout, address=memory.address, **facts)
+
+
+def talk(participant, server, event):
+    """An event, and all that is said until nobody has anything to say."""
+    memory, pipeline = participant.state.memory, participant._pipeline
+    if isinstance(event, Trained) and pipeline.trust == "nobody" and not participant.ledger.charged(memory.address):
+        participant.ledger.charge(pipeline, memory.address)
+    messages = participant.on(event)
+    while messages:
+        word = server.hear(messages.pop(0), participant.state.memory.client)
+        if word is not None:
+            messages += participant.on(Told(word))
+
+
+def together(pipeline, rounds, server=None, participant=None):
+    """Both ends after so many rounds."""
+    server, participant = server or server_of(pipeline), participant or participant_of(pipeline)
+    talk(participant, server, Due())
+    for number in range(rounds):
+        talk(participant, server, Trained(update_of(pipeline, participant.state.memory, number)))
+        talk(participant, server, Heard(server.close()))
+    return server, participant
+
+
+def stands_with(participant, server):
+    state, shared = participant.state, server.memory.shared
+    assert state.phase is Phase.SYNCED
+    assert state.model.tobytes() == server.model.tobytes()
+    assert (state.memory.shared.version, state.memory.shared.digest) == (shared.version, shared.digest)
+    assert state.memory.shared.last_support == shared.last_support
+    for one, other in ((state.memory.shared.reference, shared.reference),):
+        assert (one is None) == (other is None) and (one is None or one.tobytes() == other.tobytes())
+    assert state.memory.link == server.memory.link(state.memory.client)
