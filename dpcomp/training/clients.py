@@ -21,6 +21,7 @@ from dpcomp.training.parameters import layout_of, read, write
 from dpcomp.training.schedule import Schedule, rate_of
 from dpcomp.update import Address, Layout, Update
 
+EVALUATED = 128  # examples at once: what a layer gives for more does not stay in a cache
 Loss = Callable[[Tensor, Tensor], Tensor]
 MakeOptimizer = Callable[[nn.Module, int], torch.optim.Optimizer]
 
@@ -175,7 +176,7 @@ def evaluate(
     module.eval()
     right, total = 0, 0.0
     with torch.no_grad():
-        for chunk, truth in zip(inputs.split(2048), targets.split(2048), strict=True):
+        for chunk, truth in zip(inputs.split(EVALUATED), targets.split(EVALUATED), strict=True):
             outputs = module(chunk)
             right += int((outputs.argmax(dim=1) == truth).sum())
             total += float(loss(outputs, truth)) * len(truth)
