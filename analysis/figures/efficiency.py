@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, legend_below, lines_by_method, use_style
 
 METHODS = (
     "noise, then top-k",
@@ -41,15 +41,12 @@ def draw(losses: pd.DataFrame) -> Figure:
         for axes, density in zip(grid[number], densities, strict=True):
             part: Any = frame[(frame["task"] == task) & (frame["batch"] == batch) & (frame["density"] == density)]
             axes.axhline(CLAIMED_PERCENT, color="0.2", linewidth=1.2, zorder=1.5)
-            options = {"errorbar": ("pi", 100), "markers": True, "markersize": 5, "ax": axes}
-            sns.lineplot(part, x="place", y="loss", **options, **by_method(METHODS))
+            options = {"errorbar": ("pi", 100), "markersize": 5, "ax": axes}
+            sns.lineplot(part, x="place", y="loss", **options, **lines_by_method(METHODS))
             label_noise(axes)
             axes.set_title(f"top {100 * density:g} %" if number == 0 else "")
             axes.set_ylabel(f"{TASKS.get(task, task)}\nbatch {batch}\nloss of ratio (%)", fontsize="small")
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    for axes in grid.flat:
-        axes.get_legend().remove()
-    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    legend_below(figure, grid[0, 0], columns=2)
     return figure
 
 

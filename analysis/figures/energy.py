@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.figures.efficiency import METHODS, NOISE, TASKS, label_noise
-from analysis.figures.style import COLUMN_INCHES, by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, legend_below, lines_by_method, use_style
 
 ORDERS = {"noise first": METHODS[0], "support first": METHODS[2]}
 
@@ -28,19 +28,16 @@ def draw(energies: pd.DataFrame) -> Figure:
     cases: Any = list(frame.groupby(["task", "batch"]).groups)[::-1]
     size = (2.2 * COLUMN_INCHES, 0.8 * COLUMN_INCHES)
     figure, grid = plt.subplots(1, len(cases), figsize=size, sharey=True, squeeze=False)
-    style = by_method(METHODS)
+    style = lines_by_method(list(ORDERS.values()))
     for axes, (task, batch) in zip(grid[0], cases, strict=True):
         part = frame[(frame["task"] == task) & (frame["batch"] == batch)]
         means = part.groupby(["method", "place", "seed"])["percent"].mean().reset_index()
-        sns.lineplot(means, x="place", y="percent", errorbar=("pi", 100), markers=True, ax=axes, **style)
+        sns.lineplot(means, x="place", y="percent", errorbar=("pi", 100), ax=axes, **style)
         label_noise(axes)
         axes.set(yscale="log", title=f"{TASKS.get(task, task)}, batch {batch}")
         axes.set_ylabel(f"payload for {100 * share:g} % of the\nclean energy (% of float32, log)", fontsize="small")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    named = dict(zip(*grid[0, 0].get_legend_handles_labels()[::-1], strict=True))
-    for axes in grid[0]:
-        axes.get_legend().remove()
-    figure.legend([named[name] for name in ORDERS.values()], ORDERS.values(), loc="outside lower center", ncols=2)
+    legend_below(figure, grid[0, 0], columns=2)
     return figure

@@ -5,7 +5,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, lines_by_method, use_style
 
 TRAFFIC = ("uplink_bytes", "downlink_bytes", "control_bytes")
 
@@ -22,9 +22,9 @@ def draw(rounds: pd.DataFrame) -> Figure:
     ends["rate"] = ends["faults"].str.removesuffix(" %").astype(float)
     ends["method"] = ends["protocol"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
-    style = by_method(sorted(ends["method"].unique(), reverse=True))
-    sns.lineplot(ends, x="rate", y="accuracy_percent", errorbar=("pi", 100), markers=True, ax=left, **style)
-    sns.lineplot(ends, x="rate", y="mebibytes", errorbar=("pi", 100), markers=True, legend=False, ax=right, **style)
+    style = lines_by_method(sorted(ends["method"].unique(), reverse=True))
+    sns.lineplot(ends, x="rate", y="accuracy_percent", errorbar=("pi", 100), ax=left, **style)
+    sns.lineplot(ends, x="rate", y="mebibytes", errorbar=("pi", 100), legend=False, ax=right, **style)
     faults = "messages lost, repeated, held back (% each)"
     left.set(xlabel=faults, ylabel="test accuracy at the end (%)")
     right.set(xlabel=faults, ylabel="all traffic of a run (MiB)", ylim=(0, None))

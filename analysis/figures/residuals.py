@@ -15,12 +15,7 @@ def draw(rounds: pd.DataFrame) -> Figure:
     `test_accuracy`. Differences are taken seed by seed, from what keeping the residual ends with; bars are standard
     errors."""
     use_style()
-    frame = rounds.dropna(subset="test_accuracy").sort_values("round")
-    trials = frame.groupby(["policy", "absence", "seed"], sort=False)["test_accuracy"]
-    ends = trials.apply(lambda accuracy: accuracy.tail(LAST).mean()).unstack("policy")
-    gains = 100 * ends.drop(columns="keep").sub(ends["keep"], axis=0)
-    long = gains.reset_index().melt(["absence", "seed"], var_name="method", value_name="points")
-    long["longest"] = long["absence"].str.split().str[2].astype(int)
+    long = gains(rounds)
     style = by_method(sorted(long["method"].unique()))
     figure, axes = plt.subplots(figsize=(1.3 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
     sns.pointplot(
@@ -30,7 +25,7 @@ def draw(rounds: pd.DataFrame) -> Figure:
         hue="method",
         hue_order=style["hue_order"],
         palette=style["palette"],
-        markers=["o", "X"],
+        markers=list(style["markers"].values()),
         linestyles=["-", "--"],
         errorbar="se",
         dodge=True,
@@ -43,3 +38,13 @@ def draw(rounds: pd.DataFrame) -> Figure:
     )
     axes.legend(title="the residual", loc="best")
     return figure
+
+
+def gains(rounds: pd.DataFrame) -> pd.DataFrame:
+    """A row a policy (`method`), `longest` absence and seed: `points` of accuracy over keeping the residual."""
+    frame = rounds.dropna(subset="test_accuracy").sort_values("round")
+    trials = frame.groupby(["policy", "absence", "seed"], sort=False)["test_accuracy"]
+    ends = trials.apply(lambda accuracy: accuracy.tail(LAST).mean()).unstack("policy")
+    points = 100 * ends.drop(columns="keep").sub(ends["keep"], axis=0)
+    long = points.reset_index().melt(["absence", "seed"], var_name="method", value_name="points")
+    return long.assign(longest=long["absence"].str.split().str[2].astype(int))

@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from analysis.figures.style import COLUMN_INCHES, by_method, place_legend, use_style
+from analysis.figures.style import COLUMN_INCHES, lines_by_method, place_legend, use_style
 
 
 def draw(curves: pd.DataFrame, fraction: float) -> Figure:
@@ -16,7 +16,9 @@ def draw(curves: pd.DataFrame, fraction: float) -> Figure:
     frame["overlap_percent"] = 100 * frame["top_k_overlap"]
     methods = list(dict.fromkeys(curves["method"]))
     figure, axes = plt.subplots(figsize=(1.3 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
-    sns.lineplot(frame, x="round", y="overlap_percent", errorbar=("pi", 100), ax=axes, **by_method(methods))
+    sns.lineplot(
+        frame, x="round", y="overlap_percent", errorbar=("pi", 100), ax=axes, **lines_by_method(methods, marked=False)
+    )
     axes.axhline(100 * fraction, color="0.2", linewidth=1.5, label=f"chance ({100 * fraction:g} %)", zorder=1.5)
     axes.set(yscale="log", xlabel="round", ylabel=f"clean top {100 * fraction:g} %\nfound in the release (%)")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -12,6 +12,24 @@ matplotlib.use("Agg")
 
 COLUMN_INCHES = 3.4  # a paper's column
 MOST_INSIDE = 5  # names that leave room for the curves
+COLORS = sns.color_palette("colorblind", 10)
+MARKERS = ("o", "X", "s", "P", "D", "v", "^", "p", "<", ">")
+DASHES = ("", (4, 1.5), (1, 1), (3, 1.25, 1.5, 1.25), (5, 1, 1, 1), (2, 2), (6, 2), (3, 1), (1, 2), (4, 1, 2, 1))
+LOOKS = {  # the methods of the paper, and the look that each has in all of its figures
+    "noise, then top-k": 0,
+    "top-k": 0,
+    "the noisy update's top-k": 0,
+    "noise, then top-k, feedback": 1,
+    "top-k, feedback": 1,
+    "what is sent with feedback": 1,
+    "random support, then noise": 2,
+    "top-k of the clean update, noise at the server": 3,
+    "the clean update's top-k": 3,
+    "dense, float32": 7,
+    "dense, 4 bits": 4,
+}
+
+OTHERS = (9, 5, 6, 8)  # the looks of what is no method of the paper, the strongest first
 
 
 def use_style() -> None:
@@ -30,25 +48,48 @@ def use_style() -> None:
 
 
 def by_method(methods: Sequence[str]) -> dict[str, Any]:
-    """seaborn's arguments that give each method its own colour, marker and dash, in the given order."""
+    """seaborn's arguments that give each method its own colour and marker: that of LOOKS, or one that no other has."""
     names = list(methods)
+    looks = _looks(names)
     return {
         "hue": "method",
         "style": "method",
         "hue_order": names,
         "style_order": names,
-        "palette": sns.color_palette("colorblind", len(names)),
+        "palette": {name: COLORS[look] for name, look in looks.items()},
+        "markers": {name: MARKERS[look] for name, look in looks.items()},
     }
+
+
+def lines_by_method(methods: Sequence[str], *, marked: bool = True) -> dict[str, Any]:
+    """The same for `lineplot`, with a dash a method; markers only where points are few enough."""
+    dashes = {name: DASHES[look] for name, look in _looks(list(methods)).items()}
+    return by_method(methods) | {"dashes": dashes} | ({} if marked else {"markers": False})
 
 
 def place_legend(figure: Figure, axes: Axes, **inside: Any) -> None:
     """The names inside the axes, where matplotlib's arguments say; of many below the figure, which grows for them."""
-    handles, names = axes.get_legend_handles_labels()
+    _, names = axes.get_legend_handles_labels()
     if len(names) <= MOST_INSIDE:
         axes.legend(title=None, **inside)
         return
-    if (drawn := axes.get_legend()) is not None:
-        drawn.remove()
     columns = 2 if figure.get_figwidth() > 2 * COLUMN_INCHES else 1
-    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    legend_below(figure, axes, columns=columns)
     figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(names) // columns))
+
+
+def legend_below(figure: Figure, axes: Axes, *, columns: int) -> None:
+    """One legend for all panels, that of the given one, below them."""
+    handles, names = axes.get_legend_handles_labels()
+    for each in figure.axes:
+        if (drawn := each.get_legend()) is not None:
+            drawn.remove()
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+
+
+def _looks(names: list[str]) -> dict[str, int]:
+    """Known methods as everywhere; others, in their order, get looks that no known one has, while there are such."""
+    taken = [LOOKS[name] for name in names if name in LOOKS]
+    free = [*OTHERS, *(look for look in range(len(COLORS)) if look not in OTHERS and look not in taken)]
+    others = (look for _ in range(len(names)) for look in free)  # again, where they outnumber the colours
+    return {name: LOOKS[name] if name in LOOKS else next(others) for name in names}

@@ -5,7 +5,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, by_method, place_legend, use_style
+from analysis.figures.style import COLUMN_INCHES, lines_by_method, place_legend, use_style
 
 
 def draw(curves: pd.DataFrame) -> Figure:
@@ -17,7 +17,7 @@ def draw(curves: pd.DataFrame) -> Figure:
     frame = frame.dropna(subset="test_accuracy")
     methods = list(dict.fromkeys(curves["method"]))
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * COLUMN_INCHES, COLUMN_INCHES * 0.85), sharey=True)
-    style = by_method(methods)
+    style = lines_by_method(methods, marked=False)
     sns.lineplot(frame, x="round", y="accuracy_percent", errorbar=("pi", 100), ax=left, **style)
     means = pd.DataFrame(frame.groupby(["method", "round"])[["uplink_kib", "accuracy_percent"]].mean()).reset_index()
     sns.lineplot(means, x="uplink_kib", y="accuracy_percent", legend=False, ax=right, **style)
