@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow bench paper lint clean
 
 demo: .venv/installed
 	$(BIN)/dpcomp demo
@@ -17,6 +17,13 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/training_cost.py
+
+paper: .venv/installed
+	@command -v latexmk >/dev/null || { echo "make paper needs LaTeX: on Debian, apt-get install latexmk texlive-latex-extra \
+	texlive-fonts-recommended"; exit 1; }
+	$(BIN)/dpcomp figures
+	$(BIN)/dpcomp numbers
+	cd paper && latexmk -pdf -interaction=nonstopmode -halt-on-error paper.tex
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .

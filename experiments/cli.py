@@ -1,4 +1,4 @@
-"""The command line: demo, run, sweep, study, table, figures, epsilon, data."""
+"""The command line: demo, run, sweep, study, table, figures, numbers, epsilon, data."""
 
 import argparse
 import sys
@@ -60,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--configs", type=Path, default=Path("experiments/configs"))
     figures.add_argument("--folder", type=Path, default=Path("docs/figures"), help="where they go")
     figures.set_defaults(command=_figures)
+    numbers = commands.add_parser("numbers", help="write the numbers that the paper quotes from the reports")
+    numbers.add_argument("--configs", type=Path, default=Path("experiments/configs"))
+    numbers.add_argument("--paper", type=Path, default=Path("paper"), help="the folder of paper.tex")
+    numbers.set_defaults(command=_numbers)
     epsilon = commands.add_parser("epsilon", help="the guarantee of an experiment, without training")
     epsilon.add_argument("config", type=Path)
     epsilon.set_defaults(command=_epsilon)
@@ -141,6 +145,13 @@ def _figures(options: argparse.Namespace) -> int:
 
     for path in draw_all(options.configs, options.folder):
         print(path)
+    return 0
+
+
+def _numbers(options: argparse.Namespace) -> int:
+    from experiments.paper import write_numbers
+
+    print(write_numbers(options.configs, options.paper))
     return 0
 
 

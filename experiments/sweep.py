@@ -67,6 +67,18 @@ def sweep(configs: Iterable[Path], *, backend: str = "loky", jobs: int = 1, prog
     return Swept(outcomes=tuple(plan.outcome() for plan in plans), failures=failures)
 
 
+def outcomes(config: Path) -> tuple[Outcome, ...]:
+    """What the points of a config have come to so far; nothing is run.
+
+    Raises:
+        ConfigError: a finished trial was made from another config, or no trial is finished.
+    """
+    found = tuple(_Plan.of(point).outcome() for point in points(config))
+    if not any(outcome.folders for outcome in found):
+        raise ConfigError(f"{config} has no finished trial: run dpcomp sweep {config} first")
+    return found
+
+
 def told(failures: Sequence[Attempt]) -> str:
     """What failed, a line each, and what to do."""
     lines = [f"  {os.path.relpath(found.trial.folder)}: {found.error}" for found in failures]

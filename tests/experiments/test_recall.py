@@ -48,4 +48,4 @@ def test_the_formula_for_a_vector_holds_on_gradients_of_the_digits():
 @pytest.mark.slow
 def test_the_formula_for_a_vector_holds_on_gradients_of_fashion_mnist():
     recording = Recording(phases={"early": 20, "late": 1000}, batches=(300, 2000), rounds=1, densities=(0.1,))
-    check(fashion_mnist(), recording, draws=1000)
+    check(fashion_mnist(), recording, draws=300)

@@ -1,0 +1,44 @@
+"""Accuracy against rate, by the rule that spreads the bits over the layers: claim 2."""
+
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from analysis.figures.style import COLUMN_INCHES, legend_below, lines_by_method, use_style
+
+RULES = ("equal", "water-filled", "noise-aware")
+
+
+def draw(trials: pd.DataFrame) -> Figure:
+    """A panel a noise and entropy coder, from a row a trial: `noise`, `entropy`, `allocation` ("equal, 2 bits"),
+    `seed`, `test_accuracy`, `compression_ratio`. Bars span the seeds."""
+    use_style()
+    frame: Any = trials.copy()
+    frame["accuracy_percent"] = 100 * frame["test_accuracy"]
+    frame["method"] = frame["allocation"].str.split(",").str[0]
+    frame["asked"] = frame["allocation"].str.extract(r"(\d+) bits", expand=False).astype(int)
+    frame["bits"] = frame.groupby(["noise", "entropy", "allocation"])["compression_ratio"].transform("mean")
+    frame["bits"] = 32 / frame["bits"]
+    noises, coders = (list(dict.fromkeys(frame[name])) for name in ("noise", "entropy"))
+    size = (2.2 * COLUMN_INCHES, 0.75 * COLUMN_INCHES)
+    figure, grid = plt.subplots(1, len(noises) * len(coders), figsize=size, sharey=True, squeeze=False)
+    cases = [(noise, coder) for noise in noises for coder in coders]
+    for axes, (noise, coder) in zip(grid[0], cases, strict=True):
+        part = frame[(frame["noise"] == noise) & (frame["entropy"] == coder)].sort_values("asked")
+        sns.lineplot(
+            part,
+            x="bits",
+            y="accuracy_percent",
+            errorbar=("pi", 100),
+            err_style="bars",
+            ax=axes,
+            **lines_by_method(RULES),
+        )
+        axes.set(title=f"{noise}, {coder}", xlabel="bits a coordinate", ylabel="test accuracy (%)", xscale="log")
+        axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+        axes.minorticks_off()
+    legend_below(figure, grid[0, 0], columns=3)
+    return figure

@@ -1,0 +1,54 @@
+"""What it saves to code an update against the last broadcast, by the noise on it: claim 5."""
+
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from analysis.figures.style import COLUMN_INCHES, lines_by_method, use_style
+
+PREDICTED, DIRECT = "last broadcast", "nothing"
+
+
+def draw(rounds: pd.DataFrame) -> Figure:
+    """One panel from a row a round: `predict` (PREDICTED or DIRECT), `noise_multiplier`, `seed`, `round`,
+    `payload_bytes`.
+
+    Bytes saved by predicting, seed by seed, of all rounds; bars span the seeds.
+    """
+    use_style()
+    saved: Any = savings(rounds)
+    saved["method"] = "over the whole run"
+    first: Any = rounds[rounds["round"] <= rounds["round"].max() // 4]
+    early: Any = savings(first)
+    early["method"] = "in its first quarter"
+    frame = pd.concat([saved, early], ignore_index=True)
+    figure, axes = plt.subplots(figsize=(1.3 * COLUMN_INCHES, 0.8 * COLUMN_INCHES))
+    frame["place"] = frame["noise_multiplier"].rank(method="dense") - 1
+    methods = ["over the whole run", "in its first quarter"]
+    sns.lineplot(
+        frame,
+        x="place",
+        y="saved_percent",
+        errorbar=("pi", 100),
+        err_style="bars",
+        ax=axes,
+        **lines_by_method(methods),
+    )
+    levels = sorted(frame["noise_multiplier"].unique())
+    axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
+    axes.axhline(0, color="0.2", linewidth=1.0, zorder=0.5)
+    axes.set(xlabel="noise multiplier z", ylabel="bytes saved by coding against\nthe last broadcast (%)")
+    axes.legend(title=None)
+    return figure
+
+
+def savings(rounds: pd.DataFrame) -> pd.DataFrame:
+    """A row a `noise_multiplier` and `seed`: `saved_percent`, of the bytes that coding directly takes."""
+    sums: Any = rounds.groupby(["noise_multiplier", "seed", "predict"])["payload_bytes"].sum()
+    sums = sums.unstack("predict")
+    saved = 100 * (1 - sums[PREDICTED] / sums[DIRECT])
+    frame = saved.rename("saved_percent").reset_index()
+    return frame.assign(noise_multiplier=frame["noise_multiplier"].astype(float))

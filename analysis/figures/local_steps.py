@@ -1,0 +1,48 @@
+"""How many local steps a round pay, at one ε: claim 4."""
+
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.style import COLUMN_INCHES, legend_below, lines_by_method, use_style
+
+STEPS = (1, 2, 3, 5, 10, 20)
+
+
+def draw(trials: pd.DataFrame) -> Figure:
+    """Three panels from a row a trial: `config` ("equal_steps", "equal_rounds"), `data`, `grid.epsilon`,
+    `local_steps`, `seed`, `test_accuracy`, `uplink_bytes`. Bands span the seeds."""
+    use_style()
+    frame: Any = trials.copy()
+    frame["accuracy_percent"] = 100 * frame["test_accuracy"]
+    frame["steps"] = frame["local_steps"].astype(int)
+    frame["uplink_kib"] = frame["uplink_bytes"] / 1024
+    frame["method"] = "ε ≤ " + frame["grid.epsilon"] + ", " + frame["data"]
+    methods = sorted(frame["method"].unique(), key=lambda name: (name.split(",")[1] != " IID", name))
+    longer, oftener = (frame[frame["config"] == name] for name in ("equal_rounds", "equal_steps"))
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(2.2 * COLUMN_INCHES, 0.95 * COLUMN_INCHES), sharey=True, width_ratios=(1, 1, 1.15)
+    )
+    style = lines_by_method(methods)
+    sns.lineplot(longer, x="steps", y="accuracy_percent", errorbar=("pi", 100), ax=left, **style)
+    sns.lineplot(oftener, x="steps", y="accuracy_percent", errorbar=("pi", 100), ax=middle, **style)
+    means: Any = oftener.groupby(["method", "steps"])[["uplink_kib", "accuracy_percent"]].mean().reset_index()
+    sns.lineplot(means, x="uplink_kib", y="accuracy_percent", sort=False, ax=right, **style)
+    left.set(title="rounds equal (20)", ylabel="test accuracy (%)")
+    middle.set(title="steps equal (120)")
+    right.set(title="steps equal (120)", xscale="log", xlabel="uplink of a run (KiB, log scale)")
+    for axes in (left, middle):
+        _label_steps(axes)
+    legend_below(figure, left, columns=2)
+    return figure
+
+
+def _label_steps(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(STEPS, [str(number) for number in STEPS])
+    axes.minorticks_off()
+    axes.set_xlabel("local steps a round")

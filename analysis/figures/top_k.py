@@ -1,0 +1,54 @@
+"""What top-k costs in accuracy, by density, with error feedback and without: claim 1."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.style import COLORS, COLUMN_INCHES, LOOKS, legend_below, lines_by_method, use_style
+
+FEEDBACK, ALONE = "top-k, feedback", "top-k"
+DENSE = "dense, float32"
+
+
+def draw(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """A panel a title, from a row a trial: `label` ("dense", "top 1 %", "top 1 %, feedback"), `seed`, `test_accuracy`.
+
+    Points are means over seeds, bars span the seeds; the grey band is the dense update's.
+    """
+    use_style()
+    size = (2.2 * COLUMN_INCHES, 0.8 * COLUMN_INCHES)
+    figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    for axes, (title, trials) in zip(grid[0], panels.items(), strict=True):
+        _panel(axes, trials)
+        axes.set(title=title, ylabel="test accuracy (%)" if axes is grid[0, 0] else "")
+    legend_below(figure, grid[0, 0], columns=3)
+    return figure
+
+
+def _panel(axes: Axes, trials: pd.DataFrame) -> None:
+    percent = trials.assign(accuracy_percent=100 * trials["test_accuracy"])
+    dense = percent.loc[percent["label"] == "dense", "accuracy_percent"]
+    grey = COLORS[LOOKS[DENSE]]
+    axes.axhspan(dense.min(), dense.max(), color=grey, alpha=0.3, linewidth=0)
+    axes.axhline(dense.mean(), color=grey, linewidth=1.5, label=DENSE)
+    sparse: Any = percent[percent["label"] != "dense"].copy()
+    sparse["density"] = sparse["label"].str.extract(r"top ([\d.]+) %", expand=False).astype(float)
+    sparse["method"] = sparse["label"].str.endswith("feedback").map({True: FEEDBACK, False: ALONE})
+    sns.lineplot(
+        sparse,
+        x="density",
+        y="accuracy_percent",
+        errorbar=("pi", 100),
+        err_style="bars",
+        ax=axes,
+        **lines_by_method([FEEDBACK, ALONE]),
+    )
+    axes.set(xscale="log", xlabel="coordinates sent (%)")
+    axes.invert_xaxis()
+    axes.set_xticks([10, 1, 0.1], ["10", "1", "0.1"])
+    axes.minorticks_off()

@@ -1,0 +1,228 @@
+"""The numbers that the paper quotes: each is named in its text, and computed from tracked reports."""
+
+import re
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from analysis.comparison import compare
+from analysis.figures import delta_coding, residuals
+from analysis.losses import spread
+from analysis.numbers import Column, Numbers, of_table, of_trials, plain, slug
+from analysis.numbers import spread as with_spread
+from dpcomp.training.parameters import layout_of
+from experiments.calls import ConfigError
+from experiments.figures import energies_of, losses_of, rounds_of, trials_below, trials_of
+from experiments.files import write_whole
+from experiments.grid import points
+from experiments.tasks import TASKS
+
+QUOTED = re.compile(r"\\val\{([^}]*)\}")
+POINTS = 3  # how far off the loss that is foretold may be
+PREDICTIONS = ("random", "closed_form", "by_layer", "with_values")
+HEADER = """% Written by `dpcomp numbers` from the tracked reports. Do not edit.
+\\newcommand{\\val}[1]{\\ifcsname val:#1\\endcsname\\ensuremath{\\csname val:#1\\endcsname}%
+  \\else\\errmessage{no number is called #1: run dpcomp numbers}\\fi}
+\\newcommand{\\setval}[2]{\\expandafter\\def\\csname val:#1\\endcsname{#2}}
+"""
+
+
+def write_numbers(configs: Path, paper: Path) -> Path:
+    """Write `numbers.tex` beside the paper, a folder, with each number that `paper.tex` quotes by `\\val{name}`.
+
+    Raises:
+        ConfigError: the text quotes a number that there is not, or a claim has no finished trial.
+    """
+    quoted = quoted_in(paper)
+    known = numbers(configs)
+    for name in quoted:
+        if name not in known:
+            close = ", ".join(get_close_matches(name, known, n=3, cutoff=0.0))
+            raise ConfigError(f"{paper / 'paper.tex'} quotes {name!r}, which no report gives; the nearest are {close}")
+    lines = "".join(f"\\setval{{{name}}}{{{known[name]}}}\n" for name in quoted)
+    written = paper / "numbers.tex"
+    write_whole(written, (HEADER + lines).encode())
+    return written
+
+
+def quoted_in(paper: Path) -> list[str]:
+    """The names of the numbers that the text quotes, each once."""
+    return sorted(
+        set(QUOTED.findall("".join(path.read_text(encoding="utf-8") for path in sorted(paper.glob("*.tex")))))
+    )
+
+
+def numbers(configs: Path) -> Numbers:
+    """Every number that could be quoted, by name.
+
+    Raises:
+        ConfigError: a claim has no finished trial.
+    """
+    found: Numbers = {}
+    for of_claim in CLAIMS:
+        found |= of_claim(configs)
+    return found
+
+
+def _setups(configs: Path) -> Numbers:
+    """`model.<task>`: its parameters; `setup.<config>.<key>`: what a file says of the federation, and its points."""
+    sizes = {name: layout_of(task().model(0)).size for name, task in TASKS.items()}
+    found = {f"model.{name}": f"{size:,}".replace(",", "{,}") for name, size in sizes.items()}
+    for config in sorted(configs.rglob("*.toml")):
+        made = points(config)
+        first = made[0].experiment
+        name = f"setup.{slug(config.relative_to(configs).with_suffix(''))}"
+        facts = {key: value for key, value in first.federation.items() if isinstance(value, int | float)}
+        facts |= {"epsilon": first.epsilon, "seeds": len(first.seeds), "points": len(made)}
+        found |= {f"{name}.{key}": f"{value:g}" for key, value in facts.items() if value is not None}
+    return found
+
+
+def _top_k(configs: Path) -> Numbers:
+    found: Numbers = {}
+    for task, axes in (("fashion_mnist", ["noise", "grid.method"]), ("cifar10", ["grid.method"])):
+        found |= of_trials(f"top_k.{task}", trials_of(configs / "top_k" / f"{task}.toml"), axes, reference="dense")
+    resnet: Any = compare(configs / "top_k" / "resnet18_cifar10")
+    shown = {
+        "accuracy": plain("accuracy_percent"),
+        "behind": plain("rounds_behind", 0),
+        "ratio": plain("compression_ratio", 0),
+    }
+    return found | of_table("top_k.resnet18", resnet, ["method"], shown)
+
+
+def _allocation(configs: Path) -> Numbers:
+    trials = trials_of(configs / "allocation" / "digits.toml")
+    return of_trials("allocation", trials, ["noise", "entropy", "allocation"])
+
+
+def _scrambling(configs: Path) -> Numbers:
+    losses: Any = losses_of(configs / "scrambling")
+    energies: Any = energies_of(configs / "scrambling")
+    found = dict(_losses(losses)) | dict(_energies(energies)) | _foretold(losses) | _foretold_recall(losses)
+    rows = losses[(losses["link"] == "uplink") & (losses["trust"] == "nobody")]
+    overlaps = rows[(rows["order"] == "noise first") & (rows["feedback"] == 1) & (rows["bits"] == rows["bits"].min())]
+    means = overlaps.groupby(["task", "batch", "density", "noise_multiplier"])[
+        ["clean_overlap", "noisy_overlap", "sent_overlap"]
+    ].mean()
+    shown = {name: plain(name, 2) for name in means}
+    found |= of_table("overlap", means.reset_index(), ["task", "batch", "density", "noise_multiplier"], shown)
+    seeds, phases = losses["seed"].nunique(), losses["phase"].nunique()
+    cases = losses.groupby(["task", "batch", "phase", "seed"]).ngroups
+    return found | {"scrambling.seeds": str(seeds), "scrambling.phases": str(phases), "scrambling.cases": str(cases)}
+
+
+def _losses(losses: Any) -> Iterator[tuple[str, str]]:
+    """Efficiency (a) at every noise: mean over phases and seeds, with the deviation of seeds within a phase."""
+    by = ["task", "batch", "density", "order", "trust", "link", "feedback", "bits", "noise_multiplier"]
+    columns = ["loss", "loss_of_index", "loss_of_values", *PREDICTIONS]
+    table: Any = spread(losses, by, columns).reset_index()
+    table["feedback"] = table["feedback"].map({0: "alone", 1: "feedback"})
+    shown = {name: with_spread(name, f"{name}_deviation") for name in columns}
+    shown |= {f"{name}_mean": plain(name) for name in columns}
+    yield from of_table("loss", table, by, shown).items()
+
+
+def _energies(energies: Any) -> Iterator[tuple[str, str]]:
+    """Efficiency (b): the loss, and how many times the bytes without noise."""
+    by = ["task", "batch", "energy_share", "order", "noise_multiplier"]
+    table: Any = spread(energies, by, ["loss", "payload_bytes"]).reset_index()
+    table["times"] = 1 / (1 - table["loss"] / 100)
+    shown = {"loss": with_spread("loss", "loss_deviation"), "times": plain("times"), "bytes": plain("payload_bytes", 0)}
+    yield from of_table("energy", table, by, shown).items()
+
+
+def _foretold(losses: Any) -> Numbers:
+    """How far off the foretold losses are, over settings with the noise first, no feedback and some noise."""
+    alone = losses[
+        (losses["order"] == "noise first")
+        & (losses["trust"] == "nobody")
+        & (losses["feedback"] == 0)
+        & (losses["noise_multiplier"] > 0)
+    ]
+    keys = ["task", "batch", "phase", "density", "bits", "noise_multiplier"]
+    means = alone.groupby(keys)[["loss", *PREDICTIONS]].mean()
+    found = {"foretold.settings": str(len(means))}
+    for name in PREDICTIONS:
+        off = (means[name] - means["loss"]).abs()
+        found |= {f"foretold.{name}.mean": f"{off.mean():.1f}", f"foretold.{name}.most": f"{off.max():.1f}"}
+        found |= {f"foretold.{name}.within": f"{100 * (off <= POINTS).mean():.0f}"}
+    return found
+
+
+def _foretold_recall(losses: Any) -> Numbers:
+    """How far the recall that is foretold from the clean vector is from that of the draws, in points."""
+    rows = losses[losses["noise_multiplier"] > 0].drop_duplicates(
+        ["task", "batch", "phase", "seed", "density", "noise_multiplier"]
+    )
+    off = 100 * (rows["expected_recall"] - rows["recall"])
+    found = {}
+    groups: Any = off.groupby([rows["task"], rows["density"]])
+    for (task, density), part in groups:
+        name = f"foretold.recall.{slug(task)}.{slug(density)}"
+        found |= {f"{name}.bias": f"{part.mean():.2f}", f"{name}.deviation": f"{part.std(ddof=1):.2f}"}
+    return found
+
+
+def _local_steps(configs: Path) -> Numbers:
+    trials = trials_below(configs / "local_steps")
+    by = ["config", "data", "grid.epsilon", "local_steps"]
+    found = of_trials("local_steps", trials, by)
+    groups: Any = trials.groupby(by[:-1])
+    for labels, group in groups:
+        means: Any = group.groupby("local_steps")["test_accuracy"].mean()
+        found[".".join(["local_steps", *map(slug, labels), "best"])] = str(means.idxmax())
+    return found
+
+
+def _delta_coding(configs: Path) -> Numbers:
+    rounds = rounds_of(configs / "delta_coding" / "fashion_mnist.toml")
+    saved, column = delta_coding.savings(rounds), Column(digits=1)
+    found = {
+        f"delta_coding.{slug(noise)}.saved": column.text(group["saved_percent"].tolist())
+        for noise, group in saved.groupby("noise_multiplier")
+    }
+    bits: Any = rounds.assign(bits=32 / rounds["compression_ratio"]).groupby(["noise_multiplier", "predict", "seed"])
+    means = bits["bits"].mean()
+    return found | {
+        f"delta_coding.{slug(noise)}.{slug(predict)}.bits": Column(digits=2, spread=False).text(group.tolist())
+        for (noise, predict), group in means.groupby(["noise_multiplier", "predict"])
+    }
+
+
+def _residuals(configs: Path) -> Numbers:
+    gains = residuals.gains(rounds_of(configs / "faults" / "residuals.toml"))
+    found = {}
+    groups: Any = gains.groupby(["method", "longest"])
+    for (policy, longest), group in groups:
+        points_gained = group["points"]
+        error = points_gained.sem()
+        found[f"residuals.{slug(policy)}.{longest}"] = rf"{points_gained.mean():.1f} \pm {error:.1f}"
+    return found | {"residuals.seeds": str(gains["seed"].nunique())}
+
+
+def _faults(configs: Path) -> Numbers:
+    return of_trials("faults", trials_of(configs / "faults" / "versions.toml"), ["protocol", "faults"])
+
+
+def _orders(configs: Path) -> Numbers:
+    table: Any = compare(configs / "compression")
+    shown = {"behind": plain("rounds_behind", 0)}
+    found = of_table("orders", table, ["method"], shown)
+    trials = trials_below(configs / "compression")
+    trials[["steps", "name"]] = trials["config"].str.split("/", expand=True)
+    return found | of_trials("orders", trials, ["steps", "name"], reference="dense")
+
+
+CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
+    _setups,
+    _top_k,
+    _allocation,
+    _scrambling,
+    _local_steps,
+    _delta_coding,
+    _residuals,
+    _faults,
+    _orders,
+)
