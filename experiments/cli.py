@@ -47,12 +47,19 @@ def _parser() -> argparse.ArgumentParser:
         help="whose processes: this machine's, or a cluster's that $RAY_ADDRESS or $DASK_SCHEDULER_ADDRESS names",
     )
     sweep.set_defaults(command=_sweep)
-    study = commands.add_parser("study", help="measure a claim on recorded updates; what is measured is skipped")
-    study.add_argument("name", choices=["scrambling"])
-    study.add_argument("--folder", type=Path, default=None, help="(default: experiments/configs/NAME)")
-    study.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    study.add_argument("--tasks", nargs="+", choices=["fashion_mnist", "cifar10"], default=["fashion_mnist", "cifar10"])
-    study.set_defaults(command=_study)
+    study = commands.add_parser("study", help="measure a claim; what is measured is skipped")
+    studies = study.add_subparsers(required=True, metavar="NAME")
+    scrambling = studies.add_parser("scrambling", help="what noise costs a compressor, on recorded updates")
+    scrambling.add_argument("--folder", type=Path, default=Path("experiments/configs/scrambling"))
+    scrambling.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    scrambling.add_argument(
+        "--tasks", nargs="+", choices=["fashion_mnist", "cifar10"], default=["fashion_mnist", "cifar10"]
+    )
+    scrambling.set_defaults(command=_scrambling)
+    cost = studies.add_parser("cost", help="bytes, CPU seconds and memory of every codec, and where it pays")
+    cost.add_argument("--folder", type=Path, default=Path("experiments/configs/cost"))
+    cost.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    cost.set_defaults(command=_cost)
     table = commands.add_parser("table", help="the methods of a folder of configs side by side, from their reports")
     table.add_argument("folder", type=Path)
     table.set_defaults(command=_table)
@@ -123,13 +130,24 @@ def _configs(target: Path) -> list[Path]:
     return configs
 
 
-def _study(options: argparse.Namespace) -> int:
+def _scrambling(options: argparse.Namespace) -> int:
     from analysis.losses import told
-    from experiments.scrambling import reports_of, study
+    from experiments.scrambling import study
+    from experiments.studies import reports_of
 
-    folder = options.folder or Path("experiments/configs") / options.name
-    study(folder, tuple(options.seeds), tuple(options.tasks))
-    print(told(reports_of(folder)).to_string(index=False, float_format="{:.1f}".format, na_rep=""))
+    study(options.folder, tuple(options.seeds), tuple(options.tasks))
+    found = told(reports_of(options.folder, "scrambling"))
+    print(found.to_string(index=False, float_format="{:.1f}".format, na_rep=""))
+    return 0
+
+
+def _cost(options: argparse.Namespace) -> int:
+    from analysis.deliveries import told
+    from experiments.cost import study
+    from experiments.studies import reports_of
+
+    study(options.folder, tuple(options.seeds))
+    print(told(reports_of(options.folder, "cost")).to_string(index=False, float_format="{:.4g}".format))
     return 0
 
 

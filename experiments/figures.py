@@ -8,8 +8,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.deliveries import on_devices
+from analysis.deliveries import table_of as costs_table
 from analysis.figures import (
     allocation,
+    cost,
     delta_coding,
     efficiency,
     energy,
@@ -23,7 +26,7 @@ from analysis.figures import (
 from analysis.losses import at_equal_density, at_equal_energy, table_of
 from analysis.results import curves, summary
 from experiments import report
-from experiments.scrambling import reports_of
+from experiments.studies import reports_of
 from experiments.sweep import outcomes
 
 
@@ -106,7 +109,7 @@ def losses_of(folder: Path) -> pd.DataFrame:
     Raises:
         ConfigError: there is no report.
     """
-    reports = reports_of(folder)
+    reports = reports_of(folder, "scrambling")
     return at_equal_density(table_of(reports, "payloads"), table_of(reports, "supports"))
 
 
@@ -116,7 +119,16 @@ def energies_of(folder: Path) -> pd.DataFrame:
     Raises:
         ConfigError: there is no report.
     """
-    return at_equal_energy(table_of(reports_of(folder), "energies"))
+    return at_equal_energy(table_of(reports_of(folder, "scrambling"), "energies"))
+
+
+def costs_of(folder: Path) -> pd.DataFrame:
+    """A row an update, codec and device: where the codec pays.
+
+    Raises:
+        ConfigError: there is no report.
+    """
+    return on_devices(costs_table(reports_of(folder, "cost")))
 
 
 def _of_points(config: Path, table: Callable[..., pd.DataFrame]) -> pd.DataFrame:
@@ -139,5 +151,6 @@ FIGURES = {
     "residuals": Drawn(source="faults/residuals.toml", read=rounds_of, draw=residuals.draw),
     "efficiency": Drawn(source="scrambling", read=losses_of, draw=efficiency.draw),
     "energy": Drawn(source="scrambling", read=energies_of, draw=energy.draw),
+    "cost": Drawn(source="cost", read=costs_of, draw=cost.draw),
     "overlap": Drawn(source="scrambling", read=losses_of, draw=overlap.draw),
 }

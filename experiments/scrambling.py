@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from experiments import report
-from experiments.calls import ConfigError
 from experiments.measured import energies, payloads, supports
 from experiments.recording import Recording, Rounds, record
 from experiments.session import Setting
+from experiments.studies import finished
 from experiments.tasks import TASKS
 
 NOISE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -75,7 +75,9 @@ def study(folder: Path, seeds: tuple[int, ...], tasks: tuple[str, ...], studies:
         for seed in seeds if chosen.task in tasks else ():
             cases = [(phase, batch) for phase in chosen.recording.phases for batch in chosen.recording.batches]
             homes = {case: home(folder, chosen, case, seed) for case in cases}
-            wanted = [case for case in cases if not _finished(homes[case], config_of(chosen, case), seed)]
+            wanted = [
+                case for case in cases if not finished(homes[case], config_of(chosen, case), seed, holds="payloads")
+            ]
             began = time.perf_counter()
             for phase, batch, rounds in record(TASKS[chosen.task](), chosen.recording, seed, wanted):
                 facts = measured(chosen, (phase, batch), rounds)
@@ -83,18 +85,6 @@ def study(folder: Path, seeds: tuple[int, ...], tasks: tuple[str, ...], studies:
                 report.write(facts, homes[phase, batch])
                 print(f"{homes[phase, batch]} ({time.perf_counter() - began:.0f} s)", flush=True)
                 began = time.perf_counter()
-
-
-def reports_of(folder: Path) -> list[dict[str, Any]]:
-    """All finished reports below a folder.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    found = [report.read(mark.parent) for mark in sorted(folder.rglob("DONE"))]
-    if not found:
-        raise ConfigError(f"{folder} holds no finished report: run dpcomp study scrambling first")
-    return found
 
 
 def home(folder: Path, chosen: Study, case: tuple[str, int], seed: int) -> Path:
@@ -127,12 +117,3 @@ def measured(chosen: Study, case: tuple[str, int], rounds: Rounds) -> dict[str, 
         "supports": report.columns(supports(rounds, chosen.recording.densities, chosen.noise_multipliers)),
         "energies": report.columns(energies(rounds, chosen.energy_shares, chosen.noise_multipliers, chosen.bits)),
     }
-
-
-def _finished(folder: Path, config: dict[str, Any], seed: int) -> bool:
-    facts = report.finished(folder, holds="payloads")
-    if facts is not None and (facts["config"], facts["seed"]) != (config, seed):
-        raise ConfigError(
-            f"{folder} holds a finished report of another study than this one: move it away, and run again"
-        )
-    return facts is not None

@@ -128,7 +128,6 @@ def test_tracked_reports_are_of_the_configs_beside_them():
                 facts = report.read(done.parent)
                 assert facts["config"]["pipeline"] == point.experiment.as_dict()["pipeline"]
                 assert facts["config"]["federation"].items() >= point.experiment.federation.items()
-    studies = set(
-        (configs / "scrambling").rglob("DONE")
-    )  # `dpcomp study` has no config: its reports name all they are of
+    # `dpcomp study` has no config: its reports name all they are of.
+    studies = {done for name in ("scrambling", "cost") for done in (configs / name).rglob("DONE")}
     assert studies and seen == set(configs.rglob("DONE")) - studies

@@ -15,7 +15,8 @@ from experiments import report, scrambling
 from experiments.calls import ConfigError
 from experiments.cli import main
 from experiments.recording import Recording, Rounds, record
-from experiments.scrambling import Study, measured, reports_of
+from experiments.scrambling import Study, measured
+from experiments.studies import reports_of
 from experiments.tasks import digits
 
 LAYOUT = dp.Layout.of({"dense": (2000,), "sparse": (18000,)})
@@ -166,7 +167,7 @@ def test_a_study_goes_on_from_what_is_finished(tmp_path, monkeypatch):
     scrambling.study(tmp_path, (0,), ("digits",), (small,))
     assert asked == [[("early", 30), ("late", 30)], [("late", 30)], []]
     assert (tmp_path / "digits" / "batch-30" / "early" / "seed-0" / "report.json").read_bytes() == first
-    assert len(reports_of(tmp_path)) == 2
+    assert len(reports_of(tmp_path, "scrambling")) == 2
     with pytest.raises(ConfigError, match="another study"):
         scrambling.study(tmp_path, (0,), ("digits",), (replace(small, bits=5),))
 
@@ -183,7 +184,7 @@ def test_the_command_measures_what_is_asked_for_and_tells_the_claim(tmp_path, mo
 
 def test_a_folder_without_reports_says_what_to_run(tmp_path):
     with pytest.raises(ConfigError, match="dpcomp study scrambling"):
-        reports_of(tmp_path)
+        reports_of(tmp_path, "scrambling")
 
 
 def test_recorded_rounds_are_a_function_of_the_seed_and_of_nothing_else():
