@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,13 +12,12 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from analysis.cost import Delivery, Range, break_even_bandwidth
 from analysis.deliveries import HERE, MEGA, NANO, free_float32
 from analysis.devices import LINKS, RADIOS
-from analysis.figures.style import COLUMN_INCHES, use_style
+from analysis.figures.style import COLUMN_INCHES, by_method, use_style
 
 UPDATE = "resnet18"  # no cache holds it, as the scaling to devices asks for
 CODECS = ("float32", "8 bits, packed", "8 bits", "4 bits", "rotated", "top 1 %, 4 bits")  # of the upper panels
 SLOWEST = "Pi Zero 2 W"
 MEGABITS = np.geomspace(0.1, 1000, 201)
-MARKERS = ("o", "X", "s", "P", "D", "^")
 APART = 0.16  # rows, between the devices of a codec
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
@@ -58,14 +56,14 @@ def draw(evens: pd.DataFrame) -> Figure:
 def _times(axes: Axes, rows: pd.DataFrame) -> None:
     free = free_float32(int(rows["coordinates"].iloc[0]))
     axes.plot(MEGABITS, [free.seconds(MEGA * each) for each in MEGABITS], color="0.1", label="float32, no work")
-    styles = zip(CODECS, sns.color_palette("colorblind", len(CODECS)), MARKERS, DASHES, strict=True)
-    for number, (codec, color, marker, dashes) in enumerate(styles):
+    style = by_method(CODECS)
+    for number, (codec, dashes) in enumerate(zip(CODECS, DASHES, strict=True)):
         row = rows.set_index("codec").loc[codec]
         seconds = Range(row["encode_seconds_low"], row["encode_seconds_high"]).middle
         sent = Delivery(payload_bytes=row["payload_bytes_low"], encode_seconds=seconds)
         times = [sent.seconds(MEGA * each) for each in MEGABITS]
-        marks = {"marker": marker, "markersize": 5, "markevery": (5 + 5 * number, 40)}
-        axes.plot(MEGABITS, times, color=color, linestyle=dashes, label=codec, **marks)
+        marks = {"marker": style["markers"][codec], "markersize": 5, "markevery": (5 + 5 * number, 40)}
+        axes.plot(MEGABITS, times, color=style["palette"][codec], linestyle=dashes, label=codec, **marks)
         even = break_even_bandwidth(sent, free)
         if 0 < even <= MEGA * MEGABITS[-1]:
             axes.plot(even / MEGA, free.seconds(even), "*", color="0.1", markersize=10, zorder=3)
@@ -78,14 +76,15 @@ def _times(axes: Axes, rows: pd.DataFrame) -> None:
 def _evens(axes: Axes, rows: Any, column: str, beside: dict[str, Range], label: str) -> None:
     """A row a codec, a mark a device, none where there is no break-even; below, what they are held against."""
     codecs, devices = (list(dict.fromkeys(rows[name])) for name in ("codec", "device"))
-    colors = sns.color_palette("colorblind", len(devices))
-    for number, (device, color, marker) in enumerate(zip(devices, colors, MARKERS, strict=False)):
+    style = by_method(devices)
+    for number, device in enumerate(devices):
         part = rows[(rows["device"] == device) & np.isfinite(rows[f"{column}_high"])]
         low, high = part[f"{column}_low"].to_numpy(), part[f"{column}_high"].to_numpy()
         places = [codecs.index(name) + APART * (number - (len(devices) - 1) / 2) for name in part["codec"]]
         middles = np.sqrt(low * high)
         around = {"xerr": [middles - low, high - middles], "elinewidth": 1.2, "markersize": 4}
-        axes.errorbar(middles, places, fmt=marker, color=color, label=device, **around)
+        look = {"fmt": style["markers"][device], "color": style["palette"][device]}
+        axes.errorbar(middles, places, label=device, **look, **around)
     for codec, best in rows.groupby("codec")[f"{column}_low"].min().items():
         if np.isinf(best):
             words = {"ha": "center", "va": "center", "size": "small", "transform": axes.get_yaxis_transform()}

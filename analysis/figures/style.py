@@ -13,11 +13,13 @@ matplotlib.use("Agg")
 COLUMN_INCHES = 3.4  # a paper's column
 MOST_INSIDE = 5  # names that leave room for the curves
 COLORS = sns.color_palette("colorblind", 10)
+COLORS[8] = (0.15, 0.15, 0.15)  # for its yellow, which paper hardly shows
 MARKERS = ("o", "X", "s", "P", "D", "v", "^", "p", "<", ">")
 DASHES = ("", (4, 1.5), (1, 1), (3, 1.25, 1.5, 1.25), (5, 1, 1, 1), (2, 2), (6, 2), (3, 1), (1, 2), (4, 1, 2, 1))
 LOOKS = {  # the methods of the paper, and the look that each has in all of its figures
     "noise, then top-k": 0,
     "top-k": 0,
+    "top 1 %, 4 bits": 0,
     "the noisy update's top-k": 0,
     "noise, then top-k, feedback": 1,
     "top-k, feedback": 1,
@@ -26,7 +28,9 @@ LOOKS = {  # the methods of the paper, and the look that each has in all of its 
     "top-k of the clean update, noise at the server": 3,
     "the clean update's top-k": 3,
     "dense, float32": 7,
+    "float32": 7,
     "dense, 4 bits": 4,
+    "4 bits": 4,
 }
 
 OTHERS = (9, 5, 6, 8)  # the looks of what is no method of the paper, the strongest first
