@@ -1,12 +1,16 @@
 """The numbers that the paper quotes: each is named in its text, and computed from tracked reports."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from analysis import deliveries
 from analysis.comparison import compare
+from analysis.cost import Range
+from analysis.devices import LINKS, RADIOS
 from analysis.figures import delta_coding, residuals
 from analysis.losses import spread
 from analysis.numbers import Column, Numbers, of_table, of_trials, plain, slug
@@ -16,6 +20,7 @@ from experiments.calls import ConfigError
 from experiments.figures import energies_of, losses_of, rounds_of, trials_below, trials_of
 from experiments.files import write_whole
 from experiments.grid import points
+from experiments.studies import reports_of
 from experiments.tasks import TASKS
 
 QUOTED = re.compile(r"\\val\{([^}]*)\}")
@@ -215,6 +220,39 @@ def _orders(configs: Path) -> Numbers:
     return found | of_trials("orders", trials, ["steps", "name"], reference="dense")
 
 
+def _cost(configs: Path) -> Numbers:
+    """`cost.<update>.<codec>.<column>`: medians over seeds; with a device for the update, ranges, of the large one."""
+    reports = reports_of(configs / "cost", "cost")
+    found: Numbers = {}
+    for row in deliveries.told(reports).to_dict("records"):
+        name = f"cost.{slug(row['update'])}.{slug(row['codec'])}"
+        found |= {f"{name}.{column}": _figures(row[column]) for column in row if column not in ("update", "codec")}
+    evens: Any = deliveries.on_devices(deliveries.table_of(reports))
+    for row in evens[evens["update"] == "resnet18"].to_dict("records"):
+        name = f"cost.{slug(row['device'])}.{slug(row['codec'])}"
+        for column in ("mbits", "packed_mbits", "nanojoules"):
+            low, high = row[f"{column}_low"], row[f"{column}_high"]
+            found[f"{name}.{column}"] = rf"{_figures(low)}\text{{--}}{_figures(high)}"
+    for link in LINKS:
+        found[f"link.{slug(link.name)}"] = _range(link.bits_per_second, 1e6)
+    for radio in RADIOS:
+        found[f"radio.{slug(radio.name)}"] = _range(radio.joules_per_bit, 1e-9)
+    return found
+
+
+def _range(range_: Range, unit: float) -> str:
+    low, high = _figures(range_.low / unit), _figures(range_.high / unit)
+    return low if low == high else rf"{low}\text{{--}}{high}"
+
+
+def _figures(value: float) -> str:
+    """Three figures, or all of a whole number's."""
+    if not math.isfinite(value):
+        return r"\infty" if value > 0 else "nan"
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{digits}f}".replace(",", "{,}")
+
+
 CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
     _setups,
     _top_k,
@@ -223,6 +261,7 @@ CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
     _local_steps,
     _delta_coding,
     _residuals,
+    _cost,
     _faults,
     _orders,
 )

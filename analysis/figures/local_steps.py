@@ -7,6 +7,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from analysis.figures.style import COLUMN_INCHES, legend_below, lines_by_method, use_style
 
@@ -32,9 +33,12 @@ def draw(trials: pd.DataFrame) -> Figure:
     sns.lineplot(oftener, x="steps", y="accuracy_percent", errorbar=("pi", 100), ax=middle, **style)
     means: Any = oftener.groupby(["method", "steps"])[["uplink_kib", "accuracy_percent"]].mean().reset_index()
     sns.lineplot(means, x="uplink_kib", y="accuracy_percent", sort=False, ax=right, **style)
-    left.set(title="rounds equal (20)", ylabel="test accuracy (%)")
-    middle.set(title="steps equal (120)")
-    right.set(title="steps equal (120)", xscale="log", xlabel="uplink of a run (KiB, log scale)")
+    left.set(title="equal rounds", ylabel="test accuracy (%)")
+    middle.set(title="equal steps in all")
+    right.set(title="equal steps in all", xscale="log", xlabel="uplink of a run (KiB, log scale)")
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter(ScalarFormatter())
+    right.xaxis.set_minor_formatter(NullFormatter())
     for axes in (left, middle):
         _label_steps(axes)
     legend_below(figure, left, columns=2)

@@ -9,6 +9,7 @@ from analysis.theory import (
     binary_entropy,
     efficiency_loss,
     noise_floor_rate,
+    prediction_bits,
     random_index_bits,
     temporal_index_bits,
 )
@@ -87,6 +88,27 @@ def test_dithered_quantisation_that_hides_under_the_noise_takes_the_noise_floor_
     assert rate < bits < rate + 0.255
 
 
+@pytest.mark.parametrize(("snr", "clients", "correlation"), [(10.0, 5, 0.9), (1.0, 5, 1.0), (0.1, 50, 0.8)])
+def test_a_predicted_update_leaves_the_innovation_that_was_foretold(snr, clients, correlation):
+    rng, d = np.random.default_rng(0), 400_000
+    last = rng.standard_normal(d)
+    now = correlation * last + math.sqrt(1 - correlation**2) * rng.standard_normal(d)
+    update = now + rng.standard_normal(d) / math.sqrt(snr)
+    broadcast = last + rng.standard_normal(d) / math.sqrt(snr * clients)
+    gain = update @ broadcast / (broadcast @ broadcast)
+    saved = math.log2(np.var(update) / np.var(update - gain * broadcast)) / 2
+    assert saved == pytest.approx(
+        prediction_bits(snr=snr, clients=clients, correlation=correlation), abs=4 / math.sqrt(d)
+    )
+
+
+def test_where_noise_rules_prediction_saves_by_the_square_of_the_snr():
+    saved = [prediction_bits(snr=snr, clients=10) for snr in (1e-4, 1e-3)]
+    assert saved[1] / saved[0] == pytest.approx(100, rel=0.02)
+    assert prediction_bits(snr=0.0, clients=10) == 0
+    assert prediction_bits(snr=math.inf, clients=10, correlation=0.5) == pytest.approx(math.log2(4 / 3) / 2)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -96,6 +118,8 @@ def test_dithered_quantisation_that_hides_under_the_noise_takes_the_noise_floor_
         (lambda: temporal_index_bits(density=0.8, overlap=0.5), "0.75"),
         (lambda: efficiency_loss(density=0.1, value_bits=-1, overlap=0.5, noisy_overlap=0.1), "value_bits = -1"),
         (lambda: noise_floor_rate(n=1, eta=0, z=1, d=1), "eta = 0"),
+        (lambda: prediction_bits(snr=-1, clients=3), "snr = -1"),
+        (lambda: prediction_bits(snr=math.inf, clients=3), "finite snr"),
     ],
 )
 def test_impossible_values_are_named(call, words):
