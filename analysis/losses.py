@@ -3,9 +3,11 @@
 Losses are in percent of the compression ratio without noise; differences of two losses are points.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.efficiency import bytes_at_energy
@@ -96,6 +98,24 @@ def at_equal_energy(energies: pd.DataFrame) -> pd.DataFrame:
     still = rows[rows["noise_multiplier"] == 0].set_index(keys)["payload_bytes"]
     reference = still.loc[pd.MultiIndex.from_frame(rows[keys])].to_numpy()
     return energies.assign(loss=100 * (1 - reference / energies["payload_bytes"]))
+
+
+def crossing(energies: pd.DataFrame) -> float:
+    """The noise from which on a random support takes fewer bytes than the top-k of one case's `energies`, of one share.
+
+    Between the noises that were measured, log bytes are interpolated by the logarithm of the noise. 0: already below
+    the least noise that there is; infinite: at none.
+    """
+    rows: Any = energies
+    means = rows.groupby(["noise_multiplier", "order"])["payload_bytes"].mean().unstack("order").sort_index()
+    excess = np.log(means["noise first"] / means["support first"]).to_numpy()
+    noises, above = means.index.to_numpy(), np.flatnonzero(excess > 0)
+    if not len(above):
+        return math.inf
+    after = int(above[0])
+    if after == 0 or noises[after - 1] == 0:
+        return 0.0
+    return float(np.exp(np.interp(0.0, excess[after - 1 : after + 1], np.log(noises[after - 1 : after + 1]))))
 
 
 def energy_with_feedback(payloads: pd.DataFrame, share: float) -> pd.DataFrame:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from experiments.calls import ConfigError
-from experiments.paper import numbers, quoted_in, write_numbers
+from experiments.numbers import numbers
+from experiments.paper import quoted_in, write_numbers
 
 ROOT = Path(__file__).parents[2]
 PAPER, CONFIGS = ROOT / "paper", ROOT / "experiments" / "configs"
