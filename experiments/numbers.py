@@ -47,7 +47,7 @@ def _setups(configs: Path) -> Numbers:
         first = made[0].experiment
         name = f"setup.{slug(config.relative_to(configs).with_suffix(''))}"
         facts = {key: value for key, value in first.federation.items() if isinstance(value, int | float)}
-        budgets = {point.experiment.epsilon for point in made} - {None}
+        budgets = [budget for point in made if (budget := point.experiment.epsilon) is not None]
         facts |= {
             "noisy_epsilon": max(budgets, default=None),
             "epsilon": first.epsilon,
