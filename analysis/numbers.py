@@ -50,7 +50,7 @@ ACCURACY = {
 def of_trials(name: str, trials: pd.DataFrame, by: Sequence[str], reference: str | None = None) -> Numbers:
     """Numbers of a row a trial, by the labels of its point: ACCURACY, and the tuning.
 
-    With a `reference`, a label of the last of `by`, also `gap`: how many points less accurate than it, seed by seed.
+    With a `reference`, a label of the last of `by`, also `gap`: points less accurate, seed by seed; and `gain`.
     """
     found: Numbers = {}
     by = list(by)
@@ -74,10 +74,12 @@ def _gaps(name: str, trials: pd.DataFrame, by: list[str], reference: str) -> Num
         lambda group: (base.reindex(group.droplevel(by[-1]).index).to_numpy() - group.to_numpy()).tolist()
     )
     points = Column(scale=100)
-    return {
-        f"{name}.{'.'.join(map(slug, labels if isinstance(labels, tuple) else (labels,)))}.gap": points.text(values)
-        for labels, values in gaps.items()
-    }
+    found: Numbers = {}
+    for labels, values in gaps.items():
+        path = ".".join([name, *map(slug, labels if isinstance(labels, tuple) else (labels,))])
+        found[f"{path}.gap"] = points.text(values)
+        found[f"{path}.gain"] = points.text([-value for value in values])
+    return found
 
 
 def of_table(name: str, table: pd.DataFrame, by: Sequence[str], columns: Mapping[str, Callable[[Any], str]]) -> Numbers:

@@ -3,11 +3,10 @@
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, legend_below, lines_by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 RULES = ("equal", "water-filled", "noise-aware")
 
@@ -28,15 +27,7 @@ def draw(trials: pd.DataFrame) -> Figure:
     cases = [(noise, coder) for noise in noises for coder in coders]
     for axes, (noise, coder) in zip(grid[0], cases, strict=True):
         part = frame[(frame["noise"] == noise) & (frame["entropy"] == coder)].sort_values("asked")
-        sns.lineplot(
-            part,
-            x="bits",
-            y="accuracy_percent",
-            errorbar=("pi", 100),
-            err_style="bars",
-            ax=axes,
-            **lines_by_method(RULES),
-        )
+        plot_means(axes, part, "bits", "accuracy_percent", RULES, bars=True)
         axes.set(title=f"{noise}, {coder}", xlabel="bits a coordinate", ylabel="test accuracy (%)", xscale="log")
         axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
         axes.minorticks_off()

@@ -3,11 +3,10 @@
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, lines_by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, plot_means, use_style
 
 PREDICTED, DIRECT = "last broadcast", "nothing"
 
@@ -28,15 +27,7 @@ def draw(rounds: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(1.3 * COLUMN_INCHES, 0.8 * COLUMN_INCHES))
     frame["place"] = frame["noise_multiplier"].rank(method="dense") - 1
     methods = ["over the whole run", "in its first quarter"]
-    sns.lineplot(
-        frame,
-        x="place",
-        y="saved_percent",
-        errorbar=("pi", 100),
-        err_style="bars",
-        ax=axes,
-        **lines_by_method(methods),
-    )
+    plot_means(axes, frame, "place", "saved_percent", methods, bars=True)
     levels = sorted(frame["noise_multiplier"].unique())
     axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
     axes.axhline(0, color="0.2", linewidth=1.0, zorder=0.5)

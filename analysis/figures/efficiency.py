@@ -3,12 +3,11 @@
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, legend_below, lines_by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 METHODS = (
     "noise, then top-k",
@@ -41,8 +40,7 @@ def draw(losses: pd.DataFrame) -> Figure:
         for axes, density in zip(grid[number], densities, strict=True):
             part: Any = frame[(frame["task"] == task) & (frame["batch"] == batch) & (frame["density"] == density)]
             axes.axhline(CLAIMED_PERCENT, color="0.2", linewidth=1.2, zorder=1.5)
-            options = {"errorbar": ("pi", 100), "markersize": 5, "ax": axes}
-            sns.lineplot(part, x="place", y="loss", **options, **lines_by_method(METHODS))
+            plot_means(axes, part, "place", "loss", METHODS, markersize=5)
             label_noise(axes)
             axes.set_title(f"top {100 * density:g} %" if number == 0 else "")
             axes.set_ylabel(f"{TASKS.get(task, task)}\nbatch {batch}\nloss of ratio (%)", fontsize="small")

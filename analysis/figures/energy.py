@@ -3,13 +3,12 @@
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.figures.efficiency import METHODS, NOISE, TASKS, label_noise
-from analysis.figures.style import COLUMN_INCHES, legend_below, lines_by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 ORDERS = {"noise first": METHODS[0], "support first": METHODS[2]}
 
@@ -28,11 +27,10 @@ def draw(energies: pd.DataFrame) -> Figure:
     cases: Any = list(frame.groupby(["task", "batch"]).groups)[::-1]
     size = (2.2 * COLUMN_INCHES, 0.8 * COLUMN_INCHES)
     figure, grid = plt.subplots(1, len(cases), figsize=size, sharey=True, squeeze=False)
-    style = lines_by_method(list(ORDERS.values()))
     for axes, (task, batch) in zip(grid[0], cases, strict=True):
         part = frame[(frame["task"] == task) & (frame["batch"] == batch)]
         means = part.groupby(["method", "place", "seed"])["percent"].mean().reset_index()
-        sns.lineplot(means, x="place", y="percent", errorbar=("pi", 100), ax=axes, **style)
+        plot_means(axes, means, "place", "percent", list(ORDERS.values()))
         label_noise(axes)
         axes.set(yscale="log", title=f"{TASKS.get(task, task)}, batch {batch}")
         axes.set_ylabel(f"payload for {100 * share:g} % of the\nclean energy (% of float32, log)", fontsize="small")

@@ -1,11 +1,10 @@
 """What a faulty network costs, in accuracy and in bytes, with version checks and without."""
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, lines_by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, plot_means, use_style
 
 TRAFFIC = ("uplink_bytes", "downlink_bytes", "control_bytes")
 
@@ -22,9 +21,9 @@ def draw(rounds: pd.DataFrame) -> Figure:
     ends["rate"] = ends["faults"].str.removesuffix(" %").astype(float)
     ends["method"] = ends["protocol"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
-    style = lines_by_method(sorted(ends["method"].unique(), reverse=True))
-    sns.lineplot(ends, x="rate", y="accuracy_percent", errorbar=("pi", 100), ax=left, **style)
-    sns.lineplot(ends, x="rate", y="mebibytes", errorbar=("pi", 100), legend=False, ax=right, **style)
+    protocols = sorted(ends["method"].unique(), reverse=True)
+    plot_means(left, ends, "rate", "accuracy_percent", protocols)
+    plot_means(right, ends, "rate", "mebibytes", protocols, legend=False)
     faults = "messages lost, repeated, held back (% each)"
     left.set(xlabel=faults, ylabel="test accuracy at the end (%)")
     right.set(xlabel=faults, ylabel="all traffic of a run (MiB)", ylim=(0, None))

@@ -3,13 +3,12 @@
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from analysis.figures.style import COLUMN_INCHES, legend_below, lines_by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 STEPS = (1, 2, 3, 5, 10, 20)
 
@@ -28,11 +27,10 @@ def draw(trials: pd.DataFrame) -> Figure:
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(2.2 * COLUMN_INCHES, 0.95 * COLUMN_INCHES), sharey=True, width_ratios=(1, 1, 1.15)
     )
-    style = lines_by_method(methods)
-    sns.lineplot(longer, x="steps", y="accuracy_percent", errorbar=("pi", 100), ax=left, **style)
-    sns.lineplot(oftener, x="steps", y="accuracy_percent", errorbar=("pi", 100), ax=middle, **style)
+    plot_means(left, longer, "steps", "accuracy_percent", methods)
+    plot_means(middle, oftener, "steps", "accuracy_percent", methods)
     means: Any = oftener.groupby(["method", "steps"])[["uplink_kib", "accuracy_percent"]].mean().reset_index()
-    sns.lineplot(means, x="uplink_kib", y="accuracy_percent", sort=False, ax=right, **style)
+    plot_means(right, means, "uplink_kib", "accuracy_percent", methods)
     left.set(title="equal rounds", ylabel="test accuracy (%)")
     middle.set(title="equal steps in all")
     right.set(title="equal steps in all", xscale="log", xlabel="uplink of a run (KiB, log scale)")

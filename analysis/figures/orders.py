@@ -3,11 +3,10 @@
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, legend_below, lines_by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 METHODS = {
     "dense": "dense, float32",
@@ -30,19 +29,10 @@ def draw(trials: pd.DataFrame) -> Figure:
     cases = sorted(frame["steps"].unique())
     size = (2.2 * COLUMN_INCHES, 0.8 * COLUMN_INCHES)
     figure, grid = plt.subplots(1, len(cases), figsize=size, sharey=True, squeeze=False)
-    style = lines_by_method(list(dict.fromkeys(METHODS.values())))
+    methods = list(dict.fromkeys(METHODS.values()))
     for axes, steps in zip(grid[0], cases, strict=True):
         part = frame[frame["steps"] == steps]
-        sns.lineplot(
-            part,
-            x="payload",
-            y="accuracy_percent",
-            errorbar=("pi", 100),
-            err_style="bars",
-            markersize=7,
-            ax=axes,
-            **style,
-        )
+        plot_means(axes, part, "payload", "accuracy_percent", methods, bars=True, markersize=7)
         number = int(steps.rsplit("_", 1)[1])
         axes.set(
             title=f"{number} local step{'s' if number > 1 else ''} a round",

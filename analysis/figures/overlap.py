@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.efficiency import NOISE, TASKS, label_noise
-from analysis.figures.style import COLUMN_INCHES, by_method, lines_by_method, use_style
+from analysis.figures.style import COLUMN_INCHES, by_method, plot_means, use_style
 
 WHOSE = {
     "clean_overlap": "the clean update's top-k",
@@ -43,9 +43,7 @@ def draw(losses: pd.DataFrame) -> Figure:
     means["place"] = means["noise_multiplier"].map(list(NOISE).index)
     tall = means.melt(id_vars=["place", "seed"], value_vars=list(WHOSE), var_name="column", value_name="overlap")
     tall["method"] = tall["column"].map(WHOSE)
-    style = lines_by_method(list(WHOSE.values()))
-    options = {"errorbar": ("pi", 100), "ax": left}
-    sns.lineplot(tall, x="place", y="overlap", **options, **style)
+    plot_means(left, tall, "place", "overlap", list(WHOSE.values()))
     foretold = means.groupby("place")["expected_overlap"].mean()
     left.plot(
         foretold.index, foretold, "s", color="0.1", fillstyle="none", label="the noisy one's, foretold from the clean"

@@ -71,6 +71,15 @@ def lines_by_method(methods: Sequence[str], *, marked: bool = True) -> dict[str,
     return by_method(methods) | {"dashes": dashes} | ({} if marked else {"markers": False})
 
 
+def plot_means(
+    axes: Axes, frame: Any, x: str, y: str, methods: Sequence[str], *, bars: bool = False, **more: Any
+) -> None:
+    """A line a method through the means of the rows that share an x; bars, or else a band, span these rows."""
+    style = "bars" if bars else "band"
+    looks = lines_by_method(methods)
+    sns.lineplot(frame, x=x, y=y, errorbar=("pi", 100), err_style=style, ax=axes, **looks, **more)
+
+
 def place_legend(figure: Figure, axes: Axes, **inside: Any) -> None:
     """The names inside the axes, where matplotlib's arguments say; of many below the figure, which grows for them."""
     _, names = axes.get_legend_handles_labels()

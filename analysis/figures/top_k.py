@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLORS, COLUMN_INCHES, LOOKS, legend_below, lines_by_method, use_style
+from analysis.figures.style import COLORS, COLUMN_INCHES, LOOKS, legend_below, plot_means, use_style
 
 FEEDBACK, ALONE = "top-k, feedback", "top-k"
 DENSE = "dense, float32"
@@ -39,15 +38,7 @@ def _panel(axes: Axes, trials: pd.DataFrame) -> None:
     sparse: Any = percent[percent["label"] != "dense"].copy()
     sparse["density"] = sparse["label"].str.extract(r"top ([\d.]+) %", expand=False).astype(float)
     sparse["method"] = sparse["label"].str.endswith("feedback").map({True: FEEDBACK, False: ALONE})
-    sns.lineplot(
-        sparse,
-        x="density",
-        y="accuracy_percent",
-        errorbar=("pi", 100),
-        err_style="bars",
-        ax=axes,
-        **lines_by_method([FEEDBACK, ALONE]),
-    )
+    plot_means(axes, sparse, "density", "accuracy_percent", [FEEDBACK, ALONE], bars=True)
     axes.set(xscale="log", xlabel="coordinates sent (%)")
     axes.invert_xaxis()
     axes.set_xticks([10, 1, 0.1], ["10", "1", "0.1"])

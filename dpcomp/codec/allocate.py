@@ -68,7 +68,9 @@ class Waterfill:
     With `clients`, the number of updates that the server averages, the fill sees the privacy noise: what is
     coded is the Wiener estimate s²/(s² + σ²)·value of the signal, and the water rises over its variance
     s⁴/(s² + σ²), not over that of signal and noise (indirect rate-distortion: Dobrushin & Tsybakov 1962). s² is
-    tracked from the broadcasts, σ² is the update's own. That wants feedback=False and no choice by magnitude.
+    tracked from the broadcasts, σ² is the update's own. That wants feedback=False and no choice by magnitude. It makes
+    the error of one update smallest, and no more: an estimate is shorter than what it estimates, by layers, and a
+    model that is trained on estimates learns worse (`docs/figures/allocation.png`).
 
     **Privacy:** bits, steps and estimates are computed from released values (PRIVACY_RULES 12).
     """

@@ -26,6 +26,7 @@ def test_a_gap_is_taken_seed_by_seed():
     )
     found = of_trials("t", both, ["method"], reference="dense")
     assert found["t.top_1.gap"] == r"10.0 \pm 0.0"
+    assert found["t.top_1.gain"] == r"-10.0 \pm 0.0"
     assert found["t.dense.gap"] == r"0.0 \pm 0.0"
 
 
