@@ -30,7 +30,8 @@ class Column:
     def text(self, values: Sequence[float]) -> str:
         """The LaTeX; of one value, or without `spread`, the mean alone."""
         found = self.scale * np.asarray(values, dtype=np.float64)
-        mean = f"{found.mean():,.{self.digits}f}".replace(",", "{,}")
+        rounded = round(float(found.mean()), self.digits) + 0.0  # not −0.0
+        mean = f"{rounded:,.{self.digits}f}".replace(",", "{,}")
         if not self.spread or len(found) < 2:
             return mean
         return rf"{mean} \pm {found.std(ddof=1):.{self.digits}f}"

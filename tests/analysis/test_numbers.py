@@ -32,6 +32,7 @@ def test_a_gap_is_taken_seed_by_seed():
 
 def test_one_seed_has_no_deviation():
     assert Column().text([1.25]) == "1.2"
+    assert Column().text([-0.04]) == "0.0"
     assert of_trials("t", trials(m="a", test_accuracy=0.5).iloc[:1], ["m"])["t.a.accuracy"] == "50.0"
 
 
