@@ -116,7 +116,7 @@ def test_every_tracked_config_can_be_read_and_has_a_guarantee():
     configs = sorted(Path("experiments/configs").rglob("*.toml"))
     assert len(configs) >= 11
     for path in configs:
-        assert all(point.experiment.steps >= 100 for point in points(path))
+        assert all(point.experiment.steps >= 20 for point in points(path))
 
 
 def test_tracked_reports_are_of_the_configs_beside_them():
