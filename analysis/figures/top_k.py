@@ -24,7 +24,7 @@ def draw(panels: Mapping[str, pd.DataFrame]) -> Figure:
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False)
     for axes, (title, trials) in zip(grid[0], panels.items(), strict=True):
         _panel(axes, trials)
-        axes.set(title=title, ylabel="test accuracy (%)" if axes is grid[0, 0] else "")
+        axes.set(title=title, ylabel="test accuracy (%)")
     legend_below(figure, grid[0, 0], columns=3)
     return figure
 

@@ -31,9 +31,8 @@ def test_a_number_that_no_report_gives_is_refused_with_the_nearest(tmp_path):
 
 
 def test_every_reference_is_cited_and_every_citation_is_a_reference():
-    cited = {
-        key.strip() for keys in re.findall(r"\\cite(?:t|p|alp)?(?:\[[^\]]*\])*\{([^}]*)\}", TEXT) for key in keys.split(",")
-    }
+    groups = re.findall(r"\\cite(?:t|p|alp)?(?:\[[^\]]*\])*\{([^}]*)\}", TEXT)
+    cited = {key.strip() for keys in groups for key in keys.split(",")}
     references = re.findall(r"^@\w+\{(\w+),", (PAPER / "refs.bib").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(references) == len(set(references))
     assert set(references) == cited
