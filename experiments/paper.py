@@ -36,6 +36,4 @@ def write_numbers(configs: Path, paper: Path) -> Path:
 
 def quoted_in(paper: Path) -> list[str]:
     """The names of the numbers that the text quotes, each once."""
-    return sorted(
-        set(QUOTED.findall("".join(path.read_text(encoding="utf-8") for path in sorted(paper.glob("*.tex")))))
-    )
+    return sorted(set(QUOTED.findall((paper / "paper.tex").read_text(encoding="utf-8"))))
