@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 import dpcomp as dp
-from dpcomp.codec import Common
 from dpcomp.codec.widths import WIDTHS, error_curve
-from dpcomp.tracking import mean_squares
-from dpcomp.update import Layout
+from dpcomp.codec.wiener import mean_squares
+from dpcomp.core.layout import Layout
+from dpcomp.core.public_context import Common
 
 BITS = (2, 3, 4)
 CLIENTS = 10

@@ -37,11 +37,11 @@ from scipy.special import betaln
 from scipy.stats import entropy
 
 import dpcomp as dp
-from dpcomp.codec import Common
 from dpcomp.codec.codec import layer_counts
-from dpcomp.training.parameters import layout_of
-from dpcomp.update import Layout
-from experiments.tasks import cifar10_resnet
+from dpcomp.core.layout import Layout
+from dpcomp.core.public_context import Common
+from dpcomp.training.pytorch.parameters import layout_of
+from experiments.data.tasks import cifar10_resnet
 
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 LIBRARIES = ("numpy", "scipy", "torch", "constriction", "randomgen", "zstandard")

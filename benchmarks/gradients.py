@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from dpcomp.training.parameters import layout_of
-from dpcomp.update import Layout
-from experiments.cache import cache_folder
-from experiments.tasks import cifar10
+from dpcomp.core.layout import Layout
+from dpcomp.training.pytorch.parameters import layout_of
+from experiments.data.cache import cache_folder
+from experiments.data.tasks import cifar10
 
 PHASES = {"early": 20, "middle": 300, "late": 1200}  # the SGD step from which on gradients are kept
 KEPT = 16  # consecutive gradients in each phase

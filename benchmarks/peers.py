@@ -14,7 +14,7 @@ import torch
 import zstandard
 from jaxtyping import Float32
 
-from dpcomp.update import Layout
+from dpcomp.core.layout import Layout
 
 LEVEL = 3  # zstd's own default
 FRACTIONS = (0.01, 0.1)

@@ -26,8 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import differential_entropy
 
-from analysis.figures.style import COLUMN_INCHES, use_style
-from dpcomp.update import Layout
+from dpcomp.core.layout import Layout
+from dpcomp.lab.figures.style import COLUMN_INCHES, use_style
 
 GISH_PIERCE_BITS = 0.5 * np.log2(2 * np.pi * np.e / 12)
 FINE = 1.5  # bits, from which on steps are fine enough for it

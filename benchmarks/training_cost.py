@@ -19,11 +19,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import dpcomp as dp
-from dpcomp.federated.aggregate import mean_of_released
-from dpcomp.training.inspection import hooks_on_inputs, private_model
-from dpcomp.training.opacus import PrivateOptimizer
-from dpcomp.training.parameters import read, write
-from experiments.models import fashion_cnn
+from dpcomp.federated.aggregation import mean_of_released
+from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
+from dpcomp.training.pytorch.parameters import read, write
+from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
+from experiments.data.models import fashion_cnn
 
 PAIRS = 15
 ROUNDS = 4  # in one measurement

@@ -4,50 +4,50 @@ The names stand in the order in which data flows; so do the files behind them. B
 three that a user never names: `accounting` before `guarantee`, `terms` after it, `exchange` before `pipeline`.
 """
 
-from dpcomp.errors import BudgetExhausted as BudgetExhausted
-from dpcomp.errors import CorruptPayload as CorruptPayload
-from dpcomp.errors import DpcompError as DpcompError
-from dpcomp.errors import NotPrivate as NotPrivate
-from dpcomp.errors import VersionMismatch as VersionMismatch
+from dpcomp.core.errors import BudgetExhausted as BudgetExhausted
+from dpcomp.core.errors import CorruptPayload as CorruptPayload
+from dpcomp.core.errors import DpcompError as DpcompError
+from dpcomp.core.errors import NotPrivate as NotPrivate
+from dpcomp.core.errors import VersionMismatch as VersionMismatch
 
 # isort: split
-from dpcomp.claim import Bounded as Bounded
-from dpcomp.claim import Released as Released
-from dpcomp.claim import Unbounded as Unbounded
+from dpcomp.privacy.claim import Bounded as Bounded
+from dpcomp.privacy.claim import Released as Released
+from dpcomp.privacy.claim import Unbounded as Unbounded
 
 # isort: split
-from dpcomp.randomness import PublicSeed as PublicSeed
-from dpcomp.randomness import SecretSeed as SecretSeed
+from dpcomp.core.randomness import PublicSeed as PublicSeed
+from dpcomp.core.randomness import SecretSeed as SecretSeed
 
 # isort: split
-from dpcomp.support import Everywhere as Everywhere
-from dpcomp.support import Listed as Listed
-from dpcomp.support import Seeded as Seeded
+from dpcomp.core.support import Everywhere as Everywhere
+from dpcomp.core.support import Listed as Listed
+from dpcomp.core.support import Seeded as Seeded
 
 # isort: split
-from dpcomp.update import SERVER as SERVER
-from dpcomp.update import Address as Address
-from dpcomp.update import Layout as Layout
-from dpcomp.update import Update as Update
+from dpcomp.core.address import SERVER as SERVER
+from dpcomp.core.address import Address as Address
+from dpcomp.core.layout import Layout as Layout
+from dpcomp.wire.update import Update as Update
 
 # isort: split
-from dpcomp.units import Total as Total
+from dpcomp.privacy.unit_gradients import Total as Total
 
 # isort: split
 from dpcomp.sparsify import RandomK as RandomK
 from dpcomp.sparsify import TopK as TopK
 
 # isort: split
-from dpcomp.mechanism import Clip as Clip
-from dpcomp.mechanism import Gaussian as Gaussian
-from dpcomp.mechanism import Poisson as Poisson
-from dpcomp.mechanism import unsafe as unsafe
+from dpcomp.privacy import Clip as Clip
+from dpcomp.privacy import Gaussian as Gaussian
+from dpcomp.privacy import Poisson as Poisson
+from dpcomp.privacy import unsafe as unsafe
 
 # isort: split
-from dpcomp.budget import Budget as Budget
-from dpcomp.guarantee import Guarantee as Guarantee
-from dpcomp.ledger import Ledger as Ledger
-from dpcomp.ledger import Permit as Permit
+from dpcomp.privacy.budget import Budget as Budget
+from dpcomp.privacy.guarantee import Guarantee as Guarantee
+from dpcomp.privacy.ledger import Ledger as Ledger
+from dpcomp.privacy.ledger import Permit as Permit
 
 # isort: split
 from dpcomp.codec import Codec as Codec
@@ -68,11 +68,11 @@ from dpcomp.codec import Uniform as Uniform
 from dpcomp.codec import Waterfill as Waterfill
 
 # isort: split
-from dpcomp.memory import ClientMemory as ClientMemory
-from dpcomp.memory import ServerMemory as ServerMemory
+from dpcomp.wire.memory import ClientMemory as ClientMemory
+from dpcomp.wire.memory import ServerMemory as ServerMemory
 
 # isort: split
 from dpcomp.pipeline import Pipeline as Pipeline
 
 # isort: split
-from dpcomp.calibrate import calibrate as calibrate
+from dpcomp.privacy.calibrate import calibrate as calibrate

@@ -8,22 +8,30 @@ from typing import Any, Literal
 import numpy as np
 from dp_accounting import DpEvent, NonPrivateDpEvent
 
-from dpcomp import exchange
-from dpcomp.claim import Bounded, Released, Stage, Transform, carried, fold
 from dpcomp.codec import Codec
-from dpcomp.codec.frame import digest
-from dpcomp.coding import refuse_foreign
-from dpcomp.errors import NotPrivate
-from dpcomp.guarantee import Guarantee
-from dpcomp.ledger import Permit
-from dpcomp.mechanism import Clip, Gaussian, Poisson, Unsafe
-from dpcomp.memory import ClientMemory, ServerMemory, Shared
-from dpcomp.randomness import PublicSeed, SecretSeed
+from dpcomp.codec.wiener import Tracked
+from dpcomp.core.errors import NotPrivate
+from dpcomp.core.layout import Layout
+from dpcomp.core.randomness import PublicSeed, SecretSeed
+from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
+from dpcomp.privacy.claim import (
+    Bounded,
+    Released,
+    Stage,
+    Transform,
+    carried,
+    fold,
+)
+from dpcomp.privacy.cost import Terms
+from dpcomp.privacy.guarantee import Guarantee
+from dpcomp.privacy.ledger import Permit
+from dpcomp.privacy.unit_gradients import Total, Units
 from dpcomp.sparsify import RandomK
-from dpcomp.terms import Terms
-from dpcomp.tracking import Tracked
-from dpcomp.units import Total, Units
-from dpcomp.update import Layout, Update
+from dpcomp.wire import exchange
+from dpcomp.wire.frame import digest
+from dpcomp.wire.memory import ClientMemory, ServerMemory, Shared
+from dpcomp.wire.payload import refuse_foreign
+from dpcomp.wire.update import Update
 
 
 @dataclass(frozen=True, kw_only=True)

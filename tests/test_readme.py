@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 import dpcomp as dp
-from analysis.comparison import compare
-from analysis.results import summary
-from experiments.cli import main
-from experiments.figures import FIGURES
+from dpcomp.lab.cli import main
+from dpcomp.lab.results.comparison import compare
+from dpcomp.lab.results.frames import summary
+from experiments.publish.figures import FIGURES
 
 ROOT = Path(__file__).parent.parent
 Z_IS_ONE = "Gaussian = { noise_multiplier = 1.0 }"  # calibration takes seconds, and other tests see to it

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
+from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 RULES = ("equal", "water-filled", "noise-aware")
 

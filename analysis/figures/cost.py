@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.cost import Delivery, Range, break_even_bandwidth
-from analysis.deliveries import HERE, MEGA, NANO, free_float32
-from analysis.devices import LINKS, RADIOS
-from analysis.figures.style import COLUMN_INCHES, by_method, use_style
+from analysis.cost.break_even import HERE, MEGA, NANO, free_float32
+from analysis.cost.devices import LINKS, RADIOS
+from analysis.cost.model import Delivery, Range, break_even_bandwidth
+from dpcomp.lab.figures.style import COLUMN_INCHES, by_method, use_style
 
 UPDATE = "resnet18"  # no cache holds it, as the scaling to devices asks for
 CODECS = ("float32", "8 bits, packed", "8 bits", "4 bits", "rotated", "top 1 %, 4 bits")  # of the upper panels
@@ -23,7 +23,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 
 def draw(evens: pd.DataFrame) -> Figure:
-    """From `analysis.deliveries.on_devices`: delivery times here and on the slowest device, and all break-evens.
+    """From `analysis.cost.break_even.on_devices`: delivery times here and on the slowest device, and all break-evens.
 
     Above: seconds until an update is sent, by bandwidth; the black line is float32 that takes no work, and a star
     stands where a codec meets it. Below: the bandwidths up to which a codec is delivered sooner than that line, and

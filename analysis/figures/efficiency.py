@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
+from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 METHODS = (
     "noise, then top-k",
@@ -21,7 +21,7 @@ TASKS = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
 def draw(losses: pd.DataFrame) -> Figure:
-    """A row of panels a task and batch, one a density, from `analysis.losses.at_equal_density` at the fewest bits.
+    """A row of panels a task and batch, one a density, from `noise_losses.at_equal_density` at the fewest bits.
 
     Lines are means over phases and seeds, bands span the seeds' means over phases; the rule is the claim's 30 %.
     """

@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.figures.efficiency import METHODS, NOISE, TASKS, label_noise
-from analysis.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
+from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 ORDERS = {"noise first": METHODS[0], "support first": METHODS[2]}
 
 
 def draw(energies: pd.DataFrame) -> Figure:
-    """A panel a task and batch, from `analysis.losses.at_equal_energy` at the largest share.
+    """A panel a task and batch, from `analysis.tables.noise_losses.at_equal_energy` at the largest share.
 
     Lines are means over phases and seeds, bands span the seeds' means over phases; as a share of float32's bytes.
     """

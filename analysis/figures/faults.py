@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, plot_means, use_style
+from dpcomp.lab.figures.style import COLUMN_INCHES, plot_means, use_style
 
 TRAFFIC = ("uplink_bytes", "downlink_bytes", "control_bytes")
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from analysis.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
+from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 STEPS = (1, 2, 3, 5, 10, 20)
 

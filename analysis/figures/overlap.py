@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.efficiency import NOISE, TASKS, label_noise
-from analysis.figures.style import COLUMN_INCHES, by_method, plot_means, use_style
+from dpcomp.lab.figures.style import COLUMN_INCHES, by_method, plot_means, use_style
 
 WHOSE = {
     "clean_overlap": "the clean update's top-k",
@@ -25,7 +25,7 @@ POINTS = 3  # how far off a prediction may be
 
 
 def draw(losses: pd.DataFrame) -> Figure:
-    """Two panels from `analysis.losses.at_equal_density`: overlaps against z, and losses against foretold ones.
+    """Two panels from `noise_losses.at_equal_density`: overlaps against z, and losses against foretold ones.
 
     Left, at the middle density, the last task at its largest batch: means over phases, and bands over the seeds' means;
     squares are what the clean vectors foretell for the noisy top-k. Right, noise first without feedback: a point a

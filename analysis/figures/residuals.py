@@ -5,7 +5,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLUMN_INCHES, by_method, use_style
+from dpcomp.lab.figures.style import COLUMN_INCHES, by_method, use_style
 
 LAST = 5  # evaluations whose mean counts: one alone moves by points from the next
 

@@ -8,7 +8,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.style import COLORS, COLUMN_INCHES, LOOKS, legend_below, plot_means, use_style
+from dpcomp.lab.figures.style import (
+    COLORS,
+    COLUMN_INCHES,
+    LOOKS,
+    legend_below,
+    plot_means,
+    use_style,
+)
 
 FEEDBACK, ALONE = "top-k, feedback", "top-k"
 DENSE = "dense, float32"

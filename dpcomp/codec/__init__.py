@@ -1,13 +1,12 @@
 """The public side: what happens to released values on their way to the wire."""
 
-from dpcomp.codec.allocate import Equal as Equal
-from dpcomp.codec.allocate import FixedStep as FixedStep
-from dpcomp.codec.allocate import Waterfill as Waterfill
+from dpcomp.codec.allocation import Equal as Equal
+from dpcomp.codec.allocation import FixedStep as FixedStep
+from dpcomp.codec.allocation import Waterfill as Waterfill
 from dpcomp.codec.codec import Codec as Codec
-from dpcomp.codec.common import Common as Common
 from dpcomp.codec.entropy import FixedWidth as FixedWidth
 from dpcomp.codec.entropy import RangeCoder as RangeCoder
-from dpcomp.codec.predict import LastBroadcast as LastBroadcast
+from dpcomp.codec.prediction import LastBroadcast as LastBroadcast
 from dpcomp.codec.quantize import Dithered as Dithered
 from dpcomp.codec.quantize import Float16 as Float16
 from dpcomp.codec.quantize import Float32 as Float32
@@ -17,3 +16,4 @@ from dpcomp.codec.quantize import Sign as Sign
 from dpcomp.codec.quantize import Stochastic as Stochastic
 from dpcomp.codec.quantize import Ternary as Ternary
 from dpcomp.codec.quantize import Uniform as Uniform
+from dpcomp.core.public_context import Common as Common

@@ -7,18 +7,18 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
-from dpcomp.codec.allocate import Waterfill
-from dpcomp.codec.common import Common
+from dpcomp.codec.allocation import Waterfill
 from dpcomp.codec.entropy import EntropyCoder, RangeCoder
 from dpcomp.codec.entropy.coder import Metered, PartBits, Reader
-from dpcomp.codec.predict import LastBroadcast
+from dpcomp.codec.prediction import LastBroadcast
 from dpcomp.codec.quantize import Bounds, Float16, Quantizer, Uniform
 from dpcomp.codec.quantize import Float32 as Unquantized
 from dpcomp.codec.rate import entropy_bits
-from dpcomp.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.layout import Layout
+from dpcomp.core.public_context import Common
+from dpcomp.core.support import Everywhere, Listed, Seeded, Support
 from dpcomp.sparsify import RandomK, TopK
-from dpcomp.support import Everywhere, Listed, Seeded, Support
-from dpcomp.update import Layout
 
 SUPPORT = struct.Struct("<BI")  # the kind of support, and how many coordinates it holds
 KINDS: tuple[type[Support], ...] = (Everywhere, Seeded, Listed)

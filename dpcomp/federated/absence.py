@@ -4,12 +4,13 @@ An old residual is about an old model: what it would have changed then may by no
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 
 
+@runtime_checkable
 class AfterAbsence(Protocol):
     """A policy."""
 

@@ -5,10 +5,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.codec.frame import PAYLOAD, Frame
-from dpcomp.errors import VersionMismatch
+from dpcomp.core.errors import VersionMismatch
 from dpcomp.federated.absence import AfterAbsence, Keep
-from dpcomp.federated.messages import HELLO, NOTHING, WORD, Hello, Word, name_of, read_link, read_snapshot
+from dpcomp.federated.messages import (
+    HELLO,
+    NOTHING,
+    WORD,
+    Hello,
+    Word,
+    name_of,
+    read_link,
+    read_snapshot,
+)
 from dpcomp.federated.phases import (
     RESYNCING,
     STALE,
@@ -27,9 +35,10 @@ from dpcomp.federated.phases import (
     Trained,
     new_session,
 )
-from dpcomp.memory import ClientMemory, Link, Pending
 from dpcomp.pipeline import Pipeline
-from dpcomp.update import Update
+from dpcomp.wire.frame import PAYLOAD, Frame
+from dpcomp.wire.memory import ClientMemory, Link, Pending
+from dpcomp.wire.update import Update
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from dpcomp.errors import DpcompError
+from dpcomp.core.errors import DpcompError
 
 
 class Journal:

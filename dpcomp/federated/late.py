@@ -1,9 +1,10 @@
 """What a server does with an update that comes after its round."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Late(Protocol):
     """A policy."""
 

@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.codec.entropy import RangeCoder
-from dpcomp.codec.frame import Format, digest
-from dpcomp.errors import CorruptPayload
-from dpcomp.memory import Link, Shared
-from dpcomp.support import Listed
-from dpcomp.update import Address, Layout
+from dpcomp.core.address import Address
+from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.layout import Layout
+from dpcomp.core.support import Listed
+from dpcomp.wire.frame import Format, digest
+from dpcomp.wire.memory import Link, Shared
 
 NOTHING = bytes(8)  # stands where a digest would, if there is nothing to digest
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp import checkpoint
-from dpcomp.checkpoint import Checkpoint
-from dpcomp.errors import DpcompError
+from dpcomp.core.errors import DpcompError
 from dpcomp.federated.absence import AfterAbsence, Keep
 from dpcomp.federated.client import ClientState, transition
 from dpcomp.federated.phases import Event, Phase, Restarted, Save
-from dpcomp.ledger import Ledger
-from dpcomp.memory import ClientMemory
 from dpcomp.pipeline import Pipeline
+from dpcomp.privacy.ledger import Ledger
+from dpcomp.wire import checkpoint
+from dpcomp.wire.checkpoint import Checkpoint
+from dpcomp.wire.memory import ClientMemory
 
 
 class Participant:

@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass, field
 from enum import Enum
 
-from dpcomp.update import Update
+from dpcomp.wire.update import Update
 
 
 def new_session() -> int:

@@ -12,19 +12,29 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp import checkpoint
-from dpcomp.checkpoint import Checkpoint
-from dpcomp.codec.frame import PAYLOAD
-from dpcomp.errors import CorruptPayload, DpcompError, NotPrivate, VersionMismatch
-from dpcomp.federated.aggregate import ServerOptimizer, mean_of_released, release_mean
+from dpcomp.core.address import SERVER
+from dpcomp.core.errors import CorruptPayload, DpcompError, NotPrivate, VersionMismatch
+from dpcomp.core.randomness import SecretSeed
+from dpcomp.federated.aggregation import ServerOptimizer, mean_of_released, release_mean
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import Late, Reject
-from dpcomp.federated.messages import HELLO, NOTHING, WORD, Snapshot, Word, name_of, write_link, write_snapshot
-from dpcomp.ledger import Ledger
-from dpcomp.memory import ServerMemory, Shared
+from dpcomp.federated.messages import (
+    HELLO,
+    NOTHING,
+    WORD,
+    Snapshot,
+    Word,
+    name_of,
+    write_link,
+    write_snapshot,
+)
 from dpcomp.pipeline import Pipeline
-from dpcomp.randomness import SecretSeed
-from dpcomp.update import SERVER, Update
+from dpcomp.privacy.ledger import Ledger
+from dpcomp.wire import checkpoint
+from dpcomp.wire.checkpoint import Checkpoint
+from dpcomp.wire.frame import PAYLOAD
+from dpcomp.wire.memory import ServerMemory, Shared
+from dpcomp.wire.update import Update
 
 LARGEST = 2.0**64  # of an update's values: far above any sum of clipped gradients, far below the end of float32
 

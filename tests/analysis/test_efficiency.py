@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from analysis.efficiency import bytes_at_energy, bytes_for_energy, compression_ratio, efficiency, smallest_support
-from analysis.ranking import captured_energy
-from dpcomp.codec import Common
+from analysis.measures.efficiency import (
+    bytes_at_energy,
+    bytes_for_energy,
+    compression_ratio,
+    efficiency,
+    smallest_support,
+)
+from analysis.measures.ranking import captured_energy
+from dpcomp.core.public_context import Common
 
 LAYOUT = dp.Layout.of(5000)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from analysis.remote_rate import RemoteSource
+from analysis.theory.remote_rate import RemoteSource
 
 LAYERS = RemoteSource(
     variances=(4.0, 1.0, 0.25, 0.01), noise_variances=(1.0, 1.0, 0.5, 1.0), sizes=(100, 1000, 50, 5000)

@@ -8,7 +8,7 @@ from scipy.stats import entropy
 
 from dpcomp.codec.entropy.alphabet import Alphabet, frequency_bytes, leading_bits, without_low_bits
 from dpcomp.codec.entropy.integers import IntegerReader, IntegerWriter
-from dpcomp.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload
 
 TOP = 2**15 - 1
 

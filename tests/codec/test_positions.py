@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.special import entr
 
 import dpcomp as dp
-from dpcomp.codec import Common
 from dpcomp.codec.entropy.positions import merged, split
+from dpcomp.core.public_context import Common
 
 CODEC = dp.Codec(quantize=dp.Uniform(2))
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import dpcomp as dp
-from dpcomp.codec import Common
 from dpcomp.codec.codec import layer_counts
+from dpcomp.core.public_context import Common
 
 ENTROPIES = pytest.mark.parametrize("entropy", [dp.FixedWidth(), dp.RangeCoder()], ids=str)
 RANDOM = [dp.Uniform(bits, rounding=rounding) for bits in (2, 4, 8) for rounding in (dp.Stochastic(), dp.Dithered())]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from dpcomp.training.inspection import check_by_trial
-from dpcomp.training.parameters import layout_of
-from experiments.augment import CropAndFlip, augmented
-from experiments.models import cifar_cnn
+from dpcomp.training.pytorch.inspection import check_by_trial
+from dpcomp.training.pytorch.parameters import layout_of
+from experiments.data.augment import CropAndFlip, augmented
+from experiments.data.models import cifar_cnn
 
 SIZE, MARGIN = 6, 2
 

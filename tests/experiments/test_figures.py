@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from experiments.calls import ConfigError
-from experiments.figures import FIGURES, draw_all
+from dpcomp.lab.config.calls import ConfigError
+from experiments.publish.figures import FIGURES, draw_all
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.formats import (
+from experiments.data.formats import (
     read_cifar_pickle,
     read_cifar_picture,
     read_cifar_records,

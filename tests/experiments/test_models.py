@@ -9,8 +9,15 @@ from opacus import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import nn
 
-from experiments.examples import Examples, Scaling
-from experiments.models import as_tensors, cifar_cnn, digits_mlp, fashion_cnn, logistic_regression, resnet18_group_norm
+from dpcomp.lab.tasks.examples import Examples, Scaling
+from experiments.data.models import (
+    as_tensors,
+    cifar_cnn,
+    digits_mlp,
+    fashion_cnn,
+    logistic_regression,
+    resnet18_group_norm,
+)
 
 
 def softmax_regression(*, seed):

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import cache
-from experiments import obtain as obtain_module
-from experiments.data import MNIST, Scaling
-from experiments.examples import DataError, DataSet, Examples, digest_of
-from experiments.obtain import Origin, obtain
-from experiments.sources import Folder, Unavailable
+from dpcomp.lab.tasks.examples import DataError, DataSet, Examples, digest_of
+from experiments.data import cache
+from experiments.data import obtain as obtain_module
+from experiments.data.data_sets import MNIST, Scaling
+from experiments.data.obtain import Origin, obtain
+from experiments.data.sources import Folder, Unavailable
 
 IDX_FILES = MNIST.origins[0].files
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.calls import ConfigError
-from experiments.numbers import numbers
-from experiments.paper import quoted_in, write_numbers
+from dpcomp.lab.config.calls import ConfigError
+from experiments.publish.numbers import numbers
+from experiments.publish.paper import quoted_in, write_numbers
 
 ROOT = Path(__file__).parents[2]
 PAPER, CONFIGS = ROOT / "paper", ROOT / "experiments" / "configs"

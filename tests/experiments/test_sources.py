@@ -10,8 +10,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from experiments.examples import DataError
-from experiments.sources import DebianPackage, Folder, NpmPackage, Unavailable, WebArchive, WebFolder
+from dpcomp.lab.tasks.examples import DataError
+from experiments.data.sources import (
+    DebianPackage,
+    Folder,
+    NpmPackage,
+    Unavailable,
+    WebArchive,
+    WebFolder,
+)
 
 CONTENTS = {"one": b"first", "two": b"second" * 1000}
 NAMES = tuple(CONTENTS)

@@ -5,7 +5,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 import dpcomp as dp
-from dpcomp.errors import CorruptPayload, VersionMismatch
+from dpcomp.core.errors import CorruptPayload, VersionMismatch
 from dpcomp.federated.messages import WORD
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Due, Heard, Told, Trained

@@ -10,7 +10,17 @@ import dpcomp as dp
 from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.client import ClientState, transition
 from dpcomp.federated.messages import HELLO, WORD
-from dpcomp.federated.phases import Due, Heard, Phase, Restarted, Save, Send, Told, Trained, diagram
+from dpcomp.federated.phases import (
+    Due,
+    Heard,
+    Phase,
+    Restarted,
+    Save,
+    Send,
+    Told,
+    Trained,
+    diagram,
+)
 from dpcomp.federated.server import Server
 
 LAYOUT = dp.Layout.of({"a": (40, 10), "b": (13,)})

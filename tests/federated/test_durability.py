@@ -93,7 +93,7 @@ def test_what_could_not_be_saved_did_not_happen(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dpcomp.checkpoint.save", full)
+    monkeypatch.setattr("dpcomp.wire.checkpoint.save", full)
     with pytest.raises(OSError, match="No space"):
         server.close()
     assert server.memory is before and server.model.tobytes() == model and len(server.accepted) == 1

@@ -20,15 +20,23 @@ from hypothesis.stateful import (
 )
 
 import dpcomp as dp
-from dpcomp.codec.frame import PAYLOAD
-from dpcomp.federated.aggregate import ServerOptimizer
+from dpcomp.core.address import SERVER
+from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.federated.late import Reject, Weigh
 from dpcomp.federated.messages import WORD
-from dpcomp.federated.network import damaged
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.phases import TRANSITIONS, Due, Heard, Phase, Restarted, Told, Trained
+from dpcomp.federated.phases import (
+    TRANSITIONS,
+    Due,
+    Heard,
+    Phase,
+    Restarted,
+    Told,
+    Trained,
+)
 from dpcomp.federated.server import Releasing, Server
-from dpcomp.update import SERVER
+from dpcomp.simulation.faulty_network import damaged
+from dpcomp.wire.frame import PAYLOAD
 
 LAYOUT = dp.Layout.of({"a": (9, 6), "b": (11,)})
 RUN, CLIENTS = dp.PublicSeed(5), 3

@@ -8,9 +8,9 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from dpcomp.codec.frame import PAYLOAD
 from dpcomp.federated.phases import Due, Phase, Told
 from dpcomp.federated.server import Server
+from dpcomp.wire.frame import PAYLOAD
 from tests.federated.killed_client import LAYOUT, PIPELINE, RUN, live, opened
 
 PATIENCE = 0.3  # seconds that a round stays open for a client that may have forfeited it

@@ -9,7 +9,7 @@ import dpcomp as dp
 from dpcomp.federated.messages import WORD
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Due, Heard, Phase, Told, Trained
-from dpcomp.memory import Link
+from dpcomp.wire.memory import Link
 from tests.federated.ends import (
     DOWN,
     LAYOUT,

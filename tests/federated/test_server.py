@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from dpcomp.codec.frame import PAYLOAD
 from dpcomp.federated.client import ClientState, transition
 from dpcomp.federated.late import Weigh
 from dpcomp.federated.phases import Due, Heard, Phase, Restarted, Trained
 from dpcomp.federated.server import Server
+from dpcomp.wire.frame import PAYLOAD
 from tests.federated.ends import (
     LAYOUT,
     NOISE,

@@ -10,8 +10,8 @@ from opacus.optimizers import DPOptimizer
 from torch import nn
 
 import dpcomp as dp
-from dpcomp.training.opacus import PrivateOptimizer, hooks_on_inputs, private_model
-from experiments.models import fashion_cnn
+from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, hooks_on_inputs, private_model
+from experiments.data.models import fashion_cnn
 from tests.training.private_client import DIVISOR, Client, clean, examples, linear, noisy, relative
 
 

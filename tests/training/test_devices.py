@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import dpcomp as dp
-from dpcomp.federated import Run, simulate
-from dpcomp.training.devices import device_of, lent_generator, on
+from dpcomp.simulation import Run, simulate
+from dpcomp.training.pytorch.devices import device_of, lent_generator, on
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 TERMS = [("example", "nobody"), ("client", "nobody"), ("client", "server")]

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import dpcomp as dp
-from dpcomp.training.inspection import PrivateModel, private_model
-from experiments.models import cifar_cnn, digits_mlp, fashion_cnn, logistic_regression, resnet18_group_norm
+from dpcomp.training.pytorch.inspection import PrivateModel, private_model
+from experiments.data.models import cifar_cnn, digits_mlp, fashion_cnn, logistic_regression, resnet18_group_norm
 
 torch.set_num_threads(1)
 ROW = (6,)

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import dpcomp as dp
-from dpcomp.training.opacus import PrivateOptimizer, hooks_on_inputs, private_model
-from dpcomp.training.parameters import read
-from experiments.models import logistic_regression
+from dpcomp.training.pytorch.parameters import read
+from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, hooks_on_inputs, private_model
+from experiments.data.models import logistic_regression
 from tests.training.private_client import Client, examples, leftovers, linear, noisy
 
 

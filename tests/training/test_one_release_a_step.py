@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import dpcomp as dp
-from dpcomp.training.batches import poisson_loader
-from dpcomp.training.opacus import PrivateOptimizer, hooks_on_inputs, private_model
-from experiments.models import logistic_regression
+from dpcomp.training.pytorch.batches import poisson_loader
+from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, hooks_on_inputs, private_model
+from experiments.data.models import logistic_regression
 from tests.training.private_client import Client, examples, leftovers, linear, noisy
 
 

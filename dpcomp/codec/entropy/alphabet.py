@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt8
 
 from dpcomp.codec.entropy.integers import IntegerReader, IntegerWriter
-from dpcomp.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload
 
 WIDEST = 16  # bits of a level
 EXACT = WIDEST  # leading bits that are all bits: every level is a symbol of its own

@@ -7,7 +7,7 @@ from jaxtyping import Int, Int32, Int64, UInt8
 
 from dpcomp.codec.entropy.coder import PartBits
 from dpcomp.codec.quantize.quantizer import Bounds, refuse_outside
-from dpcomp.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload
 
 CHUNK = 2**14  # numbers that are packed at once; a multiple of 8, so that each chunk ends on a whole byte
 

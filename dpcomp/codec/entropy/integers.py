@@ -1,6 +1,6 @@
 """Whole numbers as bytes, seven bits a byte (LEB128), for what stands before a coded stream."""
 
-from dpcomp.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload
 
 LONGEST = 5  # bytes of a number below 2^35: nothing on the wire is larger
 

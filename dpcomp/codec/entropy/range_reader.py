@@ -11,7 +11,7 @@ from dpcomp.codec.entropy.integers import IntegerReader
 from dpcomp.codec.entropy.models import CHUNK_BITS, FAR, OWN_FROM, gap_models
 from dpcomp.codec.entropy.positions import merged
 from dpcomp.codec.quantize.quantizer import Bounds, refuse_outside
-from dpcomp.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload
 
 BLOCK = 2**16  # levels that are put together at once: what that takes beside them stays small
 

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float32 as Singles
 from jaxtyping import Int32, Int64
 
-from dpcomp.codec.common import Common
 from dpcomp.codec.quantize.quantizer import Bounds
+from dpcomp.core.public_context import Common
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from dpcomp.codec.common import Common
-from dpcomp.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.public_context import Common
 
 
 @dataclass(frozen=True, eq=False)

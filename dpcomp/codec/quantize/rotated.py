@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 from randomgen import ChaCha
 
-from dpcomp.codec.common import Common
 from dpcomp.codec.quantize.quantizer import Bounds
-from dpcomp.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.public_context import Common
 
 LARGEST = 2**16  # the block whose decoded integers float32 just holds, see `_mixed`
 SMALLEST = 2**6  # below it the rotations are too few: at n = 8 the mean is off by up to a tenth

@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64, UInt16
 
-from dpcomp.codec.common import Common
 from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
 from dpcomp.codec.quantize.uniform import LARGEST_STEP, widened
-from dpcomp.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.public_context import Common
 
 
 @dataclass(frozen=True)

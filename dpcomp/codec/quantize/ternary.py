@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from dpcomp.codec.common import Common
 from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
 from dpcomp.codec.quantize.sign import nearest_halves, scales_of
 from dpcomp.codec.quantize.uniform import widened
+from dpcomp.core.public_context import Common
 
 
 @dataclass(frozen=True)

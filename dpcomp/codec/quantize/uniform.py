@@ -6,11 +6,11 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64, UInt16
 
-from dpcomp.codec.allocate import WIDEST, Allocator, Equal
-from dpcomp.codec.common import Common
+from dpcomp.codec.allocation import WIDEST, Allocator, Equal
 from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
 from dpcomp.codec.quantize.rounding import Nearest, Rounding
-from dpcomp.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.public_context import Common
 
 LARGEST_STEP = 0x7F7F  # the upper half of the largest float32
 

@@ -1,0 +1,1 @@
+"""What compression costs in time and energy."""

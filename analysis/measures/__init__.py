@@ -1,0 +1,1 @@
+"""Measures of vectors, supports and payloads."""

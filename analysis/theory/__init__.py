@@ -1,0 +1,1 @@
+"""Closed forms, and Monte Carlo runs that they are held against."""

@@ -1,0 +1,1 @@
+"""What every part stands on: errors, random streams, supports, layouts, addresses, durable files."""

@@ -1,0 +1,87 @@
+"""A researcher's own file beside a config: its dataclasses become names that the config may call.
+
+    imports = ["block_top_k.py"]                                       # a path from the config's folder
+
+    [pipeline]
+    codec = { Codec = { sparsify = { BlockTopK = { fraction = 0.01 } } } }
+
+A report of a trial that calls such a name holds the digest of the file; trials that call none of them do not change
+with it.
+"""
+
+import hashlib
+import sys
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from types import ModuleType
+
+from dpcomp.lab.config.calls import CALLS, ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """A Python file: its name as the config says it, where it lies, and the SHA-256 of what it held at first."""
+
+    name: str
+    path: Path
+    digest: str
+
+    def calls(self) -> dict[str, type]:
+        """The public dataclasses that the file defines, by name.
+
+        Raises:
+            ConfigError: the file was changed since, can't be run, defines none, or takes a name that is dpcomp's.
+        """
+        module = self._module()
+        found = {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, type)
+            and is_dataclass(value)
+            and value.__module__ == module.__name__
+            and name[0] != "_"
+        }
+        if not found:
+            raise ConfigError(
+                f"imports: {self.name} defines no dataclass: write @dataclass(frozen=True) over its class"
+            )
+        if taken := sorted(set(found) & set(CALLS)):
+            raise ConfigError(f"imports: {self.name} defines {taken[0]}, which is dpcomp's own: give it another name")
+        return found
+
+    def _module(self) -> ModuleType:
+        """The file, run once a process; under a name of its content's, so that no other version is taken for it."""
+        name = f"experiments_import_{self.digest}"
+        if name in sys.modules:
+            return sys.modules[name]
+        source = _content(self.name, self.path)
+        if hashlib.sha256(source).hexdigest() != self.digest:
+            raise ConfigError(f"imports: {self.name} was changed after the experiment began: start it again")
+        module = ModuleType(name)
+        module.__file__ = str(self.path)
+        sys.modules[name] = module  # dataclasses look their module up while they are made
+        try:
+            exec(compile(source, self.path, "exec"), vars(module))
+        except Exception as error:
+            del sys.modules[name]
+            raise ConfigError(f"imports: {self.name} can't be run: {type(error).__name__}: {error}") from error
+        return module
+
+
+def imported(name: str, folder: Path) -> Import:
+    """The file of this name, as it is now.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    path = (folder / name).absolute()  # a worker may stand in another folder
+    return Import(name=name, path=path, digest=hashlib.sha256(_content(name, path)).hexdigest())
+
+
+def _content(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"imports: {name} can't be read ({error.strerror}): give a Python file's path from the config's folder"
+        ) from error

@@ -1,0 +1,1 @@
+"""Results of trials: written, read, and compared."""

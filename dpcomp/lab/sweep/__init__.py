@@ -1,0 +1,1 @@
+"""All trials of one config or many."""

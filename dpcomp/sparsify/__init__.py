@@ -1,0 +1,4 @@
+"""Which coordinates stay."""
+
+from dpcomp.sparsify.random_k import RandomK as RandomK
+from dpcomp.sparsify.top_k import TopK as TopK

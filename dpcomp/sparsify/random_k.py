@@ -1,0 +1,39 @@
+"""RandomK: coordinates that a public key draws."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from dpcomp.core.layout import Layout
+from dpcomp.core.support import Seeded, Support
+from dpcomp.privacy.claim import Claim
+from dpcomp.privacy.unit_gradients import Total, Units
+from dpcomp.sparsify.fraction import Fraction
+
+
+@dataclass(frozen=True)
+class RandomK(Fraction):
+    """A support of round(fraction·d) coordinates drawn from (run seed, round): the same for all clients.
+
+    **Privacy:** the support is public and independent of the data, so it reveals nothing. Before `Clip` it
+    shrinks every unit to the support, and the clip norm is spent there alone; after `Clip` it is valid, for
+    dropping coordinates cannot raise a norm, but wastes √(d/k) of the clip (PRIVACY_RULES 2 and 3).
+    """
+
+    def claim(self, before: Claim, where: str) -> Claim:
+        """A public mask keeps what is known."""
+        self.refuse_after_noise(before, where)
+        return before
+
+    def support(self, d: int, mask_key: int) -> Seeded:
+        """The support of the round whose public key of 256 bits is `mask_key`."""
+        return Seeded(seed=mask_key, k=self.count(d))
+
+    def apply(self, value: "Units | Total", mask_key: int) -> "Units | Total":
+        """The value on the round's support."""
+        return value.restrict(self.support(value.layout.size, mask_key))
+
+    def select(self, vector: Float[np.ndarray, "d"], candidates: Support, layout: Layout, mask_key: int) -> Support:
+        """The codec's choice: it looks at the key, never at the values."""
+        return self.support(layout.size, mask_key)

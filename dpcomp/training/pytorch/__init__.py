@@ -1,0 +1,1 @@
+"""Local training with PyTorch and Opacus."""

@@ -1,0 +1,1 @@
+"""Figures and numbers of the paper, from results."""

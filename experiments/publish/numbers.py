@@ -1,0 +1,301 @@
+"""Every number that a text may quote of the six claims, by name, from the tracked reports."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from analysis.cost import break_even as deliveries
+from analysis.cost.devices import LINKS, RADIOS
+from analysis.cost.model import Range
+from analysis.figures import delta_coding, residuals
+from analysis.tables.latex_numbers import (
+    Column,
+    Numbers,
+    of_table,
+    of_trials,
+    plain,
+    slug,
+)
+from analysis.tables.latex_numbers import spread as with_spread
+from analysis.tables.noise_losses import crossing, spread
+from analysis.theory.gaussian_top_k import small_snr_recall
+from dpcomp.lab.config.grid import points
+from dpcomp.lab.results import report
+from dpcomp.lab.results.comparison import compare
+from dpcomp.training.pytorch.parameters import layout_of
+from experiments.data.tasks import TASKS
+from experiments.publish.figures import energies_of, losses_of, rounds_of, trials_below, trials_of
+from experiments.studies.reports_of_study import reports_of
+
+POINTS = 3  # how far off the loss that is foretold may be
+PREDICTIONS = ("random", "closed_form", "by_layer", "with_values")
+
+
+def numbers(configs: Path) -> Numbers:
+    """Every number that could be quoted, by name.
+
+    Raises:
+        ConfigError: a claim has no finished trial.
+    """
+    found: Numbers = {}
+    for of_claim in CLAIMS:
+        found |= of_claim(configs)
+    return found
+
+
+def _setups(configs: Path) -> Numbers:
+    """`model.<task>`: its parameters; `setup.<config>.<key>`: what a file says of the federation, and its points."""
+    sizes = {name: layout_of(task().model(0)).size for name, task in TASKS.items()}
+    found = {f"model.{name}": f"{size:,}".replace(",", "{,}") for name, size in sizes.items()}
+    for config in sorted(configs.rglob("*.toml")):
+        made = points(config)
+        first = made[0].experiment
+        name = f"setup.{slug(config.relative_to(configs).with_suffix(''))}"
+        facts = {key: value for key, value in first.federation.items() if isinstance(value, int | float)}
+        budgets = [budget for point in made if (budget := point.experiment.epsilon) is not None]
+        facts |= {
+            "noisy_epsilon": max(budgets, default=None),
+            "epsilon": first.epsilon,
+            "seeds": len(first.seeds),
+            "points": len(made),
+        }
+        found |= {f"{name}.{key}": f"{value:g}" for key, value in facts.items() if value is not None}
+    return found
+
+
+def _top_k(configs: Path) -> Numbers:
+    found: Numbers = {}
+    for task, axes in (("fashion_mnist", ["noise", "grid.method"]), ("cifar10", ["grid.method"])):
+        found |= of_trials(f"top_k.{task}", trials_of(configs / "top_k" / f"{task}.toml"), axes, reference="dense")
+    resnet: Any = compare(configs / "top_k" / "resnet18_cifar10")
+    shown = {
+        "accuracy": plain("accuracy_percent"),
+        "behind": plain("rounds_behind", 0),
+        "ratio": plain("compression_ratio", 0),
+    }
+    return found | of_table("top_k.resnet18", resnet, ["method"], shown)
+
+
+def _allocation(configs: Path) -> Numbers:
+    trials = trials_of(configs / "allocation" / "digits.toml")
+    return of_trials("allocation", trials, ["noise", "entropy", "allocation"])
+
+
+def _scrambling(configs: Path) -> Numbers:
+    losses: Any = losses_of(configs / "scrambling")
+    energies: Any = energies_of(configs / "scrambling")
+    found = dict(_losses(losses)) | dict(_energies(energies)) | _foretold(losses) | _foretold_recall(losses)
+    rows = losses[(losses["link"] == "uplink") & (losses["trust"] == "nobody")]
+    overlaps = rows[(rows["order"] == "noise first") & (rows["feedback"] == 1) & (rows["bits"] == rows["bits"].min())]
+    means = overlaps.groupby(["task", "batch", "density", "noise_multiplier"])[
+        ["clean_overlap", "noisy_overlap", "sent_overlap"]
+    ].mean()
+    shown = {name: plain(name, 2) for name in means}
+    found |= of_table("overlap", means.reset_index(), ["task", "batch", "density", "noise_multiplier"], shown)
+    seeds, phases = losses["seed"].nunique(), losses["phase"].nunique()
+    cases = losses.groupby(["task", "batch", "phase", "seed"]).ngroups
+    at = "fashion_mnist.2000.0_01.noise_first.nobody.uplink.alone.4.8"
+    found["gain.fashion_mnist"] = found[f"loss.{at}.loss_of_values_mean"].removeprefix("-")
+    return found | {"scrambling.seeds": str(seeds), "scrambling.phases": str(phases), "scrambling.cases": str(cases)}
+
+
+def _losses(losses: Any) -> Iterator[tuple[str, str]]:
+    """Efficiency (a) at every noise: mean over phases and seeds, with the deviation of seeds within a phase."""
+    by = ["task", "batch", "density", "order", "trust", "link", "feedback", "bits", "noise_multiplier"]
+    columns = ["loss", "loss_of_index", "loss_of_values", *PREDICTIONS]
+    table: Any = spread(losses, by, columns).reset_index()
+    table["feedback"] = table["feedback"].map({0: "alone", 1: "feedback"})
+    shown = {name: with_spread(name, f"{name}_deviation") for name in columns}
+    shown |= {f"{name}_mean": plain(name) for name in columns}
+    yield from of_table("loss", table, by, shown).items()
+
+
+def _energies(energies: Any) -> Iterator[tuple[str, str]]:
+    """Efficiency (b): the loss, and how many times the bytes without noise."""
+    by = ["task", "batch", "energy_share", "order", "noise_multiplier"]
+    table: Any = spread(energies, by, ["loss", "payload_bytes"]).reset_index()
+    table["times"] = 1 / (1 - table["loss"] / 100)
+    shown = {"loss": with_spread("loss", "loss_deviation"), "times": plain("times"), "bytes": plain("payload_bytes", 0)}
+    yield from of_table("energy", table, by, shown).items()
+    for (task, batch, share), part in energies.groupby(["task", "batch", "energy_share"]):
+        name = f"crossing.{slug(task)}.{batch}.{slug(share)}"
+        found = [crossing(rows) for _, rows in part.groupby("phase")]
+        yield f"{name}.low", _noise(min(found), part)
+        yield f"{name}.high", _noise(max(found), part)
+        still = part[part["noise_multiplier"] == 0].groupby("order")["payload_bytes"].mean()
+        yield f"{name}.clean", f"{still['support first'] / still['noise first']:.1f}"
+
+
+def _noise(crossing: float, part: Any) -> str:
+    noises = part["noise_multiplier"]
+    if crossing == 0:
+        return f"<{noises[noises > 0].min():g}"
+    return f">{noises.max():g}" if math.isinf(crossing) else f"{crossing:.1f}"
+
+
+def _foretold(losses: Any) -> Numbers:
+    """How far off the foretold losses are, over settings with the noise first, no feedback and some noise."""
+    alone = losses[
+        (losses["order"] == "noise first")
+        & (losses["trust"] == "nobody")
+        & (losses["feedback"] == 0)
+        & (losses["noise_multiplier"] > 0)
+    ]
+    keys = ["task", "batch", "phase", "density", "bits", "noise_multiplier"]
+    means = alone.groupby(keys)[["loss", *PREDICTIONS]].mean()
+    found = {"foretold.settings": str(len(means))}
+    for name in PREDICTIONS:
+        off = (means[name] - means["loss"]).abs()
+        found |= {f"foretold.{name}.mean": f"{off.mean():.1f}", f"foretold.{name}.most": f"{off.max():.1f}"}
+        found |= {f"foretold.{name}.within": f"{100 * (off <= POINTS).mean():.0f}"}
+        found |= {f"foretold.{name}.too_high": f"{100 * (means[name] > means['loss']).mean():.0f}"}
+        for noise, part in off.groupby("noise_multiplier"):
+            found[f"foretold.{name}.{slug(noise)}.mean"] = f"{part.mean():.1f}"
+    top: Any = means.xs((0.01, 4, 8.0), level=("density", "bits", "noise_multiplier"))
+    excess = (top["by_layer"] - top["loss"]).groupby(["task", "batch"]).mean()
+    found |= {"foretold.claimed.least": f"{excess.min():.1f}", "foretold.claimed.most": f"{excess.max():.1f}"}
+    for decibels in (-20, -10):
+        times = small_snr_recall(density=0.01, snr=10 ** (decibels / 10)) / 0.01
+        found[f"recall.{-decibels}_db"] = f"{times:.1f}"
+    return found
+
+
+def _foretold_recall(losses: Any) -> Numbers:
+    """How far the recall that is foretold from the clean vector is from that of the draws, in points."""
+    rows = losses[losses["noise_multiplier"] > 0].drop_duplicates(
+        ["task", "batch", "phase", "seed", "density", "noise_multiplier"]
+    )
+    off = 100 * (rows["expected_recall"] - rows["recall"])
+    found = {}
+    groups: Any = off.groupby([rows["task"], rows["density"]])
+    for (task, density), part in groups:
+        name = f"foretold.recall.{slug(task)}.{slug(density)}"
+        found |= {f"{name}.bias": f"{part.mean():.2f}", f"{name}.deviation": f"{part.std(ddof=1):.2f}"}
+    return found
+
+
+def _local_steps(configs: Path) -> Numbers:
+    trials = trials_below(configs / "local_steps")
+    by = ["config", "data", "grid.epsilon", "local_steps"]
+    found = of_trials("local_steps", trials, by, reference="1")
+    groups: Any = trials.groupby(by[:-1])
+    for labels, group in groups:
+        means: Any = group.groupby("local_steps")["test_accuracy"].mean()
+        found[".".join(["local_steps", *map(slug, labels), "best"])] = str(means.idxmax())
+    return found
+
+
+def _delta_coding(configs: Path) -> Numbers:
+    rounds = rounds_of(configs / "delta_coding" / "fashion_mnist.toml")
+    saved, column = delta_coding.savings(rounds), Column(digits=1)
+    cost = -saved.loc[saved["noise_multiplier"] == 1, "saved_percent"].mean()
+    found = {
+        f"delta_coding.{slug(noise)}.saved": column.text(group["saved_percent"].tolist())
+        for noise, group in saved.groupby("noise_multiplier")
+    }
+    found["delta_coding.1.cost"] = f"{cost:.2f}"
+    bits: Any = rounds.assign(bits=32 / rounds["compression_ratio"]).groupby(["noise_multiplier", "predict", "seed"])
+    means = bits["bits"].mean()
+    return found | {
+        f"delta_coding.{slug(noise)}.{slug(predict)}.bits": Column(digits=2, spread=False).text(group.tolist())
+        for (noise, predict), group in means.groupby(["noise_multiplier", "predict"])
+    }
+
+
+def _residuals(configs: Path) -> Numbers:
+    gains = residuals.gains(rounds_of(configs / "faults" / "residuals.toml"))
+    found = {}
+    groups: Any = gains.groupby(["method", "longest"])
+    for (policy, longest), group in groups:
+        points_gained = group["points"]
+        error = points_gained.sem()
+        found[f"residuals.{slug(policy)}.{longest}"] = rf"{points_gained.mean():.1f} \pm {error:.1f}"
+    return found | {"residuals.seeds": str(gains["seed"].nunique())}
+
+
+def _faults(configs: Path) -> Numbers:
+    trials: Any = trials_of(configs / "faults" / "versions.toml")
+    uplink = trials.groupby(["protocol", "faults"])["uplink_bytes"].mean()["version checks"]
+    times = {"faults.uplink_times": f"{uplink['30 %'] / uplink['0 %']:.1f}"}
+    return times | of_trials("faults", trials, ["protocol", "faults"])
+
+
+def _orders(configs: Path) -> Numbers:
+    table: Any = compare(configs / "compression")
+    shown = {"behind": plain("rounds_behind", 0)}
+    found = of_table("orders", table, ["method"], shown)
+    trials = trials_below(configs / "compression")
+    trials[["steps", "name"]] = trials["config"].str.split("/", expand=True)
+    found |= of_trials("orders", trials, ["steps", "name"], reference="dense")
+    ratios: Any = trials.groupby("config")["compression_ratio"].mean()
+    for steps in ("local_steps_1", "local_steps_3"):
+        own = ratios[f"{steps}/random_k_10"] / ratios[f"{steps}/bits_4"]
+        found[f"orders.{steps}.random_k_10.against_4_bits"] = f"{own:.1f}"
+        one = next((configs / "compression" / steps / "dense").rglob("DONE")).parent
+        found[f"orders.{steps}.noise_multiplier"] = f"{_noise_multiplier(report.read(one)):.2f}"
+    return found
+
+
+def _noise_multiplier(facts: dict[str, Any]) -> float:
+    """That of a report's pipeline."""
+    told = re.search(r"noise_multiplier=([\d.e-]+)", facts["pipeline"])
+    return float(told[1]) if told else 0.0
+
+
+def _cost(configs: Path) -> Numbers:
+    """`cost.<update>.<codec>.<column>`: medians over seeds; with a device for the update, ranges,
+    of the large one or, after `small.`, of the other."""
+    reports = reports_of(configs / "cost", "cost")
+    found: Numbers = {}
+    for row in deliveries.told(reports).to_dict("records"):
+        name = f"cost.{slug(row['update'])}.{slug(row['codec'])}"
+        found |= {f"{name}.{column}": _figures(row[column]) for column in row if column not in ("update", "codec")}
+        found[f"{name}.error_percent"] = _figures(100 * row["error"])
+    evens: Any = deliveries.on_devices(deliveries.table_of(reports))
+    for row in evens.to_dict("records"):
+        small = "" if row["update"] == "resnet18" else "small."
+        name = f"cost.{small}{slug(row['device'])}.{slug(row['codec'])}"
+        for column in ("mbits", "packed_mbits", "nanojoules"):
+            low, high = row[f"{column}_low"], row[f"{column}_high"]
+            found[f"{name}.{column}"] = rf"{_figures(low)}\text{{--}}{_figures(high)}"
+    for link in LINKS:
+        found[f"link.{slug(link.name)}"] = _range(link.bits_per_second, 1e6)
+    for radio in RADIOS:
+        found[f"radio.{slug(radio.name)}"] = _range(radio.joules_per_bit, 1e-9)
+    return found
+
+
+def _range(range_: Range, unit: float) -> str:
+    low, high = _figures(range_.low / unit), _figures(range_.high / unit)
+    return low if low == high else rf"{low}\text{{--}}{high}"
+
+
+def _figures(value: float) -> str:
+    """Three figures, or all of a whole number's."""
+    if not math.isfinite(value):
+        return r"\infty" if value > 0 else "nan"
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{digits}f}".replace(",", "{,}")
+
+
+def _yardstick(configs: Path) -> Numbers:
+    trials = trials_of(configs / "yardstick" / "fashion_mnist.toml")
+    accuracy = Column(scale=100).text(trials["test_accuracy"].tolist())
+    return {"yardstick.accuracy": accuracy, "yardstick.epsilon": f"{trials['epsilon'].max():.2f}"}
+
+
+CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
+    _setups,
+    _yardstick,
+    _top_k,
+    _allocation,
+    _scrambling,
+    _local_steps,
+    _delta_coding,
+    _residuals,
+    _cost,
+    _faults,
+    _orders,
+)

@@ -1,0 +1,119 @@
+"""The study of what noise costs a compressor, by scrambling supports: recorded rounds under every setting."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpcomp.lab.results import report
+from experiments.data.tasks import TASKS
+from experiments.studies.noise_tables import energies, payloads, supports
+from experiments.studies.recorded_updates import Recording, Rounds, record
+from experiments.studies.replay import Setting
+from experiments.studies.reports_of_study import finished
+
+NOISE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+DENSITIES = (0.001, 0.01, 0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Recorded rounds of one task, and the settings that they go through.
+
+    server_noise_multipliers: where the server is trusted, whose uplink no noise reaches.
+    energy_shares: of the clean update, for the bytes at equal energy.
+    """
+
+    task: str
+    recording: Recording
+    noise_multipliers: tuple[float, ...] = NOISE
+    server_noise_multipliers: tuple[float, ...] = (0.0, 8.0)
+    bits: int = 4
+    more_bits: int = 8  # of the noise-first uplink without feedback: an index is a smaller part of its payloads
+    energy_shares: tuple[float, ...] = (0.25, 0.5)
+
+    def settings(self, noise_multiplier: float) -> Iterator[Setting]:
+        """All pipelines that meet this noise."""
+        whose = ("nobody", "server") if noise_multiplier in self.server_noise_multipliers else ("nobody",)
+        common = {"noise_multiplier": noise_multiplier}
+        for density in self.recording.densities:
+            for order, trust, feedback in product(("noise first", "support first"), whose, (False, True)):
+                yield Setting(order=order, trust=trust, feedback=feedback, density=density, bits=self.bits, **common)
+            yield Setting(
+                order="noise first", trust="nobody", feedback=False, density=density, bits=self.more_bits, **common
+            )
+
+
+STUDIES = (
+    Study(
+        task="fashion_mnist",
+        recording=Recording(
+            phases={"early": 20, "middle": 300, "late": 2000}, batches=(300, 2000), rounds=8, densities=DENSITIES
+        ),
+    ),
+    Study(
+        task="cifar10",
+        recording=Recording(
+            phases={"early": 20, "middle": 100, "late": 300}, batches=(300,), rounds=6, densities=DENSITIES
+        ),
+    ),
+)
+
+
+def study(folder: Path, seeds: tuple[int, ...], tasks: tuple[str, ...], studies: tuple[Study, ...] = STUDIES) -> None:
+    """Measure what is not measured yet; a report a (task, batch, phase, seed) lies below the folder.
+
+    Raises:
+        ConfigError: a finished report there was made in another way.
+    """
+    torch.set_num_threads(1)
+    for chosen in studies:
+        for seed in seeds if chosen.task in tasks else ():
+            cases = [(phase, batch) for phase in chosen.recording.phases for batch in chosen.recording.batches]
+            homes = {case: home(folder, chosen, case, seed) for case in cases}
+            wanted = [
+                case for case in cases if not finished(homes[case], config_of(chosen, case), seed, holds="payloads")
+            ]
+            began = time.perf_counter()
+            for phase, batch, rounds in record(TASKS[chosen.task](), chosen.recording, seed, wanted):
+                facts = measured(chosen, (phase, batch), rounds)
+                facts["machine"] = report.machine(time.perf_counter() - began)
+                report.write(facts, homes[phase, batch])
+                print(f"{homes[phase, batch]} ({time.perf_counter() - began:.0f} s)", flush=True)
+                began = time.perf_counter()
+
+
+def home(folder: Path, chosen: Study, case: tuple[str, int], seed: int) -> Path:
+    """Where the report of a phase and batch lies."""
+    phase, batch = case
+    return folder / chosen.task / f"batch-{batch}" / phase / f"seed-{seed}"
+
+
+def config_of(chosen: Study, case: tuple[str, int]) -> dict[str, Any]:
+    """What a report says of how it was made, as JSON types."""
+    phase, batch = case
+    recording = asdict(chosen.recording) | {"densities": list(chosen.recording.densities)}
+    recording |= {"phases": {phase: chosen.recording.phases[phase]}, "batches": [batch]}
+    lists = {key: list(value) for key, value in asdict(chosen).items() if isinstance(value, tuple)}
+    return asdict(chosen) | lists | {"recording": recording, "phase": phase, "batch": batch}
+
+
+def measured(chosen: Study, case: tuple[str, int], rounds: Rounds) -> dict[str, Any]:
+    """The report of one case, but for its machine: tables of payloads, of supports and of bytes at equal energy."""
+    settings = {noise: list(chosen.settings(noise)) for noise in chosen.noise_multipliers}
+    return {
+        "format": report.FORMAT,
+        "config": config_of(chosen, case),
+        "seed": rounds.seed.number,
+        "coordinates": rounds.layout.size,
+        "training_loss": round(rounds.training_loss, 4),
+        "probed": ["supports", "energies", "payloads"],  # all of them look at clean data: research alone
+        "versions": report.versions(),
+        "payloads": report.columns(payloads(rounds, settings)),
+        "supports": report.columns(supports(rounds, chosen.recording.densities, chosen.noise_multipliers)),
+        "energies": report.columns(energies(rounds, chosen.energy_shares, chosen.noise_multipliers, chosen.bits)),
+    }

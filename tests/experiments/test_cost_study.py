@@ -1,0 +1,143 @@
+"""The cost study, on a small network."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analysis.cost.break_even import HERE, on_devices, table_of, told
+from analysis.cost.devices import DEVICES
+from analysis.figures import cost as figure
+from dpcomp.lab.cli import main
+from dpcomp.lab.config.calls import ConfigError
+from experiments.studies import cost_study as cost
+from experiments.studies.codecs_measured import FRACTION, SENDERS, Road
+from experiments.studies.cost_study import STUDIES, Study, measured
+from experiments.studies.recorded_updates import Recording
+from experiments.studies.reports_of_study import reports_of
+from experiments.studies.timing import peak_bytes, timed
+from experiments.studies.update_sources import Drawn, Recorded
+
+RECORDED = Recorded(
+    task="digits",
+    recording=Recording(phases={"early": 1}, batches=(30,), rounds=2, densities=(FRACTION,)),
+)
+NOISY = Study(name="digits", updates=RECORDED, trust="nobody", repeats=1)
+CLEAN = Study(name="resnet18", updates=Drawn(task="digits", density=FRACTION), trust="server", repeats=1)
+
+
+@pytest.fixture(scope="module", params=[NOISY, CLEAN], ids=lambda study: study.name)
+def case(request):
+    rounds = request.param.updates.rounds(3)
+    return request.param, rounds, json.loads(json.dumps(measured(request.param, rounds)))
+
+
+def test_payloads_are_those_that_the_pipeline_really_sends(case):
+    study, rounds, facts = case
+    assert facts["costs"]["codec"] == [sender.name for sender in SENDERS]
+    for sender, payload_bytes in zip(SENDERS, facts["costs"]["payload_bytes"], strict=True):
+        road = Road(sender, rounds, trust=study.trust, noise_multiplier=study.noise_multiplier)
+        payload, memory = road.pipeline.send(road.update, road.client)
+        assert len(payload) == payload_bytes
+        assert memory.link.count == 2
+        assert np.array_equal(road.decode(payload), road.pipeline.receive(payload, road.server)[0].dense())
+
+
+def test_float32_loses_nothing_and_what_was_measured_is_positive(case):
+    _, _, facts = case
+    costs = facts["costs"]
+    assert costs["relative_squared_error"][0] == 0
+    assert all(0 <= lost < 1 for lost in costs["relative_squared_error"])
+    for name in costs:
+        if name not in ("codec", "relative_squared_error"):
+            assert all(value > 0 for value in costs[name]), name
+    assert facts["copied_bytes_per_second"] > 0
+
+
+def test_noise_or_none_stands_in_what_is_sent(case):
+    study, rounds, _ = case
+    road = Road(SENDERS[0], rounds, trust=study.trust, noise_multiplier=study.noise_multiplier)
+    added = road.update.dense() - rounds.vectors[1]
+    expected = 0.0 if study.trust == "server" else study.noise_multiplier * rounds.clip_norm
+    assert added.std() == pytest.approx(expected, rel=0.05)
+
+
+def test_drawn_rounds_are_a_function_of_the_seed_and_correlate():
+    one, again, other = (CLEAN.updates.rounds(seed) for seed in (0, 0, 1))
+    assert all(np.array_equal(*pair) for pair in zip(one.vectors, again.vectors, strict=True))
+    assert not np.array_equal(one.vectors[0], other.vectors[0])
+    assert np.corrcoef(*one.vectors)[0, 1] == pytest.approx(0.9, abs=0.03)
+
+
+def test_peak_memory_is_what_the_work_holds_at_once():
+    size = 10**6
+
+    def work():
+        first = np.ones(size, np.uint8)
+        second = first + first
+        del first
+        return second
+
+    assert peak_bytes(work) == pytest.approx(2 * size, rel=0.01)
+
+
+def test_a_copy_takes_about_one_copy():
+    vector = np.ones(10**6, np.float32)
+    buffer = vector.copy()
+    found = timed(lambda: np.copyto(buffer, vector), vector, repeats=9)
+    assert 0.3 < found.copies < 3
+    assert found.seconds > 0 and found.copy_seconds > 0
+
+
+def test_a_study_goes_on_from_what_is_finished_and_is_told_and_drawn(tmp_path, capsys):
+    studies = (NOISY, CLEAN)
+    cost.study(tmp_path, (0, 1), studies)
+    homes = [tmp_path / study.name / f"seed-{seed}" for study in studies for seed in (0, 1)]
+    (homes[-1] / "DONE").unlink()
+    before = [(home / "report.json").read_bytes() for home in homes]
+    capsys.readouterr()
+    cost.study(tmp_path, (0, 1), studies)
+    assert capsys.readouterr().out.startswith(f"{homes[-1]} (")  # alone
+    assert [(home / "report.json").read_bytes() for home in homes[:-1]] == before[:-1]
+    with pytest.raises(ConfigError, match="another study"):
+        cost.study(tmp_path, (0,), (replace(NOISY, repeats=2),))
+
+    reports = reports_of(tmp_path, "cost")
+    table = told(reports)
+    assert len(table) == 2 * len(SENDERS)
+    coded = table[table["codec"] != "float32"]
+    assert (coded["mbits"] >= coded["mbits_of_free"]).all()
+    assert table.loc[table["codec"] == "float32", ["mbits", "mbits_of_free"]].isna().all(axis=None)
+    assert table.set_index("codec").loc[["float32", "float16", "8 bits, packed"], "mbits_of_packed"].isna().all()
+    evens = on_devices(table_of(reports))
+    assert len(evens) == len(table) * (1 + len(DEVICES))
+    for name in ("encode_seconds", "mbits", "packed_mbits", "nanojoules"):
+        known = evens.dropna(subset=f"{name}_low")
+        assert (known[f"{name}_low"] <= known[f"{name}_high"]).all()
+    here = evens[(evens["device"] == HERE) & (evens["update"] == "digits")].set_index("codec")
+    seconds = [report["costs"]["encode_seconds"][4] for report in reports if report["config"]["name"] == "digits"]
+    assert here.loc["4 bits", "encode_seconds_low"] == min(seconds)
+    figure.draw(evens).canvas.draw()
+
+
+def test_the_command_measures_what_is_asked_for_and_tells_the_claim(tmp_path, monkeypatch, capsys):
+    small = replace(NOISY, senders=SENDERS[:2])
+    asked = []
+
+    def study(folder, seeds):
+        asked.append((folder, seeds))
+        measure(folder, seeds, (small,))
+
+    measure = cost.study
+    monkeypatch.setattr(cost, "study", study)
+    assert main(["study", "cost", "--folder", str(tmp_path), "--seeds", "4"]) == 0
+    assert asked == [(tmp_path, (4,))]
+    assert "float16" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["study", "cost", "--tasks", "cifar10"])
+
+
+def test_tracked_studies_have_names_and_senders_of_their_own():
+    assert len({study.name for study in STUDIES}) == len(STUDIES)
+    assert len({sender.name for sender in SENDERS}) == len(SENDERS)

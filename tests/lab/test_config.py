@@ -1,0 +1,106 @@
+import pytest
+
+import dpcomp as dp
+from dpcomp.lab.config.experiment import CALLS, ConfigError, load
+from dpcomp.simulation.probes import TopKOverlap
+from dpcomp.training.schedule import Cosine
+
+TEXT = """
+task = "digits"
+epsilon = 8.0
+delta = 1e-4
+seeds = [3, 4]
+
+[federation]
+clients = 5
+rounds = 20
+local_steps = 2
+participation = { Poisson = { rate = 0.5 } }
+probes = [{ TopKOverlap = { fraction = 0.01 } }]
+
+[tune]
+learning_rate = [0.5, 1.0]
+
+[pipeline]
+sampling = { Poisson = { rate = 0.25 } }
+mechanism = [{ RandomK = { fraction = 0.1 } }, { Clip = { norm = 1.0 } }, { Gaussian = {} }]
+codec = { Codec = { quantize = { Uniform = { bits = { Equal = { bits = 4 } } } }, entropy = { FixedWidth = {} } } }
+"""
+
+
+def config(tmp_path, text):
+    path = tmp_path / "some.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_says_the_calls_that_python_would_make(tmp_path):
+    experiment = load(config(tmp_path, TEXT))
+    assert experiment.seeds == (3, 4)
+    assert experiment.steps == 40
+    assert experiment.simulation()["participation"] == dp.Poisson(0.5)
+    assert experiment.simulation()["probes"] == (TopKOverlap(0.01),)
+    pipeline = experiment.make_pipeline()
+    assert pipeline.codec == dp.Codec(quantize=dp.Uniform(dp.Equal(4)), entropy=dp.FixedWidth())
+    assert {call.__name__ for call in (dp.Sign, dp.Rotated, dp.Waterfill, dp.LastBroadcast)} <= set(CALLS)
+    assert pipeline.stages[:2] == (dp.RandomK(0.1), dp.Clip(1.0))
+    assert 0.995 * 8 <= pipeline.guarantee(experiment.steps, 1e-4).epsilon <= 8
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "named"),
+    [
+        ("rounds = 20", "roundz = 20", "'rounds'"),
+        ("fraction = 0.1 ", "fractoin = 0.1 ", "'fraction'"),
+        ("{ RandomK =", "{ RandonK =", "'RandomK'"),
+        ('task = "digits"', 'task = "digit"', "'digits'"),
+        ("epsilon = 8.0", "epsilom = 8.0", "'epsilon'"),
+        ("codec =", "codek =", "'codec'"),
+        ("learning_rate = [", "learning_rat = [", "'learning_rate'"),
+    ],
+)
+def test_an_unknown_key_is_an_error_that_names_the_nearest(tmp_path, right, wrong, named):
+    assert right in TEXT
+    with pytest.raises(ConfigError, match=f"the nearest is {named}"):
+        load(config(tmp_path, TEXT.replace(right, wrong))).make_pipeline()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("rounds = 20", "", "no 'rounds'"),
+        ("epsilon = 8.0", "", "give a budget"),
+        ("{ Gaussian = {} }", "{ Gaussian = { noise_multiplier = 1.0 } }", "give a budget"),
+        ("norm = 1.0", "norm = -1.0", "finite number above 0"),
+        ("seeds = [3, 4]", "seeds = []", "one seed"),
+        ("[pipeline]", "[pipeline", "is not TOML"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_the_file_or_place(tmp_path, right, wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        load(config(tmp_path, TEXT.replace(right, wrong))).make_pipeline()
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load(tmp_path / "none.toml")
+
+
+def test_an_unsafe_pipeline_says_why_in_the_file(tmp_path):
+    text = (
+        TEXT.replace("epsilon = 8.0", "")
+        .replace(", { Gaussian = {} }", "")
+        .replace("[pipeline]", "[pipeline]\nunsafe = 'a look'")
+    )
+    pipeline = load(config(tmp_path, text)).make_pipeline()
+    assert pipeline.mechanism == dp.unsafe("a look", dp.RandomK(0.1), dp.Clip(1.0))
+
+
+def test_a_device_and_a_schedule_are_arguments_like_others(tmp_path):
+    rate = "learning_rate = { Cosine = { peak = 0.2, rounds = 20, warm_up = 2 } }"
+    text = TEXT.replace("rounds = 20\n", f'rounds = 20\ndevice = "cuda"\n{rate}\n', 1).replace(
+        "[tune]\nlearning_rate = [0.5, 1.0]", ""
+    )
+    arguments = load(config(tmp_path, text)).simulation()
+    assert arguments["device"] == "cuda"
+    assert arguments["learning_rate"] == Cosine(peak=0.2, rounds=20, warm_up=2)

@@ -1,0 +1,99 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from dpcomp.lab.cli import main
+from dpcomp.lab.config.calls import ConfigError
+from dpcomp.lab.results import report
+from dpcomp.lab.sweep.sweep import sweep
+from dpcomp.lab.sweep.trial import LOCK
+from tests.lab.test_sweep import config_in, finished, trained
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-c", "import sys; from dpcomp.lab.cli import main; sys.exit(main(sys.argv[1:]))", "sweep")
+
+
+@pytest.fixture
+def config(tmp_path):
+    return config_in(tmp_path / "one")
+
+
+def test_a_sweep_killed_in_the_middle_ends_as_one_that_was_not_and_trains_nothing_twice(tmp_path):
+    whole, killed = config_in(tmp_path / "whole"), config_in(tmp_path / "killed")
+    child = subprocess.Popen([*COMMAND, str(killed)], cwd=ROOT)
+    while len(finished(killed)) < 2:
+        assert child.poll() is None
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    before = finished(killed)
+    assert 2 <= len(before) < 6
+    assert main(["sweep", str(killed)]) == 0
+    after = finished(killed)
+    assert after.items() >= before.items()
+    assert len(after) == 6
+    assert 6 <= trained(killed) <= 7  # the one that the signal met began twice, and ended once
+    assert main(["sweep", str(whole)]) == 0
+    assert whole.with_suffix(".csv").read_bytes() == killed.with_suffix(".csv").read_bytes()
+    assert not [path for path in killed.parent.rglob("*") if path.name == LOCK or path.suffix == ".part"]
+
+
+def test_a_report_that_is_torn_is_not_taken_for_a_finished_one(config):
+    sweep([config], progress=False)
+    torn, *others = sorted(finished(config))
+    before, whole = finished(config), (torn / "report.json").read_bytes()
+    (torn / "report.json").write_bytes(whole[: len(whole) // 2])
+    sweep([config], progress=False)
+    assert trained(config) == 7
+    assert report.finished(torn)["curves"]["test_accuracy"] == json.loads(whole)["curves"]["test_accuracy"]
+    assert all(finished(config)[path] == before[path] for path in others)
+
+
+def test_another_value_keeps_what_is_finished_and_another_config_is_refused(config):
+    sweep([config], progress=False)
+    before = finished(config)
+    config.write_text(config.read_text().replace("[0.1, 0.05]", "[0.2, 0.1, 0.05]"), encoding="utf-8")
+    swept = sweep([config], progress=False)
+    assert [len(outcome.folders) for outcome in swept.outcomes] == [2, 2, 2]
+    assert finished(config).items() >= before.items()
+    assert trained(config) == 9
+    config.write_text(config.read_text().replace("rounds = 2", "rounds = 3"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="another configuration"):
+        sweep([config], progress=False)
+    assert trained(config) == 9
+
+
+def test_what_another_process_holds_is_waited_for_and_not_trained_twice(config):
+    held = config.with_suffix("") / "fraction=0.1" / "learning_rate=2" / "seed-0"
+    held.mkdir(parents=True)
+    found = []
+    with FileLock(held / LOCK):
+        other = threading.Thread(target=lambda: found.append(sweep([config], progress=False)), daemon=True)
+        other.start()
+        while len(finished(config)) < 3:  # the other points' first seeds
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert other.is_alive()
+        assert held not in finished(config)
+    other.join(timeout=60)
+    assert not found[0].failures
+    assert len(finished(config)) == trained(config) == 6
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_share_the_work(config):
+    both = [
+        subprocess.Popen([*COMMAND, str(config), "--jobs", "2"], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    printed = [child.communicate()[0] for child in both]
+    assert [child.returncode for child in both] == [0, 0]
+    assert printed[0] == printed[1]
+    assert trained(config) == 6

@@ -1,0 +1,183 @@
+import sys
+
+import pandas as pd
+import pytest
+
+from dpcomp.lab.cli import main
+from dpcomp.lab.config.calls import ConfigError
+from dpcomp.lab.results import report
+from dpcomp.lab.sweep.sweep import final_accuracy, sweep
+from dpcomp.lab.sweep.trial import TRACEBACK
+
+TEXT = """
+task = "digits"
+seeds = [0, 1]
+delta = 1e-4
+imports = ["own.py"]
+
+[federation]
+clients = 2
+rounds = 2
+partition = { Noted = { file = "FOLDER/trained.txt" } }
+
+[tune]
+learning_rate = [0.5, 2.0]
+
+[pipeline]
+sampling = { Poisson = { rate = 0.2 } }
+mechanism = [{ Clip = { norm = 1.0 } }, { Gaussian = { noise_multiplier = 1.0 } }]
+codec = { Codec = { sparsify = { TopK = { fraction = 0.05 } }, quantize = { Uniform = { bits = 4 } } } }
+
+[grid]
+"pipeline.codec.Codec.sparsify.TopK.fraction" = [0.1, 0.05]
+"""
+OWN = '''
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpcomp import TopK
+from dpcomp.simulation import IID
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted:
+    """IID, and a line in a file for every simulation that begins."""
+
+    file: str
+
+    def part(self, labels, clients, seed):
+        with open(self.file, "a") as file:
+            file.write("begun\\n")
+        return IID().part(labels, clients, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragile:
+    """TopK of half, as long as a file is there."""
+
+    needs: str
+    deadly: bool = False
+
+    def select(self, vector, candidates, layout, mask_key):
+        if not Path(self.needs).exists():
+            if self.deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("it is not there\\nand that is that")
+        return TopK(0.5).select(vector, candidates, layout, mask_key)
+'''
+
+
+def config_in(folder, text=TEXT):
+    folder.mkdir(exist_ok=True)
+    (folder / "own.py").write_text(OWN, encoding="utf-8")
+    config = folder / "small.toml"
+    config.write_text(text.replace("FOLDER", "/".join(folder.parts[:-1])), encoding="utf-8")
+    return config
+
+
+@pytest.fixture
+def config(tmp_path):
+    return config_in(tmp_path / "one")
+
+
+def trained(config):
+    """How many simulations have begun beside this config."""
+    return len((config.parents[1] / "trained.txt").read_text().splitlines())
+
+
+def finished(config):
+    """When each finished trial was written."""
+    return {mark.parent: (mark.parent / "report.json").stat().st_mtime_ns for mark in config.parent.rglob("DONE")}
+
+
+def test_every_point_is_tuned_and_the_table_has_a_row_for_each(config, capsys):
+    assert main(["sweep", str(config)]) == 0
+    assert len(finished(config)) == trained(config) == 2 * (2 + 1)
+    printed = capsys.readouterr()
+    assert "6/6" in printed.err
+    table = pd.read_csv(config.with_suffix(".csv"))
+    assert table["fraction"].tolist() == [0.1, 0.05]
+    assert table["tried"].tolist() == table["seeds"].tolist() == [2, 2]
+    for row in table.to_dict("records"):
+        folder = config.parent / row["folder"]
+        reports = [report.read(path) for path in sorted(folder.glob("seed-*"))]
+        assert [facts["seed"] for facts in reports] == [0, 1]
+        tried = [report.read(path) for path in folder.parent.glob("*/seed-0")]
+        assert final_accuracy(reports[0]) == max(map(final_accuracy, tried))
+        accuracies = pd.Series([100 * final_accuracy(facts) for facts in reports])
+        assert row["accuracy_percent"] == pytest.approx(accuracies.mean())
+        assert row["deviation"] == pytest.approx(accuracies.std())
+        assert row["payload_bytes"] == pytest.approx(
+            pd.DataFrame([facts["curves"]["payload_bytes"] for facts in reports]).to_numpy().mean()
+        )
+        assert str(row["tuning"]) in printed.out
+        assert all(facts["machine"]["torch_threads"] == 1 for facts in reports)
+    assert (config.with_suffix("") / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+FRAGILE = TEXT.replace("learning_rate = [0.5, 2.0]", "").replace("seeds = [0, 1]", "seeds = [0]").split("[grid]")[0]
+FRAGILE += """
+[grid.method]
+"fragile" = { "pipeline.codec.Codec.sparsify" = { Fragile = { needs = "FOLDER/there", deadly = false } } }
+"sound" = { "pipeline.feedback" = false }
+"""
+
+
+def test_a_trial_that_fails_stops_no_other_is_told_and_is_tried_again(tmp_path, capsys):
+    config = config_in(tmp_path / "one", FRAGILE)
+    assert main(["sweep", str(config)]) == 1
+    told = capsys.readouterr().err
+    assert "1 trials failed" in told
+    assert "small/method=fragile/seed-0: RuntimeError: it is not there\n" in told
+    failed = config.with_suffix("") / "method=fragile" / "seed-0"
+    assert "in select" in (failed / TRACEBACK).read_text()
+    table = pd.read_csv(config.with_suffix(".csv")).set_index("method")
+    assert table["seeds"].to_dict() == {"fragile": 0, "sound": 1}
+    before = finished(config)
+    assert len(before) == 1
+    (tmp_path / "there").touch()
+    assert main(["sweep", str(config)]) == 0
+    assert finished(config).items() >= before.items()
+    assert not (failed / TRACEBACK).exists()
+    assert pd.read_csv(config.with_suffix(".csv"))["seeds"].tolist() == [1, 1]
+
+
+@pytest.mark.slow
+def test_a_trial_that_kills_its_process_stops_no_other(tmp_path):
+    config = config_in(tmp_path / "one", FRAGILE.replace("deadly = false", "deadly = true"))
+    swept = sweep([config], jobs=2, progress=False)
+    assert [(found.trial.folder.parent.name, found.error) for found in swept.failures] == [
+        ("method=fragile", "its process died, as one does that the system kills for its memory")
+    ]
+    assert [len(outcome.folders) for outcome in swept.outcomes] == [0, 1]
+
+
+def test_points_that_are_one_trial_are_refused(config):
+    config.write_text(TEXT + '"pipeline.codec.Codec.sparsify" = [{ TopK = { fraction = 0.3 } }]', encoding="utf-8")
+    with pytest.raises(ConfigError, match="one trial"):
+        sweep([config], progress=False)
+
+
+def test_a_folder_of_configs_is_one_sweep(tmp_path, capsys):
+    plain = FRAGILE.split("[grid.method]")[0]
+    config_in(tmp_path / "one", plain)
+    config_in(tmp_path / "two", plain + '[grid]\n"pipeline.feedback" = [true, false]')
+    assert main(["sweep", str(tmp_path)]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == ["config", "one/small", "two/small", "two/small"]
+    assert main(["table", str(tmp_path)]) == 0
+    assert "two/small/feedback=false" in capsys.readouterr().out
+    assert main(["sweep", str(tmp_path / "one" / "small")]) == 1
+    assert "no config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("backend", "library"), [("ray", "ray"), ("dask", "dask")])
+def test_a_backend_without_its_library_says_what_to_install(config, capsys, monkeypatch, backend, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert main(["sweep", str(config), "--backend", backend]) == 1
+    refused = capsys.readouterr().err
+    assert library in refused
+    assert "pip install 'dpcomp[cluster]'" in refused
+    assert finished(config) == {}
