@@ -66,7 +66,7 @@ class Road:
 
     def __init__(self, sender: Sender, rounds: Rounds, *, trust: Literal["nobody", "server"], noise_multiplier: float):
         self.pipeline = sender.pipeline(trust=trust, clip_norm=rounds.clip_norm, noise_multiplier=noise_multiplier)
-        self.client = self.pipeline.init(rounds.layout, rounds.seed, CLIENT)
+        self.client = self.pipeline.init_client(rounds.layout, rounds.seed, CLIENT)
         self.server = self.pipeline.init_server(rounds.layout, rounds.seed)
         totals = rounds.restricted[FRACTION] if sender.masked else rounds.whole
         release = Releases(self.pipeline, rounds)

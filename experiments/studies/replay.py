@@ -68,14 +68,14 @@ class Releases:
     def __call__(self, total: dp.Total, number: int, memory: dp.ClientMemory | ServerMemory) -> dp.Update:
         """The total with the noise of its round, by the end whose memory is given."""
         address = dp.Address(self._rounds.seed.number, memory.address.client, number)
-        permit = self._ledger.charge(self._pipeline, address)
+        permit = self._ledger.charge(self._pipeline.cost, address)
         return self._pipeline.noise(replace(total, mechanism=self._pipeline.mechanism), memory, self._secret, permit)
 
 
 def released(setting: Setting, rounds: Rounds) -> list[dp.Update]:
     """What a client that trusts nobody releases, round after round."""
     pipeline = setting.pipeline(rounds.clip_norm)
-    release, memory = Releases(pipeline, rounds), pipeline.init(rounds.layout, rounds.seed, CLIENT)
+    release, memory = Releases(pipeline, rounds), pipeline.init_client(rounds.layout, rounds.seed, CLIENT)
     totals = rounds.whole if setting.order == "noise first" else rounds.restricted[setting.density]
     return [release(total, number, memory) for number, total in enumerate(totals)]
 
@@ -88,7 +88,7 @@ def session(setting: Setting, rounds: Rounds, releases: Sequence[dp.Update]) -> 
     stands for what the wire carries up, and for the sum over `batch` units that is noised.
     """
     pipeline = setting.pipeline(rounds.clip_norm)
-    memory = pipeline.init(rounds.layout, rounds.seed, CLIENT)
+    memory = pipeline.init_client(rounds.layout, rounds.seed, CLIENT)
     server = pipeline.init_server(rounds.layout, rounds.seed)
     release = Releases(pipeline, rounds)
     for number in range(len(rounds.whole)):
