@@ -35,7 +35,12 @@ def server_of(pipeline=PIPELINE, folder=None, ledger=None, late_policy=None):
         )
     memory = pipeline.init_server(LAYOUT, RUN)
     return Server(
-        pipeline.channel, memory, zeros(), trusted_release=trusted_release, folder=folder, late_policy=late_policy or Reject()
+        pipeline.channel,
+        memory,
+        zeros(),
+        trusted_release=trusted_release,
+        folder=folder,
+        late_policy=late_policy or Reject(),
     )
 
 

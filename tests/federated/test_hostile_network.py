@@ -62,7 +62,9 @@ CASES = [(name, Reject()) for name in PIPELINES] + [("top", Weigh(max_age=2)), (
 def started(pipeline, late, folder, ledger, momentum):
     """A server at version 0, or one that goes on in a folder."""
     trusted_release = (
-        TrustedRelease(pipeline=pipeline, secret=dp.SecretSeed(1), ledger=ledger, divisor=2.0) if pipeline.trust == "server" else None
+        TrustedRelease(pipeline=pipeline, secret=dp.SecretSeed(1), ledger=ledger, divisor=2.0)
+        if pipeline.trust == "server"
+        else None
     )
     return Server(
         pipeline.channel,
