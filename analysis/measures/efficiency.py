@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float32
 
-from analysis.measures.ranking import coordinates_for_energy
+from analysis.measures.supports import coordinates_for_energy
 from dpcomp.codec import Codec
 from dpcomp.core.public_context import Common
 from dpcomp.core.support import Listed

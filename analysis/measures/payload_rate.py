@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Int32, Int64
 from scipy.special import gammaln
 
-from analysis.measures.ranking import SupportChange
+from analysis.measures.supports import SupportChange
 from dpcomp.codec.codec import Body
 from dpcomp.codec.entropy.positions import World, split, support_bits
 from dpcomp.codec.rate import entropy_bits

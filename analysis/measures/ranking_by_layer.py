@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int64
 
-from analysis.measures.ranking import (
+from analysis.measures.supports import (
     SupportChange,
     captured_energy,
     jaccard,

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 import dpcomp as dp
 from analysis.measures.efficiency import FLOAT_BYTES, smallest_support
 from analysis.measures.payload_rate import PayloadRate
-from analysis.measures.ranking import SupportChange, captured_energy
+from analysis.measures.supports import SupportChange, captured_energy
 from analysis.theory.moving_top_k import Keeping
 from dpcomp.core.public_context import Common
 from dpcomp.sparsify.top_k_indices import top_k_indices

@@ -11,7 +11,7 @@ from analysis.measures.efficiency import (
     efficiency,
     smallest_support,
 )
-from analysis.measures.ranking import captured_energy
+from analysis.measures.supports import captured_energy
 from dpcomp.core.public_context import Common
 
 LAYOUT = dp.Layout.of(5000)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.theory import monte_carlo
 from analysis.theory.gaussian_top_k import gaussian_scrambling, gaussian_top_energy
 from analysis.theory.noisy_top_k import law_scrambling, vector_scrambling
+from tests.oracles import monte_carlo
 
 D, DRAWS = 2**15, 24
 LARGE = 2**17

@@ -21,7 +21,7 @@ from analysis.measures.payload_rate import (
     support_entropy,
     support_entropy_approximation,
 )
-from analysis.measures.ranking import SupportChange
+from analysis.measures.supports import SupportChange
 
 WORLDS = st.lists(
     st.integers(0, 400).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), min_size=1, max_size=5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from analysis.measures import ranking
+from analysis.measures import supports as ranking
 from analysis.measures.ranking_by_layer import ALL, ranking_table, support_table
 
 LAYOUT = dp.Layout.of({"a": (3, 20), "empty": (0,), "b": (40,), "one": ()})

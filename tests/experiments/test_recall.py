@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from analysis.theory import monte_carlo
 from analysis.theory import noisy_top_k as scrambling
 from experiments.data.tasks import Classification, digits, fashion_mnist
 from experiments.studies.recorded_updates import Recording, record
+from tests.oracles import monte_carlo
 
 POINT = 0.01
 DENSITIES = (0.001, 0.01, 0.1)

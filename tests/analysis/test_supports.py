@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import kendalltau, pearsonr, spearmanr
 
 import dpcomp as dp
-from analysis.measures.ranking import (
+from analysis.measures.supports import (
     SupportChange,
     captured_energy,
     coordinates_for_energy,
