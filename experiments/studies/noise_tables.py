@@ -17,7 +17,7 @@ import dpcomp as dp
 from analysis.measures.efficiency import FLOAT_BYTES, smallest_support
 from analysis.measures.payload_rate import PayloadRate
 from analysis.measures.supports import SupportChange, captured_energy
-from analysis.theory.moving_top_k import Keeping
+from analysis.theory.moving_top_k import SelectionProbabilities
 from dpcomp.core.public_context import Common
 from dpcomp.sparsify.top_k_indices import top_k_indices
 from dpcomp.wire.frame import HEADER_BYTES
@@ -49,8 +49,9 @@ def supports(rounds: Rounds, densities: Sequence[float], noise_multipliers: Sequ
     """A row a density and noise multiplier, of whole vectors before any codec: what was found, and what is expected.
 
     clean_overlap, noisy_overlap: of a vector's own top k with that of the round before. recall, energy: of the clean
-    top k, and of the clean energy, in the noisy top k. expected_...: by `Keeping`, from the clean vectors alone;
-    expected_index_bits: a kept coordinate, layer by layer. still_overlap: if the clean vector stood still.
+    top k, and of the clean energy, in the noisy top k. expected_...: by `SelectionProbabilities`, from the clean
+    vectors alone; expected_index_bits: a kept coordinate, layer by layer. still_overlap: if the clean vector stood
+    still.
     """
     clean, rows, d = rounds.vectors, [], rounds.layout.size
     for noise in noise_multipliers:
@@ -59,7 +60,9 @@ def supports(rounds: Rounds, densities: Sequence[float], noise_multipliers: Sequ
         for density in densities:
             k = dp.TopK(density).count(d)
             own, found = ([top_k_indices(vector, k) for vector in each] for each in (clean, noisy))
-            expected = [Keeping.of(vector, k=k, noise_stddev=noise * rounds.clip_norm) for vector in clean]
+            expected = [
+                SelectionProbabilities.of(vector, k=k, noise_stddev=noise * rounds.clip_norm) for vector in clean
+            ]
             later = list(zip(clean, own, found, expected, strict=True))[1:]
             rows.append(
                 {

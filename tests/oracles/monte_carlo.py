@@ -1,6 +1,7 @@
-"""Top-k under noise, drawn many times: recall, overlap and captured energy with their standard errors, on CPU or GPU.
+"""The top-k of noisy vectors, drawn many times: recall, overlap and captured energy with standard errors.
 
-No privacy rests on these draws: they are JAX's, by a key that the caller gives.
+It holds the closed forms of analysis.theory to account, and runs on CPU or GPU. The noise is JAX's, from a key that the
+caller gives; no privacy rests on it.
 """
 
 import math
@@ -15,22 +16,22 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Float32, Key
 
-BYTES_A_DRAW = 52  # a coordinate: of two copies the noise, the keys and the shares, and what the generator holds
-BYTES_ONCE = 24  # a coordinate: the clean vector, its top-k and its energies
-BLOCK = 2**12  # of a float32 sum: the blocks, and then their sums, are each short enough to lose no more than 10⁻⁶
+BYTES_PER_DRAW = 52  # a coordinate: of two copies the noise, the keys and the shares, and what the generator holds
+SHARED_BYTES = 24  # a coordinate: the clean vector, its top-k and its energies
+SUM_BLOCK = 2**12  # terms of a float32 sum: the blocks, then their sums, are each short enough to lose at most 10⁻⁶
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over draws, and its standard error: the draws' deviation ÷ √draws."""
+    """A mean over draws and its standard error, the standard deviation of the draws ÷ √draws."""
 
     mean: float
     standard_error: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimates:
-    """An `gaussian_top_k.Scrambling` estimated from draws; each has two noisy copies of one clean vector."""
+class RetentionEstimate:
+    """A `gaussian_top_k.TopKRetention` estimated from draws, each of two noisy copies of one clean vector."""
 
     recall: Estimate
     overlap: Estimate
@@ -38,7 +39,7 @@ class Estimates:
     draws: int
 
 
-def vector_scrambling(
+def vector_retention(
     vector: Float[np.ndarray, "d"],
     *,
     k: int,
@@ -46,30 +47,37 @@ def vector_scrambling(
     draws: int,
     key: Key[Array, ""],
     memory_bytes: int = 2**28,
-) -> Estimates:
-    """The scrambling of the top k of one clean vector (d,) by noise of a standard deviation in the vector's unit.
+) -> RetentionEstimate:
+    """Estimate what Gaussian noise leaves of the top k of one clean vector, in float32.
 
-    Draw i has the i-th of `draws` keys that are split from the key, whatever the memory: chunks of draws that fit
-    into `memory_bytes`, at 52 bytes a coordinate and draw and 24 a coordinate, run one after the other. In float32.
-    Of equal magnitudes at the threshold (zeros, say) each counts by its chance to be drawn into the top k, in every
-    copy anew, so that no noise is the limit of little noise.
+    Draw i has the i-th of `draws` keys that are split from the key, whatever the memory. Of equal magnitudes at the
+    threshold (zeros, say) each counts by its chance to be drawn into the top k, in every copy anew, so that the result
+    without noise is the limit of that with little noise.
+
+    Args:
+        vector: The clean vector (d,), finite and not all zero.
+        k: Size of the support, 0 < k < d.
+        noise_stddev: σ, in the vector's unit, at least 0.
+        draws: Number of draws, at least 2.
+        key: Key of the noise.
+        memory_bytes: Bound of the memory: chunks of draws that fit, at 52 bytes a coordinate and draw and 24 a
+            coordinate, run one after the other.
 
     Raises:
-        ValueError: k is not in (0, d), the noise is negative, the vector is all zeros or not finite, there are fewer
-            than two draws, or one draw does not fit into the memory.
+        ValueError: An argument is outside of its range, or one draw does not fit into the memory.
     """
     largest = float(np.max(np.abs(vector), initial=0))
     if not 0 < largest < np.inf:
         raise ValueError(
-            f"vector_scrambling: the largest of {len(vector)} magnitudes is {largest}; give finite values, not all zero"
+            f"vector_retention: the largest of {len(vector)} magnitudes is {largest}; give finite values, not all zero"
         )
     clean = jnp.asarray(vector / largest, dtype=jnp.float32)  # their squares stay within float32's range
-    _refuse(d=len(vector), k=k, noise_stddev=noise_stddev, draws=draws)
-    chunks = _chunks(len(vector), draws, BYTES_A_DRAW, memory_bytes)
+    _refuse_impossible(d=len(vector), k=k, noise_stddev=noise_stddev, draws=draws)
+    chunks = _chunks(len(vector), draws, BYTES_PER_DRAW, memory_bytes)
     return _estimate(lambda keys: _vector_draws(keys, clean, k, noise_stddev / largest), key, draws, chunks)
 
 
-def law_scrambling(
+def sampled_retention(
     sampler: Callable[[Key[Array, ""]], Float32[Array, "d"]],
     *,
     k: int,
@@ -77,39 +85,49 @@ def law_scrambling(
     draws: int,
     key: Key[Array, ""],
     memory_bytes: int = 2**28,
-) -> Estimates:
-    """The same over clean vectors that are themselves drawn: `sampler` makes one, (d,), from a key, under jit and vmap.
+) -> RetentionEstimate:
+    """Estimate what noise leaves of the top k of clean vectors that are themselves drawn; else as `vector_retention`.
 
-    A draw takes 76 bytes a coordinate, and what the sampler holds beside its vector comes on top of `memory_bytes`.
-    Give the same function again rather than a new one: it is compiled once for each. `vector_scrambling` says the rest.
+    Args:
+        sampler: Makes a clean vector (d,) from a key, under jit and vmap. It is compiled once for each function object:
+            give the same one again rather than a new one.
+        k: Size of the support, 0 < k < d.
+        noise_stddev: σ, in the vectors' unit, at least 0.
+        draws: Number of draws, at least 2.
+        key: Key of the vectors and the noise.
+        memory_bytes: Bound of the memory, at 76 bytes a coordinate and draw; what the sampler holds beside its vector
+            comes on top.
+
+    Raises:
+        ValueError: An argument is outside of its range, or one draw does not fit into the memory.
     """
     d = math.prod(jax.eval_shape(sampler, key).shape)
-    _refuse(d=d, k=k, noise_stddev=noise_stddev, draws=draws)
-    chunks = _chunks(d, draws, BYTES_A_DRAW + BYTES_ONCE, memory_bytes)  # every draw has a clean vector of its own
-    return _estimate(lambda keys: _law_draws(keys, k, noise_stddev, sampler=sampler), key, draws, chunks)
+    _refuse_impossible(d=d, k=k, noise_stddev=noise_stddev, draws=draws)
+    chunks = _chunks(d, draws, BYTES_PER_DRAW + SHARED_BYTES, memory_bytes)  # every draw has a clean vector of its own
+    return _estimate(lambda keys: _sampled_draws(keys, k, noise_stddev, sampler=sampler), key, draws, chunks)
 
 
-def _refuse(*, d: int, k: int, noise_stddev: float, draws: int) -> None:
+def _refuse_impossible(*, d: int, k: int, noise_stddev: float, draws: int) -> None:
     if not 0 < k < d or not noise_stddev >= 0 or draws < 2:
         raise ValueError(
             f"k = {k} of d = {d}, noise_stddev = {noise_stddev}, draws = {draws}; "
-            "wanted are 0 < k < d, noise ≥ 0, and two draws or more, for a standard error"
+            "give 0 < k < d, noise_stddev ≥ 0, and at least two draws, for a standard error"
         )
 
 
 def _chunks(d: int, draws: int, bytes_a_draw: int, memory_bytes: int) -> int:
-    """Into how many chunks the draws must be cut for each to fit."""
-    at_once = (memory_bytes // d - BYTES_ONCE) // bytes_a_draw
+    """Compute the number of chunks into which the draws must be cut for each to fit."""
+    at_once = (memory_bytes // d - SHARED_BYTES) // bytes_a_draw
     if at_once < 1:
-        needed = d * (BYTES_ONCE + bytes_a_draw)
+        needed = d * (SHARED_BYTES + bytes_a_draw)
         raise ValueError(f"memory_bytes = {memory_bytes} does not hold one draw of d = {d}: give at least {needed}")
     return math.ceil(draws / at_once)
 
 
 def _estimate(
     draw_chunk: Callable[[Key[Array, "n"]], Float32[Array, "n 3"]], key: Key[Array, ""], draws: int, chunks: int
-) -> Estimates:
-    """The means over all draws; all chunks have one length, so that one program runs them all."""
+) -> RetentionEstimate:
+    """Average over all draws; all chunks have one length, so that one compiled program runs them all."""
     size = math.ceil(draws / chunks)
     keys = jax.random.split(key, size * chunks).reshape(chunks, size)
     drawn = np.concatenate([np.asarray(draw_chunk(part)) for part in keys])[:draws].astype(np.float64)
@@ -117,7 +135,7 @@ def _estimate(
     recall, overlap, captured_energy = (
         Estimate(mean=float(mean), standard_error=float(error)) for mean, error in zip(means, errors, strict=True)
     )
-    return Estimates(recall=recall, overlap=overlap, captured_energy=captured_energy, draws=draws)
+    return RetentionEstimate(recall=recall, overlap=overlap, captured_energy=captured_energy, draws=draws)
 
 
 @jax.jit
@@ -128,7 +146,7 @@ def _vector_draws(
 
 
 @partial(jax.jit, static_argnames="sampler")
-def _law_draws(keys: Key[Array, "n"], k: Any, noise_stddev: Any, *, sampler: Callable) -> Float32[Array, "n 3"]:
+def _sampled_draws(keys: Key[Array, "n"], k: Any, noise_stddev: Any, *, sampler: Callable) -> Float32[Array, "n 3"]:
     def draw(key: Key[Array, ""]) -> Float32[Array, "3"]:
         of_clean, of_noise = jax.random.split(key)
         return _draw(of_noise, sampler(of_clean), k, noise_stddev)
@@ -137,7 +155,7 @@ def _law_draws(keys: Key[Array, "n"], k: Any, noise_stddev: Any, *, sampler: Cal
 
 
 def _draw(key: Key[Array, ""], clean: Float32[Array, "d"], k: Any, noise_stddev: Any) -> Float32[Array, "3"]:
-    """Recall (mean of two copies), overlap of the copies, and captured energy (mean of two)."""
+    """Draw two noisy copies: recall (mean of the two), overlap of the two, and captured energy (mean of the two)."""
     energy = clean**2
     one, two = (
         _top_shares(clean + noise_stddev * jax.random.normal(part, clean.shape), k) for part in jax.random.split(key)
@@ -149,9 +167,9 @@ def _draw(key: Key[Array, ""], clean: Float32[Array, "d"], k: Any, noise_stddev:
 
 
 def _top_shares(values: Float32[Array, "d"], k: Any) -> Float32[Array, "d"]:
-    """1 for what is above the k-th magnitude, 0 for what is below; those equal to it share the places that are left.
+    """Give 1 above the k-th magnitude and 0 below; values equal to it share the places that are left.
 
-    The k-th magnitude is found bit by bit, from the highest, by counting: without a sign the floats' bits rank as
+    The k-th magnitude is searched bit by bit, from the highest, by counting: without a sign the floats' bits rank as
     the magnitudes do. 31 passes over the vector are ten times faster than a sort or top_k of XLA on a CPU.
     """
     keys = jax.lax.bitcast_convert_type(jnp.abs(values), jnp.uint32)
@@ -167,5 +185,5 @@ def _top_shares(values: Float32[Array, "d"], k: Any) -> Float32[Array, "d"]:
 
 
 def _total(values: Float32[Array, "d"]) -> Float32[Array, ""]:
-    blocks = jnp.pad(values, (0, -len(values) % BLOCK)).reshape(-1, BLOCK)
+    blocks = jnp.pad(values, (0, -len(values) % SUM_BLOCK)).reshape(-1, SUM_BLOCK)
     return blocks.sum(axis=1).sum()
