@@ -44,7 +44,7 @@ def gaussian_retention(*, density: float, snr: float) -> TopKRetention:
         >>> print(f"{remains.recall:.2f} {remains.overlap:.2f} {remains.captured_energy:.2f}")
         0.23 0.10 0.05
     """
-    squared_correlation = signal_share(snr)
+    squared_correlation = _signal_share(snr)
     t = gaussian_threshold(density)
     return TopKRetention(
         recall=gaussian_overlap(density=density, correlation=math.sqrt(squared_correlation)),
@@ -106,7 +106,9 @@ def small_snr_recall(*, density: float, snr: float) -> float:
         >>> round(small_snr_recall(density=0.01, snr=0.01), 4)  # noise alone gives 0.01
         0.0127
     """
-    return small_snr_recall_from_energy(density=density, snr=signal_share(snr), top_energy=gaussian_top_energy(density))
+    return small_snr_recall_from_energy(
+        density=density, snr=_signal_share(snr), top_energy=gaussian_top_energy(density)
+    )
 
 
 def small_snr_recall_from_energy(*, density: float, snr: float, top_energy: float) -> float:
@@ -153,7 +155,7 @@ def gaussian_threshold(density: float) -> float:
     return float(-ndtri(density / 2))
 
 
-def signal_share(snr: float) -> float:
+def _signal_share(snr: float) -> float:
     """Compute ρ² = SNR/(1 + SNR), the signal's share of the noisy variance, for an SNR of 0 to infinity.
 
     Raises:

@@ -21,7 +21,7 @@ def documented(module):
             yield getattr(node, "name", module.__name__), text, getattr(node, "lineno", 0)
 
 
-MODULES = [importlib.import_module(found.name) for found in pkgutil.walk_packages(analysis.__path__, "analysis.")]
+MODULES = [importlib.import_module(module.name) for module in pkgutil.walk_packages(analysis.__path__, "analysis.")]
 EXAMPLES = [
     pytest.param(module, name, text, line, id=f"{module.__name__}.{name}")
     for module in MODULES
@@ -36,5 +36,5 @@ def test_an_example_prints_what_it_says(module, name, text, line):
     assert doctest.DocTestRunner().run(example, out=report.append).failed == 0, "".join(report)
 
 
-def test_the_examples_are_found():
+def test_examples_are_collected():
     assert {"gaussian_retention", "temporal_index_bits"} <= {parameters.values[1] for parameters in EXAMPLES}

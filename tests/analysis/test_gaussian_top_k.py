@@ -61,10 +61,10 @@ def test_the_limits_of_noise_alone_and_of_none(density):
 
 @pytest.mark.parametrize("density", DENSITIES)
 def test_everything_grows_with_the_signal(density):
-    found = [
+    computed = [
         list(vars(gaussian_retention(density=density, snr=float(snr))).values()) for snr in np.geomspace(1e-4, 1e4, 50)
     ]
-    assert (np.diff(found, axis=0) > 0).all()
+    assert (np.diff(computed, axis=0) > 0).all()
 
 
 @pytest.mark.parametrize("density", DENSITIES)

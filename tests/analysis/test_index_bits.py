@@ -91,7 +91,7 @@ def test_dithered_quantisation_that_hides_under_the_noise_takes_the_noise_floor_
 
 
 @pytest.mark.parametrize(("snr", "clients", "correlation"), [(10.0, 5, 0.9), (1.0, 5, 1.0), (0.1, 50, 0.8)])
-def test_a_predicted_update_leaves_the_innovation_that_was_foretold(snr, clients, correlation):
+def test_a_predicted_update_leaves_the_innovation_that_was_predicted(snr, clients, correlation):
     rng, d = np.random.default_rng(0), 400_000
     last = rng.standard_normal(d)
     now = correlation * last + math.sqrt(1 - correlation**2) * rng.standard_normal(d)

@@ -18,10 +18,12 @@ SECOND = (FIRST + 0.5 * DRAWS.standard_t(2.5, 20_000)).astype(np.float32)
 @pytest.mark.parametrize("k", [20, 200, 2000])
 @pytest.mark.parametrize("noise_stddev", [0.0, 0.01, 0.3, 1.0, 100.0])
 def test_of_a_vector_that_stands_still_it_is_the_retention_of_the_vector(noise_stddev, k):
-    found, known = (of(FIRST, k=k, noise_stddev=noise_stddev) for of in (SelectionProbabilities.of, vector_retention))
-    assert found.recall == pytest.approx(known.recall, abs=1e-6)
-    assert found.overlap(found) == pytest.approx(known.overlap, abs=1e-6)
-    assert found.captured_energy == pytest.approx(known.captured_energy, abs=1e-6)
+    computed, known = (
+        of(FIRST, k=k, noise_stddev=noise_stddev) for of in (SelectionProbabilities.of, vector_retention)
+    )
+    assert computed.recall == pytest.approx(known.recall, abs=1e-6)
+    assert computed.overlap(computed) == pytest.approx(known.overlap, abs=1e-6)
+    assert computed.captured_energy == pytest.approx(known.captured_energy, abs=1e-6)
 
 
 @pytest.mark.parametrize("k", [200, 2000])

@@ -50,15 +50,15 @@ def test_no_other_division_of_the_rate_is_better(rate):
     shares = np.array(LAYERS.sizes) / sum(LAYERS.sizes)
     variances, noises = np.array(LAYERS.variances), np.array(LAYERS.noise_variances)
     estimates = variances**2 / (variances + noises)
-    found = minimize(
+    computed = minimize(
         lambda rates: shares @ (estimates * 4.0**-rates),
         x0=np.full(4, rate),
         bounds=[(0, None)] * 4,
         constraints={"type": "eq", "fun": lambda rates: shares @ rates - rate},
         options={"ftol": 1e-14, "maxiter": 500},
     )
-    assert LAYERS.distortion(rate) - LAYERS.noise_floor == pytest.approx(found.fun, rel=1e-5)
-    assert LAYERS.distortion(rate) - LAYERS.noise_floor <= found.fun * (1 + 1e-9)
+    assert LAYERS.distortion(rate) - LAYERS.noise_floor == pytest.approx(computed.fun, rel=1e-5)
+    assert LAYERS.distortion(rate) - LAYERS.noise_floor <= computed.fun * (1 + 1e-9)
 
 
 def test_a_test_channel_after_the_estimate_has_the_error_that_is_promised():
