@@ -3,11 +3,22 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.docs.pages import blocks_of, run_page
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    # Models of this size are ten times slower on two threads than on one, if other processes keep the cores busy.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that a page starts
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
