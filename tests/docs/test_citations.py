@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "privacy-rules.md"
 FOLDERS = ("dpcomp", "analysis", "experiments", "benchmarks", "tests", "docs")
-# "PRIVACY_RULES 2 and 3", "PRIVACY_RULES, rule zero", "PRIVACY_RULES hazard 17", "PRIVACY_RULES rules 9, 11 and hazard 8"
+# Such as "PRIVACY_RULES 2 and 3", "PRIVACY_RULES, rule zero" and "PRIVACY_RULES rules 9, 11 and hazard 8".
 CITATION = re.compile(
     r"PRIVACY_RULES,?(?P<list>(?:[\s#]*(?:,|\band\b|\bto\b)?[\s#]*(?:(?:rule|hazard)s?\s+)?(?:zero|\d+)\b)+)"
 )
