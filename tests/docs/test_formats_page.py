@@ -8,12 +8,12 @@ from typing import get_type_hints
 
 import pytest
 
-from dpcomp.federated.messages import HELLO, WORD, Hello, Word
+from dpcomp.federated.messages import HELLO, REPLY, Hello, Reply
 from dpcomp.wire import checkpoint
 from dpcomp.wire.frame import PAYLOAD, Frame
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
-FORMATS = {"payload": (PAYLOAD, Frame), "hello": (HELLO, Hello), "reply": (WORD, Word)}
+FORMATS = {"payload": (PAYLOAD, Frame), "hello": (HELLO, Hello), "reply": (REPLY, Reply)}
 
 
 def section(name):
