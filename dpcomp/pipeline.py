@@ -439,7 +439,7 @@ class Pipeline:
             permit: What `ledger.charge` gave for this pipeline's cost and the memory's address.
 
         Raises:
-            As `clip` and `noise` do.
+            BudgetExhausted, NotPrivate, VersionMismatch, TypeError, ValueError: As `clip` and `noise` do.
 
         Example:
             >>> import numpy as np
