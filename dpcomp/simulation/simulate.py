@@ -30,7 +30,7 @@ from dpcomp.simulation.task import Task
 from dpcomp.simulation.traffic import Counts, Traffic
 from dpcomp.training.pytorch.devices import device_of, on
 from dpcomp.training.pytorch.parameters import layout_of, read
-from dpcomp.training.pytorch.trainers import evaluate, local_trainer
+from dpcomp.training.pytorch.local_training import evaluate, local_trainer
 from dpcomp.training.schedule import Schedule
 from dpcomp.wire.bits_by_part import layer_bits
 
