@@ -14,9 +14,9 @@ test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 bench: .venv/installed-bench
-	$(BIN)/python benchmarks/codec.py
-	$(BIN)/python benchmarks/allocation.py
-	$(BIN)/python benchmarks/training_cost.py
+	PYTHONPATH=. $(BIN)/python benchmarks/codec.py
+	PYTHONPATH=. $(BIN)/python benchmarks/allocation.py
+	PYTHONPATH=. $(BIN)/python benchmarks/training_cost.py
 
 paper: .venv/installed
 	@command -v latexmk >/dev/null || { echo "make paper needs LaTeX: on Debian, apt-get install latexmk texlive-latex-extra \
@@ -33,7 +33,7 @@ lint: .venv/installed-lint
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[research]"
 	touch $@
 
 .venv/installed-test: .venv/installed

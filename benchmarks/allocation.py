@@ -18,7 +18,7 @@ import dpcomp as dp
 from dpcomp.codec.widths import WIDTHS, error_curve
 from dpcomp.codec.wiener import mean_squares
 from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 BITS = (2, 3, 4)
 CLIENTS = 10
@@ -26,7 +26,7 @@ CLIENTS = 10
 
 def coded(codec: dp.Codec, values: Float32[np.ndarray, "d"], layout: Layout) -> tuple[float, Float32[np.ndarray, "d"]]:
     """Bits a coordinate on the wire, and what is decoded."""
-    body, decoded = codec.encode(values, dp.Everywhere(), Common(layout=layout))
+    body, decoded = codec.encode(values, dp.Everywhere(), PublicContext(layout=layout))
     return 8 * len(body) / len(values), decoded
 
 
@@ -51,7 +51,7 @@ def coding_gain(rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
 
 def side_bytes(codec: dp.Codec, layout: Layout) -> int:
     """What is said of the blocks on the wire, beside their levels and the tables of those."""
-    return codec.quantizer.side_bytes(np.array(layout.sizes), Common(layout=layout))
+    return codec.quantizer.side_bytes(np.array(layout.sizes), PublicContext(layout=layout))
 
 
 def by_channel(layout: Layout) -> Layout:

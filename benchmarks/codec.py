@@ -37,9 +37,8 @@ from scipy.special import betaln
 from scipy.stats import entropy
 
 import dpcomp as dp
-from dpcomp.codec.codec import layer_counts
 from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 from dpcomp.training.pytorch.parameters import layout_of
 from experiments.data.tasks import cifar10_resnet
 
@@ -130,7 +129,7 @@ class Road:
         self.pipeline = dp.Pipeline(
             mechanism=dp.unsafe("a measurement of the wire"), codec=what.codec, feedback=what.feedback
         )
-        self.client = self.pipeline.init(layout, seed=dp.PublicSeed(0), client=0)
+        self.client = self.pipeline.init_client(layout, seed=dp.PublicSeed(0), client=0)
         self.server = self.pipeline.init_server(layout, seed=dp.PublicSeed(0))
         if what.second:
             payload, self.client = self.pipeline.send(self._update(rounds[0]), self.client)
@@ -153,9 +152,9 @@ class Road:
         """Bytes of the levels and of the support, told at once and layer by layer; None if there are no levels."""
         codec, layout, memory = self.pipeline.codec, self.client.layout, self.client
         support = self.pipeline.receive(payload, self.server)[0].support
-        values, counts = self.target[support.indices(layout.size)], layer_counts(support, layout)
+        values, counts = self.target[support.indices(layout.size)], layout.counts(support)
         key = memory.seed.key("dither", memory.client, memory.shared.version, memory.link.count)
-        common = Common(layout=layout, dither_key=key, packed=isinstance(codec.entropy, dp.FixedWidth))
+        common = PublicContext(layout=layout, dither_key=key, packed=isinstance(codec.entropy, dp.FixedWidth))
         levels, side = codec.quantizer.levels(values, counts, common)
         if not codec.quantizer.bounds(side, common).coded.any():
             return None

@@ -51,13 +51,13 @@ class Road:
             inner, self.model, self.pipeline, secret=dp.SecretSeed(), expected_batch_size=BATCH
         )
         seed = dp.PublicSeed(0)
-        self.memory = self.pipeline.init(self.optimizer.layout, seed=seed, client=0)
+        self.memory = self.pipeline.init_client(self.optimizer.layout, seed=seed, client=0)
         self.server = self.pipeline.init_server(self.optimizer.layout, seed=seed)
         self.ledger = dp.Ledger(folder / "ledger.sqlite")
         self.weights = read(self.model)
 
     def round(self) -> None:
-        permit = self.ledger.charge(self.pipeline, self.memory.address, steps=LOCAL_STEPS)
+        permit = self.ledger.charge(self.pipeline.cost, self.memory.address, steps=LOCAL_STEPS)
         write(self.model, self.weights)
         self.optimizer.begin(self.memory, permit)
         for inputs, targets in self.batches:
@@ -65,7 +65,7 @@ class Road:
             self.optimizer.step()
         payload, self.memory = self.pipeline.send(self.optimizer.update(), self.memory)
         received, self.server = self.pipeline.receive(payload, self.server)
-        mean = mean_of_released(self.pipeline, [received], self.server)
+        mean = mean_of_released(self.pipeline.channel, [received], self.server)
         payload, self.server = self.pipeline.broadcast(mean, self.server)
         self.memory = self.pipeline.follow(payload, self.memory)
         assert self.server.step is not None

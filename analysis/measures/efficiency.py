@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32
 
 from analysis.measures.ranking import coordinates_for_energy
 from dpcomp.codec import Codec
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Listed
 from dpcomp.sparsify.top_k_indices import top_k_indices
 from dpcomp.wire.frame import HEADER_BYTES
@@ -46,7 +46,7 @@ def smallest_support(clean: Float[np.ndarray, "d"], other: Float[np.ndarray, "d"
 
 
 def bytes_for_energy(
-    codec: Codec, common: Common, clean: Float[np.ndarray, "d"], other: Float32[np.ndarray, "d"], share: float
+    codec: Codec, common: PublicContext, clean: Float[np.ndarray, "d"], other: Float32[np.ndarray, "d"], share: float
 ) -> int:
     """The payload bytes, header included, of the other vector on its smallest support with that share of clean energy.
 

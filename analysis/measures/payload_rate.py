@@ -18,7 +18,7 @@ from dpcomp.codec.entropy.positions import World, split, support_bits
 from dpcomp.codec.rate import entropy_bits
 from dpcomp.core.support import Listed
 from dpcomp.pipeline import Pipeline
-from dpcomp.wire.bits_by_part import measure
+from dpcomp.wire.bits_by_part import measure_payload
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 
 
@@ -57,7 +57,7 @@ class PayloadRate:
         Raises:
             CorruptPayload, VersionMismatch: the payload is damaged, or of another state than the memory.
         """
-        body, bits = measure(pipeline, payload, memory)
+        body, bits = measure_payload(pipeline.channel, payload, memory)
         alone, given_last = _worlds(body)
         values_are_floats = bits.value > 0 and not body.bounds.coded.any()
         return cls(
@@ -129,7 +129,7 @@ def _told_by_change(change: SupportChange) -> tuple[Int64[np.ndarray, "2"], Int6
 
 def _worlds(body: Body) -> tuple[list[World], list[World] | None]:
     """A body's support by itself, and beside the last one, if there is one; of a known support nothing is told."""
-    previous, edges = body.common.previous, body.common.layout.edges
+    previous, edges = body.context.previous_support, body.context.layout.edges
     if not isinstance(body.support, Listed):
         return [], []
     positions = body.support.positions

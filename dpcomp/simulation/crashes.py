@@ -63,7 +63,7 @@ class Crashes:
         if moment == BEFORE_SAVING:
             traffic.restart(client)
             return []
-        messages = participant.on(Trained(update))
+        messages = participant.handle(Trained(update))
         if moment != BEFORE_SENDING:
             traffic.send(client, messages)
         if moment in (BEFORE_SENDING, AFTER_SENDING):

@@ -5,7 +5,6 @@ from dpcomp.core.errors import NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
-from dpcomp.training.trust import trust_model_of
 from dpcomp.wire.memory import ServerMemory
 
 
@@ -15,7 +14,7 @@ def refuse_second_sampling(pipeline: Pipeline, participation: Poisson | None) ->
     Raises:
         NotPrivate: The unit is the client, so the draw of clients is what the guarantee is about.
     """
-    if participation is not None and not trust_model_of(pipeline).releases_local_steps:
+    if participation is not None and not pipeline.trust_model.releases_local_steps:
         raise NotPrivate(
             f"participation={participation} stands beside unit={pipeline.unit!r}, where the draw of clients is what "
             f"the guarantee is about: use Pipeline(sampling={participation}) instead"
@@ -40,7 +39,7 @@ def drawn_cohort(
     Returns:
         Their numbers, ascending; under sampling sometimes none.
     """
-    trust = trust_model_of(pipeline)
+    trust = pipeline.trust_model
     sampling = participation if trust.releases_local_steps else pipeline.sampling
     if sampling is None:
         return list(range(clients))

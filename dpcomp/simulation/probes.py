@@ -96,12 +96,12 @@ class Watched(Pipeline):
 
     def clip(self, block: Any, memory: ClientMemory | ServerMemory) -> Total:
         """Clip as the pipeline does, and keep the clipped sum on all coordinates for the probes."""
-        units = Units.of(block, memory.layout)
+        units, context = Units.of(block, memory.layout), self.channel.context(memory)
         clips = [stage for stage in self.stages if isinstance(stage, Clip)]
-        clean = clips[0].apply(units, memory.mask_key) if clips else units.sum()
+        clean = clips[0].apply(units, context) if clips else units.sum()
         before_clip: Units | Total = units
         for stage in takewhile(lambda stage: not isinstance(stage, Clip), self._transforms):
-            before_clip = stage.apply(before_clip, memory.mask_key)
+            before_clip = stage.apply(before_clip, context)
         layers = before_clip.layers if isinstance(before_clip, Units) else units.layers
         self._blocks.append((clean, unit_norms(layers)))
         return super().clip(block, memory)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
-from dpcomp.federated.absence import AfterAbsence, Keep
-from dpcomp.federated.late import Late, Reject
+from dpcomp.federated.absence import AbsencePolicy, Keep
+from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.server import Server
 
@@ -17,12 +17,12 @@ class ProtocolVariant(Protocol):
     participant: ClassVar[type[Participant]]
 
     @property
-    def late(self) -> Late:
+    def late_policy(self) -> LatePolicy:
         """The server's policy for updates that arrive after their round."""
         ...
 
     @property
-    def after_absence(self) -> AfterAbsence:
+    def absence_policy(self) -> AbsencePolicy:
         """The clients' policy for the residual after rounds that they missed."""
         ...
 
@@ -32,12 +32,12 @@ class Versioned:
     """The protocol: both ends check version, digest and link of every message.
 
     Args:
-        late: The server's policy for updates that arrive after their round: `Reject()` or `Weigh(max_age=...)`.
-        after_absence: The clients' policy for the residual after rounds that they missed: `Keep()`,
+        late_policy: The server's policy for updates that arrive after their round: `Reject()` or `Weigh(max_age=...)`.
+        absence_policy: The clients' policy for the residual after rounds that they missed: `Keep()`,
             `Decay(half_life)` or `Drop()`.
     """
 
     server: ClassVar[type[Server]] = Server
     participant: ClassVar[type[Participant]] = Participant
-    late: Late = field(default_factory=Reject)
-    after_absence: AfterAbsence = field(default_factory=Keep)
+    late_policy: LatePolicy = field(default_factory=Reject)
+    absence_policy: AbsencePolicy = field(default_factory=Keep)

@@ -8,7 +8,6 @@ from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger import Ledger
 from dpcomp.simulation.round_outcome import BITS_OF, REFUSED
 from dpcomp.simulation.simulated_federation import expected_participants
-from dpcomp.training.trust import trust_model_of
 
 
 def run_guarantee(
@@ -34,7 +33,7 @@ def run_guarantee(
     guarantee = max((ledger.guarantee(delta, units) for ledger in ledgers), key=lambda each: each.epsilon)
     if guarantee.steps == 0:  # an empty ledger does not know the unit and trust of the pipeline
         guarantee = pipeline.guarantee(0, delta, units)
-    if not trust_model_of(pipeline).releases_local_steps:
+    if not pipeline.trust_model.releases_local_steps:
         divisor = expected_participants(pipeline, clients)
         assumptions = (*assumptions, f"the divisor {divisor:g} and the number of clients, {clients:,}, are public")
     return replace(guarantee, assumptions=(*guarantee.assumptions, *assumptions))
@@ -54,7 +53,7 @@ def columns_of_clean_data(
         watched_columns: The columns that the probes filled.
     """
     clean = set(watched_columns)
-    if trust_model_of(pipeline).server_sees_clean:
+    if pipeline.trust_model.server_sees_clean:
         clean |= {"participants", "payload_bytes", "compression_ratio", "seconds"}
         clean |= {"uplink_bytes", "downlink_bytes", "control_bytes"}  # the length of a reply depends on its question
         clean |= {column for row in rows for column in row if column.startswith((BITS_OF, REFUSED))}

@@ -62,7 +62,7 @@ def simulate(
         secret: Where noise and batches are drawn from. `SecretSeed()` draws them from the operating system.
         delta: δ of the guarantee, in (0, 1).
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
-        protocol: `Versioned(late=..., after_absence=...)`, or `Unversioned()` for study.
+        protocol: `Versioned(late_policy=..., absence_policy=...)`, or `Unversioned()` for study.
         faults: What goes wrong on the network and at its ends.
         probes: Measurements of clean data, for research.
         progress: Whether a progress bar is shown on stderr.

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 from dpcomp.core.randomness import PublicSeed, SecretSeed
-from dpcomp.federated.aggregation import ServerOptimizer
+from dpcomp.federated.aggregation import ServerOptimizer, TrustedRelease
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.server import Releasing, Server
+from dpcomp.federated.server import Server
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger import Ledger
@@ -19,7 +19,6 @@ from dpcomp.simulation.protocol import ProtocolVariant
 from dpcomp.simulation.round_outcome import RoundOutcome
 from dpcomp.simulation.traffic import Traffic
 from dpcomp.training.trainer import Trainer
-from dpcomp.training.trust import trust_model_of
 from dpcomp.wire.bits_by_part import layer_bits
 
 
@@ -59,7 +58,7 @@ class SimulatedFederation:
         bits = [self._train(client) for client in cohort if self._can_train(client)]
         traffic.deliver()
         payload_bytes = tuple(accepted.payload_bytes for accepted in server.accepted)
-        traffic.broadcast(server.close())
+        traffic.broadcast(server.close_round())
         traffic.deliver()
         return RoundOutcome(
             sent=traffic.take_counts(),
@@ -72,7 +71,7 @@ class SimulatedFederation:
     @property
     def charged_ledgers(self) -> list[Ledger]:
         """The ledgers of those who draw the noise: the clients' own, or the server's."""
-        if trust_model_of(self.pipeline).ledger_of == "server":
+        if self.pipeline.trust_model.ledger_of == "server":
             return [self.server_ledger]
         return [participant.ledger for participant in self.participants]
 
@@ -86,7 +85,7 @@ class SimulatedFederation:
         update = self.trainer.train(client, before.model, before.memory, participant.ledger)
         messages = self.crashes.send_update(client, participant, update, self.traffic)
         allocates = self.pipeline.codec.allocates and messages
-        return layer_bits(self.pipeline, messages[0], before.memory) if allocates else {}
+        return layer_bits(self.pipeline.channel, messages[0], before.memory) if allocates else {}
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def opened_federation(
     seed: PublicSeed,
     secret: SecretSeed,
 ) -> Iterator[SimulatedFederation]:
-    """Open a federation before its first round; when the context ends, its server is shut.
+    """Open a federation before its first round; when the context ends, its server is closed.
 
     Args:
         pipeline: What all of them run.
@@ -118,32 +117,32 @@ def opened_federation(
     layout, model = trainer.layout, trainer.initial_model
     participants = [
         protocol.participant(
-            pipeline,
-            pipeline.init(layout, seed=seed, client=client),
+            pipeline.channel,
+            pipeline.init_client(layout, seed=seed, client=client),
             model,
             Ledger(),
-            after_absence=protocol.after_absence,
+            absence_policy=protocol.absence_policy,
         )
         for client in range(clients)
     ]
-    server_ledger, releasing = Ledger(), None
-    if trust_model_of(pipeline).noise_at == "server":
+    server_ledger, trusted_release = Ledger(), None
+    if pipeline.trust_model.noise_at == "server":
         divisor = expected_participants(pipeline, clients)
-        releasing = Releasing(secret=secret, ledger=server_ledger, divisor=divisor)
+        trusted_release = TrustedRelease(pipeline=pipeline, secret=secret, ledger=server_ledger, divisor=divisor)
     with ExitStack() as on_exit:
         # Without a folder a server keeps nothing, and cannot restart.
         folder = on_exit.enter_context(TemporaryDirectory()) if faults.server_restart else None
         server = protocol.server(
-            pipeline,
+            pipeline.channel,
             pipeline.init_server(layout, seed=seed),
             model,
             optimizer=optimizer,
-            late=protocol.late,
-            releasing=releasing,
+            late_policy=protocol.late_policy,
+            trusted_release=trusted_release,
             clients=clients,
             folder=folder,
         )
-        on_exit.callback(server.shut)
+        on_exit.callback(server.close)
         traffic = Traffic(server, participants, faults, seed.stream("network"))
         traffic.deliver()  # the clients' first questions: their bytes are a part of the first round's
         yield SimulatedFederation(

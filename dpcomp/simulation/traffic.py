@@ -7,9 +7,9 @@ import numpy as np
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, VersionMismatch
-from dpcomp.federated.messages import WORD
+from dpcomp.federated.messages import REPLY
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.phases import Due, Heard, Phase, Told
+from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut
 from dpcomp.federated.server import Server
 from dpcomp.simulation.faulty_network import Faults, Network
 from dpcomp.wire.frame import PAYLOAD
@@ -71,7 +71,7 @@ class Traffic:
             state = self._participants[client].state
             behind = state.memory.shared.digest != self._server.memory.shared.digest
             if client not in self.away and state.phase is Phase.SYNCED and behind:
-                self.send(client, self._participants[client].on(Due()))
+                self.send(client, self._participants[client].handle(TimedOut()))
         self.deliver()
 
     def deliver(self) -> None:
@@ -103,24 +103,24 @@ class Traffic:
     def _resend(self) -> None:
         for client in self._without_reply:
             if self._now - self._last_sent[client] >= self._faults.retry:
-                self.send(client, self._participants[client].on(Due()))
+                self.send(client, self._participants[client].handle(TimedOut()))
 
     def _arrive(self, sender: int, recipient: int, message: bytes) -> None:
         if recipient != SERVER:
             if recipient not in self.away:
                 self._arrive_at_client(recipient, message)
             return
-        reply = self._server.hear(message, sender)
+        reply = self._server.handle(message, sender)
         if reply is not None:
-            header = min(len(reply), WORD.header_bytes)
+            header = min(len(reply), REPLY.header_bytes)
             self.counts.control += header
             self.counts.downlink += len(reply) - header
             self._network.send(SERVER, sender, reply)
 
     def _arrive_at_client(self, client: int, message: bytes) -> None:
-        event = Told(message) if WORD.begins(message) else Heard(message)
+        event = ReplyReceived(message) if REPLY.begins(message) else BroadcastReceived(message)
         try:
-            answers = self._participants[client].on(event)
+            answers = self._participants[client].handle(event)
         except (CorruptPayload, VersionMismatch):
             return  # the client's state is unchanged; if it waits for a reply, it sends again
         self.send(client, answers)

@@ -18,7 +18,7 @@ from analysis.measures.efficiency import FLOAT_BYTES, smallest_support
 from analysis.measures.payload_rate import PayloadRate
 from analysis.measures.ranking import SupportChange, captured_energy
 from analysis.theory.moving_top_k import Keeping
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 from dpcomp.sparsify.top_k_indices import top_k_indices
 from dpcomp.wire.frame import HEADER_BYTES
 from experiments.studies.recorded_updates import Rounds
@@ -95,16 +95,16 @@ def energies(rounds: Rounds, shares: Sequence[float], noise_multipliers: Sequenc
         for share in shares:
             listed = [smallest_support(*pair, share) for pair in zip(clean, noisy, strict=True)]
             seeded = [
-                dp.RandomK(share).support(rounds.layout.size, rounds.seed.key("mask", number))
+                dp.Seeded(rounds.seed.key("mask", number), dp.RandomK(share).count(rounds.layout.size))
                 for number in range(len(clean))
             ]
             sizes = {
                 "noise first": [
-                    _bytes(codec, vector, support, Common(layout=rounds.layout, previous=last))
+                    _bytes(codec, vector, support, PublicContext(layout=rounds.layout, previous_support=last))
                     for vector, (last, support) in zip(noisy[1:], pairwise(listed), strict=True)
                 ],
                 "support first": [
-                    _bytes(codec, vector, support, Common(layout=rounds.layout, mask=support))
+                    _bytes(codec, vector, support, PublicContext(layout=rounds.layout, public_support=support))
                     for vector, support in list(zip(noisy, seeded, strict=True))[1:]
                 ],
             }
@@ -132,7 +132,9 @@ def _noise_first(noise_multiplier: float, bits: int) -> Setting:
     )
 
 
-def _bytes(codec: dp.Codec, vector: Float32[np.ndarray, "d"], support: dp.Listed | dp.Seeded, common: Common) -> int:
+def _bytes(
+    codec: dp.Codec, vector: Float32[np.ndarray, "d"], support: dp.Listed | dp.Seeded, common: PublicContext
+) -> int:
     body, _ = codec.encode(vector[support.indices(len(vector))], support, common)
     return HEADER_BYTES + len(body)
 

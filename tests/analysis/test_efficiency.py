@@ -12,7 +12,7 @@ from analysis.measures.efficiency import (
     smallest_support,
 )
 from analysis.measures.ranking import captured_energy
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 LAYOUT = dp.Layout.of(5000)
 
@@ -45,7 +45,7 @@ def test_bytes_for_energy_are_those_of_a_payload_that_is_sent():
     clean, other = noisy_vectors(1.0)
     codec = dp.Codec(quantize=dp.Uniform(4))
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a measurement of the wire"), codec=codec, feedback=False)
-    memory, sizes, expected = pipeline.init(LAYOUT, dp.PublicSeed(0), client=0), [], []
+    memory, sizes, expected = pipeline.init_client(LAYOUT, dp.PublicSeed(0), client=0), [], []
     for share in (0.5, 0.5, 0.8):
         support = smallest_support(clean, other, share)
         update = dp.Update(
@@ -55,7 +55,7 @@ def test_bytes_for_energy_are_those_of_a_payload_that_is_sent():
             support=support,
             claim=pipeline.claim,
         )
-        common = Common(layout=LAYOUT, previous=memory.link.last_support)
+        common = PublicContext(layout=LAYOUT, previous_support=memory.link.last_support)
         expected.append(bytes_for_energy(codec, common, clean, other, share))
         payload, memory = pipeline.send(update, memory)
         sizes.append(len(payload))
@@ -64,7 +64,7 @@ def test_bytes_for_energy_are_those_of_a_payload_that_is_sent():
 
 
 def test_under_noise_the_same_energy_takes_more_bytes():
-    codec, common, sizes = dp.Codec(quantize=dp.Uniform(4)), Common(layout=LAYOUT), []
+    codec, common, sizes = dp.Codec(quantize=dp.Uniform(4)), PublicContext(layout=LAYOUT), []
     for noise in (0.0, 1.0, 4.0):
         sizes.append(bytes_for_energy(codec, common, *noisy_vectors(noise), 0.7))
     assert 1 > efficiency(sizes[1:2], sizes[:1]) > 1.5 * efficiency(sizes[2:], sizes[:1])

@@ -94,7 +94,7 @@ def rates_of_a_run(codec, rounds=3, noise=0.1, **terms):
     """What a client's payloads spend, round after round, and the payloads; the first layer has most large values."""
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a measurement of the wire"), codec=codec, feedback=False, **terms)
     seed = dp.PublicSeed(0)
-    memory, server = pipeline.init(LAYOUT, seed, client=5), pipeline.init_server(LAYOUT, seed)
+    memory, server = pipeline.init_client(LAYOUT, seed, client=5), pipeline.init_server(LAYOUT, seed)
     rng, rates, payloads = np.random.default_rng(0), [], []
     steady = rng.standard_t(3, LAYOUT.size) * np.where(np.arange(LAYOUT.size) < 1000, 3, 1)
     for _ in range(rounds):

@@ -8,8 +8,8 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from dpcomp.federated.messages import HELLO, NOTHING
-from dpcomp.federated.phases import Due, Phase, Told
+from dpcomp.federated.messages import HELLO, NO_DIGEST
+from dpcomp.federated.phases import Phase, ReplyReceived, TimedOut
 from dpcomp.federated.server import Server
 from dpcomp.wire.frame import PAYLOAD
 from tests.federated.killed_client import LAYOUT, PIPELINE, RUN, live, opened
@@ -19,7 +19,7 @@ MOMENT = 0.02  # seconds, on average, from the last message of a life to the kil
 
 
 def fresh_server(folder=None):
-    return Server(PIPELINE, PIPELINE.init_server(LAYOUT, RUN), np.zeros(LAYOUT.size, np.float32), folder=folder)
+    return Server(PIPELINE.channel, PIPELINE.init_server(LAYOUT, RUN), np.zeros(LAYOUT.size, np.float32), folder=folder)
 
 
 def charged(folder):
@@ -51,12 +51,12 @@ class Life:
         process.start()
         theirs.close()
         self.idle.clear()
-        heard = set()
-        while len(heard) < messages:
+        different = set()
+        while len(different) < messages:
             assert ours.poll(SILENCE), "the client says nothing"
             message = ours.recv_bytes()
-            heard.add(message)
-            self._tell(ours, self.hear(message))
+            different.add(message)
+            self._tell(ours, self.handle(message))
             # Once it was answered, a client trains, unless it has charged this round before: then it asks anew.
             if self.server.accepted or len(self.idle) > 1:
                 self.close(ours)
@@ -70,27 +70,27 @@ class Life:
     def _drain(self, line):
         with suppress(EOFError, OSError):  # it was killed in the middle of a message
             while line.poll():
-                self.hear(line.recv_bytes())
+                self.handle(line.recv_bytes())
 
-    def hear(self, message):
+    def handle(self, message):
         if PAYLOAD.begins(message):
             number = PAYLOAD.unseal(message)[0].round
             assert self.sent.setdefault(number, message) == message, f"round {number} was released twice"
         elif self._is_idle(message):
             self.idle.add(message)
         before = len(self.server.accepted)
-        word = self.server.hear(message, 0)
+        reply = self.server.handle(message, 0)
         self.log += [message] * (len(self.server.accepted) - before)
-        return word
+        return reply
 
     def close(self, line):
         self.log.append(None)
-        self._tell(line, self.server.close())
+        self._tell(line, self.server.close_round())
         self.idle.clear()
 
     def _is_idle(self, message):
         hello, _ = HELLO.unseal(message)
-        return hello.pending == NOTHING and hello.version == self.server.memory.shared.version
+        return hello.pending == NO_DIGEST and hello.version == self.server.memory.shared.version
 
     def _tell(self, line, message):
         if message is not None:
@@ -107,9 +107,9 @@ def survive(folder, kills, seed):
         # Of what was charged and never came, each kill can have taken one: the round that was open then.
         assert len(charged(folder) - set(life.sent)) <= kill
     participant = opened(folder)
-    messages = participant.on(Due())
+    messages = participant.handle(TimedOut())
     while messages:
-        messages += participant.on(Told(life.hear(messages.pop())))
+        messages += participant.handle(ReplyReceived(life.handle(messages.pop())))
     assert participant.state.phase is Phase.SYNCED
     assert participant.state.model.tobytes() == life.server.model.tobytes()
     assert participant.state.memory.link == life.server.memory.link(0)
@@ -122,9 +122,9 @@ def replayed(log):
     server = fresh_server()
     for message in log:
         if message is None:
-            server.close()
+            server.close_round()
         else:
-            assert server.hear(message, 0) is not None
+            assert server.handle(message, 0) is not None
     assert not server.refusals
     return server.model
 

@@ -26,7 +26,7 @@ class LeastSquares:
     def train(self, client, start, memory, ledger):
         """Charge, draw a batch, release the sum of its gradients, and step."""
         pipeline, secret, place = self.federation.pipeline, self.federation.secret, memory.address
-        permit = ledger.charge(pipeline, place, steps=1)
+        permit = ledger.charge(pipeline.cost, place, steps=1)
         mine = self.parts[client]
         stream = secret.stream("sample", place.run, client, place.round)
         batch = mine[pipeline.sampling.draw(len(mine), stream)]

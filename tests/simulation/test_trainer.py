@@ -52,7 +52,7 @@ def test_a_trainer_that_releases_twice_at_an_address_is_refused():
 def test_an_update_that_was_not_released_is_refused():
     class Clean(LeastSquares):
         def train(self, client, start, memory, ledger):
-            ledger.charge(self.federation.pipeline, memory.address)
+            ledger.charge(self.federation.pipeline.cost, memory.address)
             return dp.Update(values=np.ones(3, np.float32), layout=self.layout, address=memory.address)
 
     with pytest.raises(dp.NotPrivate, match="release"):

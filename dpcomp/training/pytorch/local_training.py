@@ -17,7 +17,6 @@ from dpcomp.training.pytorch.devices import lent_generator
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
 from dpcomp.training.pytorch.parameters import read, write
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
-from dpcomp.training.trust import trust_model_of
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
@@ -77,7 +76,7 @@ class ExampleLevel:
         Raises:
             BudgetExhausted: The address was charged before, or the budget does not allow the charge.
         """
-        permit = ledger.charge(self._pipeline, memory.address, steps=self._local_steps)
+        permit = ledger.charge(self._pipeline.cost, memory.address, steps=self._local_steps)
         write(self._model.to(inputs.device), start)
         optimizer = PrivateOptimizer(
             self._make_optimizer(self._model, memory.address.round),
@@ -162,12 +161,12 @@ class ClientLevel:
                     self._loss(self._module(inputs[chosen]), targets[chosen]).backward()
                     optimizer.step()
         change = read(self._module) - start
-        if trust_model_of(self._pipeline).server_sees_clean:
+        if self._pipeline.trust_model.server_sees_clean:
             # What is not finite counts as zero, as under Clip; a client that sent nothing would be seen.
             if not np.isfinite(change).all():
                 change = np.zeros_like(change)
             return Update(values=change, layout=memory.layout, address=memory.address)
-        permit = ledger.charge(self._pipeline, memory.address)
+        permit = ledger.charge(self._pipeline.cost, memory.address)
         return self._pipeline.release([change[None, :]], memory, self._secret, permit)
 
 

@@ -17,7 +17,6 @@ from dpcomp.privacy.unit_gradients import Total
 from dpcomp.training.pytorch.inspection import PrivateModel, as_list
 from dpcomp.training.pytorch.noise_through_sgd import noise_after
 from dpcomp.training.pytorch.parameters import layout_of, parts, read, trainable
-from dpcomp.training.trust import trust_model_of
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
@@ -68,7 +67,7 @@ class PrivateOptimizer(DPOptimizer):
         secret: SecretSeed,
         expected_batch_size: float,
     ):
-        trust = trust_model_of(pipeline)
+        trust = pipeline.trust_model
         if not trust.releases_local_steps or trust.server_sees_clean:
             raise NotPrivate(
                 f"PrivateOptimizer releases each local step on the client, which unit={pipeline.unit!r} with "

@@ -18,7 +18,6 @@ from dpcomp.training.pytorch.parameters import layout_of, read
 from dpcomp.training.pytorch.task import SupervisedTask
 from dpcomp.training.schedule import Schedule, rate_of
 from dpcomp.training.trainer import Federation
-from dpcomp.training.trust import trust_model_of
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
@@ -104,7 +103,7 @@ class TorchTrainer:
         self._loss, self._evaluated = task.loss, task.model(federation.seed.number)
         self.layout, self.initial_model = layout_of(self._evaluated), read(self._evaluated)
         self.assumptions: tuple[str, ...] = ()
-        if trust_model_of(federation.pipeline).releases_local_steps:
+        if federation.pipeline.trust_model.releases_local_steps:
             divisor = config.expected_batch_size or federation.expected_batch_size
             self._local = _example_level(config, federation, divisor, example=inputs[0])
             number = f"the number of examples, {task.population:,}"
