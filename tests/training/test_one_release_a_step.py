@@ -142,7 +142,7 @@ class TestPermits:
 
     def test_of_another_pipeline_open_nothing(self):
         client = linear()
-        other = dp.Ledger().charge(noisy(0.5, rate=0.25), client.memory.address)
+        other = dp.Ledger().charge(noisy(0.5, rate=0.25).cost, client.memory.address)
         client.optimizer.begin(client.memory, other)
         before = client.parameters()
         with pytest.raises(dp.BudgetExhausted, match="charged for"):

@@ -130,7 +130,7 @@ class PrivateOptimizer(DPOptimizer):
 
         Args:
             memory: The client's memory, which fits `layout`.
-            permit: What `ledger.charge(...)` returned for `memory.address`; each logical step uses one of its steps.
+            permit: What `ledger.charge(pipeline.cost, memory.address, steps)` returned; a logical step uses one step.
 
         Raises:
             ValueError: The memory has another layout than the model.
@@ -248,7 +248,8 @@ class PrivateOptimizer(DPOptimizer):
     def _round(self) -> tuple[ClientMemory, Permit]:
         if self._open is None:
             raise BudgetExhausted(
-                "no round is open: call optimizer.begin(memory, permit) with a permit of ledger.charge(...)"
+                "no round is open: call optimizer.begin(memory, permit) with a permit of "
+                "ledger.charge(pipeline.cost, memory.address, steps)"
             )
         return self._open
 
