@@ -14,6 +14,7 @@ from dpcomp.lab.results import report
 from dpcomp.lab.results.frames import curves, summary
 from dpcomp.simulation import Run, simulate
 from dpcomp.simulation.probes import Clipping, TopKOverlap
+from dpcomp.training.pytorch import PyTorch
 from experiments.data.tasks import digits
 
 EPSILON, DELTA = 8.0, 1e-4
@@ -87,7 +88,7 @@ def demo(folder: Path, *, rounds: int = ROUNDS, seed: int = 0) -> Path:
             rounds=rounds,
             seed=seed,
             delta=DELTA,
-            learning_rate=learning_rate,
+            trainer=PyTorch(learning_rate=learning_rate),
             evaluate_every=5,
             probes=(TopKOverlap(DENSITY), Clipping()),
         )

@@ -101,6 +101,6 @@ def test_a_device_and_a_schedule_are_arguments_like_others(tmp_path):
     text = TEXT.replace("rounds = 20\n", f'rounds = 20\ndevice = "cuda"\n{rate}\n', 1).replace(
         "[tune]\nlearning_rate = [0.5, 1.0]", ""
     )
-    arguments = load(config(tmp_path, text)).simulation()
-    assert arguments["device"] == "cuda"
-    assert arguments["learning_rate"] == Cosine(peak=0.2, rounds=20, warm_up=2)
+    trainer = load(config(tmp_path, text)).simulation()["trainer"]
+    assert trainer.device == "cuda"
+    assert trainer.learning_rate == Cosine(peak=0.2, rounds=20, warm_up=2)

@@ -45,7 +45,7 @@ def test_a_grid_is_the_product_of_its_axes_in_the_order_of_the_file(of_grid):
     assert list(found[0].labels) == ["TopK.fraction", "local_steps", "TopKOverlap.fraction"]
     last = found[-1].experiment
     assert last.make_pipeline().codec == dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4))
-    assert last.simulation()["local_steps"] == 3
+    assert last.simulation()["trainer"].local_steps == 3
     assert found[-1].title == "TopK.fraction=0.01, local_steps=3, TopKOverlap.fraction=0.5"
     assert found[-1].home.name == "TopK.fraction=0.01,TopKOverlap.fraction=0.5,local_steps=3"
 

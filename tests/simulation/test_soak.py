@@ -13,9 +13,8 @@ import dpcomp as dp
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Phase
 from dpcomp.federated.server import Server
-from dpcomp.simulation import simulate
-from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.protocol import Versioned
+from dpcomp.simulation import Faults, Versioned, simulate
+from dpcomp.training.pytorch import PyTorch
 from experiments.data.tasks import digits
 
 torch.set_num_threads(1)
@@ -78,7 +77,7 @@ def run(rounds, faults, seed, protocol, clients=50):
         clients=clients,
         rounds=rounds,
         seed=seed,
-        learning_rate=6.0,
+        trainer=PyTorch(learning_rate=6.0),
         faults=faults,
         protocol=protocol,
         evaluate_every=1,

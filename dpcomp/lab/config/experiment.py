@@ -5,7 +5,6 @@ A table with one capitalised key is a call: `{ Clip = { norm = 0.1 } }` is `Clip
 Python files whose dataclasses may be called too. A [grid] makes many experiments of one file: `dpcomp.lab.config.grid`.
 """
 
-import inspect
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dpcomp as dp
+from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.lab.config.calls import (
     CALLS,
     ConfigError,
@@ -22,10 +22,18 @@ from dpcomp.lab.config.calls import (
     nearest,
 )
 from dpcomp.lab.config.own_parts import Import, imported
-from dpcomp.simulation import simulate
+from dpcomp.training.pytorch import PyTorch
 from experiments.data.tasks import TASKS, Classification
 
-NOT_CONFIGURED = {"task", "pipeline", "seed", "secret", "delta", "progress"}
+# The keys of [federation] and [tune] whose values go to `simulate`, to `PyTorch` and to `ServerOptimizer`.
+SIMULATE_KEYS = (
+    *("clients", "rounds", "partition", "participation", "evaluate_every", "protocol", "faults", "probes"),
+)
+TRAINER_KEYS = (
+    *("local_steps", "learning_rate", "momentum", "expected_batch_size", "local_sampling", "physical_batch_size"),
+    "device",
+)
+SERVER_KEYS = {"server_learning_rate": "learning_rate", "server_momentum": "momentum"}
 BLANK = {"Gaussian": {}}
 
 
@@ -45,7 +53,7 @@ class Experiment:
     def __post_init__(self):
         nearest(self.task, TASKS, "task")
         check_keys(self.pipeline, (*(item.name for item in fields(dp.Pipeline)), "unsafe"), "[pipeline]")
-        allowed = set(inspect.signature(simulate).parameters) - NOT_CONFIGURED
+        allowed = {*SIMULATE_KEYS, *TRAINER_KEYS, *SERVER_KEYS}
         check_keys(self.federation, allowed, "[federation]")
         check_keys(self.tune, allowed, "[tune]")
         if not self.seeds:
@@ -90,7 +98,15 @@ class Experiment:
     def simulation(self) -> dict[str, Any]:
         """The arguments of `simulate`."""
         calls = self.calls
-        return {"delta": self.delta, **{key: built(value, key, calls) for key, value in self.federation.items()}}
+        values = {key: built(value, key, calls) for key, value in self.federation.items()}
+        return {
+            "delta": self.delta,
+            "trainer": PyTorch(**{key: value for key, value in values.items() if key in TRAINER_KEYS}),
+            "server": ServerOptimizer(
+                **{SERVER_KEYS[key]: value for key, value in values.items() if key in SERVER_KEYS}
+            ),
+            **{key: value for key, value in values.items() if key in SIMULATE_KEYS},
+        }
 
     def check(self) -> None:
         """Raise now what building it would raise, without the time that a calibration takes."""
