@@ -29,5 +29,9 @@ class VersionMismatch(DpcompError):
         self.reason: Reason = reason
 
 
+class ConfigError(DpcompError):
+    """A table or file does not describe what it should; the message says where, and what was meant."""
+
+
 class BudgetExhausted(DpcompError):
     """The ledger gives no right to draw this noise: it was spent, or was never charged."""
