@@ -41,7 +41,7 @@ from dpcomp.codec.codec import layer_counts
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import Common
 from dpcomp.training.pytorch.parameters import layout_of
-from experiments.data.tasks import cifar10_resnet
+from experiments.data.tasks.cifar10_resnet import task as cifar10_resnet
 
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 LIBRARIES = ("numpy", "scipy", "torch", "constriction", "randomgen", "zstandard")

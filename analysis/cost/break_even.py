@@ -1,4 +1,4 @@
-"""Where each codec pays, here and on published devices: the reports of `dpcomp study cost`, put into the model.
+"""Where each codec pays, here and on published devices: the results of the cost study, put into the model.
 
 A codec is held against float32 twice: as it was measured, on the same road through frame, digest and checks; and
 "free", its 4d bytes sent from memory in no time. The free one needs nothing of this library, and a break-even
@@ -35,7 +35,7 @@ def table_of(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         for report in reports
     ]
     if not frames:
-        raise ValueError("there is no report with a table of costs: run dpcomp study cost first")
+        raise ValueError("there is no report with a table of costs: run python -m experiments study cost first")
     return pd.concat(frames, ignore_index=True)
 
 
@@ -95,8 +95,8 @@ def _evens(sent: Delivery, packed: Delivery | None, coordinates: int, watts: flo
     }
 
 
-def told(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """The claim in numbers: a row an update and codec, medians over the seeds.
+def claim_table(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the claim in numbers: a row an update and codec, medians over the seeds.
 
     ratio: compression; error: relative squared; encode_copies, decode_copies: of the float32 vector; encode_peak,
     decode_peak: of memory, in the update's 4d bytes. The rest are break-even bandwidths in Mbit/s: mbits, against
@@ -126,7 +126,7 @@ def told(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             "decode_peak": middles["decode_peak_bytes"] / raw_bytes,
             "mbits": [_mbits(one, sent.get((update, "float32"))) for (update, _), one in sent.items()],
             "mbits_of_free": [
-                _mbits(one, free_float32(d)) for one, d in zip(sent.values(), middles["coordinates"], strict=True)
+                _mbits(one, free_float32(int(d))) for one, d in zip(sent.values(), middles["coordinates"], strict=True)
             ],
             "mbits_of_packed": [_mbits(one, sent.get((update, PACKED))) for (update, _), one in sent.items()],
         }

@@ -1,6 +1,6 @@
 """Where compression pays: the time and the energy that an update takes, and the bandwidth at which two ways are even.
 
-A model, and no measurement: what a codec takes on this machine stands in the reports of `dpcomp study cost`, and what
+A model, and no measurement: what a codec takes on this machine stands in the results of the cost study, and what
 devices and radios are like in `analysis.cost.devices`.
 """
 

@@ -75,7 +75,8 @@ class Road:
             total, address = totals[number], self.client.address
             if trust == "nobody":
                 return release(total, number, self.client)
-            return dp.Update(values=total.vector(), layout=rounds.layout, address=address, support=total.support)
+            values = total.vector().astype(np.float32)
+            return dp.Update(values=values, layout=rounds.layout, address=address, support=total.support)
 
         payload, self.client = self.pipeline.send(update(0), self.client)
         estimate, self.server = self.pipeline.receive(payload, self.server)

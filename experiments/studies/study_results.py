@@ -1,33 +1,61 @@
-"""What studies have in common: reports below one folder, each of one case, and none made twice."""
+"""What studies have in common: results in one file, each of one case, and none made twice."""
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpcomp.lab.config.calls import ConfigError
-from dpcomp.lab.results import report
+from dpcomp.core.errors import ConfigError
+from dpcomp.lab.results.provenance import machine, versions
+from dpcomp.lab.results.results_file import FORMAT, ResultsFile
 
 
-def reports_of(folder: Path, study: str) -> list[dict[str, Any]]:
-    """All finished reports below a folder.
+class StudyResults:
+    """The results of a study.
 
-    Raises:
-        ConfigError: there is none.
-    """
-    found = [report.read(mark.parent) for mark in sorted(folder.rglob("DONE"))]
-    if not found:
-        raise ConfigError(f"{folder} holds no finished report: run dpcomp study {study} first")
-    return found
-
-
-def finished(folder: Path, config: dict[str, Any], seed: int, *, holds: str) -> bool:
-    """Whether the report of this case is there; `holds` is the key of its measurements.
+    Args:
+        path: The JSON-lines file.
 
     Raises:
-        ConfigError: there is one of another case.
+        ConfigError: The file is damaged, or of another format.
     """
-    facts = report.finished(folder, holds)
-    if facts is not None and (facts["config"], facts["seed"]) != (config, seed):
-        raise ConfigError(
-            f"{folder} holds a finished report of another study than this one: move it away, and run again"
-        )
-    return facts is not None
+
+    def __init__(self, path: Path):
+        self._file = ResultsFile(path=path)
+        self._finished = {report["trial"]: report for report in self._file.read()}
+
+    def finished(self, case: str, config: Mapping[str, Any]) -> bool:
+        """Return whether the result of a case is there.
+
+        Args:
+            case: Its name, which ends in the seed.
+            config: How it is made, as JSON types.
+
+        Raises:
+            ConfigError: There is one of this name that was made in another way.
+        """
+        report = self._finished.get(case)
+        if report is not None and report["config"] != config:
+            raise ConfigError(
+                f"{self._file.path} holds a result of {case} that another study than this one made: move the "
+                "file away, and run again"
+            )
+        return report is not None
+
+    def write(
+        self, case: str, config: Mapping[str, Any], seed: int, measurements: Mapping[str, Any], *, began: float
+    ) -> None:
+        """Write the result of a case, and print that it is there.
+
+        Args:
+            case: Its name.
+            config: How it was made, as JSON types.
+            seed: Of its randomness.
+            measurements: What was measured, as JSON types.
+            began: `time.perf_counter()` when the case began.
+        """
+        seconds = time.perf_counter() - began
+        about = {"format": FORMAT, "trial": case, "config": config, "seed": seed}
+        self._file.write({**about, **measurements, "versions": versions(), "machine": machine(seconds)})
+        self._file.fold()
+        print(f"{case} ({seconds:.0f} s)", flush=True)

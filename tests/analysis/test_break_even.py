@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from analysis.cost.break_even import HERE, on_devices, table_of, told
+from analysis.cost.break_even import HERE, claim_table, on_devices, table_of
 from analysis.cost.devices import DEVICES, SERVER_WATTS
 from analysis.cost.model import Range
 
@@ -28,7 +28,7 @@ def a_report(seed, factor=1.0):
 
 
 def test_the_claim_is_told_as_it_is_by_hand():
-    table = told([a_report(0), a_report(1), a_report(2)]).set_index("codec")
+    table = claim_table([a_report(0), a_report(1), a_report(2)]).set_index("codec")
     assert table.loc["4 bits", "ratio"] == 16
     assert table.loc["4 bits", "encode_peak"] == 2
     assert table.loc["4 bits", "mbits"] == pytest.approx((FREE + 8 * 69 - 2 * D) / 0.01 / 1e6)
@@ -57,5 +57,5 @@ def test_ranges_span_the_seeds_here_and_a_devices_memory_there():
 
 
 def test_no_report_says_what_to_run():
-    with pytest.raises(ValueError, match="dpcomp study cost"):
+    with pytest.raises(ValueError, match="study cost first"):
         table_of([])

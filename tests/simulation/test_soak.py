@@ -13,10 +13,10 @@ import dpcomp as dp
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Phase
 from dpcomp.federated.server import Server
+from dpcomp.lab.tasks import digits
 from dpcomp.simulation import simulate
 from dpcomp.simulation.faulty_network import Faults
 from dpcomp.simulation.protocol import Versioned
-from experiments.data.tasks import digits
 
 torch.set_num_threads(1)
 WEATHER = Faults(drop=0.3, corrupt=0.05, duplicate=0.05, reorder=0.1, absence=0.02, absence_rounds=60)

@@ -1,8 +1,6 @@
 """Methods side by side: of each the best tuning, over its seeds."""
 
-import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dpcomp.core.errors import ConfigError
 from dpcomp.lab.results.frames import curves, summary
+from dpcomp.lab.results.provenance import origins
+from dpcomp.lab.sweep.plan import Outcome, Standing, configs_in, standing_of
 
 MEASURES = (
     *("seeds", "accuracy_percent", "deviation", "payload_bytes", "compression_ratio"),
@@ -19,37 +20,68 @@ MEASURES = (
 REFERENCE = "dense"  # the config beside a method's that it is compared with
 
 
-def compare(folder: Path) -> pd.DataFrame:
-    """A row a method, from all finished trials below a folder of configs.
+def standings_in(target: Path) -> tuple[Standing, ...]:
+    """Return how the configs below a folder stand, or the one that is named; of each folder REFERENCE comes first.
 
-    A method is a config, or a point of its grid; of its tunings the one with the best final accuracy at the lowest seed
-    counts, as in the run. Columns: method, tuning, tried, MEASURES, and
-    rounds_behind: how many rounds before its end the REFERENCE beside it stood where the method ends (mean over seeds).
+    Raises:
+        ConfigError: There is no config, or one can't be read.
     """
+    configs = sorted(configs_in(target), key=lambda path: (path.parent, path.stem != REFERENCE, path))
+    return tuple(standing_of(config) for config in configs)
+
+
+def compare(target: Path) -> pd.DataFrame:
+    """Return the `comparison` of all configs below a folder, or of the one that is named. Raises ConfigError."""
+    return comparison(standings_in(target), target)
+
+
+def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
+    """Return a row a method, from the results that count.
+
+    A method is a point of a config, with its best tuning. Columns: method, tuning, tried, MEASURES, and rounds_behind:
+    how many rounds before its end the REFERENCE beside it stood where the method ends (mean over seeds).
+
+    Args:
+        standings: As `standings_in` returns them.
+        target: Of `standings_in`; methods are named by their paths from there.
+
+    Raises:
+        ConfigError: No trial is finished.
+    """
+    folder = target if target.is_dir() else target.parent
     rows, means = [], {}
-    for config in sorted(folder.rglob("*.toml"), key=lambda path: (path.parent, path.stem != REFERENCE, path)):
-        home = config.with_suffix("")
-        for point in _points(config, home):
-            tunings = _tunings(point)
-            if tunings:
-                best = max(tunings, key=lambda name: _last_accuracy(tunings[name][0]))
-                means[point] = _mean_accuracy(curves({best: tunings[best]}))
+    for standing in standings:
+        for outcome in standing.outcomes():
+            if outcome.reports:
+                home = standing.config.with_suffix("")
+                means[home / outcome.point.name] = accuracy = _mean_accuracy(outcome)
                 rows.append(
                     {
-                        "method": str(point.relative_to(folder)),
-                        "tuning": best or "none",
-                        "tried": len(tunings),
-                        **measured(tunings[best]),
-                        "rounds_behind": rounds_behind(means[point], means.get(home.parent / REFERENCE)),
+                        "method": (home / outcome.point.name).relative_to(folder).as_posix(),
+                        "tuning": outcome.tuning or "none",
+                        "tried": outcome.tried,
+                        **measured(outcome.reports),
+                        "rounds_behind": rounds_behind(accuracy, means.get(home.parent / REFERENCE)),
                     }
                 )
     if not rows:
-        raise ValueError(f"{folder} holds no finished trial: run its configs first, dpcomp sweep {folder}")
+        notes = [note for standing in standings for note in standing.notes()]
+        raise ConfigError("; ".join([f"{target} holds no config with a finished trial: sweep it first", *notes]))
     return pd.DataFrame(rows)
 
 
+def notes(standings: Sequence[Standing]) -> list[str]:
+    """Return what a reader of the comparison should know: results that don't count, and code that differed."""
+    lines = [note for standing in standings for note in standing.notes()]
+    counted = origins(report for standing in standings for report in standing.finished.values())
+    if len(counted) > 1:
+        states = ", ".join(f"{origin} ({number})" for origin, number in sorted(counted.items()))
+        lines.append(f"the results that count were made by different states of the code: {states}")
+    return lines
+
+
 def measured(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """MEASURES of the trials of one method, a seed each: means, and the accuracy's standard deviation.
+    """Return MEASURES of the trials of one method, a seed each: means, and the accuracy's standard deviation.
 
     Bytes are those of one payload, and of all clients in all rounds. Without a guarantee epsilon is infinite; what no
     trial has measured is NaN.
@@ -64,16 +96,14 @@ def measured(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return dict(zip(MEASURES, found, strict=True))
 
 
-def _mean_accuracy(table: pd.DataFrame) -> pd.Series:
-    """Round → test accuracy, mean over seeds, where it was evaluated."""
-    evaluated = table[table["test_accuracy"].notna()]
-    return pd.Series(evaluated.groupby("round")["test_accuracy"].mean())
-
-
 def rounds_behind(accuracy: pd.Series, reference: pd.Series | None) -> float:
-    """How long before its last round the reference's accuracy (by round) first reached this one's last value.
+    """Return how long before its last round the reference first reached the accuracy that the other ends with.
 
     Between evaluations it is interpolated; negative never, NaN if it was never reached or there is no reference.
+
+    Args:
+        accuracy: Round → accuracy of a method.
+        reference: Round → accuracy of the method that it is compared with.
     """
     if reference is None or reference.max() < accuracy.iloc[-1]:
         return float("nan")
@@ -86,22 +116,8 @@ def rounds_behind(accuracy: pd.Series, reference: pd.Series | None) -> float:
     )
 
 
-def _points(config: Path, home: Path) -> list[Path]:
-    """Where the trials of each point of a config lie: without a grid it is one point."""
-    if "grid" not in tomllib.loads(config.read_text(encoding="utf-8")):
-        return [home]
-    return sorted({home / mark.relative_to(home).parts[0] for mark in home.glob("*/**/seed-*/DONE")})
-
-
-def _tunings(home: Path) -> dict[str, list[dict[str, Any]]]:
-    """Tuning → its reports, by seed."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for mark in sorted(home.rglob("DONE")):
-        report = json.loads((mark.parent / "report.json").read_text(encoding="utf-8"))
-        tuning = mark.parent.parent.relative_to(home)
-        found.setdefault("" if tuning == Path(".") else str(tuning), []).append(report)
-    return {name: sorted(reports, key=lambda report: report["seed"]) for name, reports in found.items()}
-
-
-def _last_accuracy(report: dict[str, Any]) -> float:
-    return report["curves"]["test_accuracy"][-1]
+def _mean_accuracy(outcome: Outcome) -> pd.Series:
+    """Return round → test accuracy, mean over seeds, where it was evaluated."""
+    table = curves({"": outcome.reports})
+    evaluated = table[table["test_accuracy"].notna()]
+    return pd.Series(evaluated.groupby("round")["test_accuracy"].mean())
