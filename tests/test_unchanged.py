@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.data.tasks import TASKS
 from experiments.publish.numbers import numbers
 from tests.golden.computed import GOLDEN, RUNS, bodies_of, epsilon_of, run_of
 
@@ -48,6 +49,6 @@ def test_a_seeded_run_is_what_it_was(name):
 
 
 def test_the_numbers_of_the_results_are_what_they_were():
-    computed = numbers(CONFIGS)
+    computed = numbers(CONFIGS, TASKS)
     assert {name: computed.get(name) for name in GOLDEN["numbers"]["some"]} == GOLDEN["numbers"]["some"]
     assert len(GOLDEN["numbers"]["some"]) >= 50
