@@ -439,7 +439,7 @@ class Pipeline:
             permit: What `ledger.charge` gave for this pipeline's cost and the memory's address.
 
         Raises:
-            As `clip` and `noise` do.
+            BudgetExhausted, NotPrivate, VersionMismatch, TypeError, ValueError: As `clip` and `noise` do.
 
         Example:
             >>> import numpy as np
@@ -450,7 +450,7 @@ class Pipeline:
             >>> update = pipeline.release([np.ones((32, 10))], memory, dp.SecretSeed(), permit)
             >>> payload, memory = pipeline.send(update, memory)
             >>> len(payload)
-            105
+            106
         """
         total = None
         for block in blocks:

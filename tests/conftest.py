@@ -21,4 +21,4 @@ def check(function: Any) -> Any:
     return with_types(function)
 
 
-install_import_hook(("dpcomp", "analysis", "experiments"), "tests.conftest.check")
+install_import_hook(("dpcomp", "analysis", "experiments", "tests.oracles"), "tests.conftest.check")

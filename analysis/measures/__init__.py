@@ -1,1 +1,1 @@
-"""Measures of vectors, supports and payloads."""
+"""Measures of rankings, supports and payloads: correlation, overlap, captured energy, efficiency, and bits by part."""

@@ -111,14 +111,3 @@ TRANSITIONS: dict[Phase, dict[type[Event], tuple[Phase, ...]]] = {
         Restarted: (STALE,),
     },
 }
-
-
-def diagram() -> str:
-    """Return the transitions as a Mermaid state diagram: an arrow for each change of phase, with its events."""
-    arrows: dict[tuple[Phase, Phase], list[str]] = {}
-    for before, events in TRANSITIONS.items():
-        for event, phases in events.items():
-            for after in phases:
-                arrows.setdefault((before, after), []).append(event.__name__)
-    lines = [f"    {before.value} --> {after.value}: {', '.join(names)}" for (before, after), names in arrows.items()]
-    return "\n".join(["stateDiagram-v2", f"    [*] --> {NEW.value}", *lines])

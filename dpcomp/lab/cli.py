@@ -142,12 +142,12 @@ def _scrambling(options: argparse.Namespace) -> int:
 
 
 def _cost(options: argparse.Namespace) -> int:
-    from analysis.cost.break_even import told
+    from analysis.cost.break_even import cost_summary
     from experiments.studies.cost_study import study
     from experiments.studies.reports_of_study import reports_of
 
     study(options.folder, tuple(options.seeds))
-    print(told(reports_of(options.folder, "cost")).to_string(index=False, float_format="{:.4g}".format))
+    print(cost_summary(reports_of(options.folder, "cost")).to_string(index=False, float_format="{:.4g}".format))
     return 0
 
 

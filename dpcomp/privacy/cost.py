@@ -35,7 +35,7 @@ class Cost:
         >>> import dpcomp as dp
         >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(2.0)), sampling=dp.Poisson(0.1))
         >>> print(pipeline.cost.guarantee(steps=100, delta=1e-5))  # doctest: +ELLIPSIS
-        ε ≤ 2.38 at δ = 1e-05 · one example, add/remove · Poisson 0.1 × 100 · ...
+        ε ≤ 2.34 at δ = 1e-05 · one example, add/remove · Poisson 0.1 × 100 · ...
     """
 
     event: DpEvent

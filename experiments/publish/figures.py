@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.cost.break_even import on_devices
-from analysis.cost.break_even import table_of as costs_table
+from analysis.cost.break_even import costs_by_device, measured_costs
 from analysis.figures import (
     allocation,
     cost,
@@ -128,7 +127,7 @@ def costs_of(folder: Path) -> pd.DataFrame:
     Raises:
         ConfigError: there is no report.
     """
-    return on_devices(costs_table(reports_of(folder, "cost")))
+    return costs_by_device(measured_costs(reports_of(folder, "cost")))
 
 
 def _of_points(config: Path, table: Callable[..., pd.DataFrame]) -> pd.DataFrame:

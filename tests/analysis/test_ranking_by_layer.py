@@ -1,11 +1,12 @@
-"""A table says of each layer what the measures say of it alone, and of all what they say of the vector."""
+"""A table has each layer's measures, computed from that layer alone, and the whole vector's in its last row."""
 
 import numpy as np
 import pytest
 
 import dpcomp as dp
 from analysis.measures import ranking
-from analysis.measures.ranking_by_layer import ALL, ranking_table, support_table
+from analysis.measures.ranking_by_layer import ALL_LAYERS, ranking_table, support_table
+from dpcomp.core.public_context import PublicContext
 
 LAYOUT = dp.Layout.of({"a": (3, 20), "empty": (0,), "b": (40,), "one": ()})
 
@@ -20,10 +21,10 @@ def vectors():
 def test_rows_are_the_measures_of_each_layer_alone_and_of_the_vector():
     reference, other = vectors()
     table = ranking_table(reference, other, LAYOUT, 0.1).set_index("layer")
-    assert table.index.tolist() == ["a", "empty", "b", "one", ALL]
+    assert table.index.tolist() == ["a", "empty", "b", "one", ALL_LAYERS]
     assert table["k"].tolist() == [6, 0, 4, 1, 10]
     assert table["coordinates"].tolist() == [60, 0, 40, 1, 101]
-    for layer, part in (("a", slice(0, 60)), ("b", slice(60, 100)), (ALL, slice(None))):
+    for layer, part in (("a", slice(0, 60)), ("b", slice(60, 100)), (ALL_LAYERS, slice(None))):
         row, x, y = table.loc[layer], reference[part], other[part]
         k = int(row["k"])
         assert row["overlap"] == ranking.overlap(x, y, k)
@@ -38,24 +39,28 @@ def test_rows_are_the_measures_of_each_layer_alone_and_of_the_vector():
     assert table.loc["one", "overlap"] == table.loc["one", "captured_energy"] == 1
 
 
-def test_the_depth_of_the_reader_may_be_chosen():
+def test_p_of_the_rank_biased_overlap_may_be_given():
     reference, other = vectors()
     table = ranking_table(reference, other, LAYOUT, 0.1, p=0.5).set_index("layer")
-    assert table.loc[ALL, "rank_biased_overlap"] == ranking.rank_biased_overlap(reference, other, 0.5)
+    assert table.loc[ALL_LAYERS, "rank_biased_overlap"] == ranking.rank_biased_overlap(reference, other, 0.5)
 
 
 def test_a_supports_layers_add_up_to_the_whole():
     clean, other = vectors()
-    previous, current = (dp.TopK(0.2).select(vector, dp.Everywhere(), LAYOUT, 0) for vector in (clean, other))
+    previous, current = (
+        dp.TopK(0.2).select(vector, dp.Everywhere(), PublicContext(layout=LAYOUT)) for vector in (clean, other)
+    )
     table = support_table(clean, previous, current, LAYOUT).set_index("layer")
-    layers, whole = table.drop(index=ALL), table.loc[ALL]
+    layers, whole = table.drop(index=ALL_LAYERS), table.loc[ALL_LAYERS]
     for count in ("coordinates", "kept", "new", "dropped"):
         assert layers[count].sum() == whole[count]
-    energies = [float(np.sum(np.square(part, dtype=np.float64))) for part in np.split(clean, LAYOUT.edges[1:-1])]
+    energies = [float(np.sum(np.square(part, dtype=np.float64))) for part in LAYOUT.split(clean)]
     captured = layers["captured_energy"].fillna(0) @ energies / sum(energies)
     assert whole["captured_energy"] == pytest.approx(captured, rel=1e-12)
     before, after = set(previous.positions.tolist()), set(current.positions.tolist())
     assert whole["turnover"] == len(after - before) / len(after)
+    assert whole["overlap"] == len(after & before) / len(after)
+    assert layers.loc["empty", ["overlap", "turnover", "captured_energy"]].isna().all()
     inside = set(range(60, 100))
     assert table.loc["b", ["kept", "new", "dropped"]].tolist() == [
         len(inside & before & after),
@@ -65,7 +70,14 @@ def test_a_supports_layers_add_up_to_the_whole():
 
 
 def test_vectors_of_another_layout_are_refused():
-    with pytest.raises(ValueError, match="not of the layout"):
+    with pytest.raises(ValueError, match="for a layout of 101 coordinates"):
         ranking_table(np.ones(5), np.ones(5), LAYOUT, 0.1)
-    with pytest.raises(ValueError, match="not of the layout"):
+    with pytest.raises(ValueError, match="for a layout of 101 coordinates"):
         support_table(np.ones(5), dp.Everywhere(), dp.Everywhere(), LAYOUT)
+
+
+def test_a_support_with_a_coordinate_outside_of_the_layout_is_refused():
+    outside = dp.Listed(np.array([LAYOUT.size]))
+    for supports in ((outside, dp.Everywhere()), (dp.Everywhere(), outside)):
+        with pytest.raises(ValueError, match="lies outside a vector of 101"):
+            support_table(np.ones(LAYOUT.size), *supports, LAYOUT)

@@ -1,7 +1,6 @@
 """The client's state machine, case by case: its word on what it sent is the server's alone."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from dpcomp.federated.phases import (
     Send,
     TimedOut,
     Trained,
-    diagram,
 )
 from dpcomp.federated.server import Server
 
@@ -201,8 +199,3 @@ def test_a_half_life_is_above_zero():
 def test_questions_and_words_are_small():
     assert HELLO.header_bytes <= 88
     assert REPLY.header_bytes <= 64
-
-
-def test_the_documentation_draws_the_transitions_that_there_are():
-    page = Path(__file__).parents[2] / "docs" / "client.md"
-    assert diagram() in page.read_text(encoding="utf-8")
