@@ -39,7 +39,7 @@ from analysis.measures.efficiency import compression_ratio
 from analysis.measures.payload_rate import PayloadRate
 from dpcomp.core.layout import Layout
 from dpcomp.training.pytorch.parameters import layout_of
-from experiments.data.tasks import cifar10_resnet
+from experiments.data.tasks.cifar10_resnet import task as cifar10_resnet
 
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 LIBRARIES = ("numpy", "scipy", "torch", "constriction", "randomgen", "zstandard")

@@ -7,7 +7,7 @@ from jaxtyping import Float32
 from dpcomp.core.layout import Layout
 from dpcomp.training.pytorch.parameters import layout_of
 from experiments.data.cache import cache_folder
-from experiments.data.tasks import cifar10
+from experiments.data.tasks.cifar10 import task as cifar10
 
 PHASES = {"early": 20, "middle": 300, "late": 1200}  # the SGD step from which on gradients are kept
 KEPT = 16  # consecutive gradients in each phase

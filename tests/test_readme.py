@@ -1,7 +1,6 @@
 """The README's examples run, and say what they claim to say."""
 
 import hashlib
-import json
 import math
 import re
 from pathlib import Path
@@ -11,9 +10,10 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.lab.cli import main
-from dpcomp.lab.results.comparison import compare
 from dpcomp.lab.results.frames import summary
-from experiments.publish.figures import FIGURES
+from dpcomp.lab.results.results_file import ResultsFile, results_of
+from dpcomp.lab.sweep.comparison import compare
+from experiments.publish.figures import figures_in
 
 ROOT = Path(__file__).parent.parent
 Z_IS_ONE = "Gaussian = { noise_multiplier = 1.0 }"  # calibration takes seconds, and other tests see to it
@@ -49,7 +49,7 @@ def test_the_refusal_is_quoted_word_for_word():
 
 
 def test_the_demos_figures_are_those_of_its_tracked_reports():
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("docs/demo/*/report.json"))]
+    reports = ResultsFile(path=ROOT / "results" / "demo.jsonl").read()
     by_method = summary({facts["config"]["demo"]: [facts] for facts in reports}).set_index("method")
     top = by_method.loc["noise, then top 5%"]
     assert f"is {top['compression_ratio']:.0f} times smaller than" in README
@@ -92,12 +92,12 @@ def test_the_table_of_methods_is_that_of_the_tracked_reports():
 
 def test_what_noise_does_to_compression_is_that_of_the_tracked_reports():
     source = ROOT / "experiments/configs/scrambling"
-    found = FIGURES["efficiency"].read(source)
+    found = figures_in()["efficiency"].read(source)
     noise_first = (found["order"] == "noise first") & (found["trust"] == "nobody") & (found["link"] == "uplink")
     setting = (found["density"] == 0.01) & (found["bits"] == 4) & (found["noise_multiplier"] == 8)
     losses = found[noise_first & setting].groupby(["feedback", "task", "batch"])["loss"].mean()
     losses = 100 * losses if losses.max() <= 1 else losses
-    energy = FIGURES["energy"].read(source)
+    energy = figures_in()["energy"].read(source)
     half = energy[(energy["order"] == "noise first") & (energy["energy_share"] == 0.5)]
     half_bytes = half.groupby(["noise_multiplier", "task", "batch"])["payload_bytes"].mean()
     dearer = half_bytes[8] / half_bytes[0]
@@ -138,13 +138,11 @@ def test_a_sparsifier_of_ones_own_is_swept_beside_top_k(tmp_path):
     table = pd.read_csv(tmp_path / "blocks.csv").set_index("sparsify")
     assert list(table.index) == ["top 5 %", "blocks, 5 %", "every coordinate"]
     assert table.loc["blocks, 5 %", "payload_bytes"] < table.loc["every coordinate", "payload_bytes"] / 5
-    configs = {
-        name: json.loads((tmp_path / row["folder"] / "seed-0/report.json").read_text())["config"]
-        for name, row in table.to_dict("index").items()
-    }
+    reports = {report["trial"]: report for report in results_of(tmp_path / "blocks.toml").read()}
+    configs = {name: reports[f"{row['trials']}/seed-0"]["config"] for name, row in table.to_dict("index").items()}
     digest = hashlib.sha256((tmp_path / "block_top_k.py").read_bytes()).hexdigest()
     assert [config.get("imports") for config in configs.values()] == [None, {"block_top_k.py": digest}, None]
-    assert (tmp_path / "blocks/training.png").stat().st_size > 10_000
+    assert (tmp_path / "blocks.training.png").stat().st_size > 10_000
 
 
 def test_every_path_and_command_that_is_named_exists():

@@ -6,6 +6,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analysis.figures import ResultsFigure
+from analysis.tables.trials import trials_of
 from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 RULES = ("equal", "water-filled", "noise-aware")
@@ -33,3 +35,6 @@ def draw(trials: pd.DataFrame) -> Figure:
         axes.minorticks_off()
     legend_below(figure, grid[0, 0], columns=3)
     return figure
+
+
+FIGURE = ResultsFigure(source="allocation/digits.toml", read=trials_of, draw=draw)

@@ -12,6 +12,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from analysis.cost.break_even import MEGA, NANO, THIS_MACHINE, free_float32
 from analysis.cost.devices import LINKS, RADIOS
 from analysis.cost.model import Delivery, Range, break_even_bandwidth
+from analysis.figures import ResultsFigure
+from analysis.tables.studies import costs_of
 from dpcomp.lab.figures.style import COLUMN_INCHES, by_method, use_style
 
 UPDATE = "resnet18"  # no cache holds it, as the scaling to devices asks for
@@ -60,7 +62,7 @@ def _times(axes: Axes, rows: pd.DataFrame) -> None:
     for number, (codec, dashes) in enumerate(zip(CODECS, DASHES, strict=True)):
         row = rows.set_index("codec").loc[codec]
         seconds = Range(row["encode_seconds_low"], row["encode_seconds_high"]).middle
-        sent = Delivery(payload_bytes=row["payload_bytes_low"], encode_seconds=seconds)
+        sent = Delivery(payload_bytes=float(row["payload_bytes_low"]), encode_seconds=seconds)
         times = [sent.seconds(MEGA * each) for each in MEGABITS]
         marks = {"marker": style["markers"][codec], "markersize": 5, "markevery": (5 + 5 * number, 40)}
         axes.plot(MEGABITS, times, color=style["palette"][codec], linestyle=dashes, label=codec, **marks)
@@ -109,3 +111,6 @@ def _in(unit: float, range_: Range) -> Range:
 
 def _plain(value: float, _: int) -> str:
     return f"{value:g}"
+
+
+FIGURE = ResultsFigure(source="cost", read=costs_of, draw=draw)

@@ -6,6 +6,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analysis.figures import ResultsFigure
+from analysis.tables.trials import rounds_of
 from dpcomp.lab.figures.style import COLUMN_INCHES, plot_means, use_style
 
 PREDICTED, DIRECT = "last broadcast", "nothing"
@@ -43,3 +45,6 @@ def savings(rounds: pd.DataFrame) -> pd.DataFrame:
     saved = 100 * (1 - sums[PREDICTED] / sums[DIRECT])
     frame = saved.rename("saved_percent").reset_index()
     return frame.assign(noise_multiplier=frame["noise_multiplier"].astype(float))
+
+
+FIGURE = ResultsFigure(source="delta_coding/fashion_mnist.toml", read=rounds_of, draw=draw)

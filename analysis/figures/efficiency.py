@@ -7,6 +7,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.figures import ResultsFigure
+from analysis.tables.studies import losses_of
 from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 METHODS = (
@@ -63,3 +65,6 @@ def _method(row: dict) -> str | None:
     if row["order"] == "support first":
         return METHODS[2] if not row["feedback"] else None
     return METHODS[1] if row["feedback"] else METHODS[0]
+
+
+FIGURE = ResultsFigure(source="scrambling", read=losses_of, draw=draw)

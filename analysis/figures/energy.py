@@ -7,7 +7,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from analysis.figures import ResultsFigure
 from analysis.figures.efficiency import METHODS, NOISE, TASKS, label_noise
+from analysis.tables.studies import energies_of
 from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 ORDERS = {"noise first": METHODS[0], "support first": METHODS[2]}
@@ -39,3 +41,6 @@ def draw(energies: pd.DataFrame) -> Figure:
         axes.yaxis.set_minor_formatter(NullFormatter())
     legend_below(figure, grid[0, 0], columns=2)
     return figure
+
+
+FIGURE = ResultsFigure(source="scrambling", read=energies_of, draw=draw)

@@ -4,6 +4,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analysis.figures import ResultsFigure
+from analysis.tables.trials import rounds_of
 from dpcomp.lab.figures.style import COLUMN_INCHES, plot_means, use_style
 
 TRAFFIC = ("uplink_bytes", "downlink_bytes", "control_bytes")
@@ -29,3 +31,6 @@ def draw(rounds: pd.DataFrame) -> Figure:
     right.set(xlabel=faults, ylabel="all traffic of a run (MiB)", ylim=(0, None))
     left.legend(title=None, loc="lower left")
     return figure
+
+
+FIGURE = ResultsFigure(source="faults/versions.toml", read=rounds_of, draw=draw)

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from analysis.figures import ResultsFigure
+from analysis.tables.trials import trials_below
 from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 STEPS = (1, 2, 3, 5, 10, 20)
@@ -48,3 +50,6 @@ def _label_steps(axes: Axes) -> None:
     axes.set_xticks(STEPS, [str(number) for number in STEPS])
     axes.minorticks_off()
     axes.set_xlabel("local steps a round")
+
+
+FIGURE = ResultsFigure(source="local_steps", read=trials_below, draw=draw)

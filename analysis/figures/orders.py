@@ -6,6 +6,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analysis.figures import ResultsFigure
+from analysis.tables.trials import trials_below
 from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
 
 METHODS = {
@@ -42,3 +44,6 @@ def draw(trials: pd.DataFrame) -> Figure:
         )
     legend_below(figure, grid[0, 0], columns=2)
     return figure
+
+
+FIGURE = ResultsFigure(source="compression", read=trials_below, draw=draw)

@@ -8,7 +8,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.figures import ResultsFigure
 from analysis.figures.efficiency import NOISE, TASKS, label_noise
+from analysis.tables.studies import losses_of
 from dpcomp.lab.figures.style import COLUMN_INCHES, by_method, plot_means, use_style
 
 WHOSE = {
@@ -75,3 +77,6 @@ def _compare(sent: Any, axes: Axes) -> None:
     )
     axes.set(xlabel="foretold loss of ratio (%)", ylabel="measured (%)", xlim=(low, high), ylim=(low, high))
     axes.legend(title=None, loc="lower right", fontsize="x-small")
+
+
+FIGURE = ResultsFigure(source="scrambling", read=losses_of, draw=draw)

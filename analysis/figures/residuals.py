@@ -5,6 +5,8 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from analysis.figures import ResultsFigure
+from analysis.tables.trials import rounds_of
 from dpcomp.lab.figures.style import COLUMN_INCHES, by_method, use_style
 
 LAST = 5  # evaluations whose mean counts: one alone moves by points from the next
@@ -48,3 +50,6 @@ def gains(rounds: pd.DataFrame) -> pd.DataFrame:
     points = 100 * ends.drop(columns="keep").sub(ends["keep"], axis=0)
     long = points.reset_index().melt(["absence", "seed"], var_name="method", value_name="points")
     return long.assign(longest=long["absence"].str.split().str[2].astype(int))
+
+
+FIGURE = ResultsFigure(source="faults/residuals.toml", read=rounds_of, draw=draw)

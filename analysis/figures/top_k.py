@@ -1,6 +1,7 @@
 """What top-k costs in accuracy, by density, with error feedback and without: claim 1."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -8,6 +9,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.figures import ResultsFigure
+from analysis.tables.trials import trials_of
 from dpcomp.lab.figures.style import (
     COLORS,
     COLUMN_INCHES,
@@ -50,3 +53,21 @@ def _panel(axes: Axes, trials: pd.DataFrame) -> None:
     axes.invert_xaxis()
     axes.set_xticks([10, 1, 0.1], ["10", "1", "0.1"])
     axes.minorticks_off()
+
+
+def panels(folder: Path) -> dict[str, pd.DataFrame]:
+    """Return the trials of claim 1 by network and noise; `label` is the method.
+
+    Raises:
+        ConfigError: A config has no finished trial.
+    """
+    found = {}
+    for name, title in (("fashion_mnist", "Fashion-MNIST"), ("cifar10", "CIFAR-10")):
+        trials = trials_of(folder / f"{name}.toml")
+        trials = trials.assign(label=trials["grid.method"], noise=trials.get("noise", "no noise"))
+        for noise, part in trials.groupby("noise", sort=False):
+            found[f"{title}, {noise}"] = part
+    return found
+
+
+FIGURE = ResultsFigure(source="top_k", read=panels, draw=draw)

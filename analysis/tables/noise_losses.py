@@ -25,7 +25,7 @@ def table_of(reports: Iterable[Mapping[str, Any]], name: str) -> pd.DataFrame:
         case = {"task": config["task"], "batch": config["batch"], "phase": config["phase"], "seed": report["seed"]}
         frames.append(pd.DataFrame(report[name]).assign(**case, coordinates=report["coordinates"]))
     if not frames:
-        raise ValueError(f"there is no report with a table of {name}: run dpcomp study scrambling first")
+        raise ValueError(f"there is no report with a table of {name}: run python -m experiments study scrambling first")
     return pd.concat(frames, ignore_index=True)
 
 
@@ -142,8 +142,8 @@ def spread(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd
     return means.join((variances**0.5).add_suffix("_deviation"))
 
 
-def told(reports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The claim in numbers: losses at the most noise, in both definitions, with what is foretold of the first."""
+def claim_table(reports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the claim in numbers: losses at the most noise, by both definitions, with predictions of the first."""
     density: Any = at_equal_density(table_of(reports, "payloads"), table_of(reports, "supports"))
     energy: Any = at_equal_energy(table_of(reports, "energies"))
     density["feedback"] = density["feedback"].map({0: "off", 1: "on"})

@@ -1,193 +1,199 @@
-"""The command line: demo, run, sweep, study, table, figures, numbers, epsilon, data."""
+"""The command line: demo, run, sweep, table, epsilon.
+
+It imports what a command needs when the command runs, so that `--help` is there at once.
+"""
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpcomp.core.errors import DpcompError
-from dpcomp.lab.config.calls import ConfigError
-from dpcomp.lab.sweep.run import TrialFailed, run
-from dpcomp.lab.sweep.workers import BACKENDS
-from experiments.data.data_sets import DATA_SETS, DataError
+
+if TYPE_CHECKING:
+    from dpcomp.simulation import Task
+
+LoadTasks = Callable[[], "Mapping[str, Callable[[], Task]]"]
+Commands = argparse._SubParsersAction
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 if it did its work, 1 if something was refused or failed, 2 for words that are off."""
-    options = _parser().parse_args(arguments)
-    try:
-        return options.command(options)
-    except (ConfigError, DataError, DpcompError, TrialFailed, ValueError) as error:
-        print(f"dpcomp: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("dpcomp: stopped; the same command goes on from what is finished", file=sys.stderr)
-        return 130
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command of `dpcomp`.
+
+    Args:
+        arguments: Those of the command line; None for the process's own.
+
+    Returns:
+        0 if the command did its work, 1 if something was refused or failed, 130 if it was interrupted. What argparse
+        refuses exits with 2.
+    """
+    parser, _ = make_parser("dpcomp", _shipped_tasks)
+    return run_command(parser, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentParser, Commands]:
+    """Return a parser with all commands of `dpcomp`, and the place where more of them are added.
+
+    A command is a parser with `set_defaults(command=f)`, where f takes the options and returns the exit status.
+
+    Args:
+        program: The program's name.
+        load_tasks: Returns the tasks that configs may name, as functions of modules, which worker processes import.
+    """
     parser = argparse.ArgumentParser(
-        prog="dpcomp", description="Compressed federated learning under differential privacy."
+        prog=program, description="Compressed federated learning under differential privacy."
     )
+    parser.add_argument("--version", action=_Version, help="show the version of dpcomp and exit")
+    parser.set_defaults(load_tasks=load_tasks)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    demo = commands.add_parser("demo", help="four pipelines on real digits, a table and figures, in two minutes")
-    demo.add_argument("--folder", type=Path, default=Path("demo"), help="where reports and figures go (default: demo)")
-    demo.add_argument("--seed", type=int, default=0)
+    demo = commands.add_parser("demo", help="train four pipelines on real digits: a table and figures, in two minutes")
+    demo.add_argument("--folder", type=Path, default=Path("demo"), help="where the figures go (default: demo)")
+    demo.add_argument(
+        "--results", type=Path, default=None, metavar="FILE", help="where the results go (default: FOLDER/demo.jsonl)"
+    )
+    demo.add_argument("--seed", type=int, default=0, help="of every training (default: 0)")
     demo.set_defaults(command=_demo)
-    run = commands.add_parser("run", help="run an experiment; reports and figures go beside its TOML file")
-    run.add_argument("config", type=Path)
-    run.add_argument("--jobs", type=int, default=1, help="trials side by side, each on one thread (default: 1)")
+    run = commands.add_parser("run", help="run the one experiment of a config; print a row a trial")
+    run.add_argument("config", type=Path, metavar="CONFIG")
+    run.add_argument(
+        "--jobs", type=int, default=1, help="how many trials run at a time, each on one thread (default: 1)"
+    )
     run.set_defaults(command=_run)
     sweep = commands.add_parser("sweep", help="run all trials of a config with a [grid], or of a folder of configs")
     sweep.add_argument("target", type=Path, metavar="CONFIG_OR_FOLDER")
-    sweep.add_argument("--jobs", type=int, default=None, help="trials side by side (default: 1; of a cluster all)")
+    sweep.add_argument(
+        "--jobs", type=int, default=None, help="how many trials run at a time (default: 1; on a cluster all)"
+    )
     sweep.add_argument(
         "--backend",
-        choices=sorted(BACKENDS),
         default="loky",
-        help="whose processes: this machine's, or a cluster's that $RAY_ADDRESS or $DASK_SCHEDULER_ADDRESS names",
+        help="whose processes run the trials: loky, this machine's (the default); ray or dask, a cluster's, which "
+        "$RAY_ADDRESS or $DASK_SCHEDULER_ADDRESS names",
     )
     sweep.set_defaults(command=_sweep)
-    study = commands.add_parser("study", help="measure a claim; what is measured is skipped")
-    studies = study.add_subparsers(required=True, metavar="NAME")
-    scrambling = studies.add_parser("scrambling", help="what noise costs a compressor, on recorded updates")
-    scrambling.add_argument("--folder", type=Path, default=Path("experiments/configs/scrambling"))
-    scrambling.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    scrambling.add_argument(
-        "--tasks", nargs="+", choices=["fashion_mnist", "cifar10"], default=["fashion_mnist", "cifar10"]
-    )
-    scrambling.set_defaults(command=_scrambling)
-    cost = studies.add_parser("cost", help="bytes, CPU seconds and memory of every codec, and where it pays")
-    cost.add_argument("--folder", type=Path, default=Path("experiments/configs/cost"))
-    cost.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    cost.set_defaults(command=_cost)
-    table = commands.add_parser("table", help="the methods of a folder of configs side by side, from their reports")
-    table.add_argument("folder", type=Path)
+    table = commands.add_parser("table", help="compare the methods of a config or a folder of configs; nothing is run")
+    table.add_argument("target", type=Path, metavar="CONFIG_OR_FOLDER")
     table.set_defaults(command=_table)
-    figures = commands.add_parser("figures", help="draw every figure from the reports that are there; trains nothing")
-    figures.add_argument("--configs", type=Path, default=Path("experiments/configs"))
-    figures.add_argument("--folder", type=Path, default=Path("docs/figures"), help="where they go")
-    figures.set_defaults(command=_figures)
-    numbers = commands.add_parser("numbers", help="write the numbers that the paper quotes from the reports")
-    numbers.add_argument("--configs", type=Path, default=Path("experiments/configs"))
-    numbers.add_argument("--paper", type=Path, default=Path("paper"), help="the folder of paper.tex")
-    numbers.set_defaults(command=_numbers)
-    epsilon = commands.add_parser("epsilon", help="the guarantee of an experiment, without training")
-    epsilon.add_argument("config", type=Path)
+    epsilon = commands.add_parser("epsilon", help="print the guarantee of each experiment of a config; nothing is run")
+    epsilon.add_argument("config", type=Path, metavar="CONFIG")
     epsilon.set_defaults(command=_epsilon)
-    data = commands.add_parser("data", help="obtain and check a data set")
-    data.add_argument("name", choices=sorted(DATA_SETS))
-    data.add_argument("--root", type=Path, default=None, help="a folder in torchvision's layout to look in first")
-    data.set_defaults(command=_data)
-    return parser
+    return parser, commands
+
+
+def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    """Run the command that the arguments name; a refusal is one line on standard error.
+
+    Args:
+        parser: Of `make_parser`.
+        arguments: Those of the command line; None for the process's own.
+
+    Returns:
+        The exit status, as `main`'s.
+    """
+    options = parser.parse_args(arguments)
+    try:
+        return options.command(options)
+    except (DpcompError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped; the same command goes on from what is finished", file=sys.stderr)
+        return 130
+
+
+class _Version(argparse.Action):
+    """Prints the version and exits; it is looked up when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"dpcomp {version('dpcomp')}")
+        parser.exit()
+
+
+def _shipped_tasks() -> "Mapping[str, Callable[[], Task]]":
+    from dpcomp.lab.tasks import SHIPPED_TASKS
+
+    return SHIPPED_TASKS
 
 
 def _demo(options: argparse.Namespace) -> int:
     from dpcomp.lab.demo import demo
 
-    demo(options.folder, seed=options.seed)
+    demo(options.folder, results=options.results, seed=options.seed)
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    from dpcomp.lab.results import report
+    from dpcomp.lab.config.experiment import load
     from dpcomp.lab.results.frames import summary
-    from dpcomp.lab.results.sweep_table import write_figures
+    from dpcomp.lab.sweep.sweep import run
+    from dpcomp.lab.sweep.table import printed, write_figures
 
-    reports = {options.config.stem: [report.read(folder) for folder in run(options.config, jobs=options.jobs)]}
-    write_figures(options.config, reports)
-    print(summary(reports).to_string(index=False))
-    print(reports[options.config.stem][0]["guarantee"]["text"])
+    load(options.config)  # refuses a grid
+    standing = run(options.config, options.load_tasks(), jobs=options.jobs)
+    (outcome,) = standing.outcomes()
+    reports = {options.config.stem: outcome.reports}
+    write_figures(standing.results.path, reports)
+    print(printed(summary(reports), decimals=None))
+    print(outcome.reports[0]["guarantee"]["text"])
+    _note(standing.notes())
     return 0
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from dpcomp.lab.results.sweep_table import table, write
-    from dpcomp.lab.sweep.sweep import sweep, told
+    from dpcomp.lab.sweep.plan import configs_in
+    from dpcomp.lab.sweep.sweep import failure_text, sweep
+    from dpcomp.lab.sweep.table import printed, table, write
 
-    configs = _configs(options.target)
+    configs = configs_in(options.target)
     local = options.backend == "loky"
     jobs = options.jobs if options.jobs is not None else 1 if local else -1
-    swept = sweep(configs, backend=options.backend, jobs=jobs)
-    for config in configs:
-        write([found for found in swept.outcomes if found.point.config == config])
-    found = table(swept.outcomes).drop(columns="folder")
+    swept = sweep(configs, options.load_tasks(), backend=options.backend, jobs=jobs)
+    for standing in swept.standings:
+        write(standing)
+    rows = table(swept.outcomes).drop(columns="trials")
     if len(configs) > 1:
         names = [outcome.point.config.relative_to(options.target).with_suffix("") for outcome in swept.outcomes]
-        found.insert(0, "config", names)
-    print(found.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
+        rows.insert(0, "config", names)
+    print(printed(rows))
+    for standing in swept.standings:
+        _note(standing.notes())
     if swept.failures:
-        print(f"dpcomp: {told(swept.failures)}", file=sys.stderr)
+        _note([failure_text(swept.failures)])
     return 1 if swept.failures else 0
 
 
-def _configs(target: Path) -> list[Path]:
-    """The configs below a folder, or the one that is named."""
-    if not target.is_dir():
-        return [target]
-    configs = sorted(target.rglob("*.toml"))
-    if not configs:
-        raise ConfigError(f"{target} holds no config, *.toml")
-    return configs
-
-
-def _scrambling(options: argparse.Namespace) -> int:
-    from analysis.tables.noise_losses import told
-    from experiments.studies.noise_study import study
-    from experiments.studies.reports_of_study import reports_of
-
-    study(options.folder, tuple(options.seeds), tuple(options.tasks))
-    found = told(reports_of(options.folder, "scrambling"))
-    print(found.to_string(index=False, float_format="{:.1f}".format, na_rep=""))
-    return 0
-
-
-def _cost(options: argparse.Namespace) -> int:
-    from analysis.cost.break_even import cost_summary
-    from experiments.studies.cost_study import study
-    from experiments.studies.reports_of_study import reports_of
-
-    study(options.folder, tuple(options.seeds))
-    print(cost_summary(reports_of(options.folder, "cost")).to_string(index=False, float_format="{:.4g}".format))
-    return 0
-
-
 def _table(options: argparse.Namespace) -> int:
-    from dpcomp.lab.results.comparison import compare
+    from dpcomp.lab.sweep.comparison import comparison, notes, standings_in
+    from dpcomp.lab.sweep.table import printed
 
-    print(compare(options.folder).to_string(index=False, float_format="{:.2f}".format))
-    return 0
-
-
-def _figures(options: argparse.Namespace) -> int:
-    from experiments.publish.figures import draw_all
-
-    for path in draw_all(options.configs, options.folder):
-        print(path)
-    return 0
-
-
-def _numbers(options: argparse.Namespace) -> int:
-    from experiments.publish.paper import write_numbers
-
-    print(write_numbers(options.configs, options.paper))
+    standings = standings_in(options.target)
+    print(printed(comparison(standings, options.target)))
+    _note(notes(standings))
     return 0
 
 
 def _epsilon(options: argparse.Namespace) -> int:
-    from dpcomp.lab.config.grid import points
+    from dpcomp.lab.config.build import checked_points, make_pipeline, make_task
 
-    for point in points(options.config):
+    tasks = options.load_tasks()
+    for point in checked_points(options.config, tasks):
         if point.labels:
             print(f"{point.title}:")
         experiment = point.experiment
-        pipeline = experiment.make_pipeline()
+        pipeline = make_pipeline(experiment)
         print(pipeline)
-        units = experiment.federation["clients"] if experiment.unit == "client" else experiment.make_task().population
+        task = make_task(experiment, tasks)
+        units = experiment.federation["clients"] if experiment.unit == "client" else task.population
         print(pipeline.guarantee(experiment.steps, experiment.delta, population=units))
     return 0
 
 
-def _data(options: argparse.Namespace) -> int:
-    data_set = DATA_SETS[options.name](options.root)
-    print(f"{data_set.name}: {len(data_set.train):,} training and {len(data_set.test):,} test images, digest checked")
-    return 0
+def _note(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"dpcomp: {line}", file=sys.stderr)

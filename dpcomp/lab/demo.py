@@ -1,21 +1,27 @@
 """The demo: four pipelines on real images, at one ε, in under two minutes; one table and two figures."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import dpcomp as dp
+from dpcomp.core.storage import make_folder
+from dpcomp.lab.config.build import simulation_arguments
 from dpcomp.lab.figures import scrambling, training
-from dpcomp.lab.results import report
 from dpcomp.lab.results.frames import curves, summary
+from dpcomp.lab.results.provenance import versions
+from dpcomp.lab.results.results_file import ResultsFile
+from dpcomp.lab.sweep.run_report import report_of
+from dpcomp.lab.tasks import digits
+from dpcomp.privacy.guarantee import rounded_up
 from dpcomp.simulation import Run, simulate
 from dpcomp.simulation.probes import Clipping, TopKOverlap
-from dpcomp.training.pytorch import PyTorch
-from experiments.data.tasks import digits
 
 EPSILON, DELTA = 8.0, 1e-4
 CLIENTS, ROUNDS, RATE = 5, 150, 0.25
@@ -66,45 +72,61 @@ METHODS: dict[str, tuple[Callable[[float], dp.Pipeline] | None, float]] = {
 }
 
 
-def demo(folder: Path, *, rounds: int = ROUNDS, seed: int = 0) -> Path:
-    """Train the four pipelines, print the table, and write reports and figures into `folder`."""
+def demo(folder: Path, *, results: Path | None = None, rounds: int = ROUNDS, seed: int = 0) -> None:
+    """Train the four pipelines, print the table, and write results and figures.
+
+    Args:
+        folder: Where the figures go.
+        results: The JSON-lines file of the results, which is written anew; None: demo.jsonl in the folder.
+        rounds: Of each training.
+        seed: Of each training.
+    """
     torch.set_num_threads(1)
-    console, began = Console(), time.perf_counter()
+    console, began, made_by = Console(), time.perf_counter(), versions()
     task, reports = digits(), {}
     console.print(
         f"{CLIENTS} clients, {task.population:,} real images of digits, {rounds} rounds; "
         f"every pipeline at ε ≤ {EPSILON:g}, δ = {DELTA:g} an example, the last without any guarantee"
     )
-    for method, (make_pipeline, learning_rate) in METHODS.items():
+    for number, (method, (make_pipeline, learning_rate)) in enumerate(METHODS.items(), start=1):
         started = time.perf_counter()
         if make_pipeline is None:
             pipeline = without_noise()
         else:
             pipeline = dp.calibrate(make_pipeline, epsilon=EPSILON, delta=DELTA, steps=rounds)
+        federation = {"clients": CLIENTS, "rounds": rounds, "learning_rate": learning_rate, "evaluate_every": 5}
         run: Run = simulate(
             task,
             pipeline,
-            clients=CLIENTS,
-            rounds=rounds,
             seed=seed,
             delta=DELTA,
-            trainer=PyTorch(learning_rate=learning_rate),
-            evaluate_every=5,
             probes=(TopKOverlap(DENSITY), Clipping()),
+            **simulation_arguments(federation),
         )
         console.print(f"[bold]{method}[/bold]: {run.guarantee}")
         settings = {"demo": method, "learning_rate": learning_rate, "rounds": rounds, "clients": CLIENTS}
-        reports[method] = [report.report_of(run, pipeline, settings, seed, time.perf_counter() - started)]
-        report.write(reports[method][0], folder / f"{len(reports)}-seed-{seed}")
+        reports[method] = [
+            report_of(
+                run,
+                pipeline,
+                trial=f"{number}-seed-{seed}",
+                config=settings,
+                seed=seed,
+                versions=made_by,
+                seconds=time.perf_counter() - started,
+            )
+        ]
+    file = ResultsFile(path=folder / "demo.jsonl" if results is None else results)
+    file.replace(report for of_method in reports.values() for report in of_method)
     console.print(_table(reports))
+    make_folder(folder)
     table = curves(reports)
     training.draw(table).savefig(folder / "training.png")
     scrambling.draw(table, DENSITY).savefig(folder / "scrambling.png")
-    console.print(f"reports and figures: {folder}/ ({time.perf_counter() - began:.0f} s)")
-    return folder
+    console.print(f"results: {file.path}; figures: {folder}/ ({time.perf_counter() - began:.0f} s)")
 
 
-def _table(reports: dict[str, list[dict]]) -> Table:
+def _table(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     table = Table(title="one run; overlap: share of the clean top k found in the release, a probe of clean data")
     table.add_column("pipeline")
     for column in ("accuracy", "ε ≤", "payload", "a round", "ratio", "overlap"):
@@ -115,7 +137,7 @@ def _table(reports: dict[str, list[dict]]) -> Table:
         table.add_row(
             row["method"],
             f"{row['test_accuracy']:.1%}",
-            "∞" if guarantee["epsilon"] is None else guarantee["text"].split(" at ")[0].removeprefix("ε ≤ "),
+            rounded_up(math.inf if guarantee["epsilon"] is None else guarantee["epsilon"]),
             f"{row['payload_bytes']:,.0f} B",
             f"{row['uplink_bytes'] / len(facts['curves']['round']):,.0f} B",
             f"{row['compression_ratio']:.1f}×",

@@ -42,7 +42,7 @@ class Guarantee:
             raise TypeError("Guarantee: assumptions is one string; pass a tuple of strings.")
 
     def __str__(self) -> str:
-        bound = "ε = ∞" if math.isinf(self.epsilon) else f"ε ≤ {_rounded_up(self.epsilon)}"
+        bound = "ε = ∞" if math.isinf(self.epsilon) else f"ε ≤ {rounded_up(self.epsilon)}"
         sampling = "unsampled" if self.sampling == "none" else self.sampling
         trust = {"nobody": "trusts nobody", "server": "for the released model; trusts the server and the channel"}[
             self.trust
@@ -71,8 +71,14 @@ def delta_note(delta: float, population: int | None = None) -> str:
     )
 
 
-def _rounded_up(value: float) -> str:
-    """Two decimals between 1 and a million, else three digits."""
+def rounded_up(value: float) -> str:
+    """Write an ε so that the printed number is never smaller: two decimals between 1 and a million, else three digits.
+
+    Args:
+        value: ε ≥ 0; infinity, where there is no guarantee, is "∞".
+    """
+    if math.isinf(value):
+        return "∞"
     exact = Decimal(value)
     if value == 0 or 1 <= value < 1e6:
         return str(exact.quantize(Decimal("0.01"), ROUND_CEILING))

@@ -1,11 +1,11 @@
 """The cache: decoded data sets on disk, one `.npz` each, written at once or not at all."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from dpcomp.core.storage import atomic_write
 from dpcomp.lab.tasks.examples import DataError, DataSet, Examples, Scaling, digest_of
 
 
@@ -50,21 +50,11 @@ def read_cache(path: Path, *, name: str, digest: str, scaling: Scaling) -> DataS
 
 def write_cache(path: Path, data_set: DataSet) -> None:
     """Write a data set for `read_cache`; another process sees the whole file or none. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(
-                file,
-                train_images=data_set.train.images,
-                train_labels=data_set.train.labels.astype(np.uint8),
-                test_images=data_set.test.images,
-                test_labels=data_set.test.labels.astype(np.uint8),
-            )
-            file.flush()
-            # Without it a crash of the machine may leave the new name on an empty file.
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as draft, draft.open("wb") as file:
+        np.savez(
+            file,
+            train_images=data_set.train.images,
+            train_labels=data_set.train.labels.astype(np.uint8),
+            test_images=data_set.test.images,
+            test_labels=data_set.test.labels.astype(np.uint8),
+        )

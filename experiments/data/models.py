@@ -1,61 +1,19 @@
-"""The models of the experiments, and how they see examples: every factory gives a `torch.nn.Module` that
-Opacus can take per-example gradients of.
+"""The models of the experiments: every factory gives a `torch.nn.Module` that Opacus can take per-example gradients of.
 
-Weights come from the factory's seed alone, by PyTorch's own rule for linear and convolutional layers (weight
-and bias uniform in ±1/√fan_in). Initial weights are public, so a plain seed is enough for them.
+First weights come from the factory's seed alone, as `dpcomp.lab.tasks.seeded` draws them.
 """
 
-import math
 from collections import OrderedDict
-from collections.abc import Callable
 
-import torch
-from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
-from dpcomp.lab.tasks.examples import Examples
-
-
-def as_tensors(examples: Examples) -> tuple[Float32[Tensor, "n channels h w"], Int64[Tensor, " n"]]:
-    """Give images, scaled by the public constants that the examples carry, and labels, both as copies on the CPU.
-
-    Raises ValueError where the scaling is for another number of channels.
-    """
-    scaling = examples.scaling
-    pixels = torch.tensor(examples.images)
-    # Moved as bytes: to move four times as many takes CIFAR-10 seconds.
-    pixels = pixels.movedim(-1, 1).contiguous() if pixels.ndim == 4 else pixels.unsqueeze(1)
-    images = pixels.to(torch.float32)
-    if images.shape[1] != len(scaling.mean):
-        raise ValueError(
-            f"these images have {images.shape[1]} channels and their scaling has {len(scaling.mean)}; "
-            "give Scaling one mean and one deviation a channel"
-        )
-    mean = torch.tensor(scaling.mean).view(1, -1, 1, 1)
-    deviation = torch.tensor(scaling.deviation).view(1, -1, 1, 1)
-    # In place: CIFAR-10's training images take 0.6 GB as it is.
-    return images.div_(scaling.largest).sub_(mean).div_(deviation), torch.tensor(examples.labels)
+from dpcomp.lab.tasks.seeded import seeded
 
 
 def logistic_regression(*, inputs: int, classes: int, seed: int) -> nn.Module:
     """A linear model from (n, ...) images of `inputs` values to (n, classes) logits."""
-    return _seeded(
+    return seeded(
         lambda: nn.Sequential(OrderedDict(flatten=nn.Flatten(), output=nn.Linear(inputs, classes))),
-        seed,
-    )
-
-
-def digits_mlp(*, seed: int) -> nn.Module:
-    """One hidden layer for the 8 × 8 digits: 12,010 parameters, tanh, (n, 1, 8, 8) -> (n, 10)."""
-    return _seeded(
-        lambda: nn.Sequential(
-            OrderedDict(
-                flatten=nn.Flatten(),
-                hidden=nn.Linear(64, 160),
-                tanh=nn.Tanh(),
-                output=nn.Linear(160, 10),
-            )
-        ),
         seed,
     )
 
@@ -65,7 +23,7 @@ def fashion_cnn(*, seed: int) -> nn.Module:
 
     Source: Tramèr & Boneh 2020, arXiv 2011.11660, appendix on the models' architectures.
     """
-    return _seeded(
+    return seeded(
         lambda: nn.Sequential(
             OrderedDict(
                 convolution_1=nn.Conv2d(1, 16, kernel_size=8, stride=2, padding=2),
@@ -105,7 +63,7 @@ def cifar_cnn(*, seed: int) -> nn.Module:
         layers["output"] = nn.Linear(128, 10)
         return nn.Sequential(layers)
 
-    return _seeded(build, seed)
+    return seeded(build, seed)
 
 
 def resnet18_group_norm(*, seed: int) -> nn.Module:
@@ -132,7 +90,7 @@ def resnet18_group_norm(*, seed: int) -> nn.Module:
         layers["output"] = nn.Linear(channels, 10)
         return nn.Sequential(layers)
 
-    return _seeded(build, seed)
+    return seeded(build, seed)
 
 
 class _ResidualBlock(nn.Module):
@@ -159,25 +117,3 @@ class _ResidualBlock(nn.Module):
 
 def _group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(32, channels)
-
-
-def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build a model and draw its weights from a generator of its own, layer after layer.
-
-    On the meta device the constructors draw nothing, so the global generator is never touched: no other
-    thread can disturb these weights, and they disturb nobody's numbers.
-    """
-    with torch.device("meta"):
-        model = build()
-    model = model.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            bound = 1 / math.sqrt(layer.weight[0].numel())
-            for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        elif isinstance(layer, nn.GroupNorm):
-            layer.reset_parameters()
-        elif next(layer.parameters(recurse=False), None) is not None:
-            raise TypeError(f"{type(layer).__name__} has parameters that _seeded leaves unset; give it a rule there")
-    return model

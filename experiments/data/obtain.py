@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from dpcomp.lab.tasks.examples import DataError, DataSet, Examples, Scaling, digest_of
 from experiments.data.cache import cache_folder, read_cache, write_cache
+from experiments.data.formats import read_idx
 from experiments.data.sources import Folder, Source, Unavailable
 
 Files = Mapping[str, bytes]
@@ -44,6 +46,22 @@ class Recipe:
     scaling: Scaling
     origins: tuple[Origin, ...]
     advice: str
+
+
+def idx_origin(source: Source, megabytes: int = 0) -> Origin:
+    """Return the origin of a data set that a source holds in four files of MNIST's names and format.
+
+    Args:
+        source: Where the files are.
+        megabytes: What has to be downloaded.
+    """
+    return Origin(
+        source=source,
+        files=tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
+        train=partial(_idx, part="train"),
+        test=partial(_idx, part="t10k"),
+        megabytes=megabytes,
+    )
 
 
 def obtain(recipe: Recipe, root: Path | None = None) -> DataSet:
@@ -82,6 +100,10 @@ def obtain(recipe: Recipe, root: Path | None = None) -> DataSet:
             return data_set
     listed = "".join(f"\n  {number}. {failure}" for number, failure in enumerate(failures, start=1))
     raise DataError(f"{recipe.name} can't be obtained; every source failed:{listed}\nWhat to do: {recipe.advice}")
+
+
+def _idx(files: Files, *, part: str) -> Arrays:
+    return read_idx(files[f"{part}-images-idx3-ubyte"]), read_idx(files[f"{part}-labels-idx1-ubyte"])
 
 
 def _decoded(recipe: Recipe, origin: Origin, contents: Files) -> DataSet:

@@ -1,8 +1,7 @@
-"""Every number that a text may quote of the six claims, by name, from the tracked reports."""
+"""Every number that a text may quote of the six claims, by name, from results."""
 
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +19,47 @@ from analysis.tables.latex_numbers import (
 )
 from analysis.tables.latex_numbers import spread as with_spread
 from analysis.tables.noise_losses import crossing, spread
+from analysis.tables.studies import energies_of, losses_of, study_reports
+from analysis.tables.trials import rounds_of, trials_below, trials_of
 from analysis.theory.gaussian_top_k import small_snr_recall
 from dpcomp.lab.config.grid import points
-from dpcomp.lab.results import report
-from dpcomp.lab.results.comparison import compare
+from dpcomp.lab.config.labels import label
+from dpcomp.lab.results.results_file import Report
+from dpcomp.lab.sweep.comparison import compare
+from dpcomp.lab.sweep.plan import outcomes
+from dpcomp.lab.tasks.classification import Classification
+from dpcomp.privacy.guarantee import rounded_up
 from dpcomp.training.pytorch.parameters import layout_of
-from experiments.data.tasks import TASKS
-from experiments.publish.figures import energies_of, losses_of, rounds_of, trials_below, trials_of
-from experiments.studies.reports_of_study import reports_of
 
 POINTS = 3  # how far off the loss that is foretold may be
 PREDICTIONS = ("random", "closed_form", "by_layer", "with_values")
 
 
-def numbers(configs: Path) -> Numbers:
-    """Every number that could be quoted, by name.
+def numbers(configs: Path, tasks: Mapping[str, Callable[[], Classification]]) -> Numbers:
+    """Return every number that could be quoted, by name.
+
+    Args:
+        configs: The folder of the configs.
+        tasks: Those whose models' sizes may be quoted.
 
     Raises:
-        ConfigError: a claim has no finished trial.
+        ConfigError: A claim has no finished trial.
     """
-    found: Numbers = {}
+    found = _models(tasks)
     for of_claim in CLAIMS:
         found |= of_claim(configs)
     return found
 
 
+def _models(tasks: Mapping[str, Callable[[], Classification]]) -> Numbers:
+    """`model.<task>`: its parameters."""
+    sizes = {name: layout_of(task().model(0)).size for name, task in tasks.items()}
+    return {f"model.{name}": f"{size:,}".replace(",", "{,}") for name, size in sizes.items()}
+
+
 def _setups(configs: Path) -> Numbers:
-    """`model.<task>`: its parameters; `setup.<config>.<key>`: what a file says of the federation, and its points."""
-    sizes = {name: layout_of(task().model(0)).size for name, task in TASKS.items()}
-    found = {f"model.{name}": f"{size:,}".replace(",", "{,}") for name, size in sizes.items()}
+    """`setup.<config>.<key>`: what a file says of the federation, and its points."""
+    found: Numbers = {}
     for config in sorted(configs.rglob("*.toml")):
         made = points(config)
         first = made[0].experiment
@@ -61,7 +72,7 @@ def _setups(configs: Path) -> Numbers:
             "seeds": len(first.seeds),
             "points": len(made),
         }
-        found |= {f"{name}.{key}": f"{value:g}" for key, value in facts.items() if value is not None}
+        found |= {f"{name}.{key}": label(value) for key, value in facts.items() if value is not None}
     return found
 
 
@@ -233,21 +244,23 @@ def _orders(configs: Path) -> Numbers:
     for steps in ("local_steps_1", "local_steps_3"):
         own = ratios[f"{steps}/random_k_10"] / ratios[f"{steps}/bits_4"]
         found[f"orders.{steps}.random_k_10.against_4_bits"] = f"{own:.1f}"
-        one = next((configs / "compression" / steps / "dense").rglob("DONE")).parent
-        found[f"orders.{steps}.noise_multiplier"] = f"{_noise_multiplier(report.read(one)):.2f}"
+        (dense,) = outcomes(configs / "compression" / steps / "dense.toml")
+        found[f"orders.{steps}.noise_multiplier"] = f"{_noise_multiplier(dense.reports[0]):.2f}"
     return found
 
 
-def _noise_multiplier(facts: dict[str, Any]) -> float:
-    """That of a report's pipeline."""
-    told = re.search(r"noise_multiplier=([\d.e-]+)", facts["pipeline"])
-    return float(told[1]) if told else 0.0
+def _noise_multiplier(report: Report) -> float:
+    """That of the Gaussian in a report's pipeline; 0 where there is none."""
+    mechanism = report["pipeline"]["Pipeline"]["mechanism"]
+    stages = mechanism["Unsafe"]["stages"] if isinstance(mechanism, dict) else mechanism
+    noisy = (stage["Gaussian"]["noise_multiplier"] for stage in stages if "Gaussian" in stage)
+    return next(noisy, 0.0)
 
 
 def _cost(configs: Path) -> Numbers:
     """`cost.<update>.<codec>.<column>`: medians over seeds; with a device for the update, ranges,
     of the large one or, after `small.`, of the other."""
-    reports = reports_of(configs / "cost", "cost")
+    reports = study_reports(configs / "cost")
     found: Numbers = {}
     for row in deliveries.cost_summary(reports).to_dict("records"):
         name = f"cost.{slug(row['update'])}.{slug(row['codec'])}"
@@ -281,9 +294,9 @@ def _figures(value: float) -> str:
 
 
 def _yardstick(configs: Path) -> Numbers:
-    trials = trials_of(configs / "yardstick" / "fashion_mnist.toml")
+    trials: Any = trials_of(configs / "yardstick" / "fashion_mnist.toml")
     accuracy = Column(scale=100).text(trials["test_accuracy"].tolist())
-    return {"yardstick.accuracy": accuracy, "yardstick.epsilon": f"{trials['epsilon'].max():.2f}"}
+    return {"yardstick.accuracy": accuracy, "yardstick.epsilon": rounded_up(trials["epsilon"].max())}
 
 
 CLAIMS: tuple[Callable[[Path], Numbers], ...] = (

@@ -77,7 +77,8 @@ class Road:
             total, memory = totals[number], ends.clients[CLIENT]
             if trust == "nobody":
                 return release(total, number, memory)
-            return dp.Update(values=total.vector(), layout=rounds.layout, address=memory.address, support=total.support)
+            values = total.vector().astype(np.float32)
+            return dp.Update(values=values, layout=rounds.layout, address=memory.address, support=total.support)
 
         estimate = ends.send(update(0)).received
         if trust == "server":  # what stands for the round's sum is noised before it is broadcast

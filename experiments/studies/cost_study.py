@@ -1,6 +1,7 @@
 """The study of what compressing an update costs a sender and a receiver: bytes, CPU seconds and memory."""
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,10 +14,11 @@ from jaxtyping import Float32
 from threadpoolctl import threadpool_limits
 
 from analysis.cost.model import FLOAT_BYTES
-from dpcomp.lab.results import report
+from dpcomp.lab.results.frames import columns
+from dpcomp.lab.tasks.classification import Classification
 from experiments.studies.codecs_measured import FRACTION, SENDERS, Road, Sender
 from experiments.studies.recorded_updates import Recording, Rounds
-from experiments.studies.reports_of_study import finished
+from experiments.studies.study_results import StudyResults
 from experiments.studies.timing import Timing, peak_bytes, timed
 from experiments.studies.update_sources import Drawn, Recorded
 
@@ -25,7 +27,7 @@ from experiments.studies.update_sources import Drawn, Recorded
 class Study:
     """Updates of one kind, and who sends them.
 
-    name: of the folder that its reports lie in.
+    name: what its results begin with.
     trust: "nobody", updates are released with the noise in them; "server", they are clean.
     repeats: of every timing.
     """
@@ -52,25 +54,35 @@ STUDIES = (
 )
 
 
-def study(folder: Path, seeds: tuple[int, ...], studies: tuple[Study, ...] = STUDIES) -> None:
-    """Measure what is not measured yet; a report a (study, seed) lies below the folder.
+def study(
+    results: Path,
+    seeds: tuple[int, ...],
+    tasks: Mapping[str, Callable[[], Classification]],
+    studies: tuple[Study, ...] = STUDIES,
+) -> None:
+    """Measure what is not measured yet: a result a (study, seed).
+
+    Args:
+        results: The JSON-lines file.
+        seeds: Of the updates.
+        tasks: Name → task.
+        studies: What to measure.
 
     Raises:
-        ConfigError: a finished report there was made in another way.
+        ConfigError: A result there was made in another way.
     """
     torch.set_num_threads(1)
+    measured_before = StudyResults(results)
     for chosen in studies:
         for seed in seeds:
-            home = folder / chosen.name / f"seed-{seed}"
-            if finished(home, config_of(chosen), seed, holds="costs"):
+            case = f"{chosen.name}/seed-{seed}"
+            if measured_before.finished(case, config_of(chosen)):
                 continue
             began = time.perf_counter()
-            rounds = chosen.updates.rounds(seed)
+            rounds = chosen.updates.rounds(seed, tasks)
             with threadpool_limits(1):  # the seconds of two cores are not those of one
                 facts = measured(chosen, rounds)
-            facts["machine"] = report.machine(time.perf_counter() - began)
-            report.write(facts, home)
-            print(f"{home} ({time.perf_counter() - began:.0f} s)", flush=True)
+            measured_before.write(case, config_of(chosen), seed, facts, began=began)
 
 
 def config_of(chosen: Study) -> dict[str, Any]:
@@ -86,7 +98,7 @@ def config_of(chosen: Study) -> dict[str, Any]:
 
 
 def measured(chosen: Study, rounds: Rounds) -> dict[str, Any]:
-    """The report of one seed, but for its machine.
+    """Return what is measured of one seed.
 
     `costs` has a row a sender: payload_bytes, the length of what was sent; the squared error ÷ the squared norm of what
     should be sent, with feedback residual + update; of encode (`pipeline.send`) and decode (`pipeline.receive`, to a
@@ -99,13 +111,9 @@ def measured(chosen: Study, rounds: Rounds) -> dict[str, Any]:
         copies += [timing.copy_seconds for timing in timings]
     d = rounds.layout.size
     return {
-        "format": report.FORMAT,
-        "config": config_of(chosen),
-        "seed": rounds.seed.number,
         "coordinates": d,
         "copied_bytes_per_second": round(FLOAT_BYTES * d / median(copies)),
-        "versions": report.versions(),
-        "costs": report.columns(pd.DataFrame(rows)),
+        "costs": columns(pd.DataFrame(rows)),
     }
 
 

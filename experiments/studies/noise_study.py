@@ -1,7 +1,7 @@
 """The study of what noise costs a compressor, by scrambling supports: recorded rounds under every setting."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from dpcomp.lab.results import report
-from experiments.data.tasks import TASKS
+from dpcomp.lab.results.frames import columns
+from dpcomp.lab.tasks.classification import Classification
 from experiments.studies.noise_tables import energies, payloads, supports
 from experiments.studies.recorded_updates import Recording, Rounds, record
 from experiments.studies.replay import Setting
-from experiments.studies.reports_of_study import finished
+from experiments.studies.study_results import StudyResults
 
 NOISE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 DENSITIES = (0.001, 0.01, 0.1)
@@ -64,33 +64,47 @@ STUDIES = (
 )
 
 
-def study(folder: Path, seeds: tuple[int, ...], tasks: tuple[str, ...], studies: tuple[Study, ...] = STUDIES) -> None:
-    """Measure what is not measured yet; a report a (task, batch, phase, seed) lies below the folder.
+def study(
+    results: Path,
+    seeds: tuple[int, ...],
+    names: tuple[str, ...],
+    tasks: Mapping[str, Callable[[], Classification]],
+    studies: tuple[Study, ...] = STUDIES,
+) -> None:
+    """Measure what is not measured yet: a result a (task, batch, phase, seed).
+
+    Args:
+        results: The JSON-lines file.
+        seeds: Of the recordings.
+        names: The tasks to measure, of those in `studies`.
+        tasks: Name → task.
+        studies: What to measure.
 
     Raises:
-        ConfigError: a finished report there was made in another way.
+        ConfigError: A result there was made in another way.
     """
     torch.set_num_threads(1)
+    measured_before = StudyResults(results)
     for chosen in studies:
-        for seed in seeds if chosen.task in tasks else ():
+        for seed in seeds if chosen.task in names else ():
             cases = [(phase, batch) for phase in chosen.recording.phases for batch in chosen.recording.batches]
-            homes = {case: home(folder, chosen, case, seed) for case in cases}
             wanted = [
-                case for case in cases if not finished(homes[case], config_of(chosen, case), seed, holds="payloads")
+                case
+                for case in cases
+                if not measured_before.finished(name_of(chosen, case, seed), config_of(chosen, case))
             ]
             began = time.perf_counter()
-            for phase, batch, rounds in record(TASKS[chosen.task](), chosen.recording, seed, wanted):
-                facts = measured(chosen, (phase, batch), rounds)
-                facts["machine"] = report.machine(time.perf_counter() - began)
-                report.write(facts, homes[phase, batch])
-                print(f"{homes[phase, batch]} ({time.perf_counter() - began:.0f} s)", flush=True)
+            for phase, batch, rounds in record(tasks[chosen.task](), chosen.recording, seed, wanted):
+                case = (phase, batch)
+                facts = measured(chosen, rounds)
+                measured_before.write(name_of(chosen, case, seed), config_of(chosen, case), seed, facts, began=began)
                 began = time.perf_counter()
 
 
-def home(folder: Path, chosen: Study, case: tuple[str, int], seed: int) -> Path:
-    """Where the report of a phase and batch lies."""
+def name_of(chosen: Study, case: tuple[str, int], seed: int) -> str:
+    """Return the name of a phase and batch."""
     phase, batch = case
-    return folder / chosen.task / f"batch-{batch}" / phase / f"seed-{seed}"
+    return f"{chosen.task}/batch-{batch}/{phase}/seed-{seed}"
 
 
 def config_of(chosen: Study, case: tuple[str, int]) -> dict[str, Any]:
@@ -102,18 +116,14 @@ def config_of(chosen: Study, case: tuple[str, int]) -> dict[str, Any]:
     return asdict(chosen) | lists | {"recording": recording, "phase": phase, "batch": batch}
 
 
-def measured(chosen: Study, case: tuple[str, int], rounds: Rounds) -> dict[str, Any]:
-    """The report of one case, but for its machine: tables of payloads, of supports and of bytes at equal energy."""
+def measured(chosen: Study, rounds: Rounds) -> dict[str, Any]:
+    """Return what is measured of one case: tables of payloads, of supports and of bytes at equal energy."""
     settings = {noise: list(chosen.settings(noise)) for noise in chosen.noise_multipliers}
     return {
-        "format": report.FORMAT,
-        "config": config_of(chosen, case),
-        "seed": rounds.seed.number,
         "coordinates": rounds.layout.size,
         "training_loss": round(rounds.training_loss, 4),
         "probed": ["supports", "energies", "payloads"],  # all of them look at clean data: research alone
-        "versions": report.versions(),
-        "payloads": report.columns(payloads(rounds, settings)),
-        "supports": report.columns(supports(rounds, chosen.recording.densities, chosen.noise_multipliers)),
-        "energies": report.columns(energies(rounds, chosen.energy_shares, chosen.noise_multipliers, chosen.bits)),
+        "payloads": columns(payloads(rounds, settings)),
+        "supports": columns(supports(rounds, chosen.recording.densities, chosen.noise_multipliers)),
+        "energies": columns(energies(rounds, chosen.energy_shares, chosen.noise_multipliers, chosen.bits)),
     }

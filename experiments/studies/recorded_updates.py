@@ -10,9 +10,9 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 import dpcomp as dp
+from dpcomp.lab.tasks.classification import Classification
 from dpcomp.training.pytorch.inspection import PrivateModel, hooks_on_inputs, private_model
 from dpcomp.training.pytorch.parameters import layout_of, read, trainable, write
-from experiments.data.tasks import Classification
 
 CLIENT = 0
 WHOLE = 1.0  # the density of sums on all coordinates

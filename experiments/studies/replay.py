@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 import dpcomp as dp
 from analysis.measures.payload_rate import PayloadRate
 from dpcomp.core.support import Support
@@ -111,7 +113,8 @@ def session(setting: Setting, rounds: Rounds, releases: Sequence[dp.Update]) -> 
 def _clean(setting: Setting, rounds: Rounds, number: int, memory: dp.ClientMemory) -> dp.Update:
     """A recorded sum as the update of a client that trusts the server."""
     total = rounds.whole[number] if setting.order == "noise first" else rounds.restricted[setting.density][number]
-    return dp.Update(values=total.vector(), layout=rounds.layout, address=memory.address, support=total.support)
+    values = total.vector().astype(np.float32)
+    return dp.Update(values=values, layout=rounds.layout, address=memory.address, support=total.support)
 
 
 def _total(setting: Setting, estimate: dp.Update, units: int) -> dp.Total:

@@ -1,15 +1,18 @@
 """Whose updates are measured: those of a training run, or drawn ones for a model that takes long to train."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32
 
 import dpcomp as dp
+from dpcomp.lab.tasks.classification import Classification
 from dpcomp.training.pytorch.parameters import layout_of
-from experiments.data.tasks import TASKS
 from experiments.studies.recorded_updates import Recording, Rounds, record
+
+Tasks = Mapping[str, Callable[[], Classification]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +22,10 @@ class Recorded:
     task: str
     recording: Recording
 
-    def rounds(self, seed: int) -> Rounds:
-        """A function of the seed."""
+    def rounds(self, seed: int, tasks: Tasks) -> Rounds:
+        """Return two rounds or more, as a function of the seed; `tasks` are those that may be named."""
         (phase,), (batch,) = self.recording.phases, self.recording.batches
-        ((_, _, rounds),) = record(TASKS[self.task](), self.recording, seed, [(phase, batch)])
+        ((_, _, rounds),) = record(tasks[self.task](), self.recording, seed, [(phase, batch)])
         return rounds
 
 
@@ -38,9 +41,9 @@ class Drawn:
     clip_norm: float = 0.1  # of the mechanism behind it; values are not clipped
     density: float = 0.01  # of the public support that they are also restricted to
 
-    def rounds(self, seed: int) -> Rounds:
-        """A function of the seed."""
-        layout, rng, public = layout_of(TASKS[self.task]().model(0)), np.random.default_rng(seed), dp.PublicSeed(seed)
+    def rounds(self, seed: int, tasks: Tasks) -> Rounds:
+        """Return two rounds or more, as a function of the seed; `tasks` are those that may be named."""
+        layout, rng, public = layout_of(tasks[self.task]().model(0)), np.random.default_rng(seed), dp.PublicSeed(seed)
         scales = np.repeat(np.exp2(rng.standard_normal(len(layout.sizes))), layout.sizes).astype(np.float32)
 
         def drawn() -> Float32[np.ndarray, "d"]:

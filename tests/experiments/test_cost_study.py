@@ -9,13 +9,14 @@ import pytest
 from analysis.cost.break_even import THIS_MACHINE, cost_summary, costs_by_device, measured_costs
 from analysis.cost.devices import DEVICES
 from analysis.figures import cost as figure
-from dpcomp.lab.cli import main
-from dpcomp.lab.config.calls import ConfigError
+from dpcomp.core.errors import ConfigError
+from dpcomp.lab.results.results_file import ResultsFile
+from dpcomp.lab.tasks import SHIPPED_TASKS
+from experiments.cli import main
 from experiments.studies import cost_study as cost
 from experiments.studies.codecs_measured import FRACTION, SENDERS, Road
 from experiments.studies.cost_study import STUDIES, Study, measured
 from experiments.studies.recorded_updates import Recording
-from experiments.studies.reports_of_study import reports_of
 from experiments.studies.timing import peak_bytes, timed
 from experiments.studies.update_sources import Drawn, Recorded
 
@@ -29,7 +30,7 @@ CLEAN = Study(name="resnet18", updates=Drawn(task="digits", density=FRACTION), t
 
 @pytest.fixture(scope="module", params=[NOISY, CLEAN], ids=lambda study: study.name)
 def case(request):
-    rounds = request.param.updates.rounds(3)
+    rounds = request.param.updates.rounds(3, SHIPPED_TASKS)
     return request.param, rounds, json.loads(json.dumps(measured(request.param, rounds)))
 
 
@@ -64,7 +65,7 @@ def test_noise_or_none_stands_in_what_is_sent(case):
 
 
 def test_drawn_rounds_are_a_function_of_the_seed_and_correlate():
-    one, again, other = (CLEAN.updates.rounds(seed) for seed in (0, 0, 1))
+    one, again, other = (CLEAN.updates.rounds(seed, SHIPPED_TASKS) for seed in (0, 0, 1))
     assert all(np.array_equal(*pair) for pair in zip(one.vectors, again.vectors, strict=True))
     assert not np.array_equal(one.vectors[0], other.vectors[0])
     assert np.corrcoef(*one.vectors)[0, 1] == pytest.approx(0.9, abs=0.03)
@@ -92,18 +93,21 @@ def test_a_copy_takes_about_one_copy():
 
 def test_a_study_goes_on_from_what_is_finished_and_is_told_and_drawn(tmp_path, capsys):
     studies = (NOISY, CLEAN)
-    cost.study(tmp_path, (0, 1), studies)
-    homes = [tmp_path / study.name / f"seed-{seed}" for study in studies for seed in (0, 1)]
-    (homes[-1] / "DONE").unlink()
-    before = [(home / "report.json").read_bytes() for home in homes]
+    file = ResultsFile(path=tmp_path / "cost.jsonl")
+    cost.study(file.path, (0, 1), SHIPPED_TASKS, studies)
+    before = file.read()
+    names = [f"{study.name}/seed-{seed}" for study in studies for seed in (0, 1)]
+    assert [report["trial"] for report in before] == names
+    file.replace(before[:-1])
     capsys.readouterr()
-    cost.study(tmp_path, (0, 1), studies)
-    assert capsys.readouterr().out.startswith(f"{homes[-1]} (")  # alone
-    assert [(home / "report.json").read_bytes() for home in homes[:-1]] == before[:-1]
+    cost.study(file.path, (0, 1), SHIPPED_TASKS, studies)
+    assert capsys.readouterr().out.startswith("resnet18/seed-1 (")  # alone
+    reports = file.read()
+    assert reports[:-1] == before[:-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["cost.jsonl"]
     with pytest.raises(ConfigError, match="another study"):
-        cost.study(tmp_path, (0,), (replace(NOISY, repeats=2),))
+        cost.study(file.path, (0,), SHIPPED_TASKS, (replace(NOISY, repeats=2),))
 
-    reports = reports_of(tmp_path, "cost")
     table = cost_summary(reports)
     assert len(table) == 2 * len(SENDERS)
     coded = table[table["codec"] != "float32"]
@@ -125,14 +129,14 @@ def test_the_command_measures_what_is_asked_for_and_tells_the_claim(tmp_path, mo
     small = replace(NOISY, senders=SENDERS[:2])
     asked = []
 
-    def study(folder, seeds):
-        asked.append((folder, seeds))
-        measure(folder, seeds, (small,))
+    def study(results, seeds, tasks):
+        asked.append((results, seeds))
+        measure(results, seeds, tasks, (small,))
 
     measure = cost.study
     monkeypatch.setattr(cost, "study", study)
-    assert main(["study", "cost", "--folder", str(tmp_path), "--seeds", "4"]) == 0
-    assert asked == [(tmp_path, (4,))]
+    assert main(["study", "cost", "--configs", str(tmp_path), "--seeds", "4"]) == 0
+    assert asked == [(tmp_path / "cost.jsonl", (4,))]
     assert "float16" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["study", "cost", "--tasks", "cifar10"])

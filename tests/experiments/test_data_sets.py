@@ -3,26 +3,26 @@
 import dataclasses
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dpcomp.lab.tasks.examples import digest_of
-from experiments.data import data_sets as data
-from experiments.data.data_sets import (
-    DATA_SETS,
-    DataError,
-    DataSet,
-    Examples,
-    Scaling,
-    digits,
-)
+from dpcomp.lab.config.build import make_task
+from dpcomp.lab.config.experiment import Experiment
+from dpcomp.lab.tasks import handwritten_digits
+from dpcomp.lab.tasks.examples import DataError, DataSet, Examples, Scaling, digest_of
+from dpcomp.lab.tasks.handwritten_digits import digits_data_set
+from experiments.data import tasks
 from experiments.data.obtain import obtain
 from experiments.data.sources import Folder
+from experiments.data.tasks import DATA_SETS, TASKS, cifar10, fashion_mnist, mnist
+
+RECIPES = [mnist.RECIPE, fashion_mnist.RECIPE, cifar10.RECIPE]
 
 
 def test_digits():
-    data_set = digits()
+    data_set = digits_data_set()
     assert data_set.name == "digits"
     assert data_set.train.images.shape == (1437, 8, 8) and data_set.test.images.shape == (360, 8, 8)
     assert data_set.train.images.dtype == np.uint8 and data_set.train.images.max() == 16
@@ -31,19 +31,22 @@ def test_digits():
 
 
 def test_other_digits_are_refused(monkeypatch):
-    monkeypatch.setattr(data, "DIGITS_DIGEST", "0" * 64)
+    monkeypatch.setattr(handwritten_digits, "DIGITS_DIGEST", "0" * 64)
     with pytest.raises(DataError, match=f"expected SHA-256 {'0' * 64}, found [0-9a-f]{{64}}"):
-        digits()
+        digits_data_set()
 
 
-def test_the_functions_by_name():
-    assert list(DATA_SETS) == ["digits", "mnist", "fashion_mnist", "cifar10"]
-    assert all(
-        function.__name__ == name and function.__module__ == data.__name__ for name, function in DATA_SETS.items()
-    )
+def test_every_module_is_a_task_that_worker_processes_find():
+    modules = {path.stem for path in Path(tasks.__file__).parent.glob("*.py")} - {"__init__"}
+    assert set(TASKS) == modules | {"digits"}
+    assert set(DATA_SETS) == {recipe.name for recipe in RECIPES} | {"digits"}
+    assert pickle.loads(pickle.dumps(TASKS)) == TASKS
+    for name in TASKS:
+        experiment = Experiment(task=name, pipeline={}, federation={"clients": 1, "rounds": 1})
+        assert make_task(experiment, TASKS).name == name
 
 
-@pytest.mark.parametrize("recipe", [data.MNIST, data.FASHION_MNIST, data.CIFAR10], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_every_recipe_tries_the_users_folder_first_and_says_what_it_downloads(recipe):
     assert re.fullmatch("[0-9a-f]{64}", recipe.digest)
     folders = [isinstance(origin.source, Folder) for origin in recipe.origins]
@@ -109,9 +112,9 @@ def test_the_digest_sees_every_part():
 @pytest.mark.parametrize(
     ("recipe", "shape", "counts"),
     [
-        (data.MNIST, (60_000, 28, 28), [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]),
-        (data.FASHION_MNIST, (60_000, 28, 28), [6000] * 10),
-        (data.CIFAR10, (50_000, 32, 32, 3), [5000] * 10),
+        (mnist.RECIPE, (60_000, 28, 28), [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]),
+        (fashion_mnist.RECIPE, (60_000, 28, 28), [6000] * 10),
+        (cifar10.RECIPE, (50_000, 32, 32, 3), [5000] * 10),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
@@ -121,7 +124,7 @@ def test_the_package_carries_the_whole_data_set(recipe, shape, counts, tmp_path,
     data_set = obtain(dataclasses.replace(recipe, origins=recipe.origins[-1:]))
     assert data_set.train.images.shape == shape and data_set.test.images.shape == (10_000, *shape[1:])
     assert np.bincount(data_set.train.labels).tolist() == counts
-    if recipe is data.CIFAR10:
+    if recipe is cifar10.RECIPE:
         # The first picture of the official archive, a frog, starts with this pixel.
         assert data_set.train.labels[0] == 6 and data_set.train.images[0, 0, 0].tolist() == [59, 62, 63]
 
@@ -129,7 +132,7 @@ def test_the_package_carries_the_whole_data_set(recipe, shape, counts, tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["bin", "py"])
 def test_cifars_official_layouts_give_the_same_digest(layout, tmp_path, monkeypatch):
-    real = data.cifar10()
+    real = cifar10.data_set()
     monkeypatch.setenv("DPCOMP_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / f"cifar-10-batches-{layout}"
     folder.mkdir()
@@ -141,4 +144,4 @@ def test_cifars_official_layouts_give_the_same_digest(layout, tmp_path, monkeypa
             (folder / f"{name}.bin").write_bytes(records.tobytes())
         else:
             (folder / name).write_bytes(pickle.dumps({"data": images[number], "labels": labels[number].tolist()}, 4))
-    assert digest_of(data.cifar10(tmp_path)) == data.CIFAR10.digest
+    assert digest_of(cifar10.data_set(tmp_path)) == cifar10.RECIPE.digest

@@ -1,13 +1,17 @@
-"""All figures, drawn from the tracked reports alone."""
+"""All figures, drawn from the results alone."""
 
+import importlib
+import shutil
 from pathlib import Path
 
 import pytest
 from matplotlib import pyplot as plt
 
-from dpcomp.lab.config.calls import ConfigError
-from experiments.publish.figures import FIGURES, draw_all
+import analysis.figures
+from dpcomp.core.errors import ConfigError
+from experiments.publish.figures import draw_all, figures_in
 
+FIGURES = figures_in()
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
 
@@ -40,6 +44,47 @@ def test_every_figure_has_labelled_axes_that_fit_into_it(name):
     plt.close(figure)
 
 
-def test_a_figure_without_reports_says_what_to_run(tmp_path):
-    with pytest.raises((ConfigError, FileNotFoundError)):
-        draw_all(tmp_path, tmp_path / "figures")
+def test_every_module_is_a_figure():
+    modules = {path.stem for path in Path(analysis.figures.__file__).parent.glob("*.py")} - {"__init__"}
+    assert set(FIGURES) == modules
+
+
+def test_a_figure_is_one_file(tmp_path, monkeypatch):
+    package = tmp_path / "own_figures"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "payloads.py").write_text(PAYLOADS)
+    monkeypatch.syspath_prepend(tmp_path)
+    figures = figures_in(importlib.import_module("own_figures"))
+    written = draw_all(CONFIGS, tmp_path / "drawn", figures)
+    assert [path.name for path in written] == ["payloads.png", "payloads.pdf"]
+    assert all(path.stat().st_size > 1000 for path in written)
+
+
+PAYLOADS = """
+from matplotlib import pyplot as plt
+
+from analysis.figures import ResultsFigure
+from analysis.tables.trials import trials_of
+
+
+def draw(trials):
+    figure, axes = plt.subplots()
+    axes.hist(trials["payload_bytes"])
+    return figure
+
+
+FIGURE = ResultsFigure(source="yardstick/fashion_mnist.toml", read=trials_of, draw=draw)
+"""
+
+
+def test_a_figure_without_results_says_what_to_run(tmp_path):
+    for name, figure in FIGURES.items():
+        source = tmp_path / figure.source
+        if "." in figure.source:
+            source.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(CONFIGS / figure.source, source)
+        elif (CONFIGS / figure.source).is_dir():
+            shutil.copytree(CONFIGS / figure.source, source, dirs_exist_ok=True)
+        with pytest.raises(ConfigError, match=r"sweep it first|study \w+ first"):
+            draw_all(tmp_path, tmp_path / "figures", {name: figure})

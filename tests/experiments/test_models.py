@@ -9,11 +9,11 @@ from opacus import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import nn
 
+from dpcomp.lab.tasks.classification import as_tensors
 from dpcomp.lab.tasks.examples import Examples, Scaling
+from dpcomp.lab.tasks.handwritten_digits import digits_mlp
 from experiments.data.models import (
-    as_tensors,
     cifar_cnn,
-    digits_mlp,
     fashion_cnn,
     logistic_regression,
     resnet18_group_norm,

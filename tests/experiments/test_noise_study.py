@@ -12,20 +12,20 @@ from analysis.figures import efficiency, energy, overlap
 from analysis.tables.noise_losses import (
     at_equal_density,
     at_equal_energy,
+    claim_table,
     energy_with_feedback,
     spread,
     table_of,
-    told,
 )
-from dpcomp.lab.cli import main
-from dpcomp.lab.config.calls import ConfigError
-from dpcomp.lab.results import report
+from analysis.tables.studies import study_reports
+from dpcomp.core.errors import ConfigError
+from dpcomp.lab.results.results_file import ResultsFile
+from dpcomp.lab.tasks import SHIPPED_TASKS, digits
 from dpcomp.sparsify.top_k_indices import top_k_indices
-from experiments.data.tasks import digits
+from experiments.cli import main
 from experiments.studies import noise_study as scrambling
-from experiments.studies.noise_study import Study, measured
+from experiments.studies.noise_study import Study, config_of, measured, name_of
 from experiments.studies.recorded_updates import Recording, Rounds, record
-from experiments.studies.reports_of_study import reports_of
 
 LAYOUT = dp.Layout.of({"dense": (2000,), "sparse": (18000,)})
 DENSITIES = (0.01, 0.1)
@@ -63,7 +63,13 @@ def rounds_of(seed: int, batch: int = 30) -> Rounds:
 
 @pytest.fixture(scope="module")
 def reports():
-    return [json.loads(json.dumps(measured(STUDY, ("early", 30), rounds_of(seed)))) for seed in range(2)]
+    return [json.loads(json.dumps(report_of(seed))) for seed in range(2)]
+
+
+def report_of(seed):
+    case = ("early", 30)
+    about = {"format": 2, "trial": name_of(STUDY, case, seed), "config": config_of(STUDY, case), "seed": seed}
+    return about | measured(STUDY, rounds_of(seed))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +154,7 @@ def test_a_spread_is_that_over_seeds(losses):
 
 
 def test_the_claim_is_told_and_drawn(reports, losses):
-    text = told(reports).to_string()
+    text = claim_table(reports).to_string()
     assert "top 1.0%" in text and "energy 25%" in text
     for draw in (efficiency.draw, overlap.draw):
         draw(losses).canvas.draw()
@@ -167,32 +173,39 @@ def test_a_study_goes_on_from_what_is_finished(tmp_path, monkeypatch):
     small = replace(
         STUDY, recording=replace(RECORDING, densities=(0.1,)), noise_multipliers=(0.0,), energy_shares=(0.3,)
     )
-    scrambling.study(tmp_path, (0,), ("digits",), (small,))
-    torn = tmp_path / "digits" / "batch-30" / "late" / "seed-0"
-    (torn / "DONE").unlink()
-    first = (tmp_path / "digits" / "batch-30" / "early" / "seed-0" / "report.json").read_bytes()
-    scrambling.study(tmp_path, (0,), ("digits",), (small,))
-    scrambling.study(tmp_path, (0,), ("digits",), (small,))
+    file = ResultsFile(path=tmp_path / "scrambling.jsonl")
+
+    def study(chosen):
+        scrambling.study(file.path, (0,), ("digits",), SHIPPED_TASKS, (chosen,))
+
+    study(small)
+    first, _ = file.read()
+    file.replace([first])
+    study(small)
+    study(small)
     assert asked == [[("early", 30), ("late", 30)], [("late", 30)], []]
-    assert (tmp_path / "digits" / "batch-30" / "early" / "seed-0" / "report.json").read_bytes() == first
-    assert len(reports_of(tmp_path, "scrambling")) == 2
+    reports = study_reports(tmp_path / "scrambling")
+    assert [report["trial"] for report in reports] == [f"digits/batch-30/{phase}/seed-0" for phase in ("early", "late")]
+    assert reports[0] == first
     with pytest.raises(ConfigError, match="another study"):
-        scrambling.study(tmp_path, (0,), ("digits",), (replace(small, bits=5),))
+        study(replace(small, bits=5))
 
 
 def test_the_command_measures_what_is_asked_for_and_tells_the_claim(tmp_path, monkeypatch, capsys, reports):
     asked = []
     monkeypatch.setattr(scrambling, "study", lambda *given: asked.append(given))
-    for number, facts in enumerate(reports):
-        report.write(facts, tmp_path / f"seed-{number}")
-    assert main(["study", "scrambling", "--folder", str(tmp_path), "--tasks", "cifar10", "--seeds", "0", "2"]) == 0
-    assert asked == [(tmp_path, (0, 2), ("cifar10",))]
+    file = ResultsFile(path=tmp_path / "scrambling.jsonl")
+    file.replace(reports)
+    assert main(["study", "scrambling", "--configs", str(tmp_path), "--tasks", "cifar10", "--seeds", "0", "2"]) == 0
+    assert [given[:3] for given in asked] == [(file.path, (0, 2), ("cifar10",))]
     assert "noise first" in capsys.readouterr().out
 
 
-def test_a_folder_without_reports_says_what_to_run(tmp_path):
-    with pytest.raises(ConfigError, match="dpcomp study scrambling"):
-        reports_of(tmp_path, "scrambling")
+def test_a_study_without_results_says_what_to_run(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="python -m experiments study scrambling"):
+        study_reports(tmp_path / "scrambling")
+    assert main(["study", "scrambling", "--configs", str(tmp_path), "--tasks", "cifar"]) == 1
+    assert "the nearest is 'cifar10'" in capsys.readouterr().err
 
 
 def test_recorded_rounds_are_a_function_of_the_seed_and_of_nothing_else():
@@ -214,12 +227,6 @@ def test_recorded_rounds_are_a_function_of_the_seed_and_of_nothing_else():
 
 def dict_of(recorded):
     return {(phase, batch): rounds for phase, batch, rounds in recorded}
-
-
-def test_a_report_is_whole_json(tmp_path, reports):
-    report.write(reports[0], tmp_path)
-    assert report.finished(tmp_path, holds="payloads") == reports[0]
-    assert report.finished(tmp_path) is None
 
 
 def test_the_clean_top_k_is_the_clean_vectors(reports):

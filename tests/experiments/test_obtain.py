@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpcomp.lab.tasks.examples import DataError, DataSet, Examples, digest_of
+from dpcomp.lab.tasks.examples import DataError, DataSet, Examples, Scaling, digest_of
 from experiments.data import cache
 from experiments.data import obtain as obtain_module
-from experiments.data.data_sets import MNIST, Scaling
 from experiments.data.obtain import Origin, obtain
 from experiments.data.sources import Folder, Unavailable
+from experiments.data.tasks.mnist import RECIPE as MNIST
 
 IDX_FILES = MNIST.origins[0].files
 

@@ -1,11 +1,12 @@
-"""The paper: its numbers are those of the tracked reports, its references exist, its figures are drawn."""
+"""The paper: its numbers are those of the results, its references exist, its figures are drawn."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from dpcomp.lab.config.calls import ConfigError
+from dpcomp.core.errors import ConfigError
+from experiments.data.tasks import TASKS
 from experiments.publish.numbers import numbers
 from experiments.publish.paper import quoted_in, write_numbers
 
@@ -14,20 +15,20 @@ PAPER, CONFIGS = ROOT / "paper", ROOT / "experiments" / "configs"
 TEXT = (PAPER / "paper.tex").read_text(encoding="utf-8")
 
 
-def test_the_numbers_are_those_of_the_tracked_reports(tmp_path):
+def test_the_numbers_are_those_of_the_results(tmp_path):
     (tmp_path / "paper.tex").write_text(TEXT, encoding="utf-8")
-    assert write_numbers(CONFIGS, tmp_path).read_bytes() == (PAPER / "numbers.tex").read_bytes()
+    assert write_numbers(CONFIGS, tmp_path, TASKS).read_bytes() == (PAPER / "numbers.tex").read_bytes()
 
 
 def test_no_number_is_not_a_number():
-    known = numbers(CONFIGS)
+    known = numbers(CONFIGS, TASKS)
     assert [name for name in quoted_in(PAPER) if "nan" in known[name] or "inf" in known[name]] == []
 
 
-def test_a_number_that_no_report_gives_is_refused_with_the_nearest(tmp_path):
+def test_a_number_that_no_result_gives_is_refused_with_the_nearest(tmp_path):
     (tmp_path / "paper.tex").write_text(r"\val{scrambling.seed}", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"quotes 'scrambling\.seed'.*scrambling\.seeds"):
-        write_numbers(CONFIGS, tmp_path)
+        write_numbers(CONFIGS, tmp_path, TASKS)
 
 
 def test_every_reference_is_cited_and_every_citation_is_a_reference():

@@ -6,7 +6,9 @@ import pytest
 
 import dpcomp as dp
 from analysis.theory import noisy_top_k
-from experiments.data.tasks import Classification, digits, fashion_mnist
+from dpcomp.lab.tasks import digits
+from dpcomp.lab.tasks.classification import Classification
+from experiments.data.tasks.fashion_mnist import task as fashion_mnist
 from experiments.studies.recorded_updates import Recording, record
 from tests.oracles import monte_carlo
 

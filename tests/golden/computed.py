@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpcomp.lab.tasks.digits import digits
 
 import dpcomp as dp
 from dpcomp.federated import Decay, Drop, ServerOptimizer, Weigh
+from dpcomp.lab.tasks import digits
 from dpcomp.simulation import Dirichlet, Faults, Versioned, simulate
 from dpcomp.simulation.probes import Clipping, TopKOverlap
 from dpcomp.training.pytorch import PyTorch

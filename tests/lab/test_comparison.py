@@ -1,36 +1,132 @@
-import json
+"""Methods side by side: which trials count, and what is printed of them."""
 
 import pandas as pd
 import pytest
 
-from dpcomp.lab.results.comparison import compare, rounds_behind
+from dpcomp.core.errors import ConfigError
+from dpcomp.lab.cli import main
+from dpcomp.lab.results.results_file import results_of
+from dpcomp.lab.sweep.comparison import compare, rounds_behind
+from dpcomp.lab.sweep.plan import outcomes, standing_of
 from tests.lab.test_frames import a_report
 
+CONFIG = """
+task = "digits"
+delta = 1e-4
+seeds = [0, 1]
+federation = { clients = 2, rounds = 2 }
+tune = { learning_rate = [1.0, 2.0, 4.0] }
 
-def finished(folder, report):
-    folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
-    (folder / "DONE").touch()
+[pipeline]
+mechanism = [{ Clip = { norm = 1.0 } }, { Gaussian = { noise_multiplier = 1.0 } }]
+"""
+UNTUNED = CONFIG.replace("tune = { learning_rate = [1.0, 2.0, 4.0] }", "").replace("[0, 1]", "[0]")
 
 
-def test_the_best_tuning_at_the_lowest_seed_counts_with_all_its_seeds(tmp_path):
-    (tmp_path / "sparse.toml").touch()
-    (tmp_path / "unfinished.toml").touch()
-    finished(tmp_path / "sparse" / "learning_rate=1" / "seed-0", a_report(0, [0.6], 40))
-    finished(tmp_path / "sparse" / "learning_rate=2" / "seed-0", a_report(0, [0.7], 40))
-    finished(tmp_path / "sparse" / "learning_rate=2" / "seed-1", a_report(1, [0.5], 60))
-    (tmp_path / "sparse" / "learning_rate=4" / "seed-0").mkdir(parents=True)
-    table = compare(tmp_path)
+def config_in(folder, name, text=CONFIG):
+    config = folder / f"{name}.toml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(text, encoding="utf-8")
+    return config
+
+
+def finished(config, accuracies, **more):
+    """Leave results of these trials: name → test accuracy by round."""
+    standing = standing_of(config)
+    trials = {trial.name: trial for point in standing.points for trial in point.every}
+    reports = [
+        a_report(trials[name].seed, values, 40)
+        | {"format": 2, "trial": name, "config": trials[name].experiment.settings, "versions": {"commit": None}}
+        | more
+        for name, values in accuracies.items()
+    ]
+    results_of(config).replace([*results_of(config).read(), *reports])
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = config_in(tmp_path, "sparse")
+    finished(
+        config, {"learning_rate=1/seed-0": [0.6], "learning_rate=2/seed-0": [0.7], "learning_rate=2/seed-1": [0.5]}
+    )
+    return config
+
+
+def test_the_best_tuning_of_the_first_seed_counts_with_all_its_seeds(config):
+    config_in(config.parent, "unfinished")
+    table = compare(config.parent)
     assert len(table) == 1
     row = table.iloc[0]
     assert (row["method"], row["tuning"], row["tried"], row["seeds"]) == ("sparse", "learning_rate=2", 2, 2)
     assert row["accuracy_percent"] == pytest.approx(60)
     assert row["deviation"] == pytest.approx(100 * 0.02**0.5)
-    assert row["payload_bytes"] == 50
+    assert row["payload_bytes"] == 40
+    assert compare(config).equals(table)
+
+
+def both(config):
+    """What `table` and what a sweep and the figures take for a config's tuning, tried, and seeds; None if nothing."""
+    try:
+        row = compare(config).iloc[0]
+        of_table = (row["tuning"], row["tried"], row["seeds"])
+    except ConfigError:
+        of_table = None
+    try:
+        (outcome,) = outcomes(config)
+        of_sweep = (outcome.tuning, outcome.tried, len(outcome.reports))
+    except ConfigError:
+        of_sweep = None
+    return of_table, of_sweep
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "counts", "note"),
+    [
+        ("[1.0, 2.0, 4.0]", "[1.0, 2.0, 4.0]", ("learning_rate=2", 2, 2), None),
+        ("[1.0, 2.0, 4.0]", "[1.0, 4.0]", ("learning_rate=1", 1, 1), "2 results do not count: the config has no such"),
+        ("[0, 1]", "[0]", ("learning_rate=2", 2, 1), "1 result does not count: the config has no such trial"),
+        ("delta = 1e-4", "delta = 1e-6", None, "3 results do not count: the config differs from theirs in delta"),
+        ("rounds = 2", "rounds = 3", None, "3 results do not count: the config differs from theirs in federation"),
+    ],
+)
+def test_table_sweep_and_figures_count_the_same_trials(config, capsys, before, after, counts, note):
+    text = config.read_text()
+    assert before in text
+    config.write_text(text.replace(before, after), encoding="utf-8")
+    assert both(config) == (counts, counts)
+    notes = standing_of(config).notes()
+    assert len(notes) == (note is not None)
+    assert main(["table", str(config.parent)]) == (counts is None)
+    printed = capsys.readouterr().err
+    if note is not None:
+        assert note in notes[0]
+        assert notes[0] in printed
+
+
+def test_states_of_the_code_that_differ_are_named(config, capsys):
+    finished(config, {"learning_rate=4/seed-0": [0.1]}, versions={"commit": "abc-dirty"})
+    other = config_in(config.parent, "other", UNTUNED)
+    finished(other, {"seed-0": [0.1]}, recorded_in="def")
+    assert main(["table", str(config.parent)]) == 0
+    assert "abc-dirty (1), no commit named (3), recorded in def (1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "shown"), [(2.391, "2.40"), (2.394999, "2.40"), (0.12344, "0.124"), (8.0, "8.00"), (None, "∞")]
+)
+def test_no_printed_epsilon_is_smaller_than_the_proven_one(config, capsys, epsilon, shown):
+    finished(config, {"learning_rate=4/seed-0": [0.9]}, guarantee={"epsilon": epsilon})
+    assert main(["table", str(config)]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    place = header.index("epsilon") + len("epsilon")
+    assert row[:place].split()[-1] == shown
 
 
 def test_a_folder_without_trials_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="run its configs first"):
+    with pytest.raises(ConfigError, match="holds no config"):
+        compare(tmp_path)
+    config_in(tmp_path, "sparse")
+    with pytest.raises(ConfigError, match="sweep it first"):
         compare(tmp_path)
 
 
@@ -45,9 +141,7 @@ def test_a_method_stands_where_the_reference_stood_some_rounds_ago(last, behind)
 
 def test_the_reference_is_the_dense_method_beside_it(tmp_path):
     for name, accuracies in (("dense", [0.4, 0.6]), ("a_sparse_one", [0.3, 0.5]), ("deeper/alone", [0.1, 0.5])):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / f"{name}.toml").touch()
-        finished(tmp_path / name / "seed-0", a_report(0, accuracies, 40))
+        finished(config_in(tmp_path, name, UNTUNED), {"seed-0": accuracies})
     table = compare(tmp_path).set_index("method")["rounds_behind"]
     assert table["dense"] == 0
     assert 0 < table["a_sparse_one"] < 2

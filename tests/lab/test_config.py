@@ -1,7 +1,16 @@
+import inspect
+
 import pytest
 
 import dpcomp as dp
-from dpcomp.lab.config.experiment import CALLS, ConfigError, load
+from dpcomp.core.errors import ConfigError
+from dpcomp.federated.aggregation import ServerOptimizer
+from dpcomp.lab.config.build import checked_points, make_arguments, make_pipeline, simulation_arguments
+from dpcomp.lab.config.calls import CALLS
+from dpcomp.lab.config.experiment import load
+from dpcomp.lab.config.federation_keys import FEDERATION_KEYS
+from dpcomp.lab.tasks import SHIPPED_TASKS
+from dpcomp.simulation import simulate
 from dpcomp.simulation.probes import TopKOverlap
 from dpcomp.training.schedule import Cosine
 
@@ -38,9 +47,9 @@ def test_a_file_says_the_calls_that_python_would_make(tmp_path):
     experiment = load(config(tmp_path, TEXT))
     assert experiment.seeds == (3, 4)
     assert experiment.steps == 40
-    assert experiment.simulation()["participation"] == dp.Poisson(0.5)
-    assert experiment.simulation()["probes"] == (TopKOverlap(0.01),)
-    pipeline = experiment.make_pipeline()
+    assert make_arguments(experiment)["participation"] == dp.Poisson(0.5)
+    assert make_arguments(experiment)["probes"] == (TopKOverlap(0.01),)
+    pipeline = make_pipeline(experiment)
     assert pipeline.codec == dp.Codec(quantize=dp.Uniform(dp.Equal(4)), entropy=dp.FixedWidth())
     assert {call.__name__ for call in (dp.Sign, dp.Rotated, dp.Waterfill, dp.LastBroadcast)} <= set(CALLS)
     assert pipeline.stages[:2] == (dp.RandomK(0.1), dp.Clip(1.0))
@@ -62,7 +71,7 @@ def test_a_file_says_the_calls_that_python_would_make(tmp_path):
 def test_an_unknown_key_is_an_error_that_names_the_nearest(tmp_path, right, wrong, named):
     assert right in TEXT
     with pytest.raises(ConfigError, match=f"the nearest is {named}"):
-        load(config(tmp_path, TEXT.replace(right, wrong))).make_pipeline()
+        checked_points(config(tmp_path, TEXT.replace(right, wrong)), SHIPPED_TASKS)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +87,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(tmp_path, right, wron
 )
 def test_what_cannot_be_run_is_refused_with_the_file_or_place(tmp_path, right, wrong, said):
     with pytest.raises(ConfigError, match=said):
-        load(config(tmp_path, TEXT.replace(right, wrong))).make_pipeline()
+        checked_points(config(tmp_path, TEXT.replace(right, wrong)), SHIPPED_TASKS)
 
 
 def test_a_missing_file_is_an_error(tmp_path):
@@ -92,7 +101,7 @@ def test_an_unsafe_pipeline_says_why_in_the_file(tmp_path):
         .replace(", { Gaussian = {} }", "")
         .replace("[pipeline]", "[pipeline]\nunsafe = 'a look'")
     )
-    pipeline = load(config(tmp_path, text)).make_pipeline()
+    pipeline = make_pipeline(load(config(tmp_path, text)))
     assert pipeline.mechanism == dp.unsafe("a look", dp.RandomK(0.1), dp.Clip(1.0))
 
 
@@ -101,6 +110,14 @@ def test_a_device_and_a_schedule_are_arguments_like_others(tmp_path):
     text = TEXT.replace("rounds = 20\n", f'rounds = 20\ndevice = "cuda"\n{rate}\n', 1).replace(
         "[tune]\nlearning_rate = [0.5, 1.0]", ""
     )
-    trainer = load(config(tmp_path, text)).simulation()["trainer"]
-    assert trainer.device == "cuda"
-    assert trainer.learning_rate == Cosine(peak=0.2, rounds=20, warm_up=2)
+    arguments = make_arguments(load(config(tmp_path, text)))
+    assert arguments["device"] == "cuda"
+    assert arguments["learning_rate"] == Cosine(peak=0.2, rounds=20, warm_up=2)
+
+
+def test_every_key_of_a_federation_goes_where_it_is_known():
+    values = simulation_arguments({key: key for key in FEDERATION_KEYS})
+    assert set(values) <= set(inspect.signature(simulate).parameters)
+    assert sorted(values.values()) == sorted(FEDERATION_KEYS)
+    server = {argument for owner, argument in FEDERATION_KEYS.values() if owner == "server"}
+    assert server <= set(inspect.signature(ServerOptimizer).parameters)

@@ -1,12 +1,11 @@
-import json
-
 from dpcomp.lab import demo
+from dpcomp.lab.results.results_file import ResultsFile
 
 
 def test_the_demo_shows_four_pipelines_from_runs_of_its_own(tmp_path, capsys):
     demo.demo(tmp_path, rounds=2)
     printed = capsys.readouterr().out
-    reports = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/report.json"))]
+    reports = ResultsFile(path=tmp_path / "demo.jsonl").read()
     assert [facts["config"]["demo"] for facts in reports] == list(demo.METHODS)
     budgets = [facts["guarantee"]["epsilon"] for facts in reports]
     assert all(0.99 * demo.EPSILON < epsilon <= demo.EPSILON for epsilon in budgets[:3])

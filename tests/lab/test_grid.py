@@ -1,10 +1,11 @@
 import pytest
 
 import dpcomp as dp
-from dpcomp.lab.config.calls import ConfigError
+from dpcomp.core.errors import ConfigError
+from dpcomp.lab.config.build import checked_points, make_arguments, make_pipeline
 from dpcomp.lab.config.experiment import load
-from dpcomp.lab.config.grid import points
 from dpcomp.lab.config.labels import folder_name, label, short_names
+from dpcomp.lab.tasks import SHIPPED_TASKS
 
 BASE = """
 task = "digits"
@@ -29,7 +30,7 @@ def of_grid(tmp_path):
     def found(grid, base=BASE):
         path = tmp_path / "some.toml"
         path.write_text(base + grid, encoding="utf-8")
-        return points(path)
+        return checked_points(path, SHIPPED_TASKS)
 
     return found
 
@@ -44,22 +45,22 @@ def test_a_grid_is_the_product_of_its_axes_in_the_order_of_the_file(of_grid):
     ]
     assert list(found[0].labels) == ["TopK.fraction", "local_steps", "TopKOverlap.fraction"]
     last = found[-1].experiment
-    assert last.make_pipeline().codec == dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4))
-    assert last.simulation()["trainer"].local_steps == 3
+    assert make_pipeline(last).codec == dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4))
+    assert make_arguments(last)["local_steps"] == 3
     assert found[-1].title == "TopK.fraction=0.01, local_steps=3, TopKOverlap.fraction=0.5"
-    assert found[-1].home.name == "TopK.fraction=0.01,TopKOverlap.fraction=0.5,local_steps=3"
+    assert found[-1].name == "TopK.fraction=0.01,TopKOverlap.fraction=0.5,local_steps=3"
 
 
 def test_absent_leaves_a_key_out_and_a_stage_of_a_list(of_grid):
     whole, bare = of_grid('"pipeline.codec.Codec.quantize" = [{ Uniform = { bits = 8 } }, { Absent = {} }]')
     assert (whole.labels, bare.labels) == ({"quantize": "Uniform(bits=8)"}, {"quantize": "absent"})
-    assert bare.experiment.make_pipeline().codec == dp.Codec(sparsify=dp.TopK(0.05))
+    assert make_pipeline(bare.experiment).codec == dp.Codec(sparsify=dp.TopK(0.05))
     clean, noisy = of_grid(
         '[grid.noise]\n"none" = { "pipeline.unsafe" = "a look", "pipeline.mechanism.Gaussian" = { Absent = {} } }\n'
         '"z = 2" = { "pipeline.mechanism.Gaussian.noise_multiplier" = 2.0 }'
     )
-    assert clean.experiment.make_pipeline().mechanism == dp.unsafe("a look", dp.Clip(1.0))
-    assert noisy.experiment.make_pipeline().mechanism == (dp.Clip(1.0), dp.Gaussian(2.0))
+    assert make_pipeline(clean.experiment).mechanism == dp.unsafe("a look", dp.Clip(1.0))
+    assert make_pipeline(noisy.experiment).mechanism == (dp.Clip(1.0), dp.Gaussian(2.0))
     assert (clean.title, noisy.title) == ("none", "z = 2")
 
 
@@ -68,9 +69,9 @@ def test_an_axis_of_ones_own_sets_paths_together(of_grid):
         '[grid.method]\n"dense" = { "pipeline.codec" = { Absent = {} }, "pipeline.feedback" = false }\n'
         '"top 1 %" = { "pipeline.codec.Codec.sparsify.TopK.fraction" = 0.01, "tune.learning_rate" = [1.0, 2.0] }'
     )
-    assert dense.experiment.make_pipeline().codec == dp.Codec()
+    assert make_pipeline(dense.experiment).codec == dp.Codec()
     assert (dense.experiment.tune, sparse.experiment.tune) == ({}, {"learning_rate": (1.0, 2.0)})
-    assert sparse.experiment.make_pipeline().feedback
+    assert make_pipeline(sparse.experiment).feedback
 
 
 @pytest.mark.parametrize(

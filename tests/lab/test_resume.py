@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -11,10 +10,11 @@ import pytest
 from filelock import FileLock
 
 from dpcomp.lab.cli import main
-from dpcomp.lab.config.calls import ConfigError
-from dpcomp.lab.results import report
+from dpcomp.lab.results.results_file import REPORT, results_of
+from dpcomp.lab.sweep.plan import standing_of
 from dpcomp.lab.sweep.sweep import sweep
 from dpcomp.lab.sweep.trial import LOCK
+from dpcomp.lab.tasks import SHIPPED_TASKS
 from tests.lab.test_sweep import config_in, finished, trained
 
 ROOT = Path(__file__).parents[2]
@@ -43,46 +43,63 @@ def test_a_sweep_killed_in_the_middle_ends_as_one_that_was_not_and_trains_nothin
     assert 6 <= trained(killed) <= 7  # the one that the signal met began twice, and ended once
     assert main(["sweep", str(whole)]) == 0
     assert whole.with_suffix(".csv").read_bytes() == killed.with_suffix(".csv").read_bytes()
-    assert not [path for path in killed.parent.rglob("*") if path.name == LOCK or path.suffix == ".part"]
+    assert not [path for path in killed.parent.rglob("*") if path.name == LOCK or path.suffix in (".part", ".running")]
 
 
 def test_a_report_that_is_torn_is_not_taken_for_a_finished_one(config):
-    sweep([config], progress=False)
-    torn, *others = sorted(finished(config))
-    before, whole = finished(config), (torn / "report.json").read_bytes()
-    (torn / "report.json").write_bytes(whole[: len(whole) // 2])
-    sweep([config], progress=False)
+    sweep([config], SHIPPED_TASKS, progress=False)
+    before, results = finished(config), results_of(config)
+    torn, *others = results.path.read_bytes().splitlines(keepends=True)
+    name = next(iter(before))
+    results.path.write_bytes(b"".join(others))
+    results.folder_of(name).mkdir(parents=True)
+    (results.folder_of(name) / REPORT).write_bytes(torn[: len(torn) // 2])
+    sweep([config], SHIPPED_TASKS, progress=False)
     assert trained(config) == 7
-    assert report.finished(torn)["curves"]["test_accuracy"] == json.loads(whole)["curves"]["test_accuracy"]
-    assert all(finished(config)[path] == before[path] for path in others)
+    after = finished(config)
+    assert after[name]["curves"]["test_accuracy"] == before[name]["curves"]["test_accuracy"]
+    assert [after[other] == before[other] for other in before] == [other != name for other in before]
 
 
-def test_another_value_keeps_what_is_finished_and_another_config_is_refused(config):
-    sweep([config], progress=False)
+def test_another_value_keeps_what_is_finished_and_so_does_another_config(config, capsys):
+    sweep([config], SHIPPED_TASKS, progress=False)
     before = finished(config)
     config.write_text(config.read_text().replace("[0.1, 0.05]", "[0.2, 0.1, 0.05]"), encoding="utf-8")
-    swept = sweep([config], progress=False)
-    assert [len(outcome.folders) for outcome in swept.outcomes] == [2, 2, 2]
+    swept = sweep([config], SHIPPED_TASKS, progress=False)
+    assert [len(outcome.reports) for outcome in swept.outcomes] == [2, 2, 2]
     assert finished(config).items() >= before.items()
     assert trained(config) == 9
-    config.write_text(config.read_text().replace("rounds = 2", "rounds = 3"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="another configuration"):
-        sweep([config], progress=False)
-    assert trained(config) == 9
+    text = config.read_text()
+    config.write_text(
+        text.replace("delta = 1e-4", "delta = 1e-3").replace("[0.2, 0.1, 0.05]", "[0.2]"), encoding="utf-8"
+    )
+    assert main(["sweep", str(config)]) == 0
+    assert trained(config) == 12
+    printed = capsys.readouterr().err
+    assert "6 results do not count: the config has no such trial (any more)" in printed
+    assert "3 results do not count: the config differs from theirs in delta" in printed
+    config.write_text(text, encoding="utf-8")
+    standing = standing_of(config)
+    assert standing.finished == before | standing.finished and len(standing.finished) == 9
+    assert len(standing.left_out) == 3
+    sweep([config], SHIPPED_TASKS, progress=False)
+    assert trained(config) == 12
 
 
 def test_what_another_process_holds_is_waited_for_and_not_trained_twice(config):
-    held = config.with_suffix("") / "fraction=0.1" / "learning_rate=2" / "seed-0"
+    name, found = "fraction=0.1/learning_rate=2/seed-0", []
+    held = results_of(config).folder_of(name)
     held.mkdir(parents=True)
-    found = []
     with FileLock(held / LOCK):
-        other = threading.Thread(target=lambda: found.append(sweep([config], progress=False)), daemon=True)
+        other = threading.Thread(
+            target=lambda: found.append(sweep([config], SHIPPED_TASKS, progress=False)), daemon=True
+        )
         other.start()
         while len(finished(config)) < 3:  # the other points' first seeds
             time.sleep(0.02)
         time.sleep(0.2)
         assert other.is_alive()
-        assert held not in finished(config)
+        assert name not in finished(config)
     other.join(timeout=60)
     assert not found[0].failures
     assert len(finished(config)) == trained(config) == 6

@@ -1,15 +1,18 @@
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from dpcomp.core.calls import as_table
 from dpcomp.lab.cli import main
-from dpcomp.lab.config.experiment import ConfigError
-from dpcomp.lab.config.grid import points
-from dpcomp.lab.results import report
-from dpcomp.lab.sweep.run import run
-from dpcomp.lab.sweep.sweep import final_accuracy
+from dpcomp.lab.config.build import checked_points, make_pipeline
+from dpcomp.lab.config.experiment import load
+from dpcomp.lab.results.results_file import results_of
+from dpcomp.lab.sweep.plan import final_accuracy, standing_of
+from dpcomp.lab.sweep.sweep import run
+from dpcomp.lab.tasks import SHIPPED_TASKS
+from experiments import cli as project
+from experiments.data.tasks import TASKS
 
 TEXT = """
 task = "digits"
@@ -38,19 +41,29 @@ def config(tmp_path):
     return path
 
 
+def counted(config, **options):
+    """The reports of a run that count."""
+    (outcome,) = run(config, SHIPPED_TASKS, progress=False, **options).outcomes()
+    return outcome.reports
+
+
 def test_every_tuning_is_tried_once_and_the_best_goes_on_with_every_seed(config):
-    folders = run(config, progress=False)
-    tried = {folder.parent: report.read(folder) for folder in config.with_suffix("").glob("*/seed-0")}
+    reports = counted(config)
+    tried = [report for report in results_of(config).read() if report["seed"] == 0]
     assert len(tried) == 2
-    best = max(tried, key=lambda folder: final_accuracy(tried[folder]))
-    assert folders == [best / "seed-0", best / "seed-1"]
+    assert reports[0] == max(tried, key=final_accuracy)
+    best = reports[0]["trial"].removesuffix("/seed-0")
+    assert [report["trial"] for report in reports] == [f"{best}/seed-0", f"{best}/seed-1"]
 
 
 def test_a_report_holds_all_there_is_to_know(config):
-    facts = report.read(run(config, progress=False)[1])
+    facts = counted(config)[1]
+    assert facts["format"] == 2
     assert facts["seed"] == 1
     assert facts["config"]["federation"]["rounds"] == 3
+    assert facts["pipeline"] == as_table(make_pipeline(load(config)), "pipeline")
     assert facts["versions"]["torch"].startswith("2.")
+    assert set(facts["versions"]) >= {"dpcomp", "commit"}
     assert facts["machine"]["cores"] >= 1
     assert facts["machine"]["accelerator"] is None
     assert facts["guarantee"]["text"].startswith("ε ≤ ")
@@ -59,43 +72,51 @@ def test_a_report_holds_all_there_is_to_know(config):
     assert facts["curves"]["payload_bytes"][0] > 56
 
 
-def test_what_is_done_is_not_done_again_and_what_was_broken_off_is(config):
-    folders = run(config, progress=False)
-    before = [(folder / "report.json").read_bytes() for folder in folders]
-    (folders[1] / "DONE").unlink()
-    (folders[1] / "report.json").write_text("{ torn", encoding="utf-8")
-    assert run(config, progress=False) == folders
-    after = [(folder / "report.json").read_bytes() for folder in folders]
+def test_what_is_done_is_not_done_again_and_what_is_missing_is(config):
+    before = counted(config)
+    results = results_of(config)
+    results.replace([report for report in results.read() if report != before[1]])
+    after = counted(config)
     assert after[0] == before[0]
-    mended, whole = json.loads(after[1])["curves"], json.loads(before[1])["curves"]
+    assert after[1] != before[1]
+    mended, whole = after[1]["curves"], before[1]["curves"]
     assert {**mended, "seconds": None} == {**whole, "seconds": None}
 
 
 def test_trials_side_by_side_end_as_one_after_the_other(config, tmp_path):
-    folders = run(config, progress=False)
+    reports = counted(config)
     other = shutil.copy(config, tmp_path / "other.toml")
-    for one, two in zip(folders, run(Path(other), jobs=2, progress=False), strict=True):
-        curves = [report.read(folder)["curves"] for folder in (one, two)]
-        assert {**curves[0], "seconds": None} == {**curves[1], "seconds": None}
+    for one, two in zip(reports, counted(Path(other), jobs=2), strict=True):
+        assert {**one["curves"], "seconds": None} == {**two["curves"], "seconds": None}
 
 
-def test_reports_of_another_config_are_not_taken_for_this_one(config):
-    run(config, progress=False)
+def test_results_of_another_config_are_not_taken_for_this_one(config, capsys):
+    before = counted(config)
     config.write_text(TEXT.replace("rounds = 3", "rounds = 4"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="another configuration"):
-        run(config, progress=False)
+    assert main(["run", str(config)]) == 0
+    assert "3 results do not count: the config differs from theirs in federation" in capsys.readouterr().err
+    config.write_text(TEXT, encoding="utf-8")
+    assert counted(config) == before
 
 
 def test_the_command_line_runs_and_draws(config, capsys):
     assert main(["run", str(config)]) == 0
     printed = capsys.readouterr().out
     assert "test_accuracy" in printed
-    for figure in ("training.png", "scrambling.png"):
-        assert (config.with_suffix("") / figure).read_bytes().startswith(b"\x89PNG")
+    for figure in ("training", "scrambling"):
+        assert config.with_suffix(f".{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert main(["epsilon", str(config)]) == 0
-    assert report.read(next(config.with_suffix("").glob("*/seed-0")))["guarantee"]["text"].split(" · ")[0] in (
-        capsys.readouterr().out
-    )
+    guarantee = results_of(config).read()[0]["guarantee"]
+    epsilon = capsys.readouterr().out
+    assert guarantee["text"].split(" · ")[0] in epsilon
+    for row in printed.splitlines()[1:3]:
+        assert guarantee["text"].startswith(f"ε ≤ {row.split()[3]} ")
+
+
+def test_a_grid_is_not_run_as_one_experiment(config, capsys):
+    config.write_text(TEXT + '[grid]\n"federation.local_steps" = [1, 2]', encoding="utf-8")
+    assert main(["run", str(config)]) == 1
+    assert "dpcomp sweep" in capsys.readouterr().err
 
 
 def test_what_is_refused_is_one_line_and_a_status(tmp_path, capsys):
@@ -108,26 +129,25 @@ def test_what_is_refused_is_one_line_and_a_status(tmp_path, capsys):
 
 
 def test_data_is_named_and_checked(capsys):
-    assert main(["data", "digits"]) == 0
+    assert project.main(["data", "digits"]) == 0
     assert "1,437 training and 360 test images" in capsys.readouterr().out
+    assert project.main(["data", "digit"]) == 1
+    assert "the nearest is 'digits'" in capsys.readouterr().err
 
 
 def test_every_tracked_config_can_be_read_and_has_a_guarantee():
     configs = sorted(Path("experiments/configs").rglob("*.toml"))
     assert len(configs) >= 11
     for path in configs:
-        assert all(point.experiment.steps >= 20 for point in points(path))
+        assert all(point.experiment.steps >= 20 for point in checked_points(path, TASKS))
 
 
-def test_tracked_reports_are_of_the_configs_beside_them():
-    configs, seen = Path("experiments/configs").absolute(), set()
+def test_every_tracked_result_counts_or_was_tried():
+    configs, results = Path("experiments/configs").absolute(), Path("results").absolute()
+    seen = {results / name for name in ("demo.jsonl", "scrambling.jsonl", "cost.jsonl")}
+    assert all(path.exists() for path in seen)
     for config in configs.rglob("*.toml"):
-        for point in points(config):
-            for done in point.home.rglob("DONE"):
-                seen.add(done)
-                facts = report.read(done.parent)
-                assert facts["config"]["pipeline"] == point.experiment.as_dict()["pipeline"]
-                assert facts["config"]["federation"].items() >= point.experiment.federation.items()
-    # `dpcomp study` has no config: its reports name all they are of.
-    studies = {done for name in ("scrambling", "cost") for done in (configs / name).rglob("DONE")}
-    assert studies and seen == set(configs.rglob("DONE")) - studies
+        standing = standing_of(config)
+        assert not standing.left_out, standing.notes()
+        seen.add(standing.results.path)
+    assert set(results.rglob("*.jsonl")) <= seen

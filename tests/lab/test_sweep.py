@@ -3,11 +3,13 @@ import sys
 import pandas as pd
 import pytest
 
+from dpcomp.core.errors import ConfigError
 from dpcomp.lab.cli import main
-from dpcomp.lab.config.calls import ConfigError
-from dpcomp.lab.results import report
-from dpcomp.lab.sweep.sweep import final_accuracy, sweep
+from dpcomp.lab.results.results_file import results_of
+from dpcomp.lab.sweep.plan import final_accuracy
+from dpcomp.lab.sweep.sweep import sweep
 from dpcomp.lab.sweep.trial import TRACEBACK
+from dpcomp.lab.tasks import SHIPPED_TASKS
 
 TEXT = """
 task = "digits"
@@ -88,8 +90,11 @@ def trained(config):
 
 
 def finished(config):
-    """When each finished trial was written."""
-    return {mark.parent: (mark.parent / "report.json").stat().st_mtime_ns for mark in config.parent.rglob("DONE")}
+    """The report of each finished trial, by name: one that was trained anew takes other seconds."""
+    reports = results_of(config).read()
+    found = {report["trial"]: report for report in reports}
+    assert len(found) == len(reports)
+    return found
 
 
 def test_every_point_is_tuned_and_the_table_has_a_row_for_each(config, capsys):
@@ -101,10 +106,11 @@ def test_every_point_is_tuned_and_the_table_has_a_row_for_each(config, capsys):
     assert table["fraction"].tolist() == [0.1, 0.05]
     assert table["tried"].tolist() == table["seeds"].tolist() == [2, 2]
     for row in table.to_dict("records"):
-        folder = config.parent / row["folder"]
-        reports = [report.read(path) for path in sorted(folder.glob("seed-*"))]
+        every = finished(config)
+        reports = [every[f"{row['trials']}/seed-{seed}"] for seed in (0, 1)]
         assert [facts["seed"] for facts in reports] == [0, 1]
-        tried = [report.read(path) for path in folder.parent.glob("*/seed-0")]
+        point = row["trials"].split("/")[0]
+        tried = [facts for name, facts in every.items() if name.startswith(f"{point}/") and facts["seed"] == 0]
         assert final_accuracy(reports[0]) == max(map(final_accuracy, tried))
         accuracies = pd.Series([100 * final_accuracy(facts) for facts in reports])
         assert row["accuracy_percent"] == pytest.approx(accuracies.mean())
@@ -114,7 +120,10 @@ def test_every_point_is_tuned_and_the_table_has_a_row_for_each(config, capsys):
         )
         assert str(row["tuning"]) in printed.out
         assert all(facts["machine"]["torch_threads"] == 1 for facts in reports)
-    assert (config.with_suffix("") / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert config.with_suffix(".training.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in config.parent.iterdir()} == {
+        *("own.py", "small.toml", "small.jsonl", "small.csv", "small.training.png")
+    }
 
 
 FRAGILE = TEXT.replace("learning_rate = [0.5, 2.0]", "").replace("seeds = [0, 1]", "seeds = [0]").split("[grid]")[0]
@@ -130,8 +139,8 @@ def test_a_trial_that_fails_stops_no_other_is_told_and_is_tried_again(tmp_path, 
     assert main(["sweep", str(config)]) == 1
     told = capsys.readouterr().err
     assert "1 trials failed" in told
-    assert "small/method=fragile/seed-0: RuntimeError: it is not there\n" in told
-    failed = config.with_suffix("") / "method=fragile" / "seed-0"
+    assert "small.running/method=fragile/seed-0: RuntimeError: it is not there\n" in told
+    failed = results_of(config).folder_of("method=fragile/seed-0")
     assert "in select" in (failed / TRACEBACK).read_text()
     table = pd.read_csv(config.with_suffix(".csv")).set_index("method")
     assert table["seeds"].to_dict() == {"fragile": 0, "sound": 1}
@@ -140,24 +149,24 @@ def test_a_trial_that_fails_stops_no_other_is_told_and_is_tried_again(tmp_path, 
     (tmp_path / "there").touch()
     assert main(["sweep", str(config)]) == 0
     assert finished(config).items() >= before.items()
-    assert not (failed / TRACEBACK).exists()
+    assert not failed.exists()
     assert pd.read_csv(config.with_suffix(".csv"))["seeds"].tolist() == [1, 1]
 
 
 @pytest.mark.slow
 def test_a_trial_that_kills_its_process_stops_no_other(tmp_path):
     config = config_in(tmp_path / "one", FRAGILE.replace("deadly = false", "deadly = true"))
-    swept = sweep([config], jobs=2, progress=False)
+    swept = sweep([config], SHIPPED_TASKS, jobs=2, progress=False)
     assert [(found.trial.folder.parent.name, found.error) for found in swept.failures] == [
         ("method=fragile", "its process died, as one does that the system kills for its memory")
     ]
-    assert [len(outcome.folders) for outcome in swept.outcomes] == [0, 1]
+    assert [len(outcome.reports) for outcome in swept.outcomes] == [0, 1]
 
 
 def test_points_that_are_one_trial_are_refused(config):
     config.write_text(TEXT + '"pipeline.codec.Codec.sparsify" = [{ TopK = { fraction = 0.3 } }]', encoding="utf-8")
     with pytest.raises(ConfigError, match="one trial"):
-        sweep([config], progress=False)
+        sweep([config], SHIPPED_TASKS, progress=False)
 
 
 def test_a_folder_of_configs_is_one_sweep(tmp_path, capsys):
@@ -169,7 +178,8 @@ def test_a_folder_of_configs_is_one_sweep(tmp_path, capsys):
     assert [row.split()[0] for row in rows] == ["config", "one/small", "two/small", "two/small"]
     assert main(["table", str(tmp_path)]) == 0
     assert "two/small/feedback=false" in capsys.readouterr().out
-    assert main(["sweep", str(tmp_path / "one" / "small")]) == 1
+    (tmp_path / "empty").mkdir()
+    assert main(["sweep", str(tmp_path / "empty")]) == 1
     assert "no config" in capsys.readouterr().err
 
 

@@ -13,9 +13,9 @@ import dpcomp as dp
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Phase
 from dpcomp.federated.server import Server
+from dpcomp.lab.tasks import digits
 from dpcomp.simulation import Faults, Versioned, simulate
 from dpcomp.training.pytorch import PyTorch
-from experiments.data.tasks import digits
 
 torch.set_num_threads(1)
 WEATHER = Faults(drop=0.3, corrupt=0.05, duplicate=0.05, reorder=0.1, absence=0.02, absence_rounds=60)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import dpcomp as dp
+from dpcomp.lab.tasks.handwritten_digits import digits_mlp
 from dpcomp.training.pytorch.inspection import PrivateModel, private_model
-from experiments.data.models import cifar_cnn, digits_mlp, fashion_cnn, logistic_regression, resnet18_group_norm
+from experiments.data.models import cifar_cnn, fashion_cnn, logistic_regression, resnet18_group_norm
 
 torch.set_num_threads(1)
 ROW = (6,)

@@ -1,13 +1,13 @@
-"""TOML tables as calls: `{ Clip = { norm = 0.1 } }` is `Clip(norm=0.1)`, its arguments checked by name."""
+"""What a TOML file may call by name: dpcomp's own parts, and the dataclasses of the files that it imports."""
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import dpcomp as dp
+from dpcomp.core.errors import ConfigError
 from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.late import Reject, Weigh
+from dpcomp.lab.config.experiment import Experiment
 from dpcomp.simulation import IID, Dirichlet, Faults, Versioned
 from dpcomp.simulation.probes import Clipping, TopKOverlap
 from dpcomp.simulation.unversioned import Unversioned
@@ -25,54 +25,18 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-class ConfigError(Exception):
-    """The file does not describe an experiment; the message says where, and what was meant."""
-
-
-def built(value: Any, where: str, calls: Mapping[str, Callable[..., Any]]) -> Any:
-    """A TOML value with its calls made.
+def calls_of(experiment: Experiment) -> dict[str, Callable[..., Any]]:
+    """Return what the experiment's tables may call, by name: CALLS, and the dataclasses of its imports.
 
     Raises:
-        ConfigError: a table is no call, or a call that is refused.
+        ConfigError: An import can't be run, or defines a name that is dpcomp's or another file's.
     """
-    if isinstance(value, list):
-        return tuple(built(item, where, calls) for item in value)
-    if not isinstance(value, dict):
-        return value
-    if len(value) != 1:
-        raise ConfigError(f"{where}: {value} is no call; write {{ Name = {{ argument = … }} }}")
-    ((name, arguments),) = value.items()
-    nearest(name, calls, where)
-    if not isinstance(arguments, dict):
-        raise ConfigError(f"{where}.{name} is {arguments!r}; arguments have names: {{ {name} = {{ argument = … }} }}")
-    call = calls[name]
-    check_keys(arguments, inspect.signature(call).parameters, f"{where}.{name}")
-    try:
-        return call(**{key: built(item, f"{where}.{name}.{key}", calls) for key, item in arguments.items()})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}.{name}: {error}") from error
-
-
-def names_in(value: Any) -> set[str]:
-    """Every key of a TOML value, whatever lies between: the names that it calls are among them."""
-    if isinstance(value, dict):
-        return set(value).union(*map(names_in, value.values()))
-    return set().union(*map(names_in, value)) if isinstance(value, (list, tuple)) else set()
-
-
-def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Refuse a key that means nothing there."""
-    for key in found:
-        nearest(key, known, where)
-
-
-def nearest(key: str, known: Iterable[str], where: str) -> None:
-    """Refuse an unknown key, and name the known one that looks most like it."""
-    names = sorted(known)
-    if not names:
-        raise ConfigError(f"{where} has {key!r}, where nothing has a name")
-    if key not in names:
-        close = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
-        raise ConfigError(
-            f"{where} has {key!r}, which is unknown; the nearest is {close[0]!r}. Known: {', '.join(names)}"
-        )
+    calls = dict(CALLS)
+    for source in experiment.imports:
+        own = source.dataclasses()
+        if taken := sorted(set(own) & set(CALLS)):
+            raise ConfigError(f"imports: {source.name} defines {taken[0]}, which is dpcomp's own: give it another name")
+        if twice := sorted(set(own) & set(calls)):
+            raise ConfigError(f"imports: {source.name} defines {twice[0]}, as another file does: rename one")
+        calls |= own
+    return calls

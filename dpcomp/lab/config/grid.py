@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpcomp.core.errors import DpcompError
-from dpcomp.lab.config.calls import ConfigError, nearest
+from dpcomp.core.calls import check_known
+from dpcomp.core.errors import ConfigError
 from dpcomp.lab.config.experiment import Experiment, experiment_of, read
 from dpcomp.lab.config.labels import folder_name, label, short_names
 
@@ -33,13 +33,21 @@ ROOTS = (*TABLES, "task", "delta", "epsilon")
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """An experiment of a config, its label on every axis, what figures call it, and the folder of its trials."""
+    """An experiment of a config's grid.
+
+    Attributes:
+        config: The TOML file.
+        labels: Axis → label.
+        title: What figures call it.
+        experiment: What is run.
+        name: The first part of its trials' names, made of the labels; "" where there is no grid.
+    """
 
     config: Path
     labels: dict[str, str]
     title: str
     experiment: Experiment
-    home: Path
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +60,10 @@ class _Axis:
 
 
 def points(config: Path) -> tuple[Point, ...]:
-    """The points of a config's grid, every one checked; of a config without grid the one that it is.
+    """Return the points of a config's grid, as they are described; of a config without grid the one that it is.
 
     Raises:
-        ConfigError: the file describes no grid of experiments; the message says at which point, or axis.
+        ConfigError: The file describes no grid of experiments; the message says at which point, or axis.
     """
     facts = read(config)
     grid = facts.pop("grid", {})
@@ -79,18 +87,17 @@ def _point(config: Path, facts: dict[str, Any], axes: list[_Axis], chosen: tuple
             for path, value in axis.values[name].items():
                 facts = _placed(facts, tuple(path.split(".")), value, "")
         experiment = experiment_of(facts, config.parent)
-        experiment.check()
-    except (ConfigError, DpcompError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError(f"at {title}: {error}" if axes else str(error)) from error
-    home = config.absolute().with_suffix("") / folder_name(labels)  # a worker may stand in another folder
-    return Point(config=config, labels=labels, title=title or config.stem, experiment=experiment, home=home)
+    name = folder_name(labels)
+    return Point(config=config, labels=labels, title=title or config.stem, experiment=experiment, name=name)
 
 
 def _axis(name: str, given: Any) -> _Axis:
     if "." in name or name in ROOTS:
         values = {text: {name: value} for text, value in _labelled(name, given).items()}
     elif not isinstance(given, dict):
-        nearest(name, ROOTS, "[grid]")
+        check_known(name, ROOTS, "[grid]")
         values = {}
     elif not all(isinstance(sets, dict) for sets in given.values()):
         raise ConfigError(f'[grid.{name}] is an axis of your own, whose labels set paths: "label" = {{ "path" = … }}')
@@ -119,10 +126,10 @@ def _labelled(name: str, given: Any) -> Mapping[str, Any]:
 
 def _check_path(path: str) -> None:
     root, *rest = path.split(".")
-    nearest(root, ROOTS, f"[grid] {path}:")
+    check_known(root, ROOTS, f"[grid] {path}:")
     if root in TABLES and not rest:
         raise ConfigError(f'[grid] {path}: vary what is in [{root}], by paths in quotes: "{root}.{TABLES[root]}" = …')
-    if rest and root not in TABLES:
+    if rest and root not in (*TABLES, "task"):
         raise ConfigError(f"[grid] {path}: {root} is a plain value, which has no keys")
 
 
@@ -131,7 +138,7 @@ def _placed(table: Any, path: tuple[str, ...], value: Any, where: str) -> Any:
     key, *rest = path
     if isinstance(table, list):
         found = [place for place, item in enumerate(table) if isinstance(item, dict) and key in item]
-        nearest(key, (name for item in table if isinstance(item, dict) for name in item), where)
+        check_known(key, (name for item in table if isinstance(item, dict) for name in item), where)
         if len(found) > 1:
             raise ConfigError(f"{where} has {len(found)} calls of {key}: vary {where} as a whole")
         place = found[0]

@@ -1,6 +1,7 @@
 """A researcher's own file beside a config: its dataclasses become names that the config may call.
 
-    imports = ["block_top_k.py"]                                       # a path from the config's folder
+    imports = ["block_top_k.py", "hospitals.py"]                       # paths from the config's folder
+    task = { Hospitals = { logits = 2 } }                              # a dataclass that is a `dpcomp.simulation.Task`
 
     [pipeline]
     codec = { Codec = { sparsify = { BlockTopK = { fraction = 0.01 } } } }
@@ -15,7 +16,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import ModuleType
 
-from dpcomp.lab.config.calls import CALLS, ConfigError
+from dpcomp.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,11 @@ class Import:
     path: Path
     digest: str
 
-    def calls(self) -> dict[str, type]:
-        """The public dataclasses that the file defines, by name.
+    def dataclasses(self) -> dict[str, type]:
+        """Run the file, once a process, and return the public dataclasses that it defines, by name.
 
         Raises:
-            ConfigError: the file was changed since, can't be run, defines none, or takes a name that is dpcomp's.
+            ConfigError: The file was changed since, can't be run, or defines none.
         """
         module = self._module()
         found = {
@@ -45,8 +46,6 @@ class Import:
             raise ConfigError(
                 f"imports: {self.name} defines no dataclass: write @dataclass(frozen=True) over its class"
             )
-        if taken := sorted(set(found) & set(CALLS)):
-            raise ConfigError(f"imports: {self.name} defines {taken[0]}, which is dpcomp's own: give it another name")
         return found
 
     def _module(self) -> ModuleType:

@@ -1,1 +1,1 @@
-"""Results of trials: written, read, and compared."""
+"""Results of trials: where they lie, how they are written and read, and what made them."""

@@ -36,3 +36,16 @@ def summary(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def columns(table: pd.DataFrame) -> dict[str, list[float | int | str | None]]:
+    """Return a table's columns as JSON types: six digits, and null for what was not measured."""
+    return {
+        column: [value if isinstance(value, str) else _rounded(value) for value in table[column]] for column in table
+    }
+
+
+def _rounded(value: float) -> float | int | None:
+    if pd.isna(value):
+        return None
+    return int(value) if float(value).is_integer() else float(f"{value:.6g}")

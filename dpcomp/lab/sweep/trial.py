@@ -1,57 +1,20 @@
-"""A trial: one simulation, whose report lies in a folder of its own, claimed by one process at a time."""
+"""Runs a trial: one simulation, claimed by one process at a time, whose report is left beside the results."""
 
 import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from dpcomp.lab.config.experiment import ConfigError, Experiment
-from dpcomp.lab.results import report
+from dpcomp.lab.config.build import Tasks, make_arguments, make_pipeline, make_task
+from dpcomp.lab.results.provenance import versions
+from dpcomp.lab.sweep.plan import Trial
+from dpcomp.lab.sweep.run_report import report_of
 from dpcomp.simulation import simulate
 
 LOCK, TRACEBACK = "trial.lock", "error.txt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """An experiment with its tuned values set, a seed, and the folder of its report."""
-
-    experiment: Experiment
-    seed: int
-    folder: Path
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What makes it this trial and no other, besides its seed: what the report keeps as its config."""
-        return {**self.experiment.as_dict(), "tune": None, "seeds": None}
-
-    def finished(self) -> dict[str, Any] | None:
-        """Its report, if it has ended.
-
-        Raises:
-            ConfigError: its folder holds a finished trial of another configuration.
-        """
-        facts = report.finished(self.folder)
-        if facts is not None and facts["config"] != self.settings:
-            raise ConfigError(
-                f"{self.folder} holds a finished trial of another configuration than the file beside it says: "
-                "rename the config, or move the folder away, and run again"
-            )
-        return facts
-
-    def run(self, *, rounds_shown: bool) -> None:
-        """Train, and write the report."""
-        torch.set_num_threads(1)  # two threads of one trial wait for each other; two trials side by side do not
-        began, pipeline = time.perf_counter(), self.experiment.make_pipeline()
-        arguments = self.experiment.simulation()
-        outcome = simulate(self.experiment.make_task(), pipeline, seed=self.seed, progress=rounds_shown, **arguments)
-        facts = report.report_of(outcome, pipeline, self.settings, self.seed, time.perf_counter() - began)
-        report.write(facts, self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +26,23 @@ class Attempt:
     error: str | None = None
 
 
-def attempt(trial: Trial, *, patient: bool, rounds_shown: bool = False) -> Attempt:
-    """Run a trial unless it is finished; `patient`, wait for another process that holds it, which may die.
+def attempt(trial: Trial, tasks: Tasks, *, patient: bool, rounds_shown: bool = False) -> Attempt:
+    """Run a trial unless it is finished.
 
     The hold is a lock on an open file: the system lets go of it however its process ends.
+
+    Args:
+        trial: What to run.
+        tasks: The tasks that its config may name.
+        patient: Wait for another process that holds the trial, which may die.
+        rounds_shown: Show a bar over the rounds.
     """
     try:
-        trial.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(trial.folder / LOCK).acquire(timeout=-1 if patient else 0, poll_interval=0.5):
-            if trial.finished() is None:
-                trial.run(rounds_shown=rounds_shown)
-            # Whoever still waits for this file finds the trial finished. One that failed keeps it: were it gone,
-            # a second process could hold a new file while a third gets hold of the old one.
+        with _hold(trial, patient=patient):
+            if not finished(trial):
+                _run(trial, tasks, rounds_shown=rounds_shown)
+            # Whoever still waits for this file finds the trial finished. One that failed keeps it: what it left is
+            # then known to be of a trial that began.
             (trial.folder / LOCK).unlink(missing_ok=True)
             (trial.folder / TRACEBACK).unlink(missing_ok=True)
     except Timeout:
@@ -85,3 +53,42 @@ def attempt(trial: Trial, *, patient: bool, rounds_shown: bool = False) -> Attem
         said = (str(error).strip().splitlines() or [""])[0]  # some libraries' errors fill a page
         return Attempt(trial=trial, error=f"{type(error).__name__}: {said}")
     return Attempt(trial=trial)
+
+
+def finished(trial: Trial) -> bool:
+    """Return whether a report of the trial is there.
+
+    Raises:
+        ConfigError: The results are damaged.
+    """
+    return any(report["trial"] == trial.name and trial.matches(report) for report in trial.results.read())
+
+
+def _hold(trial: Trial, *, patient: bool) -> AcquireReturnProxy:
+    """Acquire the trial's lock. Raises Timeout."""
+    while True:
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(trial.folder / LOCK).acquire(timeout=-1 if patient else 0, poll_interval=0.5)
+        except FileNotFoundError:  # a process that folded its neighbour's report in has removed the empty folder
+            continue
+
+
+def _run(trial: Trial, tasks: Tasks, *, rounds_shown: bool) -> None:
+    torch.set_num_threads(1)  # two threads of one trial wait for each other; two trials side by side do not
+    began, made_by, experiment = time.perf_counter(), versions(), trial.experiment
+    trial.results.fold()  # no report of other settings lies in its place
+    pipeline = make_pipeline(experiment)
+    task, arguments = make_task(experiment, tasks), make_arguments(experiment)
+    outcome = simulate(task, pipeline, seed=trial.seed, progress=rounds_shown, **arguments)
+    report = report_of(
+        outcome,
+        pipeline,
+        trial=trial.name,
+        config=experiment.settings,
+        seed=trial.seed,
+        versions=made_by,
+        seconds=time.perf_counter() - began,
+        device=experiment.federation.get("device", "cpu"),
+    )
+    trial.results.write(report)

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import joblib
 
-from dpcomp.lab.config.calls import nearest
-from dpcomp.lab.sweep.trial import LOCK, Attempt, Trial, attempt
-from experiments.data.tasks import TASKS
+from dpcomp.core.calls import check_known
+from dpcomp.lab.config.build import Tasks, make_task
+from dpcomp.lab.sweep.plan import Trial
+from dpcomp.lab.sweep.trial import LOCK, Attempt, attempt, finished
+from dpcomp.training.pytorch.task import SupervisedTask
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def workers(backend: str, jobs: int) -> Iterator[None]:
         ConfigError: there is no such backend.
         ValueError: its library is not installed.
     """
-    nearest(backend, BACKENDS, "backend")
+    check_known(backend, BACKENDS, "backend")
     with ExitStack() as stack:
         try:
             options = stack.enter_context(BACKENDS[backend]())
@@ -61,66 +64,73 @@ def workers(backend: str, jobs: int) -> Iterator[None]:
         yield
 
 
-def finish(trials: Sequence[Trial], *, advance: Callable[[int], None], rounds_shown: bool = False) -> list[Attempt]:
+def finish(
+    trials: Sequence[Trial], tasks: Tasks, *, advance: Callable[[int], None], rounds_shown: bool = False
+) -> list[Attempt]:
     """Run these trials; what another process holds is waited for when all others have ended.
 
-    `advance` is told how many more have ended.
+    Args:
+        trials: What to run.
+        tasks: The tasks that their configs may name.
+        advance: Called with the number of trials that have ended since the last call.
+        rounds_shown: Show a bar over the rounds.
     """
-    for task in dict.fromkeys(trial.experiment.task for trial in trials):
-        TASKS[task]().train()  # obtain data here, once, before workers ask for it side by side
-    attempts = _side_by_side(trials, advance, patient=False, rounds_shown=rounds_shown)
+    for experiment in {str(trial.experiment.task): trial.experiment for trial in trials}.values():
+        task = make_task(experiment, tasks)
+        if isinstance(task, SupervisedTask):
+            task.train()  # obtain data here, once, before workers ask for it side by side
+    run = _Run(tasks=tasks, advance=advance)
+    attempts = run.side_by_side(trials, patient=False, rounds_shown=rounds_shown)
     if held := [found.trial for found in attempts if found.held]:
         advance(-len(held))
-        waited = _side_by_side(held, advance, patient=True, rounds_shown=rounds_shown)
+        waited = run.side_by_side(held, patient=True, rounds_shown=rounds_shown)
         attempts = [found for found in attempts if not found.held] + waited
     return attempts
 
 
-def _side_by_side(
-    trials: Sequence[Trial], advance: Callable[[int], None], *, patient: bool, rounds_shown: bool
-) -> list[Attempt]:
-    try:
-        return _parallel(trials, advance, patient=patient, rounds_shown=rounds_shown)
-    except BrokenProcessPool:
-        # A worker died, as one does that asks for too much memory, and joblib ended the others with it.
-        left = [trial for trial in trials if trial.finished() is None]
-        begun = [trial for trial in left if (trial.folder / LOCK).exists()] or left
-        others = [trial for trial in left if trial not in begun]
-        rest = _side_by_side(others, advance, patient=patient, rounds_shown=False) if others else []
-        return [*rest, *(_alone(trial, advance, patient=patient) for trial in begun)]
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    tasks: Tasks
+    advance: Callable[[int], None]
 
+    def side_by_side(self, trials: Sequence[Trial], *, patient: bool, rounds_shown: bool) -> list[Attempt]:
+        try:
+            return self._parallel(trials, patient=patient, rounds_shown=rounds_shown)
+        except BrokenProcessPool:
+            # A worker died, as one does that asks for too much memory, and joblib ended the others with it.
+            left = [trial for trial in trials if not finished(trial)]
+            begun = [trial for trial in left if (trial.folder / LOCK).exists()] or left
+            others = [trial for trial in left if trial not in begun]
+            rest = self.side_by_side(others, patient=patient, rounds_shown=False) if others else []
+            return [*rest, *(self._alone(trial, patient=patient) for trial in begun)]
 
-def _alone(trial: Trial, advance: Callable[[int], None], *, patient: bool) -> Attempt:
-    """A trial in a process of its own, for it may have killed one before."""
-    try:
-        return _parallel([trial], advance, patient=patient, rounds_shown=False, jobs=2)[0]
-    except BrokenProcessPool:
-        advance(1)
-        return Attempt(trial=trial, error="its process died, as one does that the system kills for its memory")
+    def _alone(self, trial: Trial, *, patient: bool) -> Attempt:
+        """Run a trial in a process of its own, for it may have killed one before."""
+        try:
+            return self._parallel([trial], patient=patient, rounds_shown=False, jobs=2)[0]
+        except BrokenProcessPool:
+            self.advance(1)
+            return Attempt(trial=trial, error="its process died, as one does that the system kills for its memory")
 
-
-def _parallel(
-    trials: Sequence[Trial],
-    advance: Callable[[int], None],
-    *,
-    patient: bool,
-    rounds_shown: bool,
-    jobs: int | None = None,
-) -> list[Attempt]:
-    begin = joblib.delayed(attempt)
-    ran: Any = _Counting(advance, jobs)(begin(trial, patient=patient, rounds_shown=rounds_shown) for trial in trials)
-    return ran
+    def _parallel(
+        self, trials: Sequence[Trial], *, patient: bool, rounds_shown: bool, jobs: int | None = None
+    ) -> list[Attempt]:
+        begin = joblib.delayed(attempt)
+        ran: Any = _Counting(self.advance, jobs)(
+            begin(trial, self.tasks, patient=patient, rounds_shown=rounds_shown) for trial in trials
+        )
+        return ran
 
 
 class _Counting(joblib.Parallel):
-    """joblib.Parallel that tells how many tasks have ended; Ray's backend knows that, but gives no result early."""
+    """joblib.Parallel that reports how many tasks have ended; Ray's backend knows that, but gives no result early."""
 
     def __init__(self, advance: Callable[[int], None], jobs: int | None):
         # No more trials wait in a worker's queue than it runs: one whose parent was killed ends after its trial.
         super().__init__(n_jobs=jobs, batch_size=1, pre_dispatch="n_jobs")  # pyright: ignore[reportArgumentType]
-        self._advance, self._told = advance, 0
+        self._advance, self._reported = advance, 0
 
     def print_progress(self) -> None:
         """Called by joblib whenever a task has ended."""
-        self._advance(self.n_completed_tasks - self._told)
-        self._told = self.n_completed_tasks
+        self._advance(self.n_completed_tasks - self._reported)
+        self._reported = self.n_completed_tasks

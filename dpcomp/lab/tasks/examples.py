@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
+from dpcomp.core.errors import DpcompError
 
-class DataError(Exception):
+
+class DataError(DpcompError):
     """A data set can't be had, or is not what it should be; the text says which file or source, and what to do."""
 
 

@@ -1,0 +1,44 @@
+"""Tables of the studies' results.
+
+A study's results lie where those of a config of its name would: `source` is that config's path, without the ending.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.cost.break_even import costs_by_device
+from analysis.cost.break_even import measured_costs as costs_table
+from analysis.tables.noise_losses import at_equal_density, at_equal_energy, table_of
+from dpcomp.core.errors import ConfigError
+from dpcomp.lab.results.results_file import Report, results_of
+
+
+def study_reports(source: Path) -> Sequence[Report]:
+    """Return all results of a study.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    results = results_of(source)
+    reports = results.read()
+    if not reports:
+        raise ConfigError(f"{results.path} holds no result: run python -m experiments study {source.name} first")
+    return reports
+
+
+def losses_of(source: Path) -> pd.DataFrame:
+    """Return a row a setting of the scrambling study: its loss, measured and foretold. Raises ConfigError."""
+    reports = study_reports(source)
+    return at_equal_density(table_of(reports, "payloads"), table_of(reports, "supports"))
+
+
+def energies_of(source: Path) -> pd.DataFrame:
+    """Return a row an order, noise and share of energy of the scrambling study, with its bytes. Raises ConfigError."""
+    return at_equal_energy(table_of(study_reports(source), "energies"))
+
+
+def costs_of(source: Path) -> pd.DataFrame:
+    """Return a row an update, codec and device of the cost study: where the codec pays. Raises ConfigError."""
+    return costs_by_device(costs_table(study_reports(source)))

@@ -1,0 +1,52 @@
+"""Tables of the trials that count: a row a trial, or a row a round."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from dpcomp.lab.results.frames import curves, summary
+from dpcomp.lab.sweep.plan import outcomes
+
+
+def rounds_of(config: Path) -> pd.DataFrame:
+    """Return a row a round of every trial that counts in a config's grid.
+
+    There is a column an axis, with the point's label; it is called `grid.<axis>` where that name is taken.
+
+    Raises:
+        ConfigError: No trial is finished.
+    """
+    return _of_points(config, curves)
+
+
+def trials_of(config: Path) -> pd.DataFrame:
+    """Return a row a trial that counts in a config's grid, at its point's best tuning; a column an axis.
+
+    Raises:
+        ConfigError: No trial is finished.
+    """
+    return _of_points(config, summary)
+
+
+def trials_below(folder: Path) -> pd.DataFrame:
+    """Return a row a trial that counts of all configs below a folder; `config` is its path below it, without ending.
+
+    Raises:
+        ConfigError: A config has no finished trial.
+    """
+    configs = sorted(folder.rglob("*.toml"))
+    return pd.concat(
+        [trials_of(config).assign(config=config.relative_to(folder).with_suffix("").as_posix()) for config in configs],
+        ignore_index=True,
+    )
+
+
+def _of_points(config: Path, table: Callable[..., pd.DataFrame]) -> pd.DataFrame:
+    frames = []
+    for outcome in outcomes(config):
+        if outcome.reports:
+            rows = table({outcome.point.title: outcome.reports})
+            labels = {f"grid.{name}" if name in rows else name: text for name, text in outcome.point.labels.items()}
+            frames.append(rows.assign(**labels, tuning=outcome.tuning, tried=outcome.tried))
+    return pd.concat(frames, ignore_index=True)

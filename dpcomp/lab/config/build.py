@@ -1,0 +1,133 @@
+"""Builds what an experiment describes: its task, its pipeline, and the arguments of its simulation."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import dpcomp as dp
+from dpcomp.core.calls import check_known, from_table
+from dpcomp.core.errors import ConfigError, DpcompError
+from dpcomp.federated import ServerOptimizer
+from dpcomp.lab.config.calls import calls_of
+from dpcomp.lab.config.experiment import Experiment
+from dpcomp.lab.config.federation_keys import FEDERATION_KEYS, Owner
+from dpcomp.lab.config.grid import Point, points
+from dpcomp.simulation import Task
+from dpcomp.training.pytorch import PyTorch
+
+BLANK = {"Gaussian": {}}
+Tasks = Mapping[str, Callable[[], Task]]
+
+
+def make_task(experiment: Experiment, tasks: Tasks) -> Task:
+    """Return the task of an experiment.
+
+    Args:
+        experiment: Whose `task` is a name or a call.
+        tasks: The tasks that may be named. They are functions of modules, so that worker processes find them.
+
+    Raises:
+        ConfigError: The name is not known, the call is refused, or what it makes is no task.
+    """
+    if isinstance(experiment.task, str):
+        check_known(experiment.task, tasks, "task")
+        return tasks[experiment.task]()
+    task = from_table(experiment.task, "task", calls_of(experiment))
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"task = {task!r}, which is no task: a task has name, population, train, test, model and loss, as "
+            "dpcomp.simulation.Task says. Name a dataclass that has them, from a file of `imports`"
+        )
+    return task
+
+
+def make_pipeline(experiment: Experiment) -> dp.Pipeline:
+    """Return the pipeline of an experiment, calibrated if the experiment has a budget.
+
+    Raises:
+        ConfigError: A part is unknown or refused, or both or neither of a budget and a noise multiplier are given.
+        NotPrivate: The parts make no private pipeline.
+    """
+    _check_budget(experiment)
+    if experiment.epsilon is None:
+        return _pipeline(experiment, None)
+
+    def calibrated(noise_multiplier: float) -> dp.Pipeline:
+        return _pipeline(experiment, noise_multiplier)
+
+    return dp.calibrate(calibrated, epsilon=experiment.epsilon, delta=experiment.delta, steps=experiment.steps)
+
+
+def make_arguments(experiment: Experiment) -> dict[str, Any]:
+    """Return the keyword arguments of `simulate` that an experiment gives, δ among them.
+
+    Raises:
+        ConfigError: A part is unknown or refused.
+    """
+    calls = calls_of(experiment)
+    values = {key: from_table(value, key, calls) for key, value in experiment.federation.items()}
+    return {"delta": experiment.delta, **simulation_arguments(values)}
+
+
+def checked_points(config: Path, tasks: Tasks) -> tuple[Point, ...]:
+    """Return the points of a config's grid, after each was built once; the calibration, which takes time, is left out.
+
+    Args:
+        config: A TOML file.
+        tasks: The tasks that it may name.
+
+    Raises:
+        ConfigError: The file describes no experiments, or a point can't be built; the message names file and point.
+    """
+    found = points(config)
+    for point in found:
+        try:
+            _check(point.experiment, tasks)
+        except (DpcompError, TypeError, ValueError) as error:
+            place = f"{config}: at {point.title}" if point.labels else str(config)
+            raise ConfigError(f"{place}: {error}") from error
+    return found
+
+
+def _check(experiment: Experiment, tasks: Tasks) -> None:
+    make_task(experiment, tasks)
+    _check_budget(experiment)
+    _pipeline(experiment, None if experiment.epsilon is None else 1.0)
+    make_arguments(experiment)
+    calls = calls_of(experiment)
+    for key, values in experiment.tune.items():
+        from_table(list(values), f"[tune] {key}", calls)
+
+
+def _check_budget(experiment: Experiment) -> None:
+    if (experiment.epsilon is None) == (BLANK in experiment.pipeline.get("mechanism", [])):
+        raise ConfigError(
+            "either give a budget, `epsilon = …`, and leave Gaussian = {} blank, to be calibrated for it, or give "
+            "Gaussian = { noise_multiplier = … } and no budget"
+        )
+
+
+def _pipeline(experiment: Experiment, noise_multiplier: float | None) -> dp.Pipeline:
+    table, calls = experiment.pipeline, calls_of(experiment)
+    noisy = {"Gaussian": {"noise_multiplier": noise_multiplier}}
+    stages = [noisy if stage == BLANK else stage for stage in table.get("mechanism", [])]
+    mechanism = tuple(from_table(stage, "mechanism", calls) for stage in stages)
+    others = {key: value for key, value in table.items() if key not in ("unsafe", "mechanism")}
+    parts = {key: from_table(value, key, calls) for key, value in others.items()}
+    if "unsafe" in table:
+        return dp.Pipeline(mechanism=dp.unsafe(table["unsafe"], *mechanism), **parts)
+    return dp.Pipeline(mechanism=mechanism, **parts)
+
+
+def simulation_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrange the values of [federation] as arguments of `simulate`: a trainer and a server are made of theirs.
+
+    Args:
+        values: By the keys of FEDERATION_KEYS.
+    """
+    by_owner: dict[Owner, dict[str, Any]] = {"simulate": {}, "trainer": {}, "server": {}}
+    for key, value in values.items():
+        owner, argument = FEDERATION_KEYS[key]
+        by_owner[owner][argument] = value
+    trainer, server = PyTorch(**by_owner["trainer"]), ServerOptimizer(**by_owner["server"])
+    return {**by_owner["simulate"], "trainer": trainer, "server": server}

@@ -1,0 +1,123 @@
+"""Methods side by side: of each the best tuning, over its seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpcomp.core.errors import ConfigError
+from dpcomp.lab.results.frames import curves, summary
+from dpcomp.lab.results.provenance import origins
+from dpcomp.lab.sweep.plan import Outcome, Standing, configs_in, standing_of
+
+MEASURES = (
+    *("seeds", "accuracy_percent", "deviation", "payload_bytes", "compression_ratio"),
+    *("uplink_bytes", "downlink_bytes", "epsilon"),
+)
+REFERENCE = "dense"  # the config beside a method's that it is compared with
+
+
+def standings_in(target: Path) -> tuple[Standing, ...]:
+    """Return how the configs below a folder stand, or the one that is named; of each folder REFERENCE comes first.
+
+    Raises:
+        ConfigError: There is no config, or one can't be read.
+    """
+    configs = sorted(configs_in(target), key=lambda path: (path.parent, path.stem != REFERENCE, path))
+    return tuple(standing_of(config) for config in configs)
+
+
+def compare(target: Path) -> pd.DataFrame:
+    """Return the `comparison` of all configs below a folder, or of the one that is named. Raises ConfigError."""
+    return comparison(standings_in(target), target)
+
+
+def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
+    """Return a row a method, from the results that count.
+
+    A method is a point of a config, with its best tuning. Columns: method, tuning, tried, MEASURES, and rounds_behind:
+    how many rounds before its end the REFERENCE beside it stood where the method ends (mean over seeds).
+
+    Args:
+        standings: As `standings_in` returns them.
+        target: Of `standings_in`; methods are named by their paths from there.
+
+    Raises:
+        ConfigError: No trial is finished.
+    """
+    folder = target if target.is_dir() else target.parent
+    rows, means = [], {}
+    for standing in standings:
+        for outcome in standing.outcomes():
+            if outcome.reports:
+                home = standing.config.with_suffix("")
+                means[home / outcome.point.name] = accuracy = _mean_accuracy(outcome)
+                rows.append(
+                    {
+                        "method": (home / outcome.point.name).relative_to(folder).as_posix(),
+                        "tuning": outcome.tuning or "none",
+                        "tried": outcome.tried,
+                        **measured(outcome.reports),
+                        "rounds_behind": rounds_behind(accuracy, means.get(home.parent / REFERENCE)),
+                    }
+                )
+    if not rows:
+        notes = [note for standing in standings for note in standing.notes()]
+        raise ConfigError("; ".join([f"{target} holds no config with a finished trial: sweep it first", *notes]))
+    return pd.DataFrame(rows)
+
+
+def notes(standings: Sequence[Standing]) -> list[str]:
+    """Return what a reader of the comparison should know: results that don't count, and code that differed."""
+    lines = [note for standing in standings for note in standing.notes()]
+    counted = origins(report for standing in standings for report in standing.finished.values())
+    if len(counted) > 1:
+        states = ", ".join(f"{origin} ({number})" for origin, number in sorted(counted.items()))
+        lines.append(f"the results that count were made by different states of the code: {states}")
+    return lines
+
+
+def measured(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return MEASURES of the trials of one method, a seed each: means, and the accuracy's standard deviation.
+
+    Bytes are those of one payload, and of all clients in all rounds. Without a guarantee epsilon is infinite; what no
+    trial has measured is NaN.
+    """
+    if not reports:
+        return {name: 0 if name == "seeds" else math.nan for name in MEASURES}
+    trials = summary({"": reports})
+    accuracy = 100 * trials["test_accuracy"]
+    means = [trials[name].mean() for name in ("payload_bytes", "compression_ratio", "uplink_bytes", "downlink_bytes")]
+    epsilon = max(math.inf if pd.isna(spent) else spent for spent in trials["epsilon"])
+    found = (len(trials), accuracy.mean(), accuracy.std(ddof=1), *means, epsilon)
+    return dict(zip(MEASURES, found, strict=True))
+
+
+def rounds_behind(accuracy: pd.Series, reference: pd.Series | None) -> float:
+    """Return how long before its last round the reference first reached the accuracy that the other ends with.
+
+    Between evaluations it is interpolated; negative never, NaN if it was never reached or there is no reference.
+
+    Args:
+        accuracy: Round → accuracy of a method.
+        reference: Round → accuracy of the method that it is compared with.
+    """
+    if reference is None or reference.max() < accuracy.iloc[-1]:
+        return float("nan")
+    rounds, reached = reference.index.to_numpy(dtype=float), reference.to_numpy(dtype=float)
+    first = int(np.argmax(reached >= accuracy.iloc[-1]))
+    if first == 0:
+        return float(rounds[-1] - rounds[0])
+    return float(
+        rounds[-1] - np.interp(accuracy.iloc[-1], reached[first - 1 : first + 1], rounds[first - 1 : first + 1])
+    )
+
+
+def _mean_accuracy(outcome: Outcome) -> pd.Series:
+    """Return round → test accuracy, mean over seeds, where it was evaluated."""
+    table = curves({"": outcome.reports})
+    evaluated = table[table["test_accuracy"].notna()]
+    return pd.Series(evaluated.groupby("round")["test_accuracy"].mean())

@@ -1,0 +1,251 @@
+"""Which trials a config has, and which results count: the one place that decides it, for sweep, table and figures.
+
+A point is an experiment of a config's grid; a config without grid is one point. Every combination of its [tune] is
+tried with its first seed, and its other seeds run the one with the best final test accuracy. A trial is called
+[<point>/][<tuning>/]seed-<n>, which does not change when a grid gets more values. A result counts if the config, as it
+stands now, has a trial of its name and settings.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dpcomp.core.errors import ConfigError
+from dpcomp.lab.config.experiment import Experiment
+from dpcomp.lab.config.grid import Point, points
+from dpcomp.lab.config.labels import folder_name, label
+from dpcomp.lab.results.results_file import Report, ResultsFile, results_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One simulation: an experiment with its tuned values set, a seed, its name, and where its report goes."""
+
+    experiment: Experiment
+    seed: int
+    name: str
+    results: ResultsFile
+
+    @property
+    def folder(self) -> Path:
+        """The folder in which it runs."""
+        return self.results.folder_of(self.name)
+
+    def matches(self, report: Report) -> bool:
+        """Return whether a report of its name is of its settings and seed."""
+        return report["config"] == self.experiment.settings and report["seed"] == self.seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a point has come to.
+
+    Attributes:
+        point: The point.
+        tuning: Its best tuning, as it stands in the trials' names; "" where nothing was tuned, or nothing is finished.
+        tried: How many tunings have finished with the first seed.
+        trials: The first part of the names of the trials that count, up to the seed.
+        reports: Their reports, in the order of the seeds.
+    """
+
+    point: Point
+    tuning: str
+    tried: int
+    trials: str
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointTrials:
+    """The trials of a point: tuning → one a seed, in the order of the file."""
+
+    point: Point
+    by_tuning: Mapping[str, tuple[Trial, ...]]
+
+    @property
+    def every(self) -> list[Trial]:
+        """All trials that any outcome of the tuning could ask for."""
+        return [trial for trials in self.by_tuning.values() for trial in trials]
+
+    @property
+    def first(self) -> list[Trial]:
+        """Those that wait for nothing: the first seed of each tuning; every seed, where nothing is tuned."""
+        return self.every if len(self.by_tuning) == 1 else [trials[0] for trials in self.by_tuning.values()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A config's trials, and those of its results that count.
+
+    Attributes:
+        config: The TOML file.
+        results: Where its results lie.
+        points: The trials by point.
+        finished: Trial's name → its report, of the results that count.
+        left_out: Those that don't.
+    """
+
+    config: Path
+    results: ResultsFile
+    points: tuple[PointTrials, ...]
+    finished: Mapping[str, Report]
+    left_out: tuple[Report, ...]
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Return what each point has come to, those without a finished trial too."""
+        return tuple(self._outcome(trials) for trials in self.points)
+
+    def first(self) -> list[Trial]:
+        """Return the trials that wait for nothing and are not finished."""
+        return self._unfinished(trial for trials in self.points for trial in trials.first)
+
+    def second(self) -> list[Trial]:
+        """Return the trials that wait for a tuning which is now decided, and are not finished: its other seeds."""
+        return self._unfinished(
+            trial for trials in self.points if len(trials.by_tuning) > 1 for trial in self._of_best(trials)[1:]
+        )
+
+    def expected(self) -> int:
+        """Return how many trials are left to run, as far as that can be known before the tunings end."""
+        undecided = [trials.point.experiment for trials in self.points if self._best(trials) is None]
+        waiting = sum(len(experiment.seeds) - 1 for experiment in undecided)
+        return len(self.first()) + len(self.second()) + waiting
+
+    def notes(self) -> list[str]:
+        """Return why results don't count, a line a reason; no line where all of them do."""
+        known = {trial.name: trial for trials in self.points for trial in trials.every}
+        reasons = Counter(_reason(report, known.get(report["trial"])) for report in self.left_out)
+        return [
+            f"{self.results.path}: {number} result{'s do' if number > 1 else ' does'} not count: {reason}"
+            for reason, number in sorted(reasons.items())
+        ]
+
+    def _outcome(self, trials: PointTrials) -> Outcome:
+        best = self._best(trials)
+        named = [] if best is None else [trial.name for trial in trials.by_tuning[best]]
+        return Outcome(
+            point=trials.point,
+            tuning=best or "",
+            tried=sum(seeds[0].name in self.finished for seeds in trials.by_tuning.values()),
+            trials="/".join(part for part in (trials.point.name, best) if part),
+            reports=tuple(self.finished[name] for name in named if name in self.finished),
+        )
+
+    def _best(self, trials: PointTrials) -> str | None:
+        """Return the tuning with the best final accuracy of the first seed, of those that ended."""
+        if len(trials.by_tuning) == 1:
+            return next(iter(trials.by_tuning))
+        ended = {tuning: self.finished.get(seeds[0].name) for tuning, seeds in trials.by_tuning.items()}
+        scores = {tuning: final_accuracy(report) for tuning, report in ended.items() if report is not None}
+        return max(scores, key=scores.__getitem__, default=None)
+
+    def _of_best(self, trials: PointTrials) -> Sequence[Trial]:
+        best = self._best(trials)
+        return () if best is None else trials.by_tuning[best]
+
+    def _unfinished(self, trials: Iterable[Trial]) -> list[Trial]:
+        return [trial for trial in trials if trial.name not in self.finished]
+
+
+def standing_of(config: Path, described: Sequence[Point] | None = None) -> Standing:
+    """Return how a config and its results stand; nothing is run.
+
+    Args:
+        config: A TOML file.
+        described: Its points, where they are known already.
+
+    Raises:
+        ConfigError: The file describes no experiments, two of its trials are one, or its results are damaged.
+    """
+    results = results_of(config)
+    found = tuple(_trials_of(point, results) for point in (points(config) if described is None else described))
+    trials = [trial for of_point in found for trial in of_point.every]
+    _refuse_twins(config, trials)
+    known = {trial.name: trial for trial in trials}
+    finished, left_out = {}, []
+    for report in results.read():
+        trial = known.get(report["trial"])
+        if trial is not None and trial.matches(report):
+            finished[trial.name] = report
+        else:
+            left_out.append(report)
+    return Standing(config=config, results=results, points=found, finished=finished, left_out=tuple(left_out))
+
+
+def outcomes(config: Path) -> tuple[Outcome, ...]:
+    """Return what the points of a config have come to so far; nothing is run.
+
+    Raises:
+        ConfigError: No result of the config counts; or as `standing_of`.
+    """
+    standing = standing_of(config)
+    if not standing.finished:
+        raise ConfigError(f"{config} has no finished trial: sweep it first{_in_brackets(standing.notes())}")
+    return standing.outcomes()
+
+
+def configs_in(target: Path) -> list[Path]:
+    """Return the configs below a folder, or the one that is named.
+
+    Raises:
+        ConfigError: The folder holds none.
+    """
+    if not target.is_dir():
+        return [target]
+    configs = sorted(target.rglob("*.toml"))
+    if not configs:
+        raise ConfigError(f"{target} holds no config, *.toml")
+    return configs
+
+
+def final_accuracy(report: Report) -> float:
+    """Return the test accuracy of a report's last round."""
+    return report["curves"]["test_accuracy"][-1]
+
+
+def _trials_of(point: Point, results: ResultsFile) -> PointTrials:
+    experiment, by_tuning = point.experiment, {}
+    for values in itertools.product(*experiment.tune.values()):
+        chosen = dict(zip(experiment.tune, values, strict=True))
+        tuned = replace(experiment, federation={**experiment.federation, **chosen})
+        tuning = folder_name({key: label(value) for key, value in chosen.items()})
+        names = ["/".join(part for part in (point.name, tuning, f"seed-{seed}") if part) for seed in experiment.seeds]
+        by_tuning[tuning] = tuple(
+            Trial(experiment=tuned, seed=seed, name=name, results=results)
+            for seed, name in zip(experiment.seeds, names, strict=True)
+        )
+    return PointTrials(point=point, by_tuning=by_tuning)
+
+
+def _refuse_twins(config: Path, trials: Iterable[Trial]) -> None:
+    """Refuse trials that are the same, or whose folders are where a file system makes no difference of case."""
+    seen: dict[str, Trial] = {}
+    for trial in trials:
+        settings = json.dumps([trial.experiment.settings, trial.seed], sort_keys=True, default=str)
+        for trait in (settings, trial.name.casefold()):
+            if trait in seen:
+                raise ConfigError(
+                    f"{config}: {trial.name} and {seen[trait].name} are one trial: two points of the grid say the "
+                    "same, a seed stands twice, or two labels differ in nothing but case"
+                )
+            seen[trait] = trial
+
+
+def _reason(report: Report, trial: Trial | None) -> str:
+    if trial is None:
+        return "the config has no such trial (any more)"
+    settings: Mapping[str, Any] = trial.experiment.settings
+    differing = sorted(
+        key for key in settings.keys() | report["config"].keys() if settings.get(key) != report["config"].get(key)
+    )
+    if not differing:
+        return "its seed is not the one that its name says"
+    return f"the config differs from theirs in {', '.join(differing)}"
+
+
+def _in_brackets(notes: Sequence[str]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""

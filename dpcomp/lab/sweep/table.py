@@ -1,0 +1,93 @@
+"""What a sweep leaves beside its results: a table over the grid as CSV, and figures; and how tables are printed."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from dpcomp.core.storage import write_whole
+from dpcomp.lab.figures import scrambling, training
+from dpcomp.lab.results.frames import curves
+from dpcomp.lab.sweep.comparison import MEASURES, measured
+from dpcomp.lab.sweep.plan import Outcome, Standing
+from dpcomp.privacy.guarantee import rounded_up
+
+MOST_LINES = 10  # as many colours as the palette has that everyone can tell apart
+COLUMNS = ("config", "tuning", "tried", *MEASURES, "trials")
+
+
+def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Return a row a point: its label on each axis, its best tuning, how many were tried, MEASURES, its trials' names.
+
+    An axis that has the name of another column is called `grid.<name>`. `trials` is what the names begin with, before
+    the seed; it is empty where nothing is finished.
+    """
+    rows = []
+    for outcome in outcomes:
+        labels = {f"grid.{name}" if name in COLUMNS else name: text for name, text in outcome.point.labels.items()}
+        trials = outcome.trials if outcome.reports else ""
+        row = {"tuning": outcome.tuning, "tried": outcome.tried, **measured(outcome.reports), "trials": trials}
+        rows.append({**labels, **row})
+    return pd.DataFrame(rows)
+
+
+def write(standing: Standing) -> None:
+    """Write a config's table beside its results, as `<config>.csv`, and its figures, of what is finished."""
+    outcomes = standing.outcomes()
+    write_whole(standing.results.path.with_suffix(".csv"), table(outcomes).to_csv(index=False).encode())
+    write_figures(standing.results.path, {found.point.title: found.reports for found in outcomes if found.reports})
+
+
+def write_figures(results: Path, reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Draw curves by title, as `<config>.training.png` and `<config>.scrambling.png`.
+
+    Args:
+        results: The file of the results, which the figures lie beside.
+        reports: Title → the reports of its seeds; of more than MOST_LINES titles nothing is drawn, for nobody could
+            tell them apart.
+    """
+    if not 0 < len(reports) <= MOST_LINES:
+        return
+    rounds = curves(reports)
+    _save(training.draw(rounds), results.with_suffix(".training.png"))
+    fractions = {_probed_fraction(facts) for group in reports.values() for facts in group}
+    fraction = fractions.pop()
+    if fraction is not None and not fractions:
+        _save(scrambling.draw(rounds, fraction), results.with_suffix(".scrambling.png"))
+
+
+def printed(table: pd.DataFrame, decimals: int | None = 2) -> str:
+    """Return a table as text; ε is rounded up, so that the printed number is never smaller than the proven one.
+
+    Args:
+        table: Its column `epsilon`, if it has one, holds ε; NaN and infinity stand for no guarantee.
+        decimals: Of all other numbers; None for as many as pandas gives.
+    """
+    shown = table.copy()
+    if "epsilon" in shown:
+        seeds = shown["seeds"] if "seeds" in shown else pd.Series(1, index=shown.index)
+        shown["epsilon"] = [
+            _printed_epsilon(value) if n else "" for value, n in zip(shown["epsilon"], seeds, strict=True)
+        ]
+    numbers = None if decimals is None else f"{{:.{decimals}f}}".format
+    return shown.to_string(index=False, float_format=numbers, na_rep="")
+
+
+def _printed_epsilon(value: float) -> str:
+    return "∞" if pd.isna(value) else rounded_up(value)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    plt.close(figure)
+    write_whole(path, drawn.getvalue())
+
+
+def _probed_fraction(facts: Mapping[str, Any]) -> float | None:
+    probes = facts["config"]["federation"].get("probes", [])
+    return next((probe["TopKOverlap"]["fraction"] for probe in probes if "TopKOverlap" in probe), None)

@@ -1,0 +1,92 @@
+"""Files that are written whole or not at all, and databases that one process holds."""
+
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from dpcomp.core.storage import atomic_write, make_folder, open_database, write_whole
+
+
+def test_a_file_is_replaced_whole_and_no_draft_stays(tmp_path):
+    path = tmp_path / "deeper" / "still" / "some.bin"
+    write_whole(path, b"first")
+    write_whole(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "some.bin"
+    write_whole(path, b"first")
+
+    def fail():
+        with atomic_write(path) as draft:
+            draft.write_bytes(b"half")
+            assert draft.parent == path.parent
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        fail()
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_draft_with_a_fixed_name_takes_the_place_of_what_a_killed_process_left(tmp_path):
+    path = tmp_path / "some.bin"
+    (tmp_path / "unfinished").write_bytes(b"what a killed process left")
+    with atomic_write(path, draft_name="unfinished") as draft:
+        assert draft == tmp_path / "unfinished"
+        draft.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "some.bin"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_made_with_those_above_it(tmp_path):
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
+
+
+SECOND = """
+import sqlite3, sys
+from dpcomp.core.storage import open_database
+try:
+    open_database(sys.argv[1])
+except sqlite3.OperationalError as error:
+    print(error)
+"""
+
+
+def test_a_database_is_one_processes_and_its_commits_are_synchronous(tmp_path):
+    path = tmp_path / "some.db"
+    database = open_database(path)
+    database.execute("CREATE TABLE found (number INTEGER)")
+    pragmas = {name: database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")}
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2}
+    ran = subprocess.run([sys.executable, "-c", SECOND, str(path)], capture_output=True, text=True)
+    assert ran.stdout == "database is locked\n"
+    database.close()
+    again = open_database(path)
+    assert again.execute("SELECT COUNT(*) FROM found").fetchone() == (0,)
+    again.close()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    (tmp_path / "some.db").write_bytes(b"this is a text, and no database" * 100)
+    with pytest.raises(sqlite3.DatabaseError):
+        open_database(tmp_path / "some.db")
+
+
+def test_a_database_in_memory_is_nobody_elses():
+    for _ in range(2):
+        database = open_database(":memory:")
+        database.execute("CREATE TABLE found (number INTEGER)")
+        database.close()
