@@ -13,6 +13,7 @@ import dpcomp as dp
 from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.simulation import Dirichlet, Run, simulate
 from dpcomp.training.pytorch import PyTorch
+from dpcomp.wire import exchange
 from experiments.data.models import logistic_regression
 
 torch.set_num_threads(1)
@@ -128,25 +129,25 @@ class Recorder:
         self.ledgers: list[dp.Ledger] = []
         self.up: list[int] = []
         self.down: list[int] = []
-        send, broadcast = dp.Pipeline.send, dp.Pipeline.broadcast
+        send, broadcast = exchange.send, exchange.broadcast
 
         def opened() -> dp.Ledger:
             self.ledgers.append(dp.Ledger())
             return self.ledgers[-1]
 
-        def sent(chosen, update, memory):
-            payload, memory = send(chosen, update, memory)
+        def sent(channel, update, memory):
+            payload, memory = send(channel, update, memory)
             self.up.append(len(payload))
             return payload, memory
 
-        def told(chosen, aggregate, memory):
-            payload, memory = broadcast(chosen, aggregate, memory)
+        def broadcasted(channel, aggregate, memory):
+            payload, memory = broadcast(channel, aggregate, memory)
             self.down.append(len(payload))
             return payload, memory
 
         monkeypatch.setattr(importlib.import_module("dpcomp.simulation.simulated_federation"), "Ledger", opened)
-        monkeypatch.setattr(dp.Pipeline, "send", sent)
-        monkeypatch.setattr(dp.Pipeline, "broadcast", told)
+        monkeypatch.setattr(exchange, "send", sent)
+        monkeypatch.setattr(exchange, "broadcast", broadcasted)
 
     def steps(self) -> list[int]:
         return [ledger.guarantee(1e-5).steps for ledger in self.ledgers]
