@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench paper lint clean
+.PHONY: demo test test-slow bench docs paper lint clean
 
 demo: .venv/installed
 	$(BIN)/dpcomp demo
@@ -14,9 +14,13 @@ test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 bench: .venv/installed-bench
-	$(BIN)/python benchmarks/codec.py
-	$(BIN)/python benchmarks/allocation.py
-	$(BIN)/python benchmarks/training_cost.py
+	PYTHONPATH=. $(BIN)/python benchmarks/codec.py
+	PYTHONPATH=. $(BIN)/python benchmarks/allocation.py
+	PYTHONPATH=. $(BIN)/python benchmarks/training_cost.py
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 paper: .venv/installed
 	@command -v latexmk >/dev/null || { echo "make paper needs LaTeX: on Debian, apt-get install latexmk texlive-latex-extra \
@@ -33,7 +37,7 @@ lint: .venv/installed-lint
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[research]"
 	touch $@
 
 .venv/installed-test: .venv/installed
@@ -44,9 +48,13 @@ lint: .venv/installed-lint
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
+
 .venv/installed-lint: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[lint]"
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache

@@ -1,15 +1,16 @@
-"""What allocation is worth on real gradients: python benchmarks/allocation.py
+"""Measures what allocating bits by layer is worth on real gradients: python benchmarks/allocation.py
 
-Gradients of the CIFAR-10 CNN, early, middle and late; each is coded under both rules, and the table shows the ratio of
-squared errors at equal payload bytes, mean over rounds. At a rate R a bit is worth a factor of four (6.02 dB), by
-which small differences in size are levelled. Then what DP noise does, and what a finer block than the layer gains.
+Gradients of the CIFAR-10 CNN, early, middle and late in training, are encoded under both rules; the table shows the
+ratio of squared errors at equal payload bytes, mean over rounds. Small differences in size are corrected for: a bit a
+coordinate is worth a factor of four in the error (6.02 dB). Then what DP noise does to it, and what blocks finer than
+the layer gain.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from gradients import recorded
+from gradients import recorded_gradients
 from jaxtyping import Float32, Int64
 from rich.console import Console
 from rich.table import Table
@@ -18,30 +19,33 @@ import dpcomp as dp
 from dpcomp.codec.widths import WIDTHS, error_curve
 from dpcomp.codec.wiener import mean_squares
 from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 BITS = (2, 3, 4)
-CLIENTS = 10
 
 
-def coded(codec: dp.Codec, values: Float32[np.ndarray, "d"], layout: Layout) -> tuple[float, Float32[np.ndarray, "d"]]:
-    """Bits a coordinate on the wire, and what is decoded."""
-    body, decoded = codec.encode(values, dp.Everywhere(), Common(layout=layout))
+def encoded(
+    codec: dp.Codec, values: Float32[np.ndarray, "d"], layout: Layout
+) -> tuple[float, Float32[np.ndarray, "d"]]:
+    """Encode and decode values: the bits a coordinate on the wire, and the decoded vector."""
+    body, decoded = codec.encode(values, dp.Everywhere(), PublicContext(layout=layout))
     return 8 * len(body) / len(values), decoded
 
 
-def advantage(one: dp.Codec, other: dp.Codec, rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
-    """The squared error of the first ÷ that of the second at equal bytes, mean over rounds."""
+def error_ratio(first: dp.Codec, second: dp.Codec, rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
+    """Compute the squared error of the first codec ÷ that of the second at equal bytes, mean over rounds."""
     ratios = []
     for values in rounds:
-        (bits, found), (other_bits, other_found) = coded(one, values, layout), coded(other, values, layout)
-        error, other_error = (float(np.sum((values - each) ** 2.0)) for each in (found, other_found))
-        ratios.append(error / other_error * 4.0 ** (bits - other_bits))
+        (first_bits, first_decoded), (second_bits, second_decoded) = (
+            encoded(codec, values, layout) for codec in (first, second)
+        )
+        errors = [float(np.sum((values - decoded) ** 2.0)) for decoded in (first_decoded, second_decoded)]
+        ratios.append(errors[0] / errors[1] * 4.0 ** (first_bits - second_bits))
     return float(np.mean(ratios))
 
 
 def coding_gain(rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
-    """The weighted arithmetic over the geometric mean of the layers' variances, mean over rounds."""
+    """Compute the weighted arithmetic mean ÷ the geometric mean of the layers' variances, mean over rounds."""
     shares, gains = np.array(layout.sizes) / layout.size, []
     for values in rounds:
         powers = mean_squares(values, layout)
@@ -50,19 +54,19 @@ def coding_gain(rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
 
 
 def side_bytes(codec: dp.Codec, layout: Layout) -> int:
-    """What is said of the blocks on the wire, beside their levels and the tables of those."""
-    return codec.quantizer.side_bytes(np.array(layout.sizes), Common(layout=layout))
+    """Count the bytes that describe the blocks on the wire, beside their levels and the tables of those."""
+    return codec.quantizer.side_bytes(np.array(layout.sizes), PublicContext(layout=layout))
 
 
 def by_channel(layout: Layout) -> Layout:
-    """Every output channel of a weight a layer of its own, before what has no channels."""
+    """Make every output channel of a weight a layer of its own, before the layers that have no channels."""
     wide = {name: shape for name, shape in layout.shapes if len(shape) > 1}
     rest = {name: shape for name, shape in layout.shapes if len(shape) <= 1}
     return Layout.of({f"{name}[{channel}]": s[1:] for name, s in wide.items() for channel in range(s[0])} | rest)
 
 
 def channel_order(layout: Layout) -> Int64[np.ndarray, "d"]:
-    """Where each coordinate of `by_channel` stands in the layout."""
+    """Give the position in the layout of each coordinate of `by_channel`."""
     spans = [np.arange(start, stop) for start, stop in pairwise(layout.edges)]
     shapes = [shape for _, shape in layout.shapes]
     first = [span for span, shape in zip(spans, shapes, strict=True) if len(shape) > 1]
@@ -71,28 +75,33 @@ def channel_order(layout: Layout) -> Int64[np.ndarray, "d"]:
 
 @dataclass(frozen=True)
 class SameWidths:
-    """Equal widths, each layer at its best step: tells what the steps are worth, and what the widths."""
+    """Equal widths, with the best step for each layer: separates what the steps are worth from what the widths are."""
 
     bits: int
 
     def packed(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """The same width everywhere."""
+        """Give every layer the same width, and the step of least error."""
         column = int(np.flatnonzero(self.bits == WIDTHS)[0])
         steps = tuple(float(error_curve(layer)[1][column]) for layer in np.split(values, np.cumsum(counts)[:-1]))
         return (self.bits,) * len(counts), steps
 
     def coded(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:
-        """Not measured here."""
-        raise NotImplementedError
+        """Give the same steps to an entropy coder."""
+        return self.packed(values, counts)[1]
 
 
 def under_noise(bits: float, share: float, rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
-    """Excess error over the MMSE of the classic rule ÷ that of the noise-aware one, at equal bytes.
+    """Compute the excess error over the MMSE of the classic rule ÷ that of the noise-aware one, at equal bytes.
 
-    σ is `share` × the median layer's signal; s² is the mean over the phase's rounds, as a client would have tracked
-    it. Both rules decode with the same Wiener factors.
+    Both rules decode with the same Wiener factors, from s² averaged over the phase's rounds, as a client can track it.
+
+    Args:
+        bits: Rate of the allocator, a coordinate.
+        share: σ of the noise ÷ the median layer's root mean square.
+        rounds: Clean gradients.
+        layout: Of a gradient.
     """
     rng, signal = np.random.default_rng(0), np.mean([mean_squares(values, layout) for values in rounds], axis=0)
     sigma = share * float(np.sqrt(np.median(signal)))
@@ -102,16 +111,16 @@ def under_noise(bits: float, share: float, rounds: Float32[np.ndarray, "r d"], l
     for values in rounds:
         noisy = values + (sigma * rng.standard_normal(len(values))).astype(np.float32)
         least = float(np.sum((factors * noisy - values) ** 2.0))
-        bits_classic, classic = coded(fill, noisy, layout)
-        bits_aware, aware = coded(fill, factors * noisy, layout)
-        excess = [float(np.sum((found - values) ** 2.0)) - least for found in (factors * classic, aware)]
+        bits_classic, classic = encoded(fill, noisy, layout)
+        bits_aware, aware = encoded(fill, factors * noisy, layout)
+        excess = [float(np.sum((estimate - values) ** 2.0)) - least for estimate in (factors * classic, aware)]
         ratios.append(excess[0] / excess[1] * 4.0 ** (bits_classic - bits_aware))
     return float(np.mean(ratios))
 
 
 def main() -> None:
-    """Print the tables."""
-    layout, phases = recorded()
+    """Measure, and print the tables."""
+    layout, phases = recorded_gradients()
     console, channels = Console(width=132), by_channel(layout)
     table = Table(title="error ÷ error of Waterfill at equal bytes")
     columns = (
@@ -133,24 +142,24 @@ def main() -> None:
         for bits in BITS:
             equal, fill = (dp.Codec(quantize=dp.Uniform(rule(bits))) for rule in (dp.Equal, dp.Waterfill))
             step = dp.Waterfill(bits).coded(rounds[0], np.array(layout.sizes))[0]
-            one_step = advantage(dp.Codec(quantize=dp.Uniform(dp.FixedStep(step))), fill, rounds[:1], layout)
+            one_step = error_ratio(dp.Codec(quantize=dp.Uniform(dp.FixedStep(step))), fill, rounds[:1], layout)
             plain, fitted, packed = (
                 dp.Codec(quantize=dp.Uniform(rule), entropy=dp.FixedWidth())
                 for rule in (bits, SameWidths(bits), dp.Waterfill(bits))
             )
-            coded_gain = advantage(equal, fill, rounds, layout)
+            coded_gain = error_ratio(equal, fill, rounds, layout)
             by_layer, finer = (
-                np.mean([coded(fill, values, cut)[0] for values in given])
+                np.mean([encoded(fill, values, cut)[0] for values in given])
                 for given, cut in ((rounds, layout), (rounds[:, order], channels))
             )
             errors = (
-                np.mean([np.sum((values - coded(fill, values, cut)[1]) ** 2.0) for values in given])
+                np.mean([np.sum((values - encoded(fill, values, cut)[1]) ** 2.0) for values in given])
                 for given, cut in ((rounds, layout), (rounds[:, order], channels))
             )
             coarse_error, fine_error = errors
             row = (
                 *(gain, coded_gain, coded_gain / gain, one_step),
-                *(advantage(rule, packed, rounds, layout) for rule in (plain, fitted)),
+                *(error_ratio(rule, packed, rounds, layout) for rule in (plain, fitted)),
                 *(float(coarse_error / fine_error) * 4.0 ** float(by_layer - finer), finer_gain),
             )
             more = side_bytes(fill, channels) - side_bytes(fill, layout)

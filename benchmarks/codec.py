@@ -1,16 +1,17 @@
-"""What the codecs cost and save beside their peers and the bound: python benchmarks/codec.py
+"""Measures what the codecs cost and save beside their peers and the bound: python benchmarks/codec.py
 
-Every codec goes the whole road, `pipeline.send` and `pipeline.receive`, on synthetic Laplace values in the layers of a
-ResNet-18 and on a recorded gradient of the CIFAR-10 CNN. It prints one table, and writes it as
+Every codec is run as a whole, `pipeline.send` and `pipeline.receive`, on synthetic Laplace values in the layers of a
+ResNet-18 and on a recorded gradient of the CIFAR-10 CNN. The script prints one table, and writes it as
 docs/benchmarks/codec.json, and the gradient's rows as docs/benchmarks/rate_distortion.png. The columns:
 
 - ratio: dense float32 bytes ÷ len(payload), headers included; bits: 8 len(payload) ÷ d
-- ÷ bound: len(payload) ÷ bound, (log₂ C(d, k) + k·H) ÷ 8 bytes: C(d, k) where a support is listed, H the levels'
-  empirical entropy, each layer under its own frequencies, which cost nothing here. By layer also the support is told
-  layer by layer, Σ log₂ C(dᵢ, kᵢ). No codec without memory that knows only the layers does better.
-- error: ‖decoded − target‖² ÷ ‖target‖², where target is the vector, and with error feedback residual + vector
-- encode, decode: up to a dense vector, in copies of the dense vector into a warm buffer. The two take turns, so that a
-  busy machine slows both; what counts is the median of the ratios of neighbours.
+- ÷ bound: len(payload) ÷ bound. The bound is (log₂ C(d, k) + k·H) ÷ 8 bytes: log₂ C(d, k) only where a support is
+  listed, H the levels' empirical entropy, each layer under its own frequencies, which cost nothing here. In the column
+  "by layer" the support is coded by layer too: Σ log₂ C(dᵢ, kᵢ). No codec without memory that knows only the layers
+  does better.
+- error: ‖decoded − target‖² ÷ ‖target‖², where the target is the vector, with error feedback residual + vector
+- encode, decode: to a dense vector, in copies of the dense vector into a warm buffer. Work and copies take turns, so
+  that a busy machine slows both; what counts is the median of the ratios of neighbours.
 """
 
 import json
@@ -21,33 +22,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from gradients import recorded
+from gradients import recorded_gradients
 from jaxtyping import Float32
 from peers import Formula, Peer, formulas, peers
 from rate_distortion import draw
 from rich.console import Console
 from rich.table import Table
-from scipy.special import betaln
-from scipy.stats import entropy
 
 import dpcomp as dp
-from dpcomp.codec.codec import layer_counts
+from analysis.measures.efficiency import compression_ratio
+from analysis.measures.payload_rate import PayloadRate
 from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import Common
 from dpcomp.training.pytorch.parameters import layout_of
 from experiments.data.tasks.cifar10_resnet import task as cifar10_resnet
 
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 LIBRARIES = ("numpy", "scipy", "torch", "constriction", "randomgen", "zstandard")
-REPEATS = 7  # of a measurement, unless they take longer than
+REPEATS = 7  # of a measurement, unless they take longer than SECONDS
 SECONDS = 6.0
-LEAST = 3
+LEAST_REPEATS = 3
 COPIES = 5  # of the vector, before and after each measurement
 CORRELATION = 0.9  # of the synthetic vectors of two rounds
 
@@ -55,7 +53,7 @@ Vector = Float32[np.ndarray, "d"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ours:
+class CodecCase:
     """A codec, with or without error feedback, in its first round or its second."""
 
     name: str
@@ -67,12 +65,12 @@ class Ours:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was measured of one codec on one vector; None where it has no meaning."""
+    """The measurements of one codec on one vector; None where a number has no meaning."""
 
     vector: str
     name: str
     family: str
-    kind: str  # ours, peer, or formula: bytes that nobody made
+    origin: str  # ours, peer, or formula: bytes that were computed and not made
     payload_bytes: float
     compression_ratio: float
     bits_a_coordinate: float
@@ -83,59 +81,59 @@ class Row:
     decode_copies: float | None = None
 
 
-def ours() -> Iterator[Ours]:
-    """What is measured."""
+def codec_cases() -> Iterator[CodecCase]:
+    """Give the codecs of dpcomp that are measured."""
     packed, waterfill = dp.FixedWidth(), dp.Waterfill
-    yield Ours(name="float32", family="float", codec=dp.Codec())
-    yield Ours(name="float16", family="float", codec=dp.Codec(quantize=dp.Float16()))
-    yield Ours(name="INT8, packed", family="Equal, packed", codec=dp.Codec(quantize=dp.Uniform(8), entropy=packed))
+    yield CodecCase(name="float32", family="float", codec=dp.Codec())
+    yield CodecCase(name="float16", family="float", codec=dp.Codec(quantize=dp.Float16()))
+    yield CodecCase(name="INT8, packed", family="Equal, packed", codec=dp.Codec(quantize=dp.Uniform(8), entropy=packed))
     for bits in (4, 2):
         codec = dp.Codec(quantize=dp.Uniform(dp.Equal(bits)), entropy=packed)
-        yield Ours(name=f"Equal({bits}), packed", family="Equal, packed", codec=codec)
+        yield CodecCase(name=f"Equal({bits}), packed", family="Equal, packed", codec=codec)
     for bits in (4, 2):
         codec = dp.Codec(quantize=dp.Uniform(waterfill(bits)), entropy=packed)
-        yield Ours(name=f"Waterfill({bits}), packed", family="Waterfill, packed", codec=codec)
+        yield CodecCase(name=f"Waterfill({bits}), packed", family="Waterfill, packed", codec=codec)
     for bits in (8, 4):
-        yield Ours(name=f"Uniform({bits})", family="Uniform", codec=dp.Codec(quantize=dp.Uniform(bits)))
+        yield CodecCase(name=f"Uniform({bits})", family="Uniform", codec=dp.Codec(quantize=dp.Uniform(bits)))
     dithered = dp.Codec(quantize=dp.Uniform(4, rounding=dp.Dithered()))
-    yield Ours(name="Uniform(4), dithered", family="Uniform, dithered", codec=dithered)
+    yield CodecCase(name="Uniform(4), dithered", family="Uniform, dithered", codec=dithered)
     for bits in (4, 3, 2):
         codec = dp.Codec(quantize=dp.Uniform(waterfill(bits)))
-        yield Ours(name=f"Waterfill({bits})", family="Waterfill", codec=codec)
+        yield CodecCase(name=f"Waterfill({bits})", family="Waterfill", codec=codec)
     for quantizer in (dp.Ternary(), dp.Rotated(), dp.Sign()):
         name = type(quantizer).__name__
-        yield Ours(name=name, family=name, codec=dp.Codec(quantize=quantizer))
+        yield CodecCase(name=name, family=name, codec=dp.Codec(quantize=quantizer))
     sparse = {
         f"top {percent} %, Uniform({bits})": dp.Codec(sparsify=dp.TopK(percent / 100), quantize=dp.Uniform(bits))
         for percent in (10, 1)
         for bits in (8, 4)
     }
     for name, codec in sparse.items():
-        yield Ours(name=name, family="top k, Uniform", codec=codec, feedback=True)
+        yield CodecCase(name=name, family="top k, Uniform", codec=codec, feedback=True)
     top = dp.TopK(0.01)
     filled = dp.Codec(sparsify=top, quantize=dp.Uniform(waterfill(4)))
-    yield Ours(name="top 1 %, Waterfill(4)", family="top k, Waterfill", codec=filled, feedback=True)
+    yield CodecCase(name="top 1 %, Waterfill(4)", family="top k, Waterfill", codec=filled, feedback=True)
     codec = dp.Codec(sparsify=top, quantize=dp.Uniform(4))
     for feedback in (True, False):
         name = f"… second round{'' if feedback else ', no feedback'}"
-        yield Ours(name=name, family="second round", codec=codec, feedback=feedback, second=True)
+        yield CodecCase(name=name, family="second round", codec=codec, feedback=feedback, second=True)
     random = dp.Codec(sparsify=dp.RandomK(0.01), quantize=dp.Uniform(8))
-    yield Ours(name="random 1 %, Uniform(8)", family="random k", codec=random)
+    yield CodecCase(name="random 1 %, Uniform(8)", family="random k", codec=random)
 
 
-class Road:
-    """From one client to the server, up to the round that is measured; the memories before it stay as they are."""
+class RoundTrip:
+    """One client and the server, up to the round that is measured; encoding and decoding leave their memories alone."""
 
-    def __init__(self, what: Ours, rounds: list[Vector], layout: Layout):
+    def __init__(self, case: CodecCase, rounds: list[Vector], layout: Layout):
         self.pipeline = dp.Pipeline(
-            mechanism=dp.unsafe("a measurement of the wire"), codec=what.codec, feedback=what.feedback
+            mechanism=dp.unsafe("a measurement of the wire"), codec=case.codec, feedback=case.feedback
         )
-        self.client = self.pipeline.init(layout, seed=dp.PublicSeed(0), client=0)
+        self.client = self.pipeline.init_client(layout, seed=dp.PublicSeed(0), client=0)
         self.server = self.pipeline.init_server(layout, seed=dp.PublicSeed(0))
-        if what.second:
+        if case.second:
             payload, self.client = self.pipeline.send(self._update(rounds[0]), self.client)
             _, self.server = self.pipeline.receive(payload, self.server)
-        values = rounds[what.second]
+        values = rounds[case.second]
         self.update = self._update(values)
         self.target = values if self.client.residual is None else self.client.residual + values
 
@@ -150,49 +148,41 @@ class Road:
         return self.pipeline.receive(payload, self.server)[0].dense()
 
     def bounds(self, payload: bytes) -> tuple[float, float] | None:
-        """Bytes of the levels and of the support, told at once and layer by layer; None if there are no levels."""
-        codec, layout, memory = self.pipeline.codec, self.client.layout, self.client
-        support = self.pipeline.receive(payload, self.server)[0].support
-        values, counts = self.target[support.indices(layout.size)], layer_counts(support, layout)
-        key = memory.seed.key("dither", memory.client, memory.shared.version, memory.link.count)
-        common = Common(layout=layout, dither_key=key, packed=isinstance(codec.entropy, dp.FixedWidth))
-        levels, side = codec.quantizer.levels(values, counts, common)
-        if not codec.quantizer.bounds(side, common).coded.any():
+        """Compute the bound in bytes, with the support coded as a whole and by layer; None if there are no levels."""
+        rate = PayloadRate.of(self.pipeline, payload, self.server)
+        if np.isnan(rate.value_entropy_bits):
             return None
-        edges = np.cumsum([0, *counts])
-        layers = [levels[start:stop] for start, stop in pairwise(edges) if stop > start]
-        bits = sum(len(layer) * float(entropy(np.bincount(layer - layer.min()), base=2)) for layer in layers)
-        if not isinstance(support, dp.Listed):
-            return bits / 8, bits / 8
-        whole = chosen_bits(np.array([layout.size]), np.array([len(values)]))
-        return (bits + whole) / 8, (bits + chosen_bits(np.array(layout.sizes), counts)) / 8
+        supports = (rate.support_entropy_bits, rate.support_entropy_bits_by_layer)
+        return (rate.value_entropy_bits + supports[0]) / 8, (rate.value_entropy_bits + supports[1]) / 8
 
 
-def chosen_bits(places: np.ndarray, chosen: np.ndarray) -> float:
-    """Σ log₂ C(n, k)."""
-    return float(-np.sum(np.log1p(places) + betaln(places - chosen + 1, chosen + 1)) / np.log(2))
+def measure(case: CodecCase | Peer | Formula, vector: str, rounds: list[Vector], layout: Layout) -> Row:
+    """Measure one row of the table.
 
-
-def measured(what: Ours | Peer | Formula, vector: str, rounds: list[Vector], layout: Layout) -> Row:
-    """One row of the table."""
+    Args:
+        case: What is measured.
+        vector: Name of the vector.
+        rounds: The vector, and that of the next round.
+        layout: Of both.
+    """
     target, times, bounds = rounds[0], (None, None), None
-    if isinstance(what, Formula):
-        payload_bytes, decoded = what.payload_bytes, what.decoded
+    if isinstance(case, Formula):
+        payload_bytes, decoded = case.payload_bytes, case.decoded
     else:
-        road = Road(what, rounds, layout) if isinstance(what, Ours) else what
-        payload = road.encode()
-        payload_bytes, decoded = len(payload), road.decode(payload)
-        times = in_copies(road.encode, rounds[0]), in_copies(lambda: road.decode(payload), rounds[0])
-        if isinstance(road, Road):
-            target, bounds = road.target, road.bounds(payload)
+        codec = RoundTrip(case, rounds, layout) if isinstance(case, CodecCase) else case
+        payload = codec.encode()
+        payload_bytes, decoded = len(payload), codec.decode(payload)
+        times = time_in_copies(codec.encode, rounds[0]), time_in_copies(lambda: codec.decode(payload), rounds[0])
+        if isinstance(codec, RoundTrip):
+            target, bounds = codec.target, codec.bounds(payload)
     lost = float(np.sum(np.square(target - decoded, dtype=np.float64)) / np.sum(np.square(target, dtype=np.float64)))
     return Row(
         vector=vector,
-        name=what.name,
-        family=what.family,
-        kind={Ours: "ours", Peer: "peer", Formula: "formula"}[type(what)],
+        name=case.name,
+        family=case.family,
+        origin={CodecCase: "ours", Peer: "peer", Formula: "formula"}[type(case)],
         payload_bytes=payload_bytes,
-        compression_ratio=4 * layout.size / payload_bytes,
+        compression_ratio=compression_ratio(layout.size, payload_bytes),
         bits_a_coordinate=8 * payload_bytes / layout.size,
         times_bound=payload_bytes / bounds[0] if bounds else None,
         times_bound_by_layer=payload_bytes / bounds[1] if bounds else None,
@@ -202,11 +192,11 @@ def measured(what: Ours | Peer | Formula, vector: str, rounds: list[Vector], lay
     )
 
 
-def in_copies(work: Callable[[], object], vector: Vector) -> float:
-    """The time of the work ÷ that of a copy of the vector; the first call was before this."""
+def time_in_copies(work: Callable[[], object], vector: Vector) -> float:
+    """Measure the time of the work ÷ that of a copy of the vector; the caller has run the work once before."""
     buffer, ratios, start = vector.copy(), [], time.perf_counter()
-    while len(ratios) < REPEATS and (len(ratios) < LEAST or time.perf_counter() - start < SECONDS):
-        for number in range(64):  # a random support is drawn anew: the library remembers the last few
+    while len(ratios) < REPEATS and (len(ratios) < LEAST_REPEATS or time.perf_counter() - start < SECONDS):
+        for number in range(64):  # pushes random supports out of the library's memory, so that they are drawn anew
             dp.Seeded(number, 1).indices(2)
         copies = [seconds(lambda: np.copyto(buffer, vector)) for _ in range(COPIES)]
         spent = seconds(work)
@@ -216,39 +206,39 @@ def in_copies(work: Callable[[], object], vector: Vector) -> float:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of the clock on the wall."""
+    """Measure the seconds of the wall clock."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def synthetic() -> tuple[Layout, list[Vector]]:
-    """Laplace values in the layers of a ResNet-18, whose scales lie an octave apart (log-normal); of two rounds."""
+def laplace_rounds() -> tuple[Layout, list[Vector]]:
+    """Draw Laplace values of two rounds in the layers of a ResNet-18, with log-normal scales (deviation an octave)."""
     layout, rng = layout_of(cifar10_resnet().model(0)), np.random.default_rng(0)
     scales = np.repeat(np.exp2(rng.standard_normal(len(layout.sizes))), layout.sizes).astype(np.float32)
     first, fresh = (rng.laplace(size=layout.size).astype(np.float32) * scales for _ in range(2))
     return layout, [first, np.float32(CORRELATION) * first + np.float32(np.sqrt(1 - CORRELATION**2)) * fresh]
 
 
-def rows_of(vector: str, rounds: list[Vector], layout: Layout) -> Iterator[Row]:
-    """All rows of one vector."""
-    for family in (ours(), peers(rounds[0], layout), formulas(rounds[0], layout)):
-        for what in family:
-            yield measured(what, vector, rounds, layout)
+def measured_rows(vector: str, rounds: list[Vector], layout: Layout) -> Iterator[Row]:
+    """Measure all rows of one vector."""
+    for cases in (codec_cases(), peers(rounds[0], layout), formulas(rounds[0], layout)):
+        for case in cases:
+            yield measure(case, vector, rounds, layout)
 
 
-def table_of(rows: list[Row], titles: dict[str, str]) -> Table:
-    """Both vectors, one under the other; our codecs, the peers, and the formulas."""
+def printed_table(rows: list[Row], titles: dict[str, str]) -> Table:
+    """Lay out both vectors one under the other: our codecs, the peers, and the formulas."""
     table = Table(title="the codecs, beside their peers and the bound")
     table.add_column("", no_wrap=True)
     for column in ("ratio", "bits", "÷ bound", "by layer", "error", "encode", "decode"):
         table.add_column(column, justify="right")
     last = ""
     for row in rows:
-        if (section := row.vector + row.kind) != last:
+        if (section := row.vector + row.origin) != last:
             table.add_section()
             heading = {"ours": titles[row.vector], "peer": "peers: bytes without a header", "formula": "formulas"}
-            table.add_row(f"[bold]{heading[row.kind]}[/bold]")
+            table.add_row(f"[bold]{heading[row.origin]}[/bold]")
             last = section
         bounds = (row.times_bound, row.times_bound_by_layer)
         times = (row.encode_copies, row.decode_copies)
@@ -260,29 +250,29 @@ def table_of(rows: list[Row], titles: dict[str, str]) -> Table:
             f"{row.relative_squared_error:.2g}" if row.relative_squared_error else "0",
             *("–" if value is None else f"{value:.1f}" for value in times),
         )
-    table.caption = "range-coded where it does not say packed; encode and decode in copies of the dense vector"
+    table.caption = "range-coded unless packed; encode and decode in copies of the dense vector"
     return table
 
 
 def rounded(row: Row) -> Row:
-    """To six digits."""
+    """Round the numbers of a row to six digits."""
     numbers = {name: value for name, value in asdict(row).items() if isinstance(value, float)}
     return replace(row, **{name: float(f"{value:.6g}") for name, value in numbers.items()})
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    layout, gradients = recorded()
-    vectors = {"Laplace": synthetic(), "gradient": (layout, [*gradients["middle"][:2]])}
+    layout, gradients = recorded_gradients()
+    vectors = {"Laplace": laplace_rounds(), "gradient": (layout, [*gradients["middle"][:2]])}
     rows, titles = [], {}
     for name, (layout, rounds) in vectors.items():
-        likeness = float(np.corrcoef(*rounds)[0, 1])
-        titles[name] = f"{name}: d = {layout.size:,}, ρ of two rounds {likeness:.2f}"
-        rows += [rounded(row) for row in rows_of(name, rounds, layout)]
-    Console(width=120).print(table_of(rows, titles))
+        correlation = float(np.corrcoef(*rounds)[0, 1])
+        titles[name] = f"{name}: d = {layout.size:,}, ρ of two rounds {correlation:.2f}"
+        rows += [rounded(row) for row in measured_rows(name, rounds, layout)]
+    Console(width=120).print(printed_table(rows, titles))
     FOLDER.mkdir(parents=True, exist_ok=True)
     report = {
-        "format": 1,
+        "format": 2,
         "date": datetime.now(UTC).date().isoformat(),
         "vectors": titles,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},

@@ -1,4 +1,4 @@
-"""Real gradients to measure codecs on: of the CIFAR-10 CNN, early, middle and late in its training."""
+"""Real gradients to measure codecs on, of the CIFAR-10 CNN: early, middle and late in its training."""
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ KEPT = 16  # consecutive gradients in each phase
 BATCH, LEARNING_RATE, MOMENTUM = 128, 0.05, 0.9
 
 
-def recorded() -> tuple[Layout, dict[str, Float32[np.ndarray, "rounds d"]]]:
-    """The layout, and `KEPT` gradients of consecutive steps in each phase; trained once, then read from the cache."""
+def recorded_gradients() -> tuple[Layout, dict[str, Float32[np.ndarray, "rounds d"]]]:
+    """Give the layout and, of each phase, `KEPT` gradients of consecutive steps; trained once, then cached."""
     path = cache_folder() / f"gradients-cifar-{'-'.join(map(str, PHASES.values()))}.npz"
     layout = layout_of(cifar10().model(0))
     if not path.exists():
@@ -25,7 +25,7 @@ def recorded() -> tuple[Layout, dict[str, Float32[np.ndarray, "rounds d"]]]:
 
 
 def _train() -> dict[str, np.ndarray]:
-    """Plain SGD with a fixed seed, as a client without privacy would do it."""
+    """Train by plain SGD with a fixed seed, as a client without privacy does, and keep the gradients of each phase."""
     task = cifar10()
     inputs, targets = task.train()
     model, rng = task.model(0), np.random.default_rng(0)
@@ -45,5 +45,5 @@ def _train() -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    layout, gradients = recorded()
-    print(layout.size, {phase: found.shape for phase, found in gradients.items()})
+    layout, gradients = recorded_gradients()
+    print(layout.size, {phase: rows.shape for phase, rows in gradients.items()})

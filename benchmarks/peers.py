@@ -1,8 +1,8 @@
-"""What stands beside the codecs in benchmarks/codec.py: what a person writes with packages from the index.
+"""Peers of the codecs in benchmarks/codec.py: what one writes with packages from the index, and FLSim's byte counts.
 
-Each peer makes real bytes and reads them again, without a header, a checksum or a word on who sends what, which ours
-all have. FLSim installs no wire format: it simulates, and counts bytes by formula. They are given as formulas, with
-the error of what FLSim would have sent.
+Each peer makes real bytes and reads them again, without the header, checksum and address that a payload of dpcomp has.
+FLSim has no wire format: it simulates, and counts bytes by formula. Its rows are formulas, with the error of what it
+would have sent.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from dpcomp.core.layout import Layout
 
-LEVEL = 3  # zstd's own default
+ZSTD_LEVEL = 3  # zstd's own default
 FRACTIONS = (0.01, 0.1)
 
 Vector = Float32[np.ndarray, "d"]
@@ -24,7 +24,7 @@ Vector = Float32[np.ndarray, "d"]
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """Bytes of a vector, and the vector of bytes."""
+    """A pair of functions that make bytes of one vector, and read them again."""
 
     name: str
     family: str
@@ -34,7 +34,7 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True)
 class Formula:
-    """A count of bytes that were never made, and what their reader would have decoded."""
+    """A computed count of bytes that were never made, and what their reader would have decoded."""
 
     name: str
     family: str
@@ -43,7 +43,7 @@ class Formula:
 
 
 def peers(vector: Vector, layout: Layout) -> Iterator[Peer]:
-    """All that make bytes."""
+    """Give all peers that make bytes of a vector."""
     d = len(vector)
     yield _zstd(Peer(name="float32", family="dense", encode=vector.tobytes, decode=_floats))
     yield (int8 := _int8(vector, layout))
@@ -56,7 +56,7 @@ def peers(vector: Vector, layout: Layout) -> Iterator[Peer]:
             name=f"{share}: bitmap + float32",
             family="bitmap + float32",
             encode=lambda k=k: _bitmap(vector, k),
-            decode=lambda payload: _of_bitmap(payload, d),
+            decode=lambda payload: _decoded_bitmap(payload, d),
         )
         yield _zstd(
             Peer(
@@ -69,11 +69,11 @@ def peers(vector: Vector, layout: Layout) -> Iterator[Peer]:
 
 
 def formulas(vector: Vector, layout: Layout) -> Iterator[Formula]:
-    """FLSim's message sizes (facebookresearch/FLSim at 085aa75, flsim/channels).
+    """Compute FLSim's message sizes (facebookresearch/FLSim at 085aa75, flsim/channels).
 
-    `sparse_mask_channel.py`, of every layer of n values the n − int((1 − fraction)·n) largest: 4 bytes each, and 8 for
-    each of its `ndim` indices (coo) or n/8 for all (bitmask). `scalar_quantization_channel.py`, of every layer with
-    more than one dimension: bits/8 a value, 12 for scale and zero point; of the others 4 a value.
+    `sparse_mask_channel.py` sends of every layer of n values the n − int((1 − fraction)·n) largest: 4 bytes each, and 8
+    for each of its `ndim` indices (coo) or n/8 for all (bitmask). `scalar_quantization_channel.py` sends of every layer
+    with more than one dimension bits/8 bytes a value and 12 for scale and zero point; of the others 4 a value.
     """
     layers = list(zip(pairwise(layout.edges), (shape for _, shape in layout.shapes), strict=True))
     for fraction in FRACTIONS:
@@ -98,17 +98,17 @@ def formulas(vector: Vector, layout: Layout) -> Iterator[Formula]:
 
 
 def _zstd(peer: Peer) -> Peer:
-    """The same bytes, compressed."""
+    """Compress the bytes of a peer with zstd."""
     return Peer(
         name=f"{peer.name}, zstd",
         family=f"{peer.family}, zstd",
-        encode=lambda: zstandard.compress(peer.encode(), LEVEL),
+        encode=lambda: zstandard.compress(peer.encode(), ZSTD_LEVEL),
         decode=lambda payload: peer.decode(zstandard.decompress(payload)),
     )
 
 
 def _largest(vector: Vector, k: int) -> np.ndarray:
-    """Where the k largest magnitudes stand, ascending: of indices in another order zstd saves nothing."""
+    """Select the positions of the k largest magnitudes, ascending: in another order zstd saves nothing."""
     chosen = torch.topk(torch.from_numpy(vector).abs(), k, sorted=False).indices
     return torch.sort(chosen).values.numpy()
 
@@ -119,9 +119,9 @@ def _listed(vector: Vector, k: int, share: str) -> Peer:
         return indices.astype("<i4").tobytes() + vector[indices].tobytes()
 
     def decode(payload: bytes) -> Vector:
-        found = np.zeros(len(vector), dtype=np.float32)
-        found[np.frombuffer(payload, "<i4", count=k)] = np.frombuffer(payload, "<f4", offset=4 * k)
-        return found
+        decoded = np.zeros(len(vector), dtype=np.float32)
+        decoded[np.frombuffer(payload, "<i4", count=k)] = np.frombuffer(payload, "<f4", offset=4 * k)
+        return decoded
 
     return Peer(name=f"{share}: int32 + float32", family="int32 + float32", encode=encode, decode=decode)
 
@@ -132,17 +132,17 @@ def _bitmap(vector: Vector, k: int) -> bytes:
     return np.packbits(kept).tobytes() + vector[kept].tobytes()
 
 
-def _of_bitmap(payload: bytes, d: int) -> Vector:
+def _decoded_bitmap(payload: bytes, d: int) -> Vector:
     kept = np.unpackbits(np.frombuffer(payload, np.uint8, count=(d + 7) // 8), count=d).astype(bool)
-    found = np.zeros(d, dtype=np.float32)
-    found[kept] = np.frombuffer(payload, "<f4", offset=(d + 7) // 8)
-    return found
+    decoded = np.zeros(d, dtype=np.float32)
+    decoded[kept] = np.frombuffer(payload, "<f4", offset=(d + 7) // 8)
+    return decoded
 
 
 def _zeros_kept(vector: Vector, k: int) -> bytes:
-    indices, found = _largest(vector, k), np.zeros_like(vector)
-    found[indices] = vector[indices]
-    return found.tobytes()
+    indices, sparse = _largest(vector, k), np.zeros_like(vector)
+    sparse[indices] = vector[indices]
+    return sparse.tobytes()
 
 
 def _floats(payload: bytes) -> Vector:
@@ -150,7 +150,7 @@ def _floats(payload: bytes) -> Vector:
 
 
 def _int8(vector: Vector, layout: Layout) -> Peer:
-    """A byte a value, and the scale of each layer."""
+    """Round to a byte a value, with one scale a layer."""
     layers = list(pairwise(layout.edges))
 
     def encode() -> bytes:
@@ -166,7 +166,7 @@ def _int8(vector: Vector, layout: Layout) -> Peer:
 
 
 def _affine(layer: Vector, bits: int) -> Vector:
-    """Rounded to 2^bits levels from the smallest to the largest, with a whole zero point (torch's MinMaxObserver)."""
+    """Round to 2^bits levels from the smallest value to the largest, with an integer zero point (as MinMaxObserver)."""
     low, high = min(float(layer.min()), 0.0), max(float(layer.max()), 0.0)
     step = max((high - low) / (2**bits - 1), float(np.finfo(np.float32).eps))
     zero = round(-low / step)

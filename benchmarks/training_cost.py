@@ -1,8 +1,8 @@
-"""What the whole road costs on top of stock Opacus: python benchmarks/training_cost.py
+"""Measures what a whole round costs on top of stock Opacus: python benchmarks/training_cost.py
 
-The road: charge (a ledger on disk), three private local steps, send, receive, average, broadcast, follow. Against it
-the same model, batches and steps with stock `GradSampleModule` and `DPOptimizer`, without codec and ledger. The two
-take turns, so that a busy machine slows both; what counts is the median of the ratios of neighbours.
+A round: charge (a ledger on disk), three private local steps, send, receive, average, broadcast, follow. It is compared
+with the same model, batches and steps under stock `GradSampleModule` and `DPOptimizer`, without codec and ledger. The
+two take turns, so that a busy machine slows both; what counts is the median of the ratios of neighbours.
 """
 
 import tempfile
@@ -26,17 +26,17 @@ from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from experiments.data.models import fashion_cnn
 
 PAIRS = 15
-ROUNDS = 4  # in one measurement
+ROUNDS = 4  # a measurement
 LOCAL_STEPS = 3
 BATCH = 256
 CLIP, NOISE, LEARNING_RATE = 0.1, 2.15, 0.5
-LIMIT = 1.15
+LARGEST_RATIO = 1.15
 
 Batches = list[tuple[Tensor, Tensor]]
 
 
-class Road:
-    """A client and the server of one pipeline, round after round."""
+class DpcompFederation:
+    """A client and the server of one pipeline, which run round after round."""
 
     def __init__(self, batches: Batches, folder: Path):
         self.batches = batches
@@ -51,13 +51,13 @@ class Road:
             inner, self.model, self.pipeline, secret=dp.SecretSeed(), expected_batch_size=BATCH
         )
         seed = dp.PublicSeed(0)
-        self.memory = self.pipeline.init(self.optimizer.layout, seed=seed, client=0)
+        self.memory = self.pipeline.init_client(self.optimizer.layout, seed=seed, client=0)
         self.server = self.pipeline.init_server(self.optimizer.layout, seed=seed)
         self.ledger = dp.Ledger(folder / "ledger.sqlite")
         self.weights = read(self.model)
 
     def round(self) -> None:
-        permit = self.ledger.charge(self.pipeline, self.memory.address, steps=LOCAL_STEPS)
+        permit = self.ledger.charge(self.pipeline.cost, self.memory.address, steps=LOCAL_STEPS)
         write(self.model, self.weights)
         self.optimizer.begin(self.memory, permit)
         for inputs, targets in self.batches:
@@ -65,15 +65,15 @@ class Road:
             self.optimizer.step()
         payload, self.memory = self.pipeline.send(self.optimizer.update(), self.memory)
         received, self.server = self.pipeline.receive(payload, self.server)
-        mean = mean_of_released(self.pipeline, [received], self.server)
+        mean = mean_of_released(self.pipeline.channel, [received], self.server)
         payload, self.server = self.pipeline.broadcast(mean, self.server)
         self.memory = self.pipeline.follow(payload, self.memory)
         assert self.server.step is not None
         self.weights = self.weights + self.server.step.dense()
 
 
-class Stock:
-    """The same training as Opacus does it."""
+class StockOpacus:
+    """The same training with Opacus alone."""
 
     def __init__(self, batches: Batches):
         self.batches = batches
@@ -90,8 +90,8 @@ class Stock:
             self.optimizer.step()
 
 
-def seconds(work: Callable[[], None]) -> tuple[float, float]:
-    """Of the clock on the wall, and of this process alone."""
+def wall_and_cpu_seconds(work: Callable[[], None]) -> tuple[float, float]:
+    """Run `ROUNDS` rounds, and give the seconds of the wall clock and of this process's CPU time."""
     wall, processor = time.perf_counter(), time.process_time()
     for _ in range(ROUNDS):
         work()
@@ -106,21 +106,24 @@ def main() -> None:
         for _ in range(LOCAL_STEPS)
     ]
     with tempfile.TemporaryDirectory() as folder, hooks_on_inputs():
-        road, stock = Road(batches, Path(folder)), Stock(batches)
-        road.round()  # warm
+        federation, stock = DpcompFederation(batches, Path(folder)), StockOpacus(batches)
+        federation.round()  # warm
         stock.round()
-        pairs = [(seconds(road.round), seconds(stock.round)) for _ in range(PAIRS)]
-        road.ledger.close()
-    title = f"one round: {LOCAL_STEPS} steps of {BATCH} examples, {road.optimizer.layout.size:,} parameters"
+        pairs = [(wall_and_cpu_seconds(federation.round), wall_and_cpu_seconds(stock.round)) for _ in range(PAIRS)]
+        federation.ledger.close()
+    title = f"one round: {LOCAL_STEPS} steps of {BATCH} examples, {federation.optimizer.layout.size:,} parameters"
     table = Table(title=title)
-    for column in ("", "road, ms", "stock Opacus, ms", "ratio: median", "lowest", "highest"):
+    for column in ("", "dpcomp, ms", "stock Opacus, ms", "ratio: median", "lowest", "highest"):
         table.add_column(column, justify="right")
     for number, clock in enumerate(("wall", "processor")):
-        ratios = [mine[number] / theirs[number] for mine, theirs in pairs]
+        ratios = [ours[number] / theirs[number] for ours, theirs in pairs]
         medians = [1000 / ROUNDS * median(pair[side][number] for pair in pairs) for side in (0, 1)]
-        cells = [*(f"{value:.1f}" for value in medians), *(f"{f(ratios):.3f}" for f in (median, min, max))]
+        cells = [
+            *(f"{value:.1f}" for value in medians),
+            *(f"{statistic(ratios):.3f}" for statistic in (median, min, max)),
+        ]
         table.add_row(clock, *cells)
-    table.caption = f"{PAIRS} pairs that take turns, one thread; the limit is a wall ratio of {LIMIT}"
+    table.caption = f"{PAIRS} pairs that take turns, one thread; the limit is a wall ratio of {LARGEST_RATIO}"
     Console().print(table)
 
 

@@ -1,78 +1,123 @@
 """dpcomp: compressed federated learning under differential privacy, measured on real bytes.
 
-The names stand in the order in which data flows; so do the files behind them. Between these stand
-three that a user never names: `accounting` before `guarantee`, `terms` after it, `exchange` before `pipeline`.
+The public names stand in the order in which data flows. A name is imported when it is first used, so that the command
+line answers `--help` without loading the accountant.
 """
 
-from dpcomp.core.errors import BudgetExhausted as BudgetExhausted
-from dpcomp.core.errors import CorruptPayload as CorruptPayload
-from dpcomp.core.errors import DpcompError as DpcompError
-from dpcomp.core.errors import NotPrivate as NotPrivate
-from dpcomp.core.errors import VersionMismatch as VersionMismatch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-# isort: split
-from dpcomp.privacy.claim import Bounded as Bounded
-from dpcomp.privacy.claim import Released as Released
-from dpcomp.privacy.claim import Unbounded as Unbounded
+if TYPE_CHECKING:
+    # isort: off
+    from dpcomp.core.errors import BudgetExhausted as BudgetExhausted
+    from dpcomp.core.errors import ConfigError as ConfigError
+    from dpcomp.core.errors import CorruptPayload as CorruptPayload
+    from dpcomp.core.errors import DpcompError as DpcompError
+    from dpcomp.core.errors import MissingExtra as MissingExtra
+    from dpcomp.core.errors import NotPrivate as NotPrivate
+    from dpcomp.core.errors import VersionMismatch as VersionMismatch
+    from dpcomp.core.randomness import PublicSeed as PublicSeed
+    from dpcomp.core.randomness import SecretSeed as SecretSeed
+    from dpcomp.core.support import Everywhere as Everywhere
+    from dpcomp.core.support import Listed as Listed
+    from dpcomp.core.support import Seeded as Seeded
+    from dpcomp.core.address import SERVER as SERVER
+    from dpcomp.core.address import Address as Address
+    from dpcomp.core.layout import Layout as Layout
+    from dpcomp.core.public_context import PublicContext as PublicContext
+    from dpcomp.privacy.claim import Bounded as Bounded
+    from dpcomp.privacy.claim import Released as Released
+    from dpcomp.privacy.claim import Unbounded as Unbounded
+    from dpcomp.privacy.unit_gradients import Total as Total
+    from dpcomp.privacy.clip import Clip as Clip
+    from dpcomp.privacy.gaussian import Gaussian as Gaussian
+    from dpcomp.privacy.sampling import Poisson as Poisson
+    from dpcomp.privacy.unsafe import unsafe as unsafe
+    from dpcomp.privacy.trust import TrustModel as TrustModel
+    from dpcomp.privacy.cost import Cost as Cost
+    from dpcomp.privacy.guarantee import Guarantee as Guarantee
+    from dpcomp.privacy.budget import Budget as Budget
+    from dpcomp.privacy.ledger import Ledger as Ledger
+    from dpcomp.privacy.ledger import Permit as Permit
+    from dpcomp.privacy.calibrate import calibrate as calibrate
+    from dpcomp.sparsify.random_k import RandomK as RandomK
+    from dpcomp.sparsify.top_k import TopK as TopK
+    from dpcomp.codec.prediction import LastBroadcast as LastBroadcast
+    from dpcomp.codec.quantize import Dithered as Dithered
+    from dpcomp.codec.quantize import Float16 as Float16
+    from dpcomp.codec.quantize import Float32 as Float32
+    from dpcomp.codec.quantize import Nearest as Nearest
+    from dpcomp.codec.quantize import Rotated as Rotated
+    from dpcomp.codec.quantize import Sign as Sign
+    from dpcomp.codec.quantize import Stochastic as Stochastic
+    from dpcomp.codec.quantize import Ternary as Ternary
+    from dpcomp.codec.quantize import Uniform as Uniform
+    from dpcomp.codec.allocation import Equal as Equal
+    from dpcomp.codec.allocation import FixedStep as FixedStep
+    from dpcomp.codec.allocation import Waterfill as Waterfill
+    from dpcomp.codec.entropy import FixedWidth as FixedWidth
+    from dpcomp.codec.entropy import RangeCoder as RangeCoder
+    from dpcomp.codec.codec import Codec as Codec
+    from dpcomp.wire.update import Update as Update
+    from dpcomp.wire.memory import ClientMemory as ClientMemory
+    from dpcomp.wire.memory import ServerMemory as ServerMemory
+    from dpcomp.wire.channel import Channel as Channel
+    from dpcomp.pipeline import Pipeline as Pipeline
 
-# isort: split
-from dpcomp.core.randomness import PublicSeed as PublicSeed
-from dpcomp.core.randomness import SecretSeed as SecretSeed
+    __version__: str
+    # isort: on
 
-# isort: split
-from dpcomp.core.support import Everywhere as Everywhere
-from dpcomp.core.support import Listed as Listed
-from dpcomp.core.support import Seeded as Seeded
+# The module of each name above: tests/core/test_public_names.py holds the two lists together.
+_MODULES = {
+    **dict.fromkeys(
+        ("BudgetExhausted", "ConfigError", "CorruptPayload", "DpcompError", "MissingExtra"), "dpcomp.core.errors"
+    ),
+    **dict.fromkeys(("NotPrivate", "VersionMismatch"), "dpcomp.core.errors"),
+    **dict.fromkeys(("PublicSeed", "SecretSeed"), "dpcomp.core.randomness"),
+    **dict.fromkeys(("Everywhere", "Listed", "Seeded"), "dpcomp.core.support"),
+    **dict.fromkeys(("SERVER", "Address"), "dpcomp.core.address"),
+    "Layout": "dpcomp.core.layout",
+    "PublicContext": "dpcomp.core.public_context",
+    **dict.fromkeys(("Bounded", "Released", "Unbounded"), "dpcomp.privacy.claim"),
+    "Total": "dpcomp.privacy.unit_gradients",
+    "Clip": "dpcomp.privacy.clip",
+    "Gaussian": "dpcomp.privacy.gaussian",
+    "Poisson": "dpcomp.privacy.sampling",
+    "unsafe": "dpcomp.privacy.unsafe",
+    "TrustModel": "dpcomp.privacy.trust",
+    "Cost": "dpcomp.privacy.cost",
+    "Guarantee": "dpcomp.privacy.guarantee",
+    "Budget": "dpcomp.privacy.budget",
+    **dict.fromkeys(("Ledger", "Permit"), "dpcomp.privacy.ledger"),
+    "calibrate": "dpcomp.privacy.calibrate",
+    "RandomK": "dpcomp.sparsify.random_k",
+    "TopK": "dpcomp.sparsify.top_k",
+    "LastBroadcast": "dpcomp.codec.prediction",
+    **dict.fromkeys(("Dithered", "Float16", "Float32", "Nearest", "Rotated"), "dpcomp.codec.quantize"),
+    **dict.fromkeys(("Sign", "Stochastic", "Ternary", "Uniform"), "dpcomp.codec.quantize"),
+    **dict.fromkeys(("Equal", "FixedStep", "Waterfill"), "dpcomp.codec.allocation"),
+    **dict.fromkeys(("FixedWidth", "RangeCoder"), "dpcomp.codec.entropy"),
+    "Codec": "dpcomp.codec.codec",
+    "Update": "dpcomp.wire.update",
+    **dict.fromkeys(("ClientMemory", "ServerMemory"), "dpcomp.wire.memory"),
+    "Channel": "dpcomp.wire.channel",
+    "Pipeline": "dpcomp.pipeline",
+}
+__all__ = [*_MODULES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
-# isort: split
-from dpcomp.core.address import SERVER as SERVER
-from dpcomp.core.address import Address as Address
-from dpcomp.core.layout import Layout as Layout
-from dpcomp.wire.update import Update as Update
 
-# isort: split
-from dpcomp.privacy.unit_gradients import Total as Total
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
 
-# isort: split
-from dpcomp.sparsify import RandomK as RandomK
-from dpcomp.sparsify import TopK as TopK
+        value = version("dpcomp")
+    elif name in _MODULES:
+        value = getattr(import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module 'dpcomp' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-# isort: split
-from dpcomp.privacy import Clip as Clip
-from dpcomp.privacy import Gaussian as Gaussian
-from dpcomp.privacy import Poisson as Poisson
-from dpcomp.privacy import unsafe as unsafe
 
-# isort: split
-from dpcomp.privacy.budget import Budget as Budget
-from dpcomp.privacy.guarantee import Guarantee as Guarantee
-from dpcomp.privacy.ledger import Ledger as Ledger
-from dpcomp.privacy.ledger import Permit as Permit
-
-# isort: split
-from dpcomp.codec import Codec as Codec
-from dpcomp.codec import Dithered as Dithered
-from dpcomp.codec import Equal as Equal
-from dpcomp.codec import FixedStep as FixedStep
-from dpcomp.codec import FixedWidth as FixedWidth
-from dpcomp.codec import Float16 as Float16
-from dpcomp.codec import Float32 as Float32
-from dpcomp.codec import LastBroadcast as LastBroadcast
-from dpcomp.codec import Nearest as Nearest
-from dpcomp.codec import RangeCoder as RangeCoder
-from dpcomp.codec import Rotated as Rotated
-from dpcomp.codec import Sign as Sign
-from dpcomp.codec import Stochastic as Stochastic
-from dpcomp.codec import Ternary as Ternary
-from dpcomp.codec import Uniform as Uniform
-from dpcomp.codec import Waterfill as Waterfill
-
-# isort: split
-from dpcomp.wire.memory import ClientMemory as ClientMemory
-from dpcomp.wire.memory import ServerMemory as ServerMemory
-
-# isort: split
-from dpcomp.pipeline import Pipeline as Pipeline
-
-# isort: split
-from dpcomp.privacy.calibrate import calibrate as calibrate
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

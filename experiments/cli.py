@@ -81,14 +81,14 @@ def _scrambling(options: argparse.Namespace) -> int:
 
 
 def _cost(options: argparse.Namespace) -> int:
-    from analysis.cost.break_even import claim_table
+    from analysis.cost.break_even import cost_summary
     from analysis.tables.studies import study_reports
     from dpcomp.lab.results.results_file import results_of
     from experiments.studies import cost_study
 
     source = options.configs / "cost"
     cost_study.study(results_of(source).path, tuple(options.seeds), _tasks())
-    print(claim_table(study_reports(source)).to_string(index=False, float_format="{:.4g}".format))
+    print(cost_summary(study_reports(source)).to_string(index=False, float_format="{:.4g}".format))
     return 0
 
 

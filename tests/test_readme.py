@@ -123,7 +123,7 @@ def test_state_survives(tmp_path, monkeypatch):
     assert names["client"].state.memory.link == names["server"].memory.link(7)
     assert (tmp_path / "client-7.db").exists() and list((tmp_path / "client-7").iterdir())
     names["ledger"].close()
-    names["server"].shut()
+    names["server"].close()
 
 
 def test_a_sparsifier_of_ones_own_is_swept_beside_top_k(tmp_path):

@@ -1,1 +1,1 @@
-"""What compression costs in time and energy."""
+"""What compression costs in time and energy, and from which bandwidth on it pays."""

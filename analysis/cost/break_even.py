@@ -1,8 +1,8 @@
-"""Where each codec pays, here and on published devices: the results of the cost study, put into the model.
+"""Where each codec pays, on this machine and on published devices: results of the cost study, put into the model.
 
-A codec is held against float32 twice: as it was measured, on the same road through frame, digest and checks; and
-"free", its 4d bytes sent from memory in no time. The free one needs nothing of this library, and a break-even
-bandwidth against it is the lowest that any float32 could give.
+A codec is compared with float32 in two ways: as it was measured, through the same frame, digest and checks; and "free",
+as 4d bytes that are sent from memory in no time. The free one needs nothing of this library, so a break-even bandwidth
+against it is the lowest that any float32 could give.
 """
 
 import math
@@ -21,13 +21,19 @@ from analysis.cost.model import (
     break_even_joules_per_bit,
 )
 
-HERE = "measured (server core)"
-PACKED = "8 bits, packed"  # the least work of those that keep every coordinate
+THIS_MACHINE = "measured (server core)"
+PACKED_8_BITS = "8 bits, packed"  # the least work of the codecs that keep every coordinate
 MEGA, NANO = 1e6, 1e-9
 
 
-def table_of(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """A row an update, seed and codec, with all that was measured; `update` is the study's name."""
+def measured_costs(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Collect the costs of all reports: a row an update, seed and codec.
+
+    Columns are those of a report's table of costs, and `update`, the name of the study; `seed`; `coordinates`.
+
+    Raises:
+        ValueError: There is no report.
+    """
     frames = [
         pd.DataFrame(report["costs"]).assign(
             update=report["config"]["name"], seed=report["seed"], coordinates=report["coordinates"]
@@ -39,31 +45,32 @@ def table_of(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def on_devices(costs: pd.DataFrame) -> pd.DataFrame:
-    """A row an update, codec and device, here first: what a delivery takes, and where it breaks even, as ranges.
+def costs_by_device(costs: pd.DataFrame) -> pd.DataFrame:
+    """Compute what a delivery takes and where it breaks even: a row an update, codec and device, this machine first.
 
-    Ranges, the columns ending in _low and _high, span the seeds, and of a device also what was published of it:
-    payload_bytes; encode_seconds; mbits, the break-even bandwidth against free float32 in Mbit/s; packed_mbits, that
-    against `PACKED`; nanojoules, the break-even energy a bit against free float32. NaN against what is no larger, and
-    without watts. How much the codecs lose differs, and is no part of this.
+    All are ranges over the seeds, and on a device also over what was published of it; how much the codecs lose is no
+    part of them. Columns end in `_low` and `_high`: `payload_bytes`; `encode_seconds`; `mbits`, the break-even
+    bandwidth against free float32 in Mbit/s; `packed_mbits`, against `PACKED_8_BITS`; `nanojoules`, the break-even
+    energy a bit against free float32. NaN against a payload that is no larger, and for a device of unknown power.
     """
     rows: list[dict[str, Any]] = []
     groups: Any = costs.groupby(["update", "seed"], sort=False)
-    for (update, _), seed in groups:
-        d = int(seed["coordinates"].iloc[0])
+    for (update, _), part in groups:
+        d = int(part["coordinates"].iloc[0])
         for device in (None, *DEVICES):
-            where = {"update": update, "coordinates": d, "device": HERE if device is None else device.name}
-            for sent, watts in _ends(seed, device):
+            key = {"update": update, "coordinates": d, "device": THIS_MACHINE if device is None else device.name}
+            for deliveries, watts in _range_ends(part, device):
                 rows += [
-                    {**where, "codec": codec, **_evens(one, sent.get(PACKED), d, watts)} for codec, one in sent.items()
+                    {**key, "codec": codec, **_break_evens(delivery, deliveries.get(PACKED_8_BITS), d, watts)}
+                    for codec, delivery in deliveries.items()
                 ]
-    found: Any = pd.DataFrame(rows).groupby(["update", "codec", "device", "coordinates"], sort=False)
-    return found.min().add_suffix("_low").join(found.max().add_suffix("_high")).reset_index()
+    groups = pd.DataFrame(rows).groupby(["update", "codec", "device", "coordinates"], sort=False)
+    return groups.min().add_suffix("_low").join(groups.max().add_suffix("_high")).reset_index()
 
 
-def _ends(seed: pd.DataFrame, device: Device | None) -> Iterator[tuple[dict[str, Delivery], float | None]]:
-    """One seed's deliveries by codec, and the watts, at the less demanding and the more demanding end of a device."""
-    rows = seed.to_dict("records")
+def _range_ends(costs: pd.DataFrame, device: Device | None) -> Iterator[tuple[dict[str, Delivery], float | None]]:
+    """Give one seed's deliveries by codec and the watts, for the low and for the high end of a device's ranges."""
+    rows = costs.to_dict("records")
     if device is None:
         here = _deliveries(rows, [row["encode_seconds"] for row in rows])
         yield here, SERVER_WATTS.low
@@ -74,72 +81,84 @@ def _ends(seed: pd.DataFrame, device: Device | None) -> Iterator[tuple[dict[str,
     yield _deliveries(rows, [seconds.high for seconds in there]), device.watts and device.watts.high
 
 
-def _deliveries(rows: Sequence[Mapping[Any, Any]], seconds: Sequence[float]) -> dict[str, Delivery]:
+def _deliveries(rows: Sequence[Mapping[Any, Any]], encode_seconds: Sequence[float]) -> dict[str, Delivery]:
     return {
-        row["codec"]: Delivery(payload_bytes=row["payload_bytes"], encode_seconds=each)
-        for row, each in zip(rows, seconds, strict=True)
+        row["codec"]: Delivery(payload_bytes=row["payload_bytes"], encode_seconds=seconds)
+        for row, seconds in zip(rows, encode_seconds, strict=True)
     }
 
 
-def _evens(sent: Delivery, packed: Delivery | None, coordinates: int, watts: float | None) -> dict[str, float]:
+def _break_evens(
+    delivery: Delivery, packed: Delivery | None, coordinates: int, watts: float | None
+) -> dict[str, float]:
     free = free_float32(coordinates)
     nanojoules = math.nan
-    if watts is not None and sent.payload_bytes < free.payload_bytes:
-        nanojoules = break_even_joules_per_bit(sent, free, watts=watts) / NANO
+    if watts is not None and delivery.payload_bytes < free.payload_bytes:
+        nanojoules = break_even_joules_per_bit(delivery, free, watts=watts) / NANO
     return {
-        "payload_bytes": sent.payload_bytes,
-        "encode_seconds": sent.encode_seconds,
-        "mbits": _mbits(sent, free),
-        "packed_mbits": _mbits(sent, packed),
+        "payload_bytes": delivery.payload_bytes,
+        "encode_seconds": delivery.encode_seconds,
+        "mbits": _mbits(delivery, free),
+        "packed_mbits": _mbits(delivery, packed),
         "nanojoules": nanojoules,
     }
 
 
-def claim_table(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the claim in numbers: a row an update and codec, medians over the seeds.
+def cost_summary(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Summarise the cost study: a row an update and codec, medians over the seeds.
 
-    ratio: compression; error: relative squared; encode_copies, decode_copies: of the float32 vector; encode_peak,
-    decode_peak: of memory, in the update's 4d bytes. The rest are break-even bandwidths in Mbit/s: mbits, against
-    float32 as it was measured; and against free float32 and `PACKED`, NaN for what is no smaller than that.
+    Columns: `payload_bytes`; `ratio`, of compression; `error`, relative squared; `encode_ms`, `decode_ms`;
+    `encode_copies`, `decode_copies`, the same in copies of the float32 vector; `encode_peak`, `decode_peak`, of
+    memory, in the update's 4d bytes; and break-even bandwidths in Mbit/s: `mbits`, against float32 as it was measured,
+    `mbits_of_free`, against free float32, `mbits_of_packed`, against `PACKED_8_BITS`; NaN against a payload that is no
+    larger.
+
+    Raises:
+        ValueError: There is no report.
     """
-    costs: Any = table_of(reports)
-    middles = costs.groupby(["update", "codec"], sort=False).median(numeric_only=True).reset_index()
-    raw_bytes = FLOAT_BYTES * middles["coordinates"]
-    sent = {
+    costs: Any = measured_costs(reports)
+    medians = costs.groupby(["update", "codec"], sort=False).median(numeric_only=True).reset_index()
+    coordinates = medians["coordinates"].astype(int)
+    raw_bytes = FLOAT_BYTES * coordinates
+    deliveries = {
         (row["update"], row["codec"]): Delivery(
             payload_bytes=row["payload_bytes"], encode_seconds=row["encode_seconds"]
         )
-        for row in middles.to_dict("records")
+        for row in medians.to_dict("records")
     }
+
+    def mbits_against(codec: str) -> list[float]:
+        return [_mbits(delivery, deliveries.get((update, codec))) for (update, _), delivery in deliveries.items()]
+
     return pd.DataFrame(
         {
-            "update": middles["update"],
-            "codec": middles["codec"],
-            "payload_bytes": middles["payload_bytes"].astype(int),
-            "ratio": raw_bytes / middles["payload_bytes"],
-            "error": middles["relative_squared_error"],
-            "encode_ms": 1000 * middles["encode_seconds"],
-            "encode_copies": middles["encode_copies"],
-            "encode_peak": middles["encode_peak_bytes"] / raw_bytes,
-            "decode_ms": 1000 * middles["decode_seconds"],
-            "decode_copies": middles["decode_copies"],
-            "decode_peak": middles["decode_peak_bytes"] / raw_bytes,
-            "mbits": [_mbits(one, sent.get((update, "float32"))) for (update, _), one in sent.items()],
+            "update": medians["update"],
+            "codec": medians["codec"],
+            "payload_bytes": medians["payload_bytes"].astype(int),
+            "ratio": raw_bytes / medians["payload_bytes"],
+            "error": medians["relative_squared_error"],
+            "encode_ms": 1000 * medians["encode_seconds"],
+            "encode_copies": medians["encode_copies"],
+            "encode_peak": medians["encode_peak_bytes"] / raw_bytes,
+            "decode_ms": 1000 * medians["decode_seconds"],
+            "decode_copies": medians["decode_copies"],
+            "decode_peak": medians["decode_peak_bytes"] / raw_bytes,
+            "mbits": mbits_against("float32"),
             "mbits_of_free": [
-                _mbits(one, free_float32(int(d))) for one, d in zip(sent.values(), middles["coordinates"], strict=True)
+                _mbits(delivery, free_float32(d)) for delivery, d in zip(deliveries.values(), coordinates, strict=True)
             ],
-            "mbits_of_packed": [_mbits(one, sent.get((update, PACKED))) for (update, _), one in sent.items()],
+            "mbits_of_packed": mbits_against(PACKED_8_BITS),
         }
     )
 
 
 def free_float32(coordinates: int) -> Delivery:
-    """Float32 that takes its bytes and no work at all."""
+    """Make the delivery of a float32 vector that takes its 4d bytes and no work at all."""
     return Delivery(payload_bytes=FLOAT_BYTES * coordinates, encode_seconds=0.0)
 
 
 def _mbits(coded: Delivery, other: Delivery | None) -> float:
-    """NaN where there is no other, or one that is no larger."""
+    """Compute the break-even bandwidth in Mbit/s; NaN where there is no other, or one that is no larger."""
     if other is None or coded.payload_bytes >= other.payload_bytes:
         return math.nan
     return break_even_bandwidth(coded, other) / MEGA

@@ -1,15 +1,15 @@
-"""Published figures of devices, radios and uplinks, each with its source; ranges span what the sources say.
+"""Published figures of devices, radios and uplinks, each with its source; a range spans what the sources report.
 
 Memory: tinymembench's memcpy on one core, from the logs of github.com/ThomasKaiser/sbc-bench (commit 53f7951,
 results/ID.txt). Boards: watts from github.com/geerlingguy/sbc-reviews (commit 968b675, web/data/results.yml), at the
-wall, (all four cores busy − idle) ÷ 4, so with what memory and supply take more under load. Phones: watts of
+wall, (all four cores busy − idle) ÷ 4, so including what memory and power supply take more under load. Phones: watts of
 github.com/kdrag0n/freqbench (commit 9eb16ad), CoreMark on one core at its highest clock, base power subtracted.
 """
 
 from analysis.cost.model import Device, Link, Radio, Range
 
 SERVER_WATTS = Range(1.1, 3.7)
-"""A server's thread, busy less idle: whole servers under SPECpower_ssj2008, 2017 to 2024, watts ÷ threads.
+"""Power of a server's busy thread beyond an idle one: whole servers under SPECpower_ssj2008, 2017 to 2024, ÷ threads.
 
 Source: github.com/cloud-carbon-footprint/ccf-coefficients (commit b0032d9), 100 % − idle by microarchitecture.
 """
@@ -45,9 +45,9 @@ RADIOS = tuple(
     Radio(
         name=name,
         joules_per_bit=joules_per_bit,
-        source="least squares of a phone's power on its uplink's throughput, Verizon, over seconds and over the means "
-        "of each target rate: what one more bit takes, without base power. Of MN-Transfer_combined.csv, Narayanan et "
-        "al. (SIGCOMM 2021, 10.1145/3452296.3472923), github.com/SIGCOMM21-5G/artifact (commit 35aaf28)",
+        source="slope of a least-squares line of a phone's power on its uplink's throughput, Verizon, over seconds and "
+        "over the means of each target rate, so without base power; from MN-Transfer_combined.csv of Narayanan et al. "
+        "(SIGCOMM 2021, 10.1145/3452296.3472923), github.com/SIGCOMM21-5G/artifact (commit 35aaf28)",
     )
     for name, joules_per_bit in (
         ("5G mmWave", Range(8.9e-9, 9.2e-9)),

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.cost.break_even import HERE, MEGA, NANO, free_float32
+from analysis.cost.break_even import MEGA, NANO, THIS_MACHINE, free_float32
 from analysis.cost.devices import LINKS, RADIOS
 from analysis.cost.model import Delivery, Range, break_even_bandwidth
 from analysis.figures import ResultsFigure
@@ -25,7 +25,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 
 def draw(evens: pd.DataFrame) -> Figure:
-    """From `analysis.cost.break_even.on_devices`: delivery times here and on the slowest device, and all break-evens.
+    """From `analysis.cost.break_even.costs_by_device`: delivery times here, on the slowest device, and all break-evens.
 
     Above: seconds until an update is sent, by bandwidth; the black line is float32 that takes no work, and a star
     stands where a codec meets it. Below: the bandwidths up to which a codec is delivered sooner than that line, and
@@ -38,9 +38,9 @@ def draw(evens: pd.DataFrame) -> Figure:
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1.8))
     above, below = parts
     times = above.subplots(1, 2, sharey=True)
-    for axes, device in zip(times, (HERE, SLOWEST), strict=True):
+    for axes, device in zip(times, (THIS_MACHINE, SLOWEST), strict=True):
         _times(axes, frame[frame["device"] == device])
-        axes.set_title(device if device == HERE else f"{device} (model)")
+        axes.set_title(device if device == THIS_MACHINE else f"{device} (model)")
     times[0].set_ylabel("seconds to send an update (log)")
     coded = frame[frame["codec"] != "float32"]
     uplinks = {link.name: _in(MEGA, link.bits_per_second) for link in LINKS}

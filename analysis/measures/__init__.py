@@ -1,1 +1,1 @@
-"""Measures of vectors, supports and payloads."""
+"""Measures of supports and payloads: overlap, captured energy, efficiency, and what a payload spends its bits on."""

@@ -1,78 +1,80 @@
-"""What noise costs a compressor, in bytes that were really sent.
+"""What noise costs a compressor, in bytes that are really sent.
 
-The efficiency is the noise-free case's bytes ÷ the noisy case's, so 1 where noise costs nothing; 1 − efficiency is the
-loss. It is taken in two ways, which differ in what is held equal:
+The efficiency of a compressor under noise is the bytes of the noise-free case ÷ those of the noisy case: 1 where noise
+costs nothing; 1 − efficiency is the loss. There are two definitions, by what is held equal:
 
-(a) the density. The payloads of runs of rounds, so that supports are coded by their changes: `efficiency` of the two.
-    It is also the ratio of the compression ratios.
-(b) the captured energy of the clean update: `efficiency` of `bytes_for_energy`, which encodes the smallest support that
-    captures it, or of `bytes_at_energy`, which looks between payloads that were measured at some densities.
+(a) The density. Payloads of runs of rounds are compared, with supports coded by their changes from round to round.
+    The efficiency is also the ratio of the two compression ratios.
+(b) The captured energy of the clean update. `smallest_support` and `encoded_bytes` give the payload of the smallest
+    support that captures a share of it; `bytes_at_energy` interpolates between payloads of a few densities.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
-from analysis.measures.ranking import coordinates_for_energy
+from analysis.cost.model import FLOAT_BYTES
 from dpcomp.codec import Codec
-from dpcomp.core.public_context import Common
-from dpcomp.core.support import Listed
-from dpcomp.sparsify.top_k_indices import top_k_indices
+from dpcomp.core.public_context import PublicContext
+from dpcomp.core.support import Support
 from dpcomp.wire.frame import HEADER_BYTES
 
-FLOAT_BYTES = 4  # of a dense coordinate
 
+def compression_ratio(coordinates: int, payload_bytes: float) -> float:
+    """Compute dense float32 bytes ÷ payload bytes, headers included.
 
-def compression_ratio(coordinates: int, payload_bytes: Sequence[float]) -> float:
-    """Dense float32 bytes ÷ payload bytes, headers included, over all payloads."""
-    return FLOAT_BYTES * coordinates * len(payload_bytes) / sum(payload_bytes)
-
-
-def efficiency(payload_bytes: Sequence[float], noiseless_bytes: Sequence[float]) -> float:
-    """The mean payload without noise ÷ that with noise."""
-    return float(np.mean(noiseless_bytes) / np.mean(payload_bytes))
-
-
-def smallest_support(clean: Float[np.ndarray, "d"], other: Float[np.ndarray, "d"], share: float) -> Listed:
-    """The other's smallest top k that holds that share of the clean vector's squared norm.
-
-    **Privacy:** it looks at the clean vector, so it is for measurements alone.
-
-    Raises:
-        ValueError: the share lies outside [0, 1], or the clean vector is zero.
+    Example:
+        >>> compression_ratio(26_010, 424)
+        245.37735849056602
     """
-    return Listed(top_k_indices(other, coordinates_for_energy(clean, other, share)))
+    return FLOAT_BYTES * coordinates / payload_bytes
 
 
-def bytes_for_energy(
-    codec: Codec, common: Common, clean: Float[np.ndarray, "d"], other: Float32[np.ndarray, "d"], share: float
-) -> int:
-    """The payload bytes, header included, of the other vector on its smallest support with that share of clean energy.
+def encoded_bytes(codec: Codec, vector: Float32[np.ndarray, "d"], support: Support, common: PublicContext) -> int:
+    """Encode a vector's values on a support, and count the bytes of the payload, header included.
 
-    The codec's quantiser and entropy coder encode it, given what both ends know; gains of a prediction are not counted.
+    The codec's quantiser and entropy coder are used; its sparsifier is not, and gains of a prediction are not counted.
 
-    Raises:
-        ValueError: as `smallest_support` does.
+    Args:
+        codec: Encodes the values and the support.
+        vector: The whole vector (d,).
+        support: Which coordinates are encoded.
+        common: What both ends know: the layout, and the support before, if there is one.
+
+    Returns:
+        The payload's length in bytes.
     """
-    support = smallest_support(clean, other, share)
-    body, _ = codec.encode(other[support.positions], support, common)
+    body, _ = codec.encode(vector[support.indices(len(vector))], support, common)
     return HEADER_BYTES + len(body)
 
 
 def bytes_at_energy(payload_bytes: Sequence[float], captured_energy: Sequence[float], share: float) -> float:
-    """The payload bytes at which that share of energy is captured, between payloads that were measured.
+    """Interpolate the payload bytes at which a share of energy is captured, between payloads of several densities.
 
-    Of a payload that is larger than another which captures more nothing is used. The logarithm of the bytes is
-    interpolated linearly in the energy. NaN outside of what was measured.
+    The logarithm of the bytes is interpolated linearly in the energy. A payload that is larger than another which
+    captures more is not used.
+
+    Args:
+        payload_bytes: Size of each payload, positive.
+        captured_energy: Share of the clean energy that each payload captures, in the same order.
+        share: At which to interpolate, in [0, 1].
+
+    Returns:
+        Bytes; NaN where the share lies outside of the energies that are given.
 
     Raises:
-        ValueError: there is not one energy a payload.
+        ValueError: There are no payloads, or not one energy for each.
+
+    Example:
+        >>> round(bytes_at_energy([100, 400], [0.2, 0.4], share=0.3))
+        200
     """
     sizes, energies = np.asarray(payload_bytes, dtype=np.float64), np.asarray(captured_energy, dtype=np.float64)
     if sizes.shape != energies.shape or sizes.ndim != 1 or not len(sizes):
         raise ValueError(
-            f"bytes_at_energy: {sizes.shape} payloads and {energies.shape} energies; give one of each a point"
+            f"bytes_at_energy: {len(payload_bytes)} payloads and {len(captured_energy)} energies; give at least one "
+            "payload, and one energy for each"
         )
     order = np.lexsort((-sizes, energies))
     sizes, energies = sizes[order], energies[order]

@@ -1,39 +1,47 @@
-"""What a payload spends its bits on, and how few of them would do: entropies of supports and of levels.
+"""What a payload spends its bits on, and how few bits would do: entropies of supports and of levels."""
 
-Entropies of supports are in bits a kept coordinate. They are those of a support that is drawn at random among all with
-the same counts, which both ends know; what telling the counts takes is not in them.
-"""
-
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Int32, Int64
 from scipy.special import gammaln
 
-from analysis.measures.ranking import SupportChange
 from dpcomp.codec.codec import Body
-from dpcomp.codec.entropy.positions import World, split, support_bits
+from dpcomp.codec.entropy.positions import World, split
 from dpcomp.codec.rate import entropy_bits
 from dpcomp.core.support import Listed
 from dpcomp.pipeline import Pipeline
-from dpcomp.wire.bits_by_part import measure
+from dpcomp.wire.bits_by_part import measure_payload
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 
 
 @dataclass(frozen=True, kw_only=True)
 class PayloadRate:
-    """One payload: its parts as they are on the wire, and the entropies that they can be held against, all in bits.
+    """The bits of one payload by part, and the entropies to compare them with.
 
-    The first five parts add up to 8·`payload_bytes`, exactly. `header_bits` frame the rest; `index_bits` tell a listed
-    support, the counts of its models included; `side_bits` are gains, steps or scales, widths, tables of frequencies;
-    `value_bits` the levels or floats. In a range-coded stream, which its parts share, index and values have their
-    information under the coder's models; `rounding_bits` are what is left of whole bytes and words.
+    The five parts header, index, side, value and rounding add up to 8·`payload_bytes`, exactly. In a range-coded
+    stream, which the parts share, index and values count by their information under the coder's models, and
+    `rounding_bits` is what whole bytes and words add.
 
-    The entropies of a support that both ends know are 0. `..._by_layer` count each layer by itself; `conditional_...`
-    are given the last listed support of the same way, and NaN without one. `value_entropy_bits` are those of the
-    levels, each layer under its own frequencies, tables left out; NaN of floats.
+    A support's entropy is log₂ of the number of supports with the same counts (C(d, k), or their product over layers),
+    which both ends know; the bits of the counts are not in it. It is 0 for a support that both ends know.
+
+    Attributes:
+        payload_bytes: Length of the payload.
+        coordinates: d, of the full vector.
+        kept: k, of the support.
+        header_bits: Of the header and of what frames the body.
+        index_bits: Of a listed support, the counts of its models included.
+        side_bits: Of gains, steps or scales, widths, and tables of frequencies.
+        value_bits: Of the levels or floats.
+        rounding_bits: Of what whole bytes and words add to a range-coded stream.
+        support_entropy_bits: Entropy of the support among all of k coordinates.
+        support_entropy_bits_by_layer: Entropy of the support among all with the same count in each layer.
+        conditional_entropy_bits: Entropy of the support among all that have as many coordinates in common with the
+            last listed support of the same direction; NaN where there is none.
+        conditional_entropy_bits_by_layer: The same, with the counts of each layer; NaN where there is no last support.
+        value_entropy_bits: Entropy of the levels, each layer under its own frequencies, their tables left out; NaN
+            where the values are floats.
     """
 
     payload_bytes: int
@@ -52,13 +60,19 @@ class PayloadRate:
 
     @classmethod
     def of(cls, pipeline: Pipeline, payload: bytes, memory: ClientMemory | ServerMemory) -> "PayloadRate":
-        """What a payload says to the memory of an end that has yet to accept it (`dpcomp.wire.bits_by_part.measure`).
+        """Measure a payload, as read by an end that has not accepted it yet; nothing changes.
+
+        Args:
+            pipeline: Of both ends.
+            payload: The bytes of an update or a broadcast.
+            memory: Of the server, or of the sender from before the payload; of any end for a broadcast.
 
         Raises:
-            CorruptPayload, VersionMismatch: the payload is damaged, or of another state than the memory.
+            CorruptPayload: The bytes are damaged.
+            VersionMismatch: They are sound, but of another state than the memory.
         """
-        body, bits = measure(pipeline, payload, memory)
-        alone, given_last = _worlds(body)
+        body, bits = measure_payload(pipeline.channel, payload, memory)
+        alone, given_last = _ranks(body)
         values_are_floats = bits.value > 0 and not body.bounds.coded.any()
         return cls(
             payload_bytes=len(payload),
@@ -69,77 +83,40 @@ class PayloadRate:
             side_bits=bits.side,
             value_bits=bits.value,
             rounding_bits=bits.rounding,
-            support_entropy_bits=_information([world.whole() for world in alone]),
-            support_entropy_bits_by_layer=_information(alone),
+            support_entropy_bits=_entropy([ranks.whole() for ranks in alone]),
+            support_entropy_bits_by_layer=_entropy(alone),
             conditional_entropy_bits=np.nan
             if given_last is None
-            else _information([world.whole() for world in given_last]),
-            conditional_entropy_bits_by_layer=np.nan if given_last is None else _information(given_last),
+            else _entropy([ranks.whole() for ranks in given_last]),
+            conditional_entropy_bits_by_layer=np.nan if given_last is None else _entropy(given_last),
             value_entropy_bits=np.nan
             if values_are_floats
-            else level_entropy(body.levels, body.counts) * len(body.levels),
+            else _bits_per_level(body.levels, body.counts) * len(body.levels),
         )
 
 
-def rate_table(rates: Iterable[PayloadRate]) -> pd.DataFrame:
-    """A row a payload: its rate, and per kept coordinate what index and values take and could take."""
-    table = pd.DataFrame([asdict(rate) for rate in rates])
-    kept = table["kept"].where(table["kept"] > 0)
-    table["density"] = table["kept"] / table["coordinates"]
-    table["compression_ratio"] = 4 * table["coordinates"] / table["payload_bytes"]
-    for part in ("index", "value", "support_entropy", "conditional_entropy", "value_entropy"):
-        table[f"{part}_bits_per_kept"] = table[f"{part}_bits"] / kept
-    return table
+def _ranks(body: Body) -> tuple[list[World], list[World] | None]:
+    """Give a body's support as ranks among all places, and as ranks inside and outside of the last support.
 
-
-def support_entropy(coordinates: Int64[np.ndarray, "m"], kept: Int64[np.ndarray, "m"]) -> float:
-    """Σ log₂ C(n, k) ÷ Σ k, over layers or other worlds of n coordinates, k of which are kept; NaN if none is."""
-    return _log2_binomials(coordinates, kept) / kept.sum() if kept.sum() else np.nan
-
-
-def support_entropy_approximation(coordinates: Int64[np.ndarray, "m"], kept: Int64[np.ndarray, "m"]) -> float:
-    """Σ n·H₂(k/n) ÷ Σ k, which for one world of density κ is H₂(κ)/κ; from above (Cover & Thomas 2006, eq. 11.40)."""
-    return float(support_bits(coordinates, kept).sum()) / kept.sum() if kept.sum() else np.nan
-
-
-def conditional_support_entropy(change: SupportChange) -> float:
-    """Of a support given the one before: which of the old places were kept, and which of the others are new."""
-    return support_entropy(*_told_by_change(change))
-
-
-def conditional_support_entropy_approximation(change: SupportChange) -> float:
-    """The same by H₂; for supports of one size with density κ and overlap r it is
-
-    h(r) = H₂(r) + ((1 − κ)/κ)·H₂((1 − r)κ/(1 − κ)).
+    No ranks for a support that both ends know; None where there is no last support.
     """
-    return support_entropy_approximation(*_told_by_change(change))
-
-
-def level_entropy(levels: Int32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> float:
-    """Bits a value of quantised levels, `counts` of them a layer, each layer under its own frequencies; of none, 0."""
-    layers = [layer for layer in np.split(levels, np.cumsum(counts)[:-1]) if len(layer)]
-    return sum(len(layer) * entropy_bits(np.bincount(layer - layer.min())) for layer in layers) / max(1, len(levels))
-
-
-def _told_by_change(change: SupportChange) -> tuple[Int64[np.ndarray, "2"], Int64[np.ndarray, "2"]]:
-    """The places of the last support and all others, and how many of them the support holds."""
-    before = change.kept + change.dropped
-    return np.array([before, change.coordinates - before]), np.array([change.kept, change.new])
-
-
-def _worlds(body: Body) -> tuple[list[World], list[World] | None]:
-    """A body's support by itself, and beside the last one, if there is one; of a known support nothing is told."""
-    previous, edges = body.common.previous, body.common.layout.edges
+    previous, edges = body.context.previous_support, body.context.layout.edges
     if not isinstance(body.support, Listed):
         return [], []
     positions = body.support.positions
     return [World(positions, edges)], None if previous is None else list(split(positions, previous.positions, edges))
 
 
-def _information(worlds: list[World]) -> float:
-    return sum(_log2_binomials(np.diff(world.edges), world.counts) for world in worlds)
+def _entropy(ranks: list[World]) -> float:
+    return sum(_log2_binomials(np.diff(part.edges), part.counts) for part in ranks)
 
 
-def _log2_binomials(coordinates: Int64[np.ndarray, "m"], kept: Int64[np.ndarray, "m"]) -> float:
-    chosen = gammaln(coordinates + 1) - gammaln(kept + 1) - gammaln(coordinates - kept + 1)
-    return float(chosen.sum() / np.log(2))
+def _log2_binomials(places: Int64[np.ndarray, "m"], chosen: Int64[np.ndarray, "m"]) -> float:
+    logarithms = gammaln(places + 1) - gammaln(chosen + 1) - gammaln(places - chosen + 1)
+    return float(logarithms.sum() / np.log(2))
+
+
+def _bits_per_level(levels: Int32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> float:
+    """Compute the entropy of levels, `counts` of them a layer, each layer under its own frequencies; 0 without any."""
+    layers = [layer for layer in np.split(levels, np.cumsum(counts)[:-1]) if len(layer)]
+    return sum(len(layer) * entropy_bits(np.bincount(layer - layer.min())) for layer in layers) / max(1, len(levels))

@@ -1,4 +1,4 @@
-"""What a support must cost in bits, what noise takes from it, and how few bits the noise leaves worth sending."""
+"""Closed forms for bits: what supports cost, what noise adds to that, what values and predictions are worth."""
 
 import math
 
@@ -6,59 +6,85 @@ from scipy.special import entr
 
 
 def binary_entropy(probability: float) -> float:
-    """H₂(p) = −p log₂p − (1 − p) log₂(1 − p), in bits.
+    """Compute the binary entropy H₂(p) = −p log₂p − (1 − p) log₂(1 − p), in bits.
 
     Source: Cover & Thomas (2006), Elements of information theory, eq. 2.5.
+
+    Raises:
+        ValueError: The probability is not in [0, 1].
+
+    Example:
+        >>> binary_entropy(0.5)
+        1.0
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"binary_entropy: probability = {probability}; a probability lies in [0, 1]")
     return float(entr(probability) + entr(1 - probability)) / math.log(2)
 
 
-def random_index_bits(density: float) -> float:
-    """Bits a kept coordinate for a support that nothing predicts: H₂(κ)/κ.
-
-    log₂C(d, k) = d H₂(κ) − O(log d) bits for k = κd of d coordinates: Cover & Thomas (2006), example 11.1.3.
-    """
-    _refuse_density(density)
-    return binary_entropy(density) / density
-
-
 def temporal_index_bits(*, density: float, overlap: float) -> float:
-    """Bits a kept coordinate for a support of which a share r stood in the last one.
+    """Compute the bits a kept coordinate of a support that shares r of its coordinates with the last one.
 
-    h(r) = H₂(r) + ((1 − κ)/κ)·H₂((1 − r)κ/(1 − κ)).
+        h(r) = H₂(r) + ((1 − κ)/κ)·H₂((1 − r)κ/(1 − κ))
 
-    The code says which of the k last coordinates stay, log₂C(k, rk) bits, and which (1 − r)k of the d − k others
-    come, log₂C(d − k, (1 − r)k): over k, as d grows, h(r). It depends on counts alone, so that it holds whatever makes
-    some coordinates stay more easily than others; only a code that knows which ones does better. It is largest at
-    r = κ, the overlap of independent supports, and there it is H₂(κ)/κ.
+    The code names which of the k last coordinates stay, log₂C(k, rk) bits, and which (1 − r)k of the d − k others
+    are new, log₂C(d − k, (1 − r)k) bits; divided by k, h(r) is their limit as d grows. It depends on counts alone, so
+    it holds even where some coordinates stay more easily than others; only a code that knows which ones does better.
+    Its largest value is at r = κ, the overlap of independent supports: H₂(κ)/κ, the bits of a support that nothing
+    predicts, from log₂C(d, k) = d H₂(κ) − O(log d) (Cover & Thomas 2006, example 11.1.3).
 
-    Source: the enumerative code of Cover (1973), IEEE Trans. Inf. Theory 19, for the two parts; as d grows, the
-    conditional entropy of a two-state Markov chain, Cover & Thomas (2006), section 4.2.
+    Source: Cover (1973), Enumerative source encoding, IEEE Trans. Inf. Theory 19, for the code of each part; as d
+    grows, the conditional entropy of a two-state Markov chain, Cover & Thomas (2006), section 4.2.
+
+    Args:
+        density: κ = k/d, in (0, 1), the same for both supports.
+        overlap: r, in [max(0, 2 − 1/κ), 1]: two sets of more than half of the coordinates must meet.
 
     Raises:
-        ValueError: the density is not in (0, 1), or two such supports can't overlap by r: max(0, 2 − 1/κ) ≤ r ≤ 1.
+        ValueError: The density or the overlap is outside of its range.
+
+    Example:
+        >>> round(temporal_index_bits(density=0.01, overlap=0.8), 2)
+        2.8
+        >>> round(temporal_index_bits(density=0.01, overlap=0.01), 2)  # as good as random
+        8.08
     """
-    _refuse_density(density)
+    if not 0 < density < 1:
+        raise ValueError(f"density = {density}: a top-k keeps a share k/d of the coordinates in (0, 1)")
     least = max(0.0, 2 - 1 / density)
     if not least <= overlap <= 1:
         raise ValueError(
-            f"temporal_index_bits: overlap = {overlap}; supports of density {density} overlap by [{least:g}, 1] of each"
+            f"temporal_index_bits: overlap = {overlap}; two supports of density {density} share between {least:g} and "
+            "1 of their coordinates"
         )
     entering = min(1.0, (1 - overlap) * density / (1 - density))
     return binary_entropy(overlap) + (1 - density) / density * binary_entropy(entering)
 
 
 def efficiency_loss(*, density: float, value_bits: float, overlap: float, noisy_overlap: float) -> float:
-    """The share of the compression ratio that is lost when the supports' overlap falls from r to r′.
+    """Compute the share of the compression ratio that is lost when the supports' overlap falls from r to r′.
 
-    1 − (b + h(r))/(b + h(r′)), h the index bits of `temporal_index_bits`.
+        loss = 1 − (b + h(r))/(b + h(r′)), with h of `temporal_index_bits`
 
-    A payload of k coordinates has k(b + h) bits, headers apart. The whole loss, of a pattern that has become random,
-    is at r′ = κ: at κ = 1 %, b = 8 and r = 0.8 it is 32.8 %. Below zero, the noise made supports more alike.
+    A payload of k coordinates takes k(b + h) bits, headers and tables apart. The loss is complete, the pattern
+    random, at r′ = κ. Below zero, the noise made supports more alike.
 
-    value_bits: b, the bits a kept value, not negative.
+    Args:
+        density: κ = k/d, in (0, 1).
+        value_bits: b, the bits of a kept value, not negative; the same with and without noise.
+        overlap: r, of consecutive supports without noise.
+        noisy_overlap: r′, of consecutive supports with noise.
+
+    Returns:
+        The loss, a share of the ratio without noise.
+
+    Raises:
+        ValueError: `value_bits` is negative, or `temporal_index_bits` refuses the density or an overlap.
+
+    Example:
+        >>> loss = efficiency_loss(density=0.01, value_bits=8, overlap=0.8, noisy_overlap=0.01)
+        >>> f"{loss:.1%}"
+        '32.8%'
     """
     if not value_bits >= 0:
         raise ValueError(f"efficiency_loss: value_bits = {value_bits}; a value takes no fewer than 0 bits")
@@ -67,55 +93,82 @@ def efficiency_loss(*, density: float, value_bits: float, overlap: float, noisy_
     return 1 - before / after if after else 0.0
 
 
-def noise_floor_rate(*, n: float, eta: float, z: float, d: float) -> float:
-    """Bits a coordinate that a client must send for its quantisation to hide under the noise: ½ log₂(1 + n/(ηz²d)).
+def noise_floor_rate(*, clients: float, noise_share: float, noise_multiplier: float, coordinates: float) -> float:
+    """Compute the bits a coordinate at which a client's quantisation hides under the noise: ½ log₂(1 + n/(ηz²d)).
 
-    n clients send updates of norm C, so of C²/d a coordinate on average, and their sum gets noise of standard
-    deviation zC. Their n independent quantisation errors of variance D may add up to η of that noise: nD = ηz²C².
-    A Gaussian test channel of noise D conveys at most ½ log₂(1 + C²/(dD)) bits a coordinate (Cover & Thomas 2006,
-    section 9.1), with equality for Gaussian updates; entropy-coded dithered quantisation takes at most
-    ½ log₂(2πe/12) = 0.255 bits more (Zamir & Feder 1992, IEEE Trans. Inf. Theory 38).
+    n clients send updates of norm C, hence of C²/d a coordinate on average, and their sum gets noise of standard
+    deviation zC. Their n independent quantisation errors of variance D may add up to the share η of that noise:
+    nD = ηz²C². A Gaussian test channel of noise D conveys at most ½ log₂(1 + C²/(dD)) bits a coordinate (Cover &
+    Thomas 2006, section 9.1), with equality for Gaussian updates; entropy-coded dithered quantisation takes at most
+    ½ log₂(2πe/12) = 0.255 bits more, at every rate (Zamir & Feder 1992, On universal quantization by randomized
+    uniform/lattice quantizers, IEEE Trans. Inf. Theory 38).
 
-    Times d it stays below n/(2 ln2·ηz²) bits a client however large d is: the order nε² that suffices for the
-    optimal error of a private mean (Chen, Song, Özgür & Kairouz 2023, arXiv 2304.01541, abstract).
+    Times d it stays below n/(2 ln2·ηz²) bits a client however large d is. For ε ≤ 1 that is the order nε² which
+    suffices for the optimal error of a private mean (Chen, Song, Özgür & Kairouz 2023, arXiv 2304.01541, abstract).
 
-    n: clients in the sum. eta: η, the variance of the quantisation ÷ that of the noise, in the sum.
-    z: the noise multiplier of the sum, stddev ÷ C; where each client adds noise of its own, √n times a client's.
-    d: coordinates.
+    Args:
+        clients: n, in the sum.
+        noise_share: η, the variance of the quantisation error ÷ that of the noise, both in the sum.
+        noise_multiplier: z of the sum, standard deviation ÷ C. Where each client adds noise of its own it is √n times
+            a client's.
+        coordinates: d.
+
+    Returns:
+        Bits a coordinate.
+
+    Raises:
+        ValueError: An argument is not positive.
+
+    Example:
+        >>> rate = noise_floor_rate(clients=10, noise_share=0.1, noise_multiplier=1.0, coordinates=26_000)
+        >>> round(rate * 26_000 / 8)  # bytes an update
+        9
     """
-    if not (n > 0 and eta > 0 and z > 0 and d > 0):
-        raise ValueError(f"noise_floor_rate: n = {n}, eta = {eta}, z = {z}, d = {d}; all four are positive")
-    return math.log2(1 + n / (eta * z * z * d)) / 2
+    if not (clients > 0 and noise_share > 0 and noise_multiplier > 0 and coordinates > 0):
+        raise ValueError(
+            f"noise_floor_rate: clients = {clients}, noise_share = {noise_share}, noise_multiplier = "
+            f"{noise_multiplier}, coordinates = {coordinates}; all four must be positive"
+        )
+    return math.log2(1 + clients / (noise_share * noise_multiplier * noise_multiplier * coordinates)) / 2
 
 
 def prediction_bits(*, snr: float, clients: float, correlation: float = 1.0) -> float:
-    """Bits a coordinate that coding a noisy update against the last broadcast saves: ½ log₂(1/(1 − ρ²)).
+    """Compute the bits a coordinate that coding a noisy update against the last broadcast saves: ½ log₂(1/(1 − ρ²)).
 
     An update is X + N, the broadcast before it the mean of n clients' X′ + N′, with the X of all clients alike and
     correlated by c from round to round, and independent noises: ρ² = c²/((1 + 1/SNR)(1 + 1/(n·SNR))), about
-    c²·n·SNR² where noise rules. The innovation has 1 − ρ² of the variance; of a Gaussian that is the rate that is
-    saved at high resolution, and at every rate where both rates are positive.
+    c²·n·SNR² where noise dominates. The innovation has 1 − ρ² of the variance; for a Gaussian that is the rate saved
+    at high resolution, and at every rate at which both rates are positive.
 
-    Source: differential coding, Jayant & Noll (1984), section 6.2; Cover & Thomas (2006), theorem 10.3.2, for the rate.
+    Source: differential coding, Jayant & Noll (1984), Digital coding of waveforms, section 6.2; Cover & Thomas (2006),
+    theorem 10.3.2, for the rate.
 
-    snr: s²/σ² of a client's coordinate, may be infinite. clients: n. correlation: c, |c| < 1 without noise.
+    Args:
+        snr: s²/σ² of a client's coordinate, at least 0, may be infinite.
+        clients: n, in the mean.
+        correlation: c, in [−1, 1]; within (−1, 1) where the SNR is infinite.
+
+    Returns:
+        Bits a coordinate, at least 0.
 
     Raises:
-        ValueError: the SNR is negative, n is not positive, |c| > 1, or the broadcast tells all there is to send.
+        ValueError: An argument is outside of its range, or the broadcast equals the update (ρ² = 1).
+
+    Example:
+        >>> round(prediction_bits(snr=10.0, clients=10), 2), round(prediction_bits(snr=0.01, clients=10), 4)
+        (1.66, 0.0006)
     """
     if not (snr >= 0 and clients > 0 and abs(correlation) <= 1):
         raise ValueError(
-            f"prediction_bits: snr = {snr}, clients = {clients}, correlation = {correlation}; the first is not "
-            "negative, the second positive, the third within ±1"
+            f"prediction_bits: snr = {snr}, clients = {clients}, correlation = {correlation}; the first must be at "
+            "least 0, the second positive, the third within ±1"
         )
     if snr == 0:
         return 0.0
     share = correlation**2 / ((1 + 1 / snr) * (1 + 1 / (clients * snr)))
     if share == 1:
-        raise ValueError("prediction_bits: the broadcast is the update; give a finite snr or |correlation| < 1")
+        raise ValueError(
+            f"prediction_bits: snr = {snr} and correlation = {correlation} make the broadcast equal to the update, "
+            "which saves all bits; give a finite snr or |correlation| < 1"
+        )
     return -math.log1p(-share) / (2 * math.log(2))
-
-
-def _refuse_density(density: float) -> None:
-    if not 0 < density < 1:
-        raise ValueError(f"density = {density}: a top-k keeps a share k/d of the coordinates in (0, 1)")

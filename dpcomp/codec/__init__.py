@@ -16,4 +16,3 @@ from dpcomp.codec.quantize import Sign as Sign
 from dpcomp.codec.quantize import Stochastic as Stochastic
 from dpcomp.codec.quantize import Ternary as Ternary
 from dpcomp.codec.quantize import Uniform as Uniform
-from dpcomp.core.public_context import Common as Common

@@ -12,6 +12,8 @@ from jaxtyping import Float32, Int64
 
 from dpcomp.codec.rate import step_for_rate
 from dpcomp.codec.widths import cheapest_widths
+from dpcomp.core.checks import whole_number
+from dpcomp.core.layout import split_by_counts
 
 WIDEST = 16  # bits of a level
 
@@ -38,22 +40,19 @@ class Equal:
     bits: int
 
     def __post_init__(self):
-        whole = isinstance(self.bits, (int, np.integer)) and not isinstance(self.bits, bool)
-        if not whole or not 2 <= self.bits <= WIDEST:
-            raise ValueError(f"{self}: a uniform quantiser has a whole number of bits from 2 to {WIDEST}")
-        object.__setattr__(self, "bits", int(self.bits))
+        object.__setattr__(self, "bits", whole_number(self.bits, f"{self}: the bits of a level", least=2, most=WIDEST))
 
     def packed(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """The same width everywhere, with levels that span each layer."""
-        layers = np.split(values, np.cumsum(counts)[:-1])
+        layers = split_by_counts(values, counts)
         top = 2 ** (self.bits - 1) - 1
         return (self.bits,) * len(counts), tuple(float(np.abs(layer).max(initial=0)) / top for layer in layers)
 
     def coded(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:
         """In each layer, the step whose levels have an entropy of `bits`."""
-        layers = np.split(values, np.cumsum(counts)[:-1])
+        layers = split_by_counts(values, counts)
         return tuple(step_for_rate([layer], self.bits) for layer in layers)
 
 
@@ -81,18 +80,23 @@ class Waterfill:
     def __post_init__(self):
         if isinstance(self.bits, bool) or not 0 < self.bits <= WIDEST:
             raise ValueError(f"{self}: the mean rate lies above 0, up to {WIDEST} bits a value")
-        if self.clients is not None and not (isinstance(self.clients, int) and self.clients >= 1):
-            raise ValueError(f"{self}: clients is how many updates the server averages, a whole number")
+        if self.clients is not None:
+            whole_number(self.clients, f"{self}: clients, how many updates the server averages,", least=1)
+
+    @property
+    def averaged_clients(self) -> int | None:
+        """Of how many updates the server wants the mean, where this sees the privacy noise."""
+        return self.clients
 
     def packed(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """The best widths within the budget, and for each the step with the least error."""
-        return cheapest_widths(np.split(values, np.cumsum(counts)[:-1]), self.bits)
+        return cheapest_widths(split_by_counts(values, counts), self.bits)
 
     def coded(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:
         """One step, with which all levels together have the entropy of the budget."""
-        return (step_for_rate(np.split(values, np.cumsum(counts)[:-1]), self.bits),) * len(counts)
+        return (step_for_rate(split_by_counts(values, counts), self.bits),) * len(counts)
 
 
 @dataclass(frozen=True)

@@ -7,43 +7,48 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
-from dpcomp.codec.allocation import Waterfill
 from dpcomp.codec.entropy import EntropyCoder, RangeCoder
 from dpcomp.codec.entropy.coder import Metered, PartBits, Reader
 from dpcomp.codec.prediction import LastBroadcast
-from dpcomp.codec.quantize import Bounds, Float16, Quantizer, Uniform
+from dpcomp.codec.quantize import Bounds, Quantizer
 from dpcomp.codec.quantize import Float32 as Unquantized
 from dpcomp.codec.rate import entropy_bits
 from dpcomp.core.errors import CorruptPayload
-from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import Common
-from dpcomp.core.support import Everywhere, Listed, Seeded, Support
-from dpcomp.sparsify import RandomK, TopK
+from dpcomp.core.layout import split_by_counts
+from dpcomp.core.public_context import PublicContext
+from dpcomp.core.support import Everywhere, Listed, Support
 
 SUPPORT = struct.Struct("<BI")  # the kind of support, and how many coordinates it holds
-KINDS: tuple[type[Support], ...] = (Everywhere, Seeded, Listed)
+EVERYWHERE, PUBLIC, LISTED = range(3)  # the kinds: all coordinates; those that both ends compute; those listed here
 
 
 @runtime_checkable
 class Sparsifier(Protocol):
-    """Chooses what is sent."""
+    """Chooses which coordinates of a vector are sent."""
 
-    def select(self, vector: Float32[np.ndarray, "d"], candidates: Support, layout: Layout, mask_key: int) -> Support:
-        """A support within the candidates."""
+    def select(self, vector: Float32[np.ndarray, "d"], candidates: Support, context: PublicContext) -> Support:
+        """Return a support within the candidates, for a (d,) vector."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """Its slots, in the order in which a sender goes through them: what is expected, which coordinates of the rest
-    are sent, in how many bits, coded how.
+    """Code a vector as bytes, in four slots that a sender goes through in this order.
 
-    `predict` None codes the update itself; `sparsify` None sends every coordinate of the update's support;
-    `quantize` None sends float32.
+    Args:
+        predict: What an update is expected to be, which is not sent; None codes the update itself.
+        sparsify: Which coordinates are sent; None sends every coordinate of the update's support.
+        quantize: In how many bits a value is sent; None sends float32.
+        entropy: How positions and levels become bits.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4)).allocates
+        False
     """
 
     predict: LastBroadcast | None = None
-    sparsify: TopK | RandomK | Sparsifier | None = None
+    sparsify: Sparsifier | None = None
     quantize: Quantizer | None = None
     entropy: EntropyCoder = field(default_factory=RangeCoder)
 
@@ -61,102 +66,139 @@ class Codec:
     @property
     def averaged_clients(self) -> int | None:
         """Of how many updates the server wants the mean, where the allocator sees the privacy noise."""
-        bits = self.quantize.bits if isinstance(self.quantize, Uniform) else None
-        return bits.clients if isinstance(bits, Waterfill) else None
+        return getattr(self.quantizer, "averaged_clients", None)
 
     @property
     def allocates(self) -> bool:
         """Whether layers get bits of their own."""
-        return isinstance(self.quantize, Uniform) and not isinstance(self.quantize.bits, int)
+        return getattr(self.quantizer, "allocates", False)
 
     @property
     def quantizer(self) -> Quantizer:
-        """What `quantize` means."""
+        """What `quantize` means: None is float32."""
         return Unquantized() if self.quantize is None else self.quantize
 
-    def select(self, vector: Float32[np.ndarray, "d"], candidates: Support, layout: Layout, mask_key: int) -> Support:
-        """What of the vector is sent."""
-        return candidates if self.sparsify is None else self.sparsify.select(vector, candidates, layout, mask_key)
+    def select(self, vector: Float32[np.ndarray, "d"], candidates: Support, context: PublicContext) -> Support:
+        """Return the coordinates of a (d,) vector that are sent."""
+        return candidates if self.sparsify is None else self.sparsify.select(vector, candidates, context)
 
     def encode(
-        self, values: Float32[np.ndarray, "k"], support: Support, common: Common
+        self,
+        values: Float32[np.ndarray, "k"],
+        support: Support,
+        context: PublicContext,
     ) -> tuple[bytes, Float32[np.ndarray, "k"]]:
-        """The body, and the values that its reader will find in it."""
-        common = replace(common, packed=self.entropy.packed)
-        layout, writer = common.layout, self.entropy.writer()
-        counts = layer_counts(support, layout)
-        if isinstance(support, Listed):
-            previous = None if common.previous is None else common.previous.positions
-            writer.positions(support.positions, layout.edges, previous)
-        levels, side = self.quantizer.levels(values, counts, common)
+        """Write values on their support as a body.
+
+        Args:
+            values: A (k,) float32 vector, in ascending order of position.
+            support: Where they stand: `Everywhere`, `Listed`, or the public support.
+            context: What both ends know of the message.
+
+        Returns:
+            The body, and the (k,) values that its reader will find in it.
+
+        Raises:
+            ValueError: The support is none of the three.
+        """
+        context = replace(context, packed=self.entropy.packed)
+        layout, writer = context.layout, self.entropy.writer()
+        counts, kind = layout.counts(support), _kind(support, context.public_support)
+        if kind == LISTED:
+            writer.positions(support.indices(layout.size), layout.edges, _previous_positions(context))
+        levels, side = self.quantizer.levels(values, counts, context)
         writer.raw(side)
-        bounds = self.quantizer.bounds(side, common)
+        bounds = self.quantizer.bounds(side, context)
         if bounds.coded.any() and len(values):
             writer.levels(levels, counts, bounds)
-        head = SUPPORT.pack(KINDS.index(type(support)), len(values))
-        return head + writer.finish(), self.quantizer.values(levels, side, counts, common)
+        head = SUPPORT.pack(kind, len(values))
+        return head + writer.finish(), self.quantizer.values(levels, side, counts, context)
 
-    def decode(self, body: bytes | memoryview, common: Common) -> tuple[Float32[np.ndarray, "k"], Support]:
-        """The values and their support.
+    def decode(
+        self,
+        body: bytes | memoryview,
+        context: PublicContext,
+    ) -> tuple[Float32[np.ndarray, "k"], Support]:
+        """Read the values of a body, and their support.
+
+        Args:
+            body: What `encode` wrote.
+            context: As for `encode`.
 
         Raises:
-            CorruptPayload: the body cannot come from this codec. Nothing larger than the update is
-                allocated to find out.
+            CorruptPayload: The body cannot come from this codec. Nothing larger than the update is allocated to find
+                that out.
         """
-        found = self._read(body, common)
-        values = self.quantizer.values(found.levels, found.side, found.counts, found.common)
+        parts = self._read(body, context)
+        values = self.quantizer.values(parts.levels, parts.side, parts.counts, parts.context)
         if not np.isfinite(values).all():
             raise CorruptPayload("the body holds values that are not finite")
-        return values, found.support
+        return values, parts.support
 
-    def layer_bits(self, body: bytes | memoryview, common: Common) -> Float64[np.ndarray, "layers"]:
-        """Bits a value that a body spends on each layer: the levels' width or entropy; 0 where nothing is sent."""
-        found = self._read(body, common)
-        if not found.bounds.coded.any():
-            return np.where(found.counts > 0, 8 * len(found.side) / max(1, int(found.counts.sum())), 0.0)
+    def layer_bits(
+        self,
+        body: bytes | memoryview,
+        context: PublicContext,
+    ) -> Float64[np.ndarray, "layers"]:
+        """Return the bits a value that a body spends on each layer: the levels' width or entropy; 0 where none is sent.
+
+        Args:
+            body: What `encode` wrote.
+            context: As for `encode`.
+        """
+        parts = self._read(body, context)
+        if not parts.bounds.coded.any():
+            return np.where(parts.counts > 0, 8 * len(parts.side) / max(1, int(parts.counts.sum())), 0.0)
         if self.entropy.packed:
-            return np.where(found.counts > 0, found.bounds.widths, 0).astype(np.float64)
-        layers = np.split(found.levels, np.cumsum(found.counts)[:-1])
+            return np.where(parts.counts > 0, parts.bounds.widths, 0).astype(np.float64)
+        layers = split_by_counts(parts.levels, parts.counts)
         return np.array([entropy_bits(np.bincount(layer - layer.min())) if len(layer) else 0.0 for layer in layers])
 
-    def measure(self, body: bytes | memoryview, common: Common) -> tuple["Body", PartBits]:
-        """What stands in a body, and the bits that each part of it takes: they add up to all of its bytes.
+    def measure(
+        self,
+        body: bytes | memoryview,
+        context: PublicContext,
+    ) -> tuple["Body", PartBits]:
+        """Return what stands in a body, and the bits that each part of it takes: they add up to all of its bytes.
+
+        Args:
+            body: What `encode` wrote.
+            context: As for `encode`.
 
         Raises:
-            CorruptPayload: the body cannot come from this codec.
-            TypeError: the entropy coder has no meter.
+            CorruptPayload: The body cannot come from this codec.
+            TypeError: The entropy coder has no meter.
         """
         if not isinstance(self.entropy, Metered):
             raise TypeError(
                 f"{self.entropy!r} cannot tell what its parts take: give it a .meter(body), as RangeCoder has"
             )
         meter = self.entropy.meter(body[SUPPORT.size :])
-        found, bits = self._read(body, common, meter), meter.bits
-        if isinstance(self.quantizer, (Unquantized, Float16)):  # what stands beside no levels is the values
-            bits = replace(bits, side=0.0, value=bits.side)
-        return found, replace(bits, header=bits.header + 8 * SUPPORT.size)
+        parts, bits = self._read(body, context, meter), meter.bits
+        if getattr(self.quantizer, "side_holds_values", not parts.bounds.coded.any()):
+            bits = replace(bits, side=0.0, value=bits.value + bits.side)
+        return parts, replace(bits, header=bits.header + 8 * SUPPORT.size)
 
-    def _read(self, body: bytes | memoryview, common: Common, reader: Reader | None = None) -> "Body":
-        common = replace(common, packed=self.entropy.packed)
-        layout = common.layout
+    def _read(self, body: bytes | memoryview, context: PublicContext, reader: Reader | None = None) -> "Body":
+        context = replace(context, packed=self.entropy.packed)
+        layout = context.layout
         if len(body) < SUPPORT.size:
             raise CorruptPayload(f"a body of {len(body)} bytes holds no support")
         kind, k = SUPPORT.unpack_from(body)
-        if kind >= len(KINDS) or k > layout.size:
+        if kind > LISTED or k > layout.size:
             raise CorruptPayload(f"no support of kind {kind} with {k} of {layout.size} coordinates is known")
         reader = self.entropy.reader(body[SUPPORT.size :]) if reader is None else reader
-        support: Support | None = Everywhere() if KINDS[kind] is Everywhere else common.mask
-        if KINDS[kind] is Listed:
-            previous = None if common.previous is None else common.previous.positions
-            support = Listed(reader.positions(k, layout.edges, previous))
+        support: Support | None = Everywhere() if kind == EVERYWHERE else context.public_support
+        if kind == LISTED:
+            support = Listed(reader.positions(k, layout.edges, _previous_positions(context)))
         if support is None or support.count(layout.size) != k:
-            raise CorruptPayload(f"the body is on {KINDS[kind].__name__} of {k}, where the pipeline has {support}")
-        counts = layer_counts(support, layout)
-        side = reader.raw(self.quantizer.side_bytes(counts, common))
-        bounds = self.quantizer.bounds(side, common)
+            raise CorruptPayload(f"the body is on {k} coordinates of kind {kind}, where the pipeline has {support}")
+        counts = layout.counts(support)
+        side = reader.raw(self.quantizer.side_bytes(counts, context))
+        bounds = self.quantizer.bounds(side, context)
         levels = reader.levels(counts, bounds) if bounds.coded.any() and k else np.repeat(bounds.lowest, counts)
         reader.finish()
-        return Body(support=support, counts=counts, side=side, bounds=bounds, levels=levels, common=common)
+        return Body(support=support, counts=counts, side=side, bounds=bounds, levels=levels, context=context)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,11 +210,19 @@ class Body:
     side: bytes
     bounds: Bounds
     levels: Int32[np.ndarray, "m"]
-    common: Common
+    context: PublicContext
 
 
-def layer_counts(support: Support, layout: Layout) -> Int64[np.ndarray, "layers"]:
-    """How many coordinates of the support lie in each layer."""
+def _kind(support: Support, public: Support | None) -> int:
+    """How a body says on which coordinates it is."""
     if isinstance(support, Everywhere):
-        return np.diff(layout.edges)
-    return np.diff(np.searchsorted(support.indices(layout.size), layout.edges))
+        return EVERYWHERE
+    if public is not None and support == public:
+        return PUBLIC
+    if isinstance(support, Listed):
+        return LISTED
+    raise ValueError(f"the support {support} is neither listed nor the public one, {public}: list its positions")
+
+
+def _previous_positions(context: PublicContext) -> Int64[np.ndarray, "k_before"] | None:
+    return None if context.previous_support is None else context.previous_support.positions

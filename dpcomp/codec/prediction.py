@@ -40,5 +40,5 @@ class LastBroadcast:
         """What both ends expect, within half of float32's range."""
         largest = np.finfo(np.float32).max / 2
         with np.errstate(over="ignore"):
-            expected = np.repeat(gains.astype(np.float32) * np.float32(GAIN_UNIT), layout.sizes) * reference
+            expected = layout.spread(gains.astype(np.float32) * np.float32(GAIN_UNIT)) * reference
         return np.clip(expected, -largest, largest, out=expected)

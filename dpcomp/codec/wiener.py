@@ -1,6 +1,5 @@
 """What a sender tracks of the broadcasts: each layer's share of signal in what the server averages."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,5 +63,5 @@ class Tracked:
 
 def mean_squares(vector: Float32[np.ndarray, "d"], layout: Layout) -> Float64[np.ndarray, "layers"]:
     """The mean square of each layer; 0 of an empty one."""
-    layers: Sequence[np.ndarray] = np.split(vector, layout.edges[1:-1])
+    layers = layout.split(vector)
     return np.array([np.mean(np.square(layer, dtype=np.float64)) if len(layer) else 0.0 for layer in layers])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
+from dpcomp.core.checks import whole_number
 
 SERVER = 2**32 - 1  # stands where a client's number stands, when the server acts
 
@@ -23,9 +23,5 @@ class Address:
 
     def __post_init__(self):
         for name, limit in (("run", 2**64), ("client", 2**32), ("round", 2**32)):
-            number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-                raise TypeError(f"Address.{name} is {number!r}: it must be a whole number")
-            if not 0 <= number < limit:
-                raise ValueError(f"Address.{name} is {number}: it must lie in [0, {limit})")
-            object.__setattr__(self, name, int(number))
+            number = whole_number(getattr(self, name), f"Address.{name}", least=0, most=limit - 1)
+            object.__setattr__(self, name, number)

@@ -33,5 +33,9 @@ class ConfigError(DpcompError):
     """A table or file does not describe what it should; the message says where, and what was meant."""
 
 
+class MissingExtra(DpcompError, ImportError):
+    """A part of dpcomp needs packages that are not installed; the message gives the `pip install` line."""
+
+
 class BudgetExhausted(DpcompError):
     """The ledger gives no right to draw this noise: it was spent, or was never charged."""

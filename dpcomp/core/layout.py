@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
+
+from dpcomp.core.support import Everywhere, Support
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,28 @@ class Layout:
         """Where each layer begins in the flat vector, and at the end d."""
         return np.cumsum([0, *self.sizes], dtype=np.int64)
 
+    def split(self, vector: Shaped[np.ndarray, "d"]) -> list[Shaped[np.ndarray, "_"]]:
+        """Cut a (d,) vector into its layers, as views."""
+        return np.split(vector, self.edges[1:-1])
+
+    def spread(self, values: Shaped[np.ndarray, "layers"]) -> Shaped[np.ndarray, "d"]:
+        """Give every coordinate the value of its layer."""
+        return np.repeat(values, self.sizes)
+
+    def counts(self, support: Support) -> Int64[np.ndarray, "layers"]:
+        """Count the coordinates of a support in each layer."""
+        if isinstance(support, Everywhere):
+            return np.diff(self.edges)
+        return np.diff(np.searchsorted(support.indices(self.size), self.edges))
+
     @cached_property
     def digest(self) -> bytes:
         """8 bytes that name the layout."""
         return hashlib.blake2b(repr(self.shapes).encode(), digest_size=8).digest()
+
+
+def split_by_counts(
+    values: Shaped[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
+) -> list[Shaped[np.ndarray, "_"]]:
+    """Cut values on a support into layers, as views; `counts` says how many of them each layer holds."""
+    return np.split(values, np.cumsum(counts)[:-1])

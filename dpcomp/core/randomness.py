@@ -11,6 +11,8 @@ import os
 import numpy as np
 from randomgen import ChaCha
 
+from dpcomp.core.checks import whole_number
+
 
 def _key(kind: bytes, seed: bytes, purpose: str, place: tuple[int, ...]) -> int:
     """A 256-bit key; no two (kind, seed, purpose, place) encode to the same bytes."""
@@ -26,19 +28,14 @@ def _generator(key: int) -> np.random.Generator:
     return np.random.Generator(ChaCha(key=key, rounds=20))  # pyright: ignore[reportArgumentType]
 
 
-def _checked(number: int, name: str) -> int:
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-        raise TypeError(f"{name}({number!r}): a seed is a whole number")
-    if not 0 <= number < 2**64:
-        raise ValueError(f"{name}({number!r}): a seed lies in [0, 2**64)")
-    return int(number)
+LARGEST_SEED = 2**64 - 1
 
 
 class PublicSeed:
     """A seed that all parties, and any observer, may know: masks, dither, partitions, first weights."""
 
     def __init__(self, number: int):
-        self.number = _checked(number, "PublicSeed")
+        self.number = whole_number(number, "PublicSeed(number)", least=0, most=LARGEST_SEED)
 
     def key(self, purpose: str, *place: int) -> int:
         """256 bits for `purpose` at `place`: the same on every machine."""
@@ -70,7 +67,9 @@ class SecretSeed:
     """
 
     def __init__(self, number: int | None = None):
-        self._seed = None if number is None else _checked(number, "SecretSeed").to_bytes(8, "little")
+        self._seed = None
+        if number is not None:
+            self._seed = whole_number(number, "SecretSeed(number)", least=0, most=LARGEST_SEED).to_bytes(8, "little")
 
     @property
     def seeded(self) -> bool:

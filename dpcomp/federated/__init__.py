@@ -1,1 +1,16 @@
-"""The two ends of a federation as they run anywhere; no framework is imported."""
+"""The two ends of a federation as they run anywhere: over any transport, and without a framework."""
+
+from dpcomp.federated.absence import Decay as Decay
+from dpcomp.federated.absence import Drop as Drop
+from dpcomp.federated.absence import Keep as Keep
+from dpcomp.federated.aggregation import ServerOptimizer as ServerOptimizer
+from dpcomp.federated.aggregation import TrustedRelease as TrustedRelease
+from dpcomp.federated.late import Reject as Reject
+from dpcomp.federated.late import Weigh as Weigh
+from dpcomp.federated.participant import Participant as Participant
+from dpcomp.federated.phases import BroadcastReceived as BroadcastReceived
+from dpcomp.federated.phases import ReplyReceived as ReplyReceived
+from dpcomp.federated.phases import Restarted as Restarted
+from dpcomp.federated.phases import TimedOut as TimedOut
+from dpcomp.federated.phases import Trained as Trained
+from dpcomp.federated.server import Server as Server

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 
 
 @runtime_checkable
-class AfterAbsence(Protocol):
+class AbsencePolicy(Protocol):
     """A policy."""
 
     def residual(self, residual: Float32[np.ndarray, "d"], missed: int) -> Float32[np.ndarray, "d"]:

@@ -1,4 +1,4 @@
-"""A client as a state machine: one pure function says what every event does to it, and what it does then."""
+"""A client as a state machine: one pure function says what every event changes, and what the client does then."""
 
 from dataclasses import dataclass, field, replace
 
@@ -6,17 +6,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.core.errors import VersionMismatch
-from dpcomp.federated.absence import AfterAbsence, Keep
-from dpcomp.federated.messages import (
-    HELLO,
-    NOTHING,
-    WORD,
-    Hello,
-    Word,
-    name_of,
-    read_link,
-    read_snapshot,
-)
+from dpcomp.federated.absence import AbsencePolicy, Keep
+from dpcomp.federated.messages import HELLO, NO_DIGEST, REPLY, Hello, Reply, message_digest, read_link, read_snapshot
 from dpcomp.federated.phases import (
     RESYNCING,
     STALE,
@@ -24,26 +15,27 @@ from dpcomp.federated.phases import (
     TRANSITIONS,
     WAITING,
     Action,
-    Due,
+    BroadcastReceived,
     Event,
-    Heard,
     Phase,
+    ReplyReceived,
     Restarted,
     Save,
     Send,
-    Told,
+    TimedOut,
     Trained,
     new_session,
 )
-from dpcomp.pipeline import Pipeline
-from dpcomp.wire.frame import PAYLOAD, Frame
+from dpcomp.wire import exchange
+from dpcomp.wire.channel import Channel
+from dpcomp.wire.frame import PAYLOAD, Frame, OpenedPayload
 from dpcomp.wire.memory import ClientMemory, Link, Pending
 from dpcomp.wire.update import Update
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the client has asked last, and from which version; it is sent again as it is."""
+    """The hello that the client sent last, and the version that it stood at; a resend sends the same bytes."""
 
     hello: bytes
     version: int
@@ -51,18 +43,28 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClientState:
-    """Memory, model and pending payload must not be forgotten; the rest a client finds out again."""
+    """All that a client knows.
+
+    Attributes:
+        memory: What the pipeline remembers; it must survive the process.
+        model: The (d,) vector of parameters; it must survive the process.
+        pending: The payload that has no reply yet; it must survive the process.
+        phase: What the client knows of the server.
+        session: A number that no earlier process used in its questions.
+        asked: How many questions were asked in this session.
+        question: The one that has no reply yet.
+    """
 
     memory: ClientMemory
     model: Float32[np.ndarray, "d"]
     pending: Pending | None = None
     phase: Phase = Phase.NEW
     session: int = field(default_factory=new_session)
-    asked: int = 0  # in this session
-    question: Question | None = None  # without an answer yet
+    asked: int = 0
+    question: Question | None = None
 
     def asking(self) -> "ClientState":
-        """With a new question, which says where it stands: no earlier answer answers it."""
+        """Return the state with a new question, which says where the client stands: no earlier reply answers it."""
         memory, pending = self.memory, self.pending
         frame = None if pending is None else _frame(pending)
         hello = Hello(
@@ -74,35 +76,42 @@ class ClientState:
             shared=memory.shared.digest,
             link_count=memory.link.count,
             link=memory.link.digest,
-            pending=NOTHING if pending is None else pending.link.digest,
+            pending=NO_DIGEST if pending is None else pending.link.digest,
             pending_version=0 if frame is None else frame.version,
-            pending_shared=NOTHING if frame is None else frame.shared,
+            pending_shared=NO_DIGEST if frame is None else frame.shared,
         )
         question = Question(HELLO.seal(hello), memory.shared.version)
         return replace(self, phase=RESYNCING, asked=self.asked + 1, question=question)
 
 
-def transition(
-    pipeline: Pipeline, state: ClientState, event: Event, after_absence: AfterAbsence = Keep()
-) -> tuple[ClientState, tuple[Action, ...]]:
-    """The state after an event, and what to do then, in order.
+Outcome = tuple[ClientState, tuple[Action, ...]]
+
+
+def transition(channel: Channel, state: ClientState, event: Event, absence_policy: AbsencePolicy = Keep()) -> Outcome:
+    """Return the state after an event, and what to do then, in order.
+
+    Args:
+        channel: What both ends are built from.
+        state: Before the event.
+        event: What happened.
+        absence_policy: What becomes of the residual after missed rounds.
 
     Raises:
-        CorruptPayload: the message is damaged; VersionMismatch: it is of another pipeline, or for another client.
-            The state is as it was.
-        ValueError: an update of a client that is not synced, or a second one at an address.
+        CorruptPayload: The message is damaged. The state is as it was, as after the next error.
+        VersionMismatch: The message is of another pipeline, or for another client.
+        ValueError: An update of a client that is not synced, or a second one at an address.
     """
     if type(event) not in TRANSITIONS[state.phase]:
         raise ValueError(f"a client that is {state.phase.value} does not train: it may stand on an old model")
     match event:
         case Trained():
-            after, actions = _trained(pipeline, state, event.update)
-        case Heard():
-            after, actions = _heard(pipeline, state, event.broadcast)
-        case Told():
-            after, actions = _told(pipeline, state, event.word, after_absence)
-        case Due():
-            after, actions = _due(state)
+            after, actions = _after_training(channel, state, event.update)
+        case BroadcastReceived():
+            after, actions = _after_broadcast(channel, state, event.broadcast)
+        case ReplyReceived():
+            after, actions = _after_reply(channel, state, event.reply, absence_policy)
+        case TimedOut():
+            after, actions = _after_timeout(state)
         case Restarted():
             after = replace(state, phase=STALE, session=event.session, asked=0, question=None)
             actions = ()
@@ -110,30 +119,27 @@ def transition(
     return after, actions
 
 
-Outcome = tuple[ClientState, tuple[Action, ...]]
-
-
-def _trained(pipeline: Pipeline, state: ClientState, update: Update) -> Outcome:
+def _after_training(channel: Channel, state: ClientState, update: Update) -> Outcome:
     if update.address == state.memory.link.last:
         raise ValueError(f"an update of {update.address} was accepted before: a client sends one a round")
-    payload, after = pipeline.send(update, state.memory)
+    payload, after = exchange.send(channel, update, state.memory)
     pending = Pending.of(payload, update, after)
     return replace(state, pending=pending, phase=WAITING), (Save(), Send(payload))
 
 
-def _heard(pipeline: Pipeline, state: ClientState, broadcast: bytes) -> Outcome:
+def _after_broadcast(channel: Channel, state: ClientState, broadcast: bytes) -> Outcome:
     try:
-        after = _followed(pipeline, state, broadcast)
+        after = _follow(channel, state, OpenedPayload.of(broadcast))
     except VersionMismatch as error:
         if error.reason != "version":
             raise
-        # An early one, a late one, or a server that was set back: its word alone can tell.
+        # It may be early or late, or the server was set back: the server's reply alone decides.
         return (state, ()) if state.phase is RESYNCING else _ask(state)
-    # What a broadcast cannot tell is the link: who has not asked for that since it was away asks.
+    # A broadcast says nothing of the link: a client that has not asked for that since it was away asks.
     return (after, (Save(),)) if after.phase in (SYNCED, WAITING, RESYNCING) else _ask(after, Save())
 
 
-def _due(state: ClientState) -> Outcome:
+def _after_timeout(state: ClientState) -> Outcome:
     if state.question is not None:
         return state, (Send(state.question.hello),)
     if state.phase is WAITING and state.pending is not None:
@@ -143,44 +149,45 @@ def _due(state: ClientState) -> Outcome:
     return _ask(state)
 
 
-def _told(pipeline: Pipeline, state: ClientState, message: bytes, after_absence: AfterAbsence) -> Outcome:
-    word, body = WORD.unseal(message)
-    if word.client != state.memory.client:
+def _after_reply(channel: Channel, state: ClientState, message: bytes, absence_policy: AbsencePolicy) -> Outcome:
+    reply, body = REPLY.unseal(message)
+    if reply.client != state.memory.client:
         raise VersionMismatch(
-            f"the word is for client {word.client}; this is client {state.memory.client}: deliver it there",
+            f"the reply is for client {reply.client}; this is client {state.memory.client}: deliver it there",
             reason="direction",
         )
-    if state.question is not None and word.answers == name_of(state.question.hello):
-        return _answered(pipeline, state, state.question, word, body, after_absence)
-    if state.pending is not None and word.answers == name_of(state.pending.payload):
-        return _judged(state, state.pending, word)
-    return state, ()  # it answers what was said before: much may have happened since
+    if state.question is not None and reply.answers == message_digest(state.question.hello):
+        return _after_resync(channel, state, state.question, reply, body, absence_policy)
+    if state.pending is not None and reply.answers == message_digest(state.pending.payload):
+        return _after_receipt(state, state.pending, reply)
+    return state, ()  # it answers an earlier message: much may have happened since
 
 
-def _answered(
-    pipeline: Pipeline, state: ClientState, question: Question, word: Word, body: bytes, after_absence: AfterAbsence
+def _after_resync(
+    channel: Channel, state: ClientState, question: Question, reply: Reply, body: bytes, absence_policy: AbsencePolicy
 ) -> Outcome:
-    """The server's word on where this client stood when it asked."""
-    link_there = read_link(body[: word.link_bytes], state.memory.layout)
-    after = _caught_up(pipeline, _settled(state, word, link_there), question, word, body[word.link_bytes :])
+    """Take the server's reply to a question: the pending payload is settled, and the client brought up to date."""
+    server_link = read_link(body[: reply.link_bytes], state.memory.layout)
+    settled = _settle_pending(state, reply, server_link)
+    after = _catch_up(channel, settled, question, reply, body[reply.link_bytes :])
     missed = abs(after.memory.shared.version - state.memory.shared.version)
     if missed:
-        after = _aged(after, missed, after_absence)
+        after = _age_residual(after, missed, absence_policy)
     after = replace(after, question=None)
     if after.pending is None:
         return replace(after, phase=SYNCED), (Save(),)
     return replace(after, phase=WAITING), (Save(), Send(after.pending.payload))
 
 
-def _judged(state: ClientState, pending: Pending, word: Word) -> Outcome:
-    """The server's word on the very payload that is pending."""
-    there, frame = (word.link_count, word.link), _frame(pending)
-    accepted, refused = there == _name(pending.link), there == _name(state.memory.link)
-    set_back = (word.version, word.shared) != (frame.version, frame.shared) and word.version <= frame.version
+def _after_receipt(state: ClientState, pending: Pending, reply: Reply) -> Outcome:
+    """Take the server's reply to the pending payload itself."""
+    server_link, frame = (reply.link_count, reply.link), _frame(pending)
+    accepted, refused = server_link == _name(pending.link), server_link == _name(state.memory.link)
+    set_back = (reply.version, reply.shared) != (frame.version, frame.shared) and reply.version <= frame.version
     if not accepted and (not refused or set_back):
         return _ask(state)
-    after, shared = _settled(state, word, state.memory.link), state.memory.shared
-    behind = word.version > shared.version or (word.version == shared.version and word.shared != shared.digest)
+    after, shared = _settle_pending(state, reply, state.memory.link), state.memory.shared
+    behind = reply.version > shared.version or (reply.version == shared.version and reply.shared != shared.digest)
     if behind or state.phase is not WAITING:
         return _ask(after, Save())
     return replace(after, phase=SYNCED), (Save(),)
@@ -192,9 +199,9 @@ def _ask(state: ClientState, *before: Action) -> Outcome:
     return after, (*before, Send(after.question.hello))
 
 
-def _followed(pipeline: Pipeline, state: ClientState, broadcast: bytes) -> ClientState:
-    """One version on; a payload without an answer stays what it is."""
-    memory, pending = pipeline.follow(broadcast, state.memory), state.pending
+def _follow(channel: Channel, state: ClientState, broadcast: OpenedPayload) -> ClientState:
+    """Move memory and model one version on; a pending payload stays what it is."""
+    memory, pending = exchange.follow(channel, broadcast, state.memory), state.pending
     assert memory.step is not None
     step = memory.step.dense()
     if pending is not None and pending.tracked is not None:
@@ -202,58 +209,59 @@ def _followed(pipeline: Pipeline, state: ClientState, broadcast: bytes) -> Clien
     return replace(state, memory=memory, model=state.model + step, pending=pending)
 
 
-def _settled(state: ClientState, word: Word, link_there: Link) -> ClientState:
-    """After the server's word on the payload without an answer: committed, still open, or of no use any more."""
-    memory, pending, there = state.memory, state.pending, (word.link_count, word.link)
-    if pending is not None and there == _name(pending.link):
+def _settle_pending(state: ClientState, reply: Reply, server_link: Link) -> ClientState:
+    """Commit a pending payload that the server accepted, keep one that it still may, give up one that it cannot."""
+    memory, pending, named = state.memory, state.pending, (reply.link_count, reply.link)
+    if pending is not None and named == _name(pending.link):
         memory = replace(memory, link=pending.link, residual=pending.residual, tracked=pending.tracked)
         return replace(state, memory=memory, pending=None)
-    if there != _name(memory.link):
-        if there != _name(link_there):
-            raise VersionMismatch(f"the word names link {there}, and tells {_name(link_there)}", reason="link")
-        memory = replace(memory, link=link_there)
-    elif word.usable:
+    if named != _name(memory.link):
+        if named != _name(server_link):
+            raise VersionMismatch(f"the reply names link {named}, and holds {_name(server_link)}", reason="link")
+        memory = replace(memory, link=server_link)
+    elif reply.usable:
         return state
     if pending is not None and memory.residual is not None:
         memory = replace(memory, residual=memory.residual + pending.update)
     return replace(state, memory=memory, pending=None)
 
 
-def _caught_up(pipeline: Pipeline, state: ClientState, question: Question, word: Word, rest: bytes) -> ClientState:
-    """At the server's version, by the broadcasts since the question or a snapshot, unless it has moved on already."""
+def _catch_up(channel: Channel, state: ClientState, question: Question, reply: Reply, rest: bytes) -> ClientState:
+    """Move to the server's version, by the broadcasts since the question or a snapshot, unless already beyond it."""
     version = state.memory.shared.version
-    if word.snapshot:
-        if question.version < version and word.version <= version:
+    if reply.snapshot:
+        if question.version < version and reply.version <= version:
             return state
         shared, model = read_snapshot(rest, state.memory.layout)
         state = replace(state, memory=replace(state.memory, shared=shared, step=None), model=model)
     else:
-        for broadcast in PAYLOAD.split(rest):
-            if PAYLOAD.unseal(broadcast)[0].version >= version:
-                state = _followed(pipeline, state, broadcast)
+        for message in PAYLOAD.split(rest):
+            broadcast = OpenedPayload.of(message)
+            if broadcast.frame.version >= version:
+                state = _follow(channel, state, broadcast)
     shared = state.memory.shared
-    if word.version > shared.version or (word.version == shared.version and word.shared != shared.digest):
+    if reply.version > shared.version or (reply.version == shared.version and reply.shared != shared.digest):
         raise VersionMismatch(
-            f"the word is of version {word.version} ({word.shared.hex()}), and brings this client to version "
+            f"the reply is of version {reply.version} ({reply.shared.hex()}), and brings this client to version "
             f"{shared.version} ({shared.digest.hex()})",
             reason="version",
         )
     return state
 
 
-def _aged(state: ClientState, missed: int, after_absence: AfterAbsence) -> ClientState:
-    """With what is left of the residual, the one that a pending payload would leave too."""
+def _age_residual(state: ClientState, missed: int, absence_policy: AbsencePolicy) -> ClientState:
+    """Apply the policy to the residual, and to the one that a pending payload would leave."""
     memory, pending = state.memory, state.pending
     if memory.residual is None:
         return state
     if pending is not None and pending.residual is not None:
-        pending = replace(pending, residual=after_absence.residual(pending.residual, missed))
-    memory = replace(memory, residual=after_absence.residual(memory.residual, missed))
+        pending = replace(pending, residual=absence_policy.residual(pending.residual, missed))
+    memory = replace(memory, residual=absence_policy.residual(memory.residual, missed))
     return replace(state, memory=memory, pending=pending)
 
 
 def _frame(pending: Pending) -> Frame:
-    return PAYLOAD.unseal(pending.payload)[0]
+    return PAYLOAD.record_of(pending.payload)
 
 
 def _name(link: Link) -> tuple[int, bytes]:

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Late(Protocol):
+class LatePolicy(Protocol):
     """A policy."""
 
     @property

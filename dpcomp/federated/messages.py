@@ -1,4 +1,4 @@
-"""What client and server say to each other besides payloads: where a client stands, and where the server does."""
+"""Control messages: a client's hello says where it stands, the server's reply brings it up to date."""
 
 import struct
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Listed
-from dpcomp.wire.frame import Format, digest
+from dpcomp.wire.frame import PAYLOAD, Format, digest
 from dpcomp.wire.memory import Link, Shared
 
-NOTHING = bytes(8)  # stands where a digest would, if there is nothing to digest
+NO_DIGEST = bytes(8)  # stands where a digest would, if there is nothing to digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hello:
-    """A client's question: this is where I stand; where do you?"""
+    """A client's question: where it stands, and what it has pending."""
 
     pipeline: Annotated[bytes, "8s"]
     run: Annotated[int, "Q"]
@@ -36,11 +36,11 @@ class Hello:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Word:
-    """The server's answer to a payload or a question: where it stood when it had read that.
+class Reply:
+    """The server's reply to a payload or a hello: where it stood after reading that.
 
-    The body holds the link in full where the client remembers another one; then, if the client asked, what brings it
-    to the server's version.
+    The body holds the link in full where the client remembers another one; then, after a hello, what brings the client
+    to the server's version: the broadcasts since, or a snapshot.
     """
 
     answers: Annotated[bytes, "8s"]  # the digest of the message
@@ -54,58 +54,70 @@ class Word:
     snapshot: Annotated[int, "B"]  # 1: the rest is a snapshot; 0: broadcasts, one after the other
 
 
-HELLO = Format(Hello, b"dph\x01")
-WORD = Format(Word, b"dpw\x01")
+HELLO = Format(Hello, b"dph\x02")
+REPLY = Format(Reply, b"dpr\x02")
 
 
-def name_of(message: bytes) -> bytes:
-    """By which an answer names the message that it answers."""
-    return digest(message)
+def message_digest(message: bytes) -> bytes:
+    """Return the 8 bytes by which a reply names the message that it answers.
+
+    The header of a message holds the checksum of its body, so the header alone is read.
+    """
+    return digest(message[: PAYLOAD.header_bytes if PAYLOAD.begins(message) else HELLO.header_bytes])
 
 
 class Snapshot(NamedTuple):
-    """All that a client must know to stand where the server does."""
+    """Shared memory and the (d,) model: all that a client needs to stand at the server's version."""
 
     shared: Shared
     model: Float32[np.ndarray, "d"]
 
 
-_SNAPSHOT = struct.Struct("<I8sB")  # version, digest, whether there is a reference
+_SNAPSHOT = struct.Struct("<I8sB")  # version, digest, and which vectors follow the model
+_REFERENCE, _HISTORY = 1, 2
 _LINK = struct.Struct("<I8sQIIi")  # count, digest, last address, last version
 _SUPPORT = struct.Struct("<II")  # 1 + count, or 0 for no support; bytes of the positions
 
 
 def write_snapshot(snapshot: Snapshot, layout: Layout) -> bytes:
-    """Version and digest, the last support, the model, and the reference where a codec predicts."""
+    """Write a snapshot: version and digest, the last support, the model, and reference and history where there are."""
     shared = snapshot.shared
-    head = _SNAPSHOT.pack(shared.version, shared.digest, shared.reference is not None)
-    arrays = [snapshot.model] if shared.reference is None else [snapshot.model, shared.reference]
+    vectors = _REFERENCE * (shared.reference is not None) + _HISTORY * (shared.history is not None)
+    head = _SNAPSHOT.pack(shared.version, shared.digest, vectors)
+    arrays = [array for array in (snapshot.model, shared.reference, shared.history) if array is not None]
     floats = [np.asarray(array, dtype="<f4").tobytes() for array in arrays]
     return b"".join((head, _write_support(shared.last_support, layout), *floats))
 
 
 def read_snapshot(body: bytes, layout: Layout) -> Snapshot:
-    """The snapshot in a body.
+    """Read the snapshot in a body.
 
     Raises:
-        CorruptPayload: the body holds none of this layout.
+        CorruptPayload: The body holds none of this layout.
     """
     _refuse_short(body, _SNAPSHOT.size)
-    version, chained, referenced = _SNAPSHOT.unpack_from(body)
+    version, chained, vectors = _SNAPSHOT.unpack_from(body)
     last_support, rest = _read_support(body[_SNAPSHOT.size :], layout)
-    if len(rest) != 4 * layout.size * (1 + bool(referenced)):
+    dense = layout.size * (1 + bool(vectors & _REFERENCE))
+    longer = len(rest) - 4 * dense
+    if longer < 0 or longer % 4 or (longer and not vectors & _HISTORY):
         raise CorruptPayload(f"a snapshot of {layout.size} coordinates does not have {len(rest)} bytes of values")
-    model, *reference = np.frombuffer(rest, dtype="<f4").astype(np.float32).reshape(-1, layout.size)
-    if not np.isfinite(model).all() or not all(np.isfinite(values).all() for values in reference):
+    values = np.frombuffer(rest, dtype="<f4").astype(np.float32)
+    if not np.isfinite(values).all():
         raise CorruptPayload("the snapshot holds values that are not finite")
+    model, *reference = values[:dense].reshape(-1, layout.size)
     shared = Shared(
-        version=version, digest=chained, reference=reference[0] if reference else None, last_support=last_support
+        version=version,
+        digest=chained,
+        reference=reference[0] if reference else None,
+        last_support=last_support,
+        history=values[dense:] if vectors & _HISTORY else None,
     )
     return Snapshot(shared, model)
 
 
 def write_link(link: Link, layout: Layout) -> bytes:
-    """A link that has counted a payload, or more, in full; a fresh one is no bytes."""
+    """Write a link in full; one that has counted no payload is no bytes."""
     if link.last is None:
         return b""
     last = link.last
@@ -114,10 +126,10 @@ def write_link(link: Link, layout: Layout) -> bytes:
 
 
 def read_link(body: bytes, layout: Layout) -> Link:
-    """The link in a body.
+    """Read the link in a body; no bytes are a new link.
 
     Raises:
-        CorruptPayload: the body holds none.
+        CorruptPayload: The body holds none.
     """
     if not body:
         return Link()
@@ -140,7 +152,7 @@ def _write_support(support: Listed | None, layout: Layout) -> bytes:
 
 
 def _read_support(body: bytes, layout: Layout) -> tuple[Listed | None, bytes]:
-    """The support at the beginning of a body, and what follows it."""
+    """Read the support at the beginning of a body; return it, and what follows it."""
     _refuse_short(body, _SUPPORT.size)
     count, coded_bytes = _SUPPORT.unpack_from(body)
     coded, rest = body[_SUPPORT.size :][:coded_bytes], body[_SUPPORT.size + coded_bytes :]

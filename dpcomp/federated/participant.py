@@ -1,4 +1,4 @@
-"""A client that outlives its process: its state machine, its ledger, and a folder that holds both."""
+"""A client that outlives its process: its state machine, its ledger, and a folder that holds its state."""
 
 import os
 from pathlib import Path
@@ -7,36 +7,54 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.core.errors import DpcompError
-from dpcomp.federated.absence import AfterAbsence, Keep
+from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.client import ClientState, transition
 from dpcomp.federated.phases import Event, Phase, Restarted, Save
-from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.ledger import Ledger
 from dpcomp.wire import checkpoint
+from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint
 from dpcomp.wire.memory import ClientMemory
 
 
 class Participant:
-    """Does what the state machine says; what is to be saved is saved before anything leaves.
+    """Runs a client's state machine; what is to be saved is saved before any message leaves.
 
-    Given a folder, the state is a checkpoint in it; without one it is kept in memory, for simulations. The ledger is
-    the caller's, and never goes back.
+    Args:
+        channel: What both ends are built from: `pipeline.channel`.
+        memory: A new client's: `pipeline.init_client(layout, seed, client)`.
+        model: The first (d,) vector of parameters, the same at all ends.
+        ledger: What its releases are charged to; it belongs to the caller, and never goes back.
+        folder: Where its checkpoints lie; None keeps them in memory, for simulations. If the folder holds a checkpoint,
+            the client goes on from there.
+        absence_policy: What becomes of the residual after missed rounds.
 
     Raises:
-        DpcompError: the ledger is older than the checkpoint.
+        DpcompError: The folder is another client's, or the ledger is older than the checkpoint.
+
+    Example:
+        >>> import numpy as np
+        >>> import dpcomp as dp
+        >>> from dpcomp.federated import Participant, Server, TimedOut, ReplyReceived
+        >>> pipeline, model = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0))), np.zeros(10, np.float32)
+        >>> server = Server(pipeline.channel, pipeline.init_server(10, dp.PublicSeed(0)), model)
+        >>> client = Participant(pipeline.channel, pipeline.init_client(10, dp.PublicSeed(0), 7), model, dp.Ledger())
+        >>> for hello in client.handle(TimedOut()):
+        ...     _ = client.handle(ReplyReceived(server.handle(hello, sender=7)))
+        >>> client.may_train
+        True
     """
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        channel: Channel,
         memory: ClientMemory,
         model: Float32[np.ndarray, "d"],
         ledger: Ledger,
         folder: str | os.PathLike[str] | None = None,
-        after_absence: AfterAbsence = Keep(),
+        absence_policy: AbsencePolicy = Keep(),
     ):
-        self._pipeline, self._after_absence, self.ledger = pipeline, after_absence, ledger
+        self._channel, self._absence_policy, self.ledger = channel, absence_policy, ledger
         self._folder = None if folder is None else Path(folder)
         self.state = self._saved = ClientState(memory=memory, model=model)
         if self._folder is not None and self._folder.exists():
@@ -52,14 +70,18 @@ class Participant:
         spent = memory.address == memory.link.last or self.ledger.charged(memory.address)
         return self.state.phase is Phase.SYNCED and not spent
 
-    def on(self, event: Event) -> list[bytes]:
-        """Go through an event, and return what is to be sent to the server. Raises as `transition` does.
+    def handle(self, event: Event) -> list[bytes]:
+        """Go through an event, and return the messages to send to the server.
+
+        Args:
+            event: What happened: `Trained`, `BroadcastReceived`, `ReplyReceived`, `TimedOut` or `Restarted`.
 
         Raises:
-            DpcompError: the server knows of a release that the ledger does not: what is spent would be under-reported.
-            OSError: the state could not be saved; it is as it was, and nothing may be sent.
+            CorruptPayload, VersionMismatch, ValueError: As `transition` does; nothing changed.
+            DpcompError: The server knows of a release that the ledger does not: what is spent would be under-reported.
+            OSError: The state could not be saved; it is as it was, and nothing may be sent.
         """
-        after, actions = transition(self._pipeline, self.state, event, self._after_absence)
+        after, actions = transition(self._channel, self.state, event, self._absence_policy)
         pending = self.state.pending
         if after.memory.link not in (self.state.memory.link, None if pending is None else pending.link):
             self._refuse_older_ledger(after, "the server knows a release")
@@ -70,10 +92,10 @@ class Participant:
         return [action.message for action in actions if not isinstance(action, Save)]
 
     def restart(self) -> None:
-        """Go on from what was saved."""
+        """Go on from what was saved, as a new process does."""
         if self._folder is not None:
             self._saved = self._load(self._folder)
-        self.state, _ = transition(self._pipeline, self._saved, Restarted())
+        self.state, _ = transition(self._channel, self._saved, Restarted())
 
     def _save(self, state: ClientState) -> None:
         if self._folder is not None:
@@ -82,9 +104,9 @@ class Participant:
 
     def _load(self, folder: Path) -> ClientState:
         try:
-            memory, model, pending, _ = checkpoint.load(folder, self._pipeline)
+            memory, model, pending, _ = checkpoint.load(folder, self._channel)
         except FileNotFoundError:
-            return self._saved  # it never got as far as to save anything
+            return self._saved  # nothing was saved before the process ended
         if not isinstance(memory, ClientMemory) or model is None:
             raise DpcompError(f"{folder} holds no checkpoint of a client: name another folder")
         mine = self._saved.memory
@@ -97,11 +119,11 @@ class Participant:
         self._refuse_older_ledger(state, f"{folder} holds a release")
         return state
 
-    def _refuse_older_ledger(self, state: ClientState, known: str) -> None:
-        """Refuse to go on where what is known to be released was never charged here."""
+    def _refuse_older_ledger(self, state: ClientState, evidence: str) -> None:
+        """Refuse to go on where a release is known that was never charged here."""
         last = state.memory.link.last if state.pending is None else state.pending.link.last
-        if last is not None and self._pipeline.trust == "nobody" and not self.ledger.charged(last):
+        if last is not None and not self._channel.server_sees_clean and not self.ledger.charged(last):
             raise DpcompError(
-                f"{known} at {last}, which {self.ledger} never charged: it is older than that, or another client's. "
+                f"{evidence} at {last}, which {self.ledger} never charged: it is older than that, or another client's. "
                 "Restore the newest ledger; what is spent cannot be taken back"
             )

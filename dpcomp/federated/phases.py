@@ -8,18 +8,18 @@ from dpcomp.wire.update import Update
 
 
 def new_session() -> int:
-    """A number that no question was asked under."""
+    """Draw a number that no question was asked under."""
     return secrets.randbits(64)
 
 
 class Phase(Enum):
     """What a client knows of the server."""
 
-    NEW = "new"  # it has never heard of it
-    SYNCED = "synced"  # it stood where the server did when it was last told, and nothing is open
-    WAITING = "waiting"  # it has sent an update, and does not know what became of it
-    STALE = "stale"  # it was away: where the server stands now it does not know
-    RESYNCING = "resyncing"  # it has asked
+    NEW = "new"  # it has had no message of the server yet
+    SYNCED = "synced"  # it stood at the server's version at the last reply, and nothing is pending
+    WAITING = "waiting"  # it has sent an update, and has no reply
+    STALE = "stale"  # it was away, and does not know the server's version
+    RESYNCING = "resyncing"  # it has asked for the server's version
 
 
 # What may happen to a client.
@@ -27,38 +27,41 @@ class Phase(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """An update was released at the memory's address; only a synced client trains."""
+    """An update was released at the memory's address; only a synced client may train."""
 
     update: Update
 
 
 @dataclass(frozen=True)
-class Heard:
+class BroadcastReceived:
     """A broadcast arrived."""
 
     broadcast: bytes
 
 
 @dataclass(frozen=True)
-class Told:
-    """A word of the server arrived."""
+class ReplyReceived:
+    """The server's reply to a payload or a question arrived."""
 
-    word: bytes
+    reply: bytes
 
 
 @dataclass(frozen=True)
-class Due:
-    """Nothing was heard for long. This decides nothing: the client asks, or sends the same bytes again."""
+class TimedOut:
+    """No message came for some time: the client asks, or sends the same bytes again. What was sent stays pending."""
 
 
 @dataclass(frozen=True)
 class Restarted:
-    """It was away, or has crashed, and goes on from what it had saved; `session` is a number it never had before."""
+    """The client was away or has crashed, and goes on from what it had saved.
+
+    `session` is a number that it never had before.
+    """
 
     session: int = field(default_factory=new_session)
 
 
-Event = Trained | Heard | Told | Due | Restarted
+Event = Trained | BroadcastReceived | ReplyReceived | TimedOut | Restarted
 
 
 # What a client does then, in this order.
@@ -66,7 +69,7 @@ Event = Trained | Heard | Told | Due | Restarted
 
 @dataclass(frozen=True)
 class Save:
-    """Keep the new state, durably."""
+    """Save the new state durably."""
 
 
 @dataclass(frozen=True)
@@ -81,36 +84,30 @@ Action = Save | Send
 # Where each event may lead from each phase: what the documentation draws, and what every transition is held to.
 NEW, SYNCED, WAITING, STALE, RESYNCING = Phase
 TRANSITIONS: dict[Phase, dict[type[Event], tuple[Phase, ...]]] = {
-    NEW: {Heard: (RESYNCING,), Told: (NEW,), Due: (RESYNCING,), Restarted: (STALE,)},
+    NEW: {BroadcastReceived: (RESYNCING,), ReplyReceived: (NEW,), TimedOut: (RESYNCING,), Restarted: (STALE,)},
     SYNCED: {
         Trained: (WAITING,),
-        Heard: (SYNCED, RESYNCING),
-        Told: (SYNCED,),
-        Due: (RESYNCING,),
+        BroadcastReceived: (SYNCED, RESYNCING),
+        ReplyReceived: (SYNCED,),
+        TimedOut: (RESYNCING,),
         Restarted: (STALE,),
     },
     WAITING: {
-        Heard: (WAITING, RESYNCING),
-        Told: (WAITING, SYNCED, RESYNCING),
-        Due: (WAITING, RESYNCING),
+        BroadcastReceived: (WAITING, RESYNCING),
+        ReplyReceived: (WAITING, SYNCED, RESYNCING),
+        TimedOut: (WAITING, RESYNCING),
         Restarted: (STALE,),
     },
-    STALE: {Heard: (RESYNCING,), Told: (STALE, RESYNCING), Due: (RESYNCING,), Restarted: (STALE,)},
+    STALE: {
+        BroadcastReceived: (RESYNCING,),
+        ReplyReceived: (STALE, RESYNCING),
+        TimedOut: (RESYNCING,),
+        Restarted: (STALE,),
+    },
     RESYNCING: {
-        Heard: (RESYNCING,),
-        Told: (RESYNCING, SYNCED, WAITING),
-        Due: (RESYNCING,),
+        BroadcastReceived: (RESYNCING,),
+        ReplyReceived: (RESYNCING, SYNCED, WAITING),
+        TimedOut: (RESYNCING,),
         Restarted: (STALE,),
     },
 }
-
-
-def diagram() -> str:
-    """The transitions as a Mermaid state diagram: an arrow a pair of phases, with the events that may lead along it."""
-    arrows: dict[tuple[Phase, Phase], list[str]] = {}
-    for before, events in TRANSITIONS.items():
-        for event, phases in events.items():
-            for after in phases:
-                arrows.setdefault((before, after), []).append(event.__name__)
-    lines = [f"    {before.value} --> {after.value}: {', '.join(names)}" for (before, after), names in arrows.items()]
-    return "\n".join(["stateDiagram-v2", f"    [*] --> {NEW.value}", *lines])

@@ -1,11 +1,11 @@
-"""The server: takes payloads, answers, closes rounds, and brings back whoever was away."""
+"""The server: takes payloads, replies, closes rounds, and brings back whoever was away."""
 
 import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,42 +14,31 @@ from jaxtyping import Float32
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, DpcompError, NotPrivate, VersionMismatch
-from dpcomp.core.randomness import SecretSeed
-from dpcomp.federated.aggregation import ServerOptimizer, mean_of_released, release_mean
+from dpcomp.federated.aggregation import ServerOptimizer, TrustedRelease, mean_of_released
 from dpcomp.federated.journal import Journal
-from dpcomp.federated.late import Late, Reject
+from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.messages import (
     HELLO,
-    NOTHING,
-    WORD,
+    NO_DIGEST,
+    REPLY,
+    Reply,
     Snapshot,
-    Word,
-    name_of,
+    message_digest,
     write_link,
     write_snapshot,
 )
-from dpcomp.pipeline import Pipeline
-from dpcomp.privacy.ledger import Ledger
-from dpcomp.wire import checkpoint
+from dpcomp.wire import checkpoint, exchange
+from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint
-from dpcomp.wire.frame import PAYLOAD
+from dpcomp.wire.frame import PAYLOAD, OpenedPayload
 from dpcomp.wire.memory import ServerMemory, Shared
 from dpcomp.wire.update import Update
 
 LARGEST = 2.0**64  # of an update's values: far above any sum of clipped gradients, far below the end of float32
 
 
-@dataclass(frozen=True, kw_only=True)
-class Releasing:
-    """What a trusted server releases with: its noise, its ledger, and the expected number of senders of a round."""
-
-    secret: SecretSeed
-    ledger: Ledger
-    divisor: float
-
-
 class Accepted(NamedTuple):
-    """An update of the present round, and how it counts."""
+    """An update that was accepted in the present round: its weight in the mean, and the length of its payload."""
 
     update: Update
     weight: float
@@ -57,46 +46,71 @@ class Accepted(NamedTuple):
 
 
 class Server:
-    """A server whose memory and model change by accepted payloads and closed rounds alone.
+    """Takes clients' messages and closes rounds; only accepted payloads and closed rounds change memory and model.
 
     Given a folder, a payload is in its journal before it is called accepted, and a round in a checkpoint before its
-    broadcast leaves; a new server on the same folder goes on from there. `clients` is their number, if it is known: who
-    is not below it is refused. `refusals` counts what was not accepted, by reason; where the server is trusted these
-    are facts of clean messages, for research alone.
+    broadcast leaves; a new server on the same folder goes on from there. `refusals` counts what was not accepted, by
+    reason; where the server is trusted these are facts of clean messages, for research alone.
 
-    **Privacy:** the transport must know who sends: a trusted server's answer to a client tells what it has of that
+    **Privacy:** the transport must know who sends: a trusted server's reply to a client shows what it has of that
     client, and each client may move the sum by one clip norm.
 
+    Args:
+        channel: What both ends are built from: `pipeline.channel`.
+        memory: `pipeline.init_server(layout, seed)`.
+        model: The first (d,) vector of parameters, the same at all ends.
+        optimizer: Makes the round's step of the mean.
+        late_policy: What counts of updates that come after their round.
+        trusted_release: What a trusted server draws its noise with; None where the server is not trusted.
+        clients: How many clients there are; who is not numbered below it is refused.
+        folder: Where journal and checkpoints lie; None keeps nothing.
+
     Raises:
-        NotPrivate: late updates are to be weighed under a trusted server: late and fresh in one round are twice the
+        NotPrivate: Late updates are to be weighed under a trusted server: late and fresh in one round are twice the
             sensitivity.
-        ValueError: `releasing` is missing where the server is trusted, or given where it is not.
+        ValueError: `trusted_release` is missing where the server is trusted, or given where it is not, or is of another
+            pipeline.
+
+    Example:
+        >>> import numpy as np
+        >>> import dpcomp as dp
+        >>> from dpcomp.federated import Server
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+        >>> server = Server(pipeline.channel, pipeline.init_server(10, dp.PublicSeed(0)), np.zeros(10, np.float32))
+        >>> broadcast = server.close_round()
+        >>> server.memory.shared.version
+        1
     """
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        channel: Channel,
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
         *,
         optimizer: ServerOptimizer = ServerOptimizer(),
-        late: Late = Reject(),
-        releasing: Releasing | None = None,
+        late_policy: LatePolicy = Reject(),
+        trusted_release: TrustedRelease | None = None,
         clients: int = SERVER,
         folder: str | os.PathLike[str] | None = None,
     ):
-        if pipeline.trust == "server" and late.max_age:
+        if channel.server_sees_clean and late_policy.max_age:
             raise NotPrivate(
-                f"late={late} with trust='server': a late update beside a fresh one is twice the sensitivity. Reject()"
+                f"late_policy={late_policy} under a trusted server: a late update beside a fresh one is twice the "
+                "sensitivity. Use Reject()"
             )
-        if (pipeline.trust == "server") != (releasing is not None):
-            raise ValueError(f"trust={pipeline.trust!r}, releasing={releasing}: a trusted server releases, no other")
-        self._pipeline, self._late, self._releasing = pipeline, late, releasing
+        if channel.server_sees_clean != (trusted_release is not None):
+            raise ValueError(
+                f"trusted_release={trusted_release}: a server that is trusted needs one, and no other server has one"
+            )
+        if trusted_release is not None and trusted_release.pipeline.channel.identity != channel.identity:
+            raise ValueError("trusted_release is of another pipeline than the channel: build both from one pipeline")
+        self._channel, self._late_policy, self._trusted_release = channel, late_policy, trusted_release
         self.memory, self.model, self._optimizer = memory, model, optimizer
         self.accepted: list[Accepted] = []  # in this round
         self.refusals: Counter[str] = Counter()
         self._history: list[bytes] = []  # the last broadcasts, as long as they are shorter than a snapshot
-        self._clients, self._folder, self._journal, self._shut = clients, None, None, False
+        self._clients, self._folder, self._journal, self._closed = clients, None, None, False
         if folder is not None:
             self._folder = Path(folder)
             checkpoint.make_folder(self._folder)
@@ -109,31 +123,38 @@ class Server:
                     self._save(self.memory, self.model, self._optimizer, self._history)
                 on_failure.pop_all()
 
-    def hear(self, message: bytes, sender: int) -> bytes | None:
-        """Take a client's payload or question, and give the word on it; None where nobody could be told.
+    def handle(self, message: bytes, sender: int) -> bytes | None:
+        """Take a client's payload or hello, and return the reply; None for a message that gets none.
+
+        A message that is damaged, or not of this federation, is counted in `refusals` and gets no reply.
+
+        Args:
+            message: What arrived.
+            sender: The number of the client that the transport knows it came from.
 
         Raises:
-            DpcompError: the journal takes nothing; the payload is not accepted.
+            DpcompError: The journal takes nothing, so the payload is not accepted; or this server was closed.
         """
-        self._refuse_shut()
+        self._refuse_closed()
         try:
-            return self._answer(message, sender) if HELLO.begins(message) else self._receive(message, sender)
+            return self._take_hello(message, sender) if HELLO.begins(message) else self._take_payload(message, sender)
         except VersionMismatch as error:
             self.refusals[error.reason] += 1
         except CorruptPayload:
             self.refusals["corrupt"] += 1
         return None
 
-    def close(self) -> bytes:
-        """End the round: the broadcast that brings every client from this version to the next.
+    def close_round(self) -> bytes:
+        """Close the round, and return the broadcast that brings every client to the next version.
 
         Raises:
-            BudgetExhausted: a trusted server's budget allows no further release. Nothing changed.
-            OSError: the round could not be saved. Nothing changed; a trusted server's round is forfeit.
+            BudgetExhausted: A trusted server's budget allows no further release. Nothing changed.
+            DpcompError: This server was closed.
+            OSError: The round could not be saved. Nothing changed; a trusted server's round is forfeit.
         """
-        self._refuse_shut()
+        self._refuse_closed()
         step, optimizer = self._optimizer.step(self._mean())
-        broadcast, memory = self._pipeline.broadcast(step, self.memory)
+        broadcast, memory = exchange.broadcast(self._channel, step, self.memory)
         assert memory.step is not None
         model, history = self.model + memory.step.dense(), [*self._history, broadcast]
         memory = replace(memory, older=self._still_received((*self.memory.older, self.memory.shared)))
@@ -151,19 +172,20 @@ class Server:
             raise ValueError("a server without a folder has nothing to restart from: give it one")
         self._restore(self._folder, self._journal)
 
-    def shut(self) -> None:
-        """Let another process go on in the folder; this server is of no use any more."""
+    def close(self) -> None:
+        """Release the folder for another process; this server takes no message any more."""
         if self._journal is not None:
             self._journal.close()
-            self._shut = True
+            self._closed = True
 
-    def _receive(self, payload: bytes, sender: int) -> bytes:
-        frame, _ = PAYLOAD.unseal(payload)
+    def _take_payload(self, payload: bytes, sender: int) -> bytes:
+        opened = OpenedPayload.of(payload)
+        frame = opened.frame
         self._refuse_foreign(frame.pipeline, frame.run, frame.client, sender)
         try:
-            update, memory = self._pipeline.receive(payload, self.memory)
+            update, memory = exchange.receive(self._channel, opened, self.memory)
             if np.abs(update.values).max(initial=0.0) > LARGEST:
-                raise CorruptPayload(f"the update holds values beyond {LARGEST:g}, which no sum in float32 can bear")
+                raise CorruptPayload(f"the update holds values beyond {LARGEST:g}, which no sum in float32 can hold")
         except VersionMismatch as error:
             self.refusals[error.reason] += 1
         except CorruptPayload:
@@ -172,26 +194,26 @@ class Server:
             if self._journal is not None:
                 self._journal.append(memory.shared.version, payload)
             self.memory = memory
-            weight = self._late.weight(memory.shared.version - frame.version)
+            weight = self._late_policy.weight(memory.shared.version - frame.version)
             self.accepted.append(Accepted(update, weight, len(payload)))
-        return self._word(payload, frame.client)
+        return self._reply(payload, frame.client)
 
-    def _answer(self, message: bytes, sender: int) -> bytes:
+    def _take_hello(self, message: bytes, sender: int) -> bytes:
         hello, _ = HELLO.unseal(message)
         self._refuse_foreign(hello.pipeline, hello.run, hello.client, sender)
         link, then = self.memory.link(hello.client), self.memory.at(hello.pending_version)
         same = (hello.link_count, hello.link) == (link.count, link.digest)
-        known = same or hello.pending == link.digest != NOTHING
-        told = b"" if known else write_link(link, self.memory.layout)
+        known = same or hello.pending == link.digest != NO_DIGEST
+        whole_link = b"" if known else write_link(link, self.memory.layout)
         in_time = (then.version, then.digest) == (hello.pending_version, hello.pending_shared)
-        usable = hello.pending != NOTHING and same and in_time
+        usable = hello.pending != NO_DIGEST and same and in_time
         since = self._since(hello.version, hello.shared)
         snapshot = since is None
         if since is None:
             since = write_snapshot(Snapshot(self.memory.shared, self.model), self.memory.layout)
-        return self._word(message, hello.client, usable=usable, link=told, snapshot=snapshot, body=since)
+        return self._reply(message, hello.client, usable=usable, link=whole_link, snapshot=snapshot, body=since)
 
-    def _word(
+    def _reply(
         self,
         message: bytes,
         client: int,
@@ -202,8 +224,8 @@ class Server:
         body: bytes = b"",
     ) -> bytes:
         known, shared = self.memory.link(client), self.memory.shared
-        word = Word(
-            answers=name_of(message),
+        reply = Reply(
+            answers=message_digest(message),
             client=client,
             version=shared.version,
             shared=shared.digest,
@@ -213,15 +235,15 @@ class Server:
             link_bytes=len(link),
             snapshot=int(snapshot),
         )
-        return WORD.seal(word, link + body)
+        return REPLY.seal(reply, link + body)
 
     def _since(self, version: int, chained: bytes) -> bytes | None:
-        """The broadcasts from a version to the present one; None where they are longer than a snapshot."""
+        """Return the broadcasts from a version to the present one; None where they are longer than a snapshot."""
         shared = self.memory.shared
         if (version, chained) == (shared.version, shared.digest):
             return b""
         place = version - (shared.version - len(self._history))
-        if not 0 <= place < len(self._history) or PAYLOAD.unseal(self._history[place])[0].shared != chained:
+        if not 0 <= place < len(self._history) or PAYLOAD.record_of(self._history[place]).shared != chained:
             return None
         return b"".join(self._history[place:])
 
@@ -230,14 +252,16 @@ class Server:
         return 4 * self.memory.layout.size * (1 if self.memory.shared.reference is None else 2)
 
     def _mean(self) -> Update:
-        updates, weights = [one.update for one in self.accepted], [one.weight for one in self.accepted]
-        releasing = self._releasing
-        if releasing is None:
-            return mean_of_released(self._pipeline, updates, self.memory, weights)
-        if releasing.ledger.charged(self.memory.address):
+        updates = [accepted.update for accepted in self.accepted]
+        release = self._trusted_release
+        if release is None:
+            return mean_of_released(
+                self._channel, updates, self.memory, [accepted.weight for accepted in self.accepted]
+            )
+        if release.ledger.charged(self.memory.address):
             # It crashed after the charge: a second release would not be paid for, so the round is forfeit.
-            return mean_of_released(self._pipeline, [], self.memory)
-        return release_mean(self._pipeline, updates, self.memory, releasing.secret, releasing.ledger, releasing.divisor)
+            return mean_of_released(self._channel, [], self.memory)
+        return release.mean(updates, self.memory)
 
     def _refuse_foreign(self, pipeline: bytes, run: int, client: int, sender: int) -> None:
         if pipeline != self.memory.pipeline:
@@ -254,12 +278,12 @@ class Server:
                 reason="direction",
             )
 
-    def _refuse_shut(self) -> None:
-        if self._shut:
-            raise DpcompError(f"this server was shut, and another may hold {self._folder}: open a new one")
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise DpcompError(f"this server was closed, and another may hold {self._folder}: open a new one")
 
     def _still_received(self, older: tuple[Shared, ...]) -> tuple[Shared, ...]:
-        return older[-self._late.max_age :] if self._late.max_age else ()
+        return older[-self._late_policy.max_age :] if self._late_policy.max_age else ()
 
     def _save(
         self, memory: ServerMemory, model: Float32[np.ndarray, "d"], optimizer: ServerOptimizer, history: list[bytes]
@@ -271,7 +295,7 @@ class Server:
         checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, beside=beside))
 
     def _restore(self, folder: Path, journal: Journal) -> None:
-        memory, model, _, beside = checkpoint.load(folder / "checkpoints", self._pipeline)
+        memory, model, _, beside = checkpoint.load(folder / "checkpoints", self._channel)
         if not isinstance(memory, ServerMemory) or model is None:
             raise DpcompError(f"{folder} holds no checkpoint of a server: name another folder")
         if (memory.seed, memory.pipeline) != (self.memory.seed, self.memory.pipeline):
@@ -279,12 +303,12 @@ class Server:
                 f"{folder} is of run {memory.seed} and layout {memory.layout}; this is run {self.memory.seed} and "
                 f"layout {self.memory.layout}: name another folder"
             )
-        if self._releasing is not None and memory.shared.version:
+        if self._trusted_release is not None and memory.shared.version:
             last = replace(memory.address, round=memory.shared.version - 1)
-            if not self._releasing.ledger.charged(last):
+            if not self._trusted_release.ledger.charged(last):
                 raise DpcompError(
-                    f"{folder} holds the release of {last}, which {self._releasing.ledger} never charged: restore the "
-                    "newest ledger; what is spent cannot be taken back"
+                    f"{folder} holds the release of {last}, which {self._trusted_release.ledger} never charged: "
+                    "restore the newest ledger; what is spent cannot be taken back"
                 )
         self.memory = replace(memory, older=self._still_received(memory.older))
         self.model, self._history, self.accepted = model, _broadcasts(beside), []
@@ -293,7 +317,7 @@ class Server:
         try:
             for version, payload in journal.payloads():
                 if version == memory.shared.version:
-                    self._receive(payload, PAYLOAD.unseal(payload)[0].client)
+                    self._take_payload(payload, PAYLOAD.record_of(payload).client)
                 elif version > memory.shared.version:
                     warnings.warn(f"{folder}: an update accepted at version {version} is lost with it", stacklevel=3)
         finally:

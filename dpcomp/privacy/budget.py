@@ -7,9 +7,9 @@ from functools import lru_cache
 
 from dp_accounting import ComposedDpEvent, DpEvent
 
-from dpcomp.privacy.epsilon import check_delta, composed, epsilon, rdp_epsilon
+from dpcomp.privacy.epsilon import check_delta, epsilon, rdp_epsilon
+from dpcomp.privacy.events import MOST_STEPS, composed
 
-MOST_STEPS = 10**12  # of one event: beyond, sums overflow a database's integers
 GROWTH = 1.05  # of the steps that RDP allows: the first guess at what the full rule refuses
 
 

@@ -3,19 +3,20 @@
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
-from dpcomp.privacy.epsilon import composed, rdp_epsilon
+from dpcomp.privacy.cost import HasCost
+from dpcomp.privacy.epsilon import rdp_epsilon
+from dpcomp.privacy.events import composed
 
-if TYPE_CHECKING:
-    from dpcomp.pipeline import Pipeline
+Pipeline = TypeVar("Pipeline", bound=HasCost)
 
 CLOSE = 0.005  # ε ends at most this share below the target
 LEAST, MOST = 1e-3, 1e8  # noise multipliers that are looked at
 EVALUATIONS = 24  # of the full rule: a secant takes three or four
 
 
-def calibrate(make_pipeline: "Callable[[float], Pipeline]", *, epsilon: float, delta: float, steps: int) -> "Pipeline":
+def calibrate(make_pipeline: Callable[[float], Pipeline], *, epsilon: float, delta: float, steps: int) -> Pipeline:
     """The pipeline with the least noise found whose guarantee over `steps` releases is at most `epsilon`.
 
     `make_pipeline` maps a noise multiplier to a pipeline. RDP brackets the answer cheaply; then a secant on
@@ -31,11 +32,11 @@ def calibrate(make_pipeline: "Callable[[float], Pipeline]", *, epsilon: float, d
         raise ValueError("calibrate(steps=0): nothing is released, so nothing needs noise")
 
     def bracketing(noise_multiplier: float) -> float:
-        return rdp_epsilon(composed(make_pipeline(noise_multiplier).event, steps), delta)
+        return rdp_epsilon(composed(make_pipeline(noise_multiplier).cost.event, steps), delta)
 
     @cache
     def excess(log_noise: float) -> float:
-        found = make_pipeline(math.exp(log_noise)).guarantee(steps, delta).epsilon
+        found = make_pipeline(math.exp(log_noise)).cost.guarantee(steps, delta).epsilon
         return math.log(max(found, 1e-300) / epsilon)
 
     # RDP is never below the guarantee, so its answer is safe, and usually a few percent too noisy.

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from dp_accounting import DpEvent
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.core.public_context import PublicContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,8 @@ class Stage(Protocol):
 class Transform(Stage, Protocol):
     """A stage before the noise."""
 
-    def apply(self, value: Any, mask_key: int) -> Any:
-        """What becomes of a `Units` or a `Total` (units.py, above this file) under the round's public 256-bit key."""
+    def apply(self, value: Any, context: PublicContext) -> Any:
+        """Return what becomes of a `Units` or a `Total` (unit_gradients.py) in the round that the context is about."""
         ...
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_lazy_array
 from jaxtyping import Float
 
+from dpcomp.core.public_context import PublicContext
 from dpcomp.privacy.claim import Bounded, Claim, Unbounded
 from dpcomp.privacy.unit_gradients import Total, Units
 
@@ -39,7 +40,7 @@ class Clip:
             raise ValueError(f"{where} meets a sum: units are clipped once, before they are added up")
         return Bounded(l2=self.norm)
 
-    def apply(self, value: Units | Total, mask_key: int) -> Total:
+    def apply(self, value: Units | Total, context: PublicContext) -> Total:
         """The clipped sum."""
         if isinstance(value, Total):
             raise ValueError(f"{self} meets a sum: units are clipped once, before they are added up")

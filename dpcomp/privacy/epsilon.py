@@ -15,7 +15,7 @@ from dp_accounting.pld import common, pld_pmf, privacy_loss_distribution
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 from jaxtyping import Float64
 
-from dpcomp.core.errors import NotPrivate
+from dpcomp.privacy.events import gaussians_in
 
 # Below 1.02 dp_accounting's conversion is not stable; above 2,048 its binomials are not.
 ORDERS = (1.02, 1.05, *np.arange(11, 30) / 10, *range(3, 33), *np.geomspace(40, 2048, 30).round())
@@ -25,19 +25,6 @@ CELLS = 2**17  # the largest grid, before and after composition
 BOUND_ORDERS = np.array([-20.0, -5.0, -1.0, 1.0, 5.0, 20.0])  # in units of one over the grid's length
 LARGE = 10_000.0  # an RDP value above it is the answer: no grid resolves what is left
 SMALLEST_DELTA = 1e-12
-
-
-def composed(event: dp_event.DpEvent, steps: int) -> dp_event.DpEvent:
-    """The event repeated `steps` times; nothing at all for zero steps.
-
-    Raises:
-        TypeError, ValueError: steps is not a whole number, 0 or above.
-    """
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
-        raise TypeError(f"steps={steps!r}: how many releases is a whole number")
-    if steps < 0:
-        raise ValueError(f"steps={steps}: there are no fewer than 0 releases")
-    return dp_event.SelfComposedDpEvent(event, int(steps)) if steps else dp_event.NoOpDpEvent()
 
 
 def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) -> tuple[float, str]:
@@ -52,7 +39,7 @@ def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) ->
         NotPrivate: the event is made of anything but Gaussians, on all units or a Poisson sample.
     """
     check_delta(delta)
-    parts = _parts(event)
+    parts = gaussians_in(event)
     if not parts:
         return 0.0, "none"
     if any(noise == 0 for _, noise in parts):
@@ -71,7 +58,7 @@ def rdp_epsilon(event: dp_event.DpEvent, delta: float) -> float:
     Raises: as `epsilon`.
     """
     check_delta(delta)
-    parts = _parts(event)
+    parts = gaussians_in(event)
     if any(noise == 0 for _, noise in parts):
         return math.inf
     return _rdp(parts, delta)[0] if parts else 0.0
@@ -87,24 +74,6 @@ def check_delta(delta: float) -> None:
         raise TypeError(f"delta={delta!r}: δ is a float in (0, 1), such as 1e-5")
     if not 0 < delta < 1:
         raise ValueError(f"delta={delta}: δ lies in (0, 1), well below 1 ÷ the number of units")
-
-
-def _parts(event: dp_event.DpEvent) -> Counter[tuple[float, float]]:
-    """(rate, noise multiplier) → count, of the Gaussians that an event is made of; noise 0 is no privacy."""
-    match event:
-        case dp_event.NoOpDpEvent():
-            return Counter()
-        case dp_event.NonPrivateDpEvent():
-            return Counter({(1.0, 0.0): 1})
-        case dp_event.GaussianDpEvent(noise_multiplier=noise):
-            return Counter({(1.0, float(noise)): 1})
-        case dp_event.PoissonSampledDpEvent(event=dp_event.GaussianDpEvent(noise_multiplier=noise)):
-            return Counter({(float(event.sampling_probability), float(noise)): 1})
-        case dp_event.SelfComposedDpEvent():
-            return Counter({part: count * int(event.count) for part, count in _parts(event.event).items()})
-        case dp_event.ComposedDpEvent():
-            return sum((_parts(inner) for inner in event.events), Counter())
-    raise NotPrivate(f"{event} is not accounted for: dpcomp releases Gaussians, on all units or a Poisson sample")
 
 
 def _rdp(parts: Counter[tuple[float, float]], delta: float) -> tuple[float, float]:

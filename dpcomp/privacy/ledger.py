@@ -6,71 +6,75 @@ import sqlite3
 import threading
 import weakref
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-from dp_accounting import DpEvent, GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
+from dp_accounting import DpEvent, NonPrivateDpEvent
 
 from dpcomp.core.address import Address
+from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import BudgetExhausted, DpcompError
-from dpcomp.privacy.budget import MOST_STEPS, Budget
-from dpcomp.privacy.cost import Terms
+from dpcomp.privacy.budget import Budget
+from dpcomp.privacy.cost import Cost, guarantee_of
+from dpcomp.privacy.events import MOST_STEPS, read_event, write_event
 from dpcomp.privacy.guarantee import Guarantee
 
-if TYPE_CHECKING:
-    from dpcomp.pipeline import Pipeline
+FORMAT = 2  # of the file: SQLite's user_version
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS charges (
+CREATE TABLE charges (
     run TEXT NOT NULL, client INTEGER NOT NULL, round INTEGER NOT NULL,
-    steps INTEGER NOT NULL CHECK (steps > 0), event TEXT NOT NULL, terms TEXT NOT NULL,
+    steps INTEGER NOT NULL CHECK (steps > 0), event TEXT NOT NULL, basis TEXT NOT NULL,
     PRIMARY KEY (run, client, round)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS budgets (epsilon REAL NOT NULL, delta REAL NOT NULL);
-CREATE TRIGGER IF NOT EXISTS budgets_once BEFORE INSERT ON budgets WHEN EXISTS (SELECT 1 FROM budgets)
+CREATE TABLE budgets (epsilon REAL NOT NULL, delta REAL NOT NULL);
+CREATE TRIGGER budgets_once BEFORE INSERT ON budgets WHEN EXISTS (SELECT 1 FROM budgets)
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS budgets_stay BEFORE DELETE ON budgets
+CREATE TRIGGER budgets_stay BEFORE DELETE ON budgets
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS budgets_hold BEFORE UPDATE ON budgets
+CREATE TRIGGER budgets_hold BEFORE UPDATE ON budgets
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TABLE IF NOT EXISTS seeded (run TEXT NOT NULL, client INTEGER NOT NULL, PRIMARY KEY (run, client));
-CREATE TRIGGER IF NOT EXISTS charges_once BEFORE INSERT ON charges
+CREATE TABLE seeded (run TEXT NOT NULL, client INTEGER NOT NULL, PRIMARY KEY (run, client));
+CREATE TRIGGER charges_once BEFORE INSERT ON charges
     WHEN EXISTS (SELECT 1 FROM charges WHERE (run, client, round) = (NEW.run, NEW.client, NEW.round))
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS seeded_stay BEFORE DELETE ON seeded
+CREATE TRIGGER seeded_stay BEFORE DELETE ON seeded
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS charges_stay BEFORE DELETE ON charges
+CREATE TRIGGER charges_stay BEFORE DELETE ON charges
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS charges_hold BEFORE UPDATE ON charges
+CREATE TRIGGER charges_hold BEFORE UPDATE ON charges
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
 """
 
 
-TOTALS = "SELECT client, event, terms, SUM(steps) FROM charges GROUP BY client, event, terms ORDER BY client, terms"
+TOTALS = "SELECT client, event, basis, SUM(steps) FROM charges GROUP BY client, event, basis ORDER BY client, basis"
 
 
 class Permit:
-    """The right to draw noise at an address, so many steps of it, for one event; given by a ledger alone."""
+    """The right to draw noise at one address, for so many steps of one cost; a ledger alone gives it."""
 
-    def __init__(self, ledger: "Ledger", address: Address, pipeline: "Pipeline", steps: int):
+    def __init__(self, ledger: "Ledger", address: Address, cost: Cost, steps: int):
         self._ledger, self._process, self._lock = ledger, os.getpid(), threading.Lock()
-        self._charged = (pipeline.event, pipeline.terms)
+        self._cost = cost
         self.address, self.steps, self.used = address, steps, 0
 
-    def spend(self, pipeline: "Pipeline", *, seeded: bool) -> int:
-        """Use one step for a release of the pipeline; the number of the step, from 0.
+    def spend(self, cost: Cost, *, seeded: bool) -> int:
+        """Use one step, for a release at that cost.
+
+        Args:
+            cost: What the release costs; it must be what was charged.
+            seeded: Whether the noise comes from a number that somebody may know; the ledger records it.
+
+        Returns:
+            The number of the step, from 0.
 
         Raises:
-            BudgetExhausted: no step is left, the charge was for another event, or this is another
-                process than the one that was charged.
+            BudgetExhausted: No step is left, another cost was charged, or this is another process than the one that
+                was charged.
         """
         if os.getpid() != self._process:
             raise BudgetExhausted(f"{self} was given to another process: charge the ledger in the one that draws")
-        wanted = (pipeline.event, pipeline.terms)
-        if wanted != self._charged:
-            raise BudgetExhausted(f"{self} was charged for {self._charged}, not for {wanted}: charge for this pipeline")
+        if cost != self._cost:
+            raise BudgetExhausted(f"{self} was charged for {self._cost}, not for {cost}: charge for this pipeline")
         if seeded:
             self._ledger.note_seeded(self.address)
         with self._lock:
@@ -101,13 +105,14 @@ class Ledger:
         self._name = ":memory:" if path is None else str(Path(path))
         self._process = os.getpid()
         self._seeded: set[tuple[str, int]] = set()
-        self._spent: dict[int, Counter[tuple[str, str]]] = {}  # client → (event, terms) → steps
+        self._spent: dict[int, Counter[tuple[str, str]]] = {}  # client → (event, basis), as text → steps
         try:
             self._database = sqlite3.connect(self._name, timeout=0.0, isolation_level=None, check_same_thread=False)
             self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL;")
-            self._database.executescript("PRAGMA synchronous = FULL; BEGIN IMMEDIATE;" + SCHEMA + "COMMIT;")
-            for client, event, terms, steps in self._database.execute(TOTALS):
-                self._spent.setdefault(client, Counter())[event, terms] = steps
+            self._database.executescript("PRAGMA synchronous = FULL;")
+            self._refuse_other_format()
+            for client, event, basis, steps in self._database.execute(TOTALS):
+                self._spent.setdefault(client, Counter())[event, basis] = steps
         except sqlite3.OperationalError as error:
             raise DpcompError(
                 f"the ledger {self._name} cannot be opened ({error}): is its folder there, and is it open in "
@@ -119,28 +124,43 @@ class Ledger:
         self._lock = threading.Lock()
         self.budget = self._kept_budget(budget)
 
-    def charge(self, pipeline: "Pipeline", address: Address, steps: int = 1) -> Permit:
-        """Record `steps` releases at an address, durably, and give the right to make them.
+    def charge(self, cost: Cost, address: Address, steps: int = 1) -> Permit:
+        """Record releases at an address, durably, and give the right to make them.
+
+        Args:
+            cost: What one release costs: `pipeline.cost`.
+            address: Where the releases are made: `memory.address`.
+            steps: How many releases, 1 or more.
+
+        Returns:
+            A permit for so many steps, in this process alone.
 
         Raises:
-            BudgetExhausted: the charge would exceed the budget; or the address was charged before. Its noise may exist
+            BudgetExhausted: The charge would exceed the budget; or the address was charged before. Its noise may exist
                 already, and a second draw would be a second release: re-send the stored bytes, or forfeit the round.
-            ValueError: steps is not a whole number above 0, or the ledger is about another unit or trust.
-            DpcompError: another process opened the ledger.
+            TypeError: The cost is none, or `steps` is no whole number.
+            ValueError: `steps` is below 1, or the ledger is about another unit or trust.
+            DpcompError: Another process opened the ledger.
+
+        Example:
+            >>> import dpcomp as dp
+            >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+            >>> memory = pipeline.init_client(10, dp.PublicSeed(0), client=7)
+            >>> dp.Ledger().charge(pipeline.cost, memory.address, steps=3)
+            Permit(Address(run=0, client=7, round=0), 0 of 3 steps used)
         """
-        whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
-        if not whole or not 1 <= steps <= MOST_STEPS:
-            raise ValueError(f"charge(steps={steps!r}): a charge is a whole number of steps, at least 1")
+        if not isinstance(cost, Cost):
+            raise TypeError(f"charge(cost={cost!r}): it is what one release costs, pipeline.cost")
+        steps = whole_number(steps, "charge(steps)", least=1, most=MOST_STEPS)
         if os.getpid() != self._process:
             raise DpcompError(f"the ledger {self._name} was opened by another process: open it in the one that charges")
-        self._refuse_other_kind(pipeline.terms)
-        terms = json.dumps(vars(pipeline.terms), sort_keys=True)
-        kind = (_written(pipeline.event), terms)
+        self._refuse_other_unit_or_trust(cost)
+        charged = _as_text(cost)
         with self._lock:
-            spent = self._spent.get(address.client, Counter()) + Counter({kind: int(steps)})
+            spent = self._spent.get(address.client, Counter()) + Counter({charged: steps})
             self._refuse_beyond_budget(address, spent)
             try:
-                row = (str(address.run), address.client, address.round, int(steps), *kind)
+                row = (str(address.run), address.client, address.round, steps, *charged)
                 self._database.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?)", row)
             except sqlite3.IntegrityError as error:
                 raise BudgetExhausted(
@@ -148,7 +168,7 @@ class Ledger:
                     "forfeit the round; a new release needs a new address"
                 ) from error
             self._spent[address.client] = spent
-        return Permit(self, address, pipeline, int(steps))
+        return Permit(self, address, cost, steps)
 
     def charged(self, address: Address) -> bool:
         """Whether an address was charged: its noise may have been drawn, and nothing more may be released there."""
@@ -162,15 +182,16 @@ class Ledger:
         `population` is the public number of units, if there is one, to hold δ against.
         """
         if not self._spent:
-            # No steps of any event cost nothing; a guarantee has to name some terms.
-            nothing = Terms(unit="example", trust="nobody", sampling="none")
-            return nothing.guarantee(((NonPrivateDpEvent(), 0),), delta, population=population)
+            # No steps of any event cost nothing; a guarantee has to name a unit and a trust.
+            nothing = Cost(event=NonPrivateDpEvent(), unit="example", trust="nobody", sampling="none")
+            return nothing.guarantee(0, delta, population=population)
         seeded = self._database.execute("SELECT COUNT(*) FROM seeded").fetchone()[0] > 0
+        histories = {tuple(spent.items()) for spent in self._spent.values()}
         guarantees = [
-            Terms.joined([Terms(**json.loads(terms)) for _, terms in kinds]).guarantee(
-                parts, delta, population=population, seeded=seeded
+            guarantee_of(
+                [(_from_text(*text), steps) for text, steps in spent], delta, population=population, seeded=seeded
             )
-            for kinds, parts in {(tuple(spent), _by_event(spent)) for spent in self._spent.values()}
+            for spent in histories
         ]
         return max(guarantees, key=lambda guarantee: guarantee.epsilon)
 
@@ -200,7 +221,7 @@ class Ledger:
         kept = None if row is None else Budget(*row)
         if kept is None and budget is not None:
             for client, spent in self._spent.items():
-                if not budget.allows(dict(_by_event(spent))):
+                if not budget.allows(_by_event(spent)):
                     self.close()
                     raise BudgetExhausted(f"{self}: client {client} has spent more than {budget} already")
             self._database.execute("INSERT INTO budgets VALUES (?, ?)", (budget.epsilon, budget.delta))
@@ -211,21 +232,32 @@ class Ledger:
         return kept
 
     def _refuse_beyond_budget(self, address: Address, spent: Counter[tuple[str, str]]) -> None:
-        if self.budget is not None and not self.budget.allows(dict(_by_event(spent))):
+        if self.budget is not None and not self.budget.allows(_by_event(spent)):
             raise BudgetExhausted(
                 f"charging {address} would take client {address.client} to {sum(spent.values())} steps, beyond "
                 f"{self.budget}: nothing was charged. Stop here, charge fewer steps, or add more noise"
             )
 
-    def _refuse_other_kind(self, terms: Terms) -> None:
+    def _refuse_other_unit_or_trust(self, cost: Cost) -> None:
         if not self._spent:
             return
-        _, text = next(iter(next(iter(self._spent.values()))))
-        held = Terms(**json.loads(text))
-        if (held.unit, held.trust) != (terms.unit, terms.trust):
+        held = _from_text(*next(iter(next(iter(self._spent.values())))))
+        if held.trust_model != cost.trust_model:
             raise ValueError(
-                f"{self} is about one {held.unit} and trusts {held.trust}; this charge is about one {terms.unit} "
-                f"and trusts {terms.trust}. They do not compose: keep a ledger for each"
+                f"{self} is about one {held.unit} and trusts {held.trust}; this charge is about one {cost.unit} "
+                f"and trusts {cost.trust}. They do not compose: keep a ledger for each"
+            )
+
+    def _refuse_other_format(self) -> None:
+        """Refuse a file that another version wrote, by its number; a new file gets this version's."""
+        found = self._database.execute("PRAGMA user_version").fetchone()[0]
+        empty = self._database.execute("SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)").fetchone()[0]
+        if empty:
+            self._database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+        elif found != FORMAT:
+            self._database.close()
+            raise DpcompError(
+                f"{self._name} has ledger format {found}, not {FORMAT}: use the version of dpcomp that wrote it"
             )
 
 
@@ -235,30 +267,20 @@ def _close(database: sqlite3.Connection, process: int) -> None:
         database.close()
 
 
-def _by_event(spent: Counter[tuple[str, str]]) -> tuple[tuple[DpEvent, int], ...]:
-    """(event, steps), whatever terms the steps were charged on."""
-    counted: Counter[str] = Counter()
+def _by_event(spent: Counter[tuple[str, str]]) -> dict[DpEvent, int]:
+    """Add the steps up by event, on whatever basis they were charged."""
+    steps_of: dict[DpEvent, int] = {}
     for (event, _), steps in spent.items():
-        counted[event] += steps
-    return tuple((_read(event), steps) for event, steps in counted.items())
+        steps_of[read_event(event)] = steps_of.get(read_event(event), 0) + steps
+    return steps_of
 
 
-def _written(event: DpEvent) -> str:
-    """An event as text; floats by repr, which reads back the same."""
-    match event:
-        case GaussianDpEvent():
-            return json.dumps({"gaussian": event.noise_multiplier})
-        case PoissonSampledDpEvent(event=GaussianDpEvent() as inner):
-            return json.dumps({"gaussian": inner.noise_multiplier, "poisson": event.sampling_probability})
-        case NonPrivateDpEvent():
-            return json.dumps({"non_private": True})
-    raise ValueError(f"the ledger cannot record {event}: it knows Gaussian, Poisson-sampled and non-private events")
+def _as_text(cost: Cost) -> tuple[str, str]:
+    """Write a cost as the two columns of a row: its event, and the basis that it was charged on."""
+    basis = {"unit": cost.unit, "trust": cost.trust, "sampling": cost.sampling, "why_unsafe": cost.why_unsafe}
+    return write_event(cost.event), json.dumps(basis, sort_keys=True)
 
 
-@lru_cache(maxsize=1024)
-def _read(text: str) -> DpEvent:
-    facts = json.loads(text)
-    if "non_private" in facts:
-        return NonPrivateDpEvent()
-    inner = GaussianDpEvent(facts["gaussian"])
-    return PoissonSampledDpEvent(facts["poisson"], inner) if "poisson" in facts else inner
+def _from_text(event: str, basis: str) -> Cost:
+    """Read a cost that `_as_text` wrote."""
+    return Cost(event=read_event(event), **json.loads(basis))

@@ -46,7 +46,7 @@ class Misfortune:
         if moment == BEFORE_SAVING:
             traffic.restart(client)
             return []
-        messages = participant.on(Trained(update))
+        messages = participant.handle(Trained(update))
         if moment != BEFORE_SENDING:
             traffic.send(client, messages)
         if moment in (BEFORE_SENDING, AFTER_SENDING):

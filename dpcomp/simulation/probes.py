@@ -84,12 +84,12 @@ class Watched(Pipeline):
 
     def clip(self, block: Any, memory: ClientMemory | ServerMemory) -> Total:
         """The pipeline's clip; beside it, the clipped sum on all coordinates."""
-        units = Units.of(block, memory.layout)
+        units, context = Units.of(block, memory.layout), self.channel.context(memory)
         clips = [stage for stage in self.stages if isinstance(stage, Clip)]
-        clean = clips[0].apply(units, memory.mask_key) if clips else units.sum()
+        clean = clips[0].apply(units, context) if clips else units.sum()
         found: Units | Total = units
         for stage in takewhile(lambda stage: not isinstance(stage, Clip), self._transforms):
-            found = stage.apply(found, memory.mask_key)
+            found = stage.apply(found, context)
         self._open.append((clean, unit_norms(found.layers if isinstance(found, Units) else units.layers)))
         return super().clip(block, memory)
 

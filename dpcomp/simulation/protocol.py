@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
-from dpcomp.federated.absence import AfterAbsence, Keep
-from dpcomp.federated.late import Late, Reject
+from dpcomp.federated.absence import AbsencePolicy, Keep
+from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.server import Server
 
@@ -17,12 +17,12 @@ class Ends(Protocol):
     participant: ClassVar[type[Participant]]
 
     @property
-    def late(self) -> Late:
+    def late_policy(self) -> LatePolicy:
         """What a server does with late updates."""
         ...
 
     @property
-    def after_absence(self) -> AfterAbsence:
+    def absence_policy(self) -> AbsencePolicy:
         """What a client does with an old residual."""
         ...
 
@@ -33,5 +33,5 @@ class Versioned:
 
     server: ClassVar[type[Server]] = Server
     participant: ClassVar[type[Participant]] = Participant
-    late: Late = field(default_factory=Reject)
-    after_absence: AfterAbsence = field(default_factory=Keep)
+    late_policy: LatePolicy = field(default_factory=Reject)
+    absence_policy: AbsencePolicy = field(default_factory=Keep)

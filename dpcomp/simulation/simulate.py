@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.federated.aggregation import ServerOptimizer
-from dpcomp.federated.server import Releasing, Server
+from dpcomp.federated.server import Server, TrustedRelease
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.epsilon import check_delta
@@ -121,32 +121,34 @@ def simulate(
     ledgers = [Ledger() for _ in range(clients)]
     participants = [
         protocol.participant(
-            pipeline,
-            pipeline.init(layout, seed=public, client=client),
+            pipeline.channel,
+            pipeline.init_client(layout, seed=public, client=client),
             model,
             ledger,
-            after_absence=protocol.after_absence,
+            absence_policy=protocol.absence_policy,
         )
         for client, ledger in enumerate(ledgers)
     ]
     server_ledger = Ledger()
-    releasing = Releasing(secret=secret, ledger=server_ledger, divisor=rate * clients)
+    trusted_release = TrustedRelease(
+        pipeline=watched or pipeline, secret=secret, ledger=server_ledger, divisor=rate * clients
+    )
     optimizer = ServerOptimizer(learning_rate=server_learning_rate, momentum=server_momentum)
     rows: list[dict[str, float]] = []
     with ExitStack() as stack:
         bar = stack.enter_context(_progress_bar(shown=progress))
         folder = stack.enter_context(TemporaryDirectory()) if faults.server_restart else None
         server = protocol.server(
-            watched or pipeline,
+            pipeline.channel,
             pipeline.init_server(layout, seed=public),
             model,
             optimizer=optimizer,
-            late=protocol.late,
-            releasing=releasing if pipeline.trust == "server" else None,
+            late_policy=protocol.late_policy,
+            trusted_release=trusted_release if pipeline.trust == "server" else None,
             clients=clients,
             folder=folder,
         )
-        stack.callback(server.shut)
+        stack.callback(server.close)
         traffic = Traffic(server, participants, faults, public.stream("network"))
         misfortune = Misfortune(faults, clients, public.stream("misfortune"))
         traffic.run()  # everybody says hello: a part of the first round's bytes
@@ -163,10 +165,10 @@ def simulate(
                     update = trainer.train(state.model, *data[client], state.memory, ledgers[client])
                     messages = misfortune.trained(client, participant, update, traffic)
                     if pipeline.codec.allocates and messages:
-                        bits.append(layer_bits(pipeline, messages[0], state.memory))
+                        bits.append(layer_bits(pipeline.channel, messages[0], state.memory))
             traffic.run()
             accepted = [one.payload_bytes for one in server.accepted]
-            traffic.broadcast(server.close())
+            traffic.broadcast(server.close_round())
             traffic.run()
             row = {"round": number, **_bytes(traffic.counts, accepted, layout)}
             traffic.counts = Counts()

@@ -7,9 +7,9 @@ import numpy as np
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, VersionMismatch
-from dpcomp.federated.messages import WORD
+from dpcomp.federated.messages import REPLY
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.phases import Due, Heard, Phase, Told
+from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut
 from dpcomp.federated.server import Server
 from dpcomp.simulation.faulty_network import Faults, Network
 from dpcomp.wire.frame import PAYLOAD
@@ -57,7 +57,7 @@ class Traffic:
             state = self._participants[client].state
             behind = state.memory.shared.digest != self._server.memory.shared.digest
             if client not in self.away and state.phase is Phase.SYNCED and behind:
-                self.send(client, self._participants[client].on(Due()))
+                self.send(client, self._participants[client].handle(TimedOut()))
         self.run()
 
     def run(self) -> None:
@@ -84,24 +84,24 @@ class Traffic:
     def _remind(self) -> None:
         for client in self._open:
             if self._now - self._spoke[client] >= self._faults.retry:
-                self.send(client, self._participants[client].on(Due()))
+                self.send(client, self._participants[client].handle(TimedOut()))
 
     def _deliver(self, sender: int, recipient: int, message: bytes) -> None:
         if recipient != SERVER:
             if recipient not in self.away:
                 self._told(recipient, message)
             return
-        word = self._server.hear(message, sender)
+        word = self._server.handle(message, sender)
         if word is not None:
-            head = min(len(word), WORD.header_bytes)
+            head = min(len(word), REPLY.header_bytes)
             self.counts.control += head
             self.counts.downlink += len(word) - head
             self._network.send(SERVER, sender, word)
 
     def _told(self, client: int, message: bytes) -> None:
-        event = Told(message) if WORD.begins(message) else Heard(message)
+        event = ReplyReceived(message) if REPLY.begins(message) else BroadcastReceived(message)
         try:
-            answers = self._participants[client].on(event)
+            answers = self._participants[client].handle(event)
         except (CorruptPayload, VersionMismatch):
             return  # nothing changed; who waits asks again
         self.send(client, answers)

@@ -15,11 +15,12 @@ from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, NotPrivate
 from dpcomp.federated.absence import Keep
 from dpcomp.federated.aggregation import ServerOptimizer
-from dpcomp.federated.late import Late, Reject
+from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.phases import Event, Heard, Phase, Trained
-from dpcomp.federated.server import Accepted, Releasing, Server
-from dpcomp.pipeline import Pipeline
+from dpcomp.federated.phases import BroadcastReceived, Event, Phase, Trained
+from dpcomp.federated.server import Accepted, Server, TrustedRelease
+from dpcomp.wire import exchange
+from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import LINK_BYTES, PAYLOAD
 from dpcomp.wire.memory import Link, ServerMemory, Shared
 
@@ -34,28 +35,36 @@ class UnversionedServer(Server):
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        channel: Channel,
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
         *,
         optimizer: ServerOptimizer = ServerOptimizer(),
-        late: Late = Reject(),
-        releasing: Releasing | None = None,
+        late_policy: LatePolicy = Reject(),
+        trusted_release: TrustedRelease | None = None,
         clients: int = SERVER,
         folder: str | os.PathLike[str] | None = None,
     ):
-        if pipeline.trust == "server":
+        if channel.server_sees_clean:
             raise NotPrivate("Unversioned() with trust='server' would add repeats up: twice the sensitivity")
         if folder is not None:
             raise ValueError("Unversioned() keeps no journal, so it cannot restart: server_restart=0")
-        super().__init__(pipeline, memory, model, optimizer=optimizer, late=late, releasing=releasing, clients=clients)
+        super().__init__(
+            channel,
+            memory,
+            model,
+            optimizer=optimizer,
+            late_policy=late_policy,
+            trusted_release=trusted_release,
+            clients=clients,
+        )
 
-    def hear(self, message: bytes, sender: int) -> bytes | None:
+    def handle(self, message: bytes, sender: int) -> bytes | None:
         """Take a payload, whatever it was coded against; there is no word on it."""
         try:
             frame, _ = PAYLOAD.unseal(message)
             payload = _stamped(message, self.memory.shared, self.memory.link(frame.client))
-            update, self.memory = self._pipeline.receive(payload, self.memory)
+            update, self.memory = exchange.receive(self._channel, payload, self.memory)
         except CorruptPayload:
             self.refusals["corrupt"] += 1
         else:
@@ -70,15 +79,15 @@ class UnversionedParticipant(Participant):
         """Whether the address was not charged yet."""
         return not self.ledger.charged(self.state.memory.address)
 
-    def on(self, event: Event) -> list[bytes]:
+    def handle(self, event: Event) -> list[bytes]:
         """Commit what is sent at once, and follow any broadcast; nothing else happens."""
         memory, messages = self.state.memory, []
         if isinstance(event, Trained):
-            payload, memory = self._pipeline.send(event.update, memory)
+            payload, memory = exchange.send(self._channel, event.update, memory)
             self._save(replace(self.state, memory=memory))
             messages.append(payload)
-        if isinstance(event, Heard):
-            memory = self._pipeline.follow(_stamped(event.broadcast, memory.shared, Link()), memory)
+        if isinstance(event, BroadcastReceived):
+            memory = exchange.follow(self._channel, _stamped(event.broadcast, memory.shared, Link()), memory)
             assert memory.step is not None
             self._save(replace(self.state, memory=memory, model=self.state.model + memory.step.dense()))
         self.state = replace(self._saved, phase=Phase.SYNCED)
@@ -91,8 +100,8 @@ class Unversioned:
 
     server: ClassVar[type[Server]] = UnversionedServer
     participant: ClassVar[type[Participant]] = UnversionedParticipant
-    late: ClassVar[Reject] = Reject()
-    after_absence: ClassVar[Keep] = Keep()
+    late_policy: ClassVar[Reject] = Reject()
+    absence_policy: ClassVar[Keep] = Keep()
 
 
 def _stamped(payload: bytes, shared: Shared, link: Link) -> bytes:

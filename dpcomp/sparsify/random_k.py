@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from dpcomp.core.layout import Layout
+from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Seeded, Support
 from dpcomp.privacy.claim import Claim
 from dpcomp.privacy.unit_gradients import Total, Units
@@ -26,14 +26,14 @@ class RandomK(Fraction):
         self.refuse_after_noise(before, where)
         return before
 
-    def support(self, d: int, mask_key: int) -> Seeded:
-        """The support of the round whose public key of 256 bits is `mask_key`."""
-        return Seeded(seed=mask_key, k=self.count(d))
+    def public_support(self, context: PublicContext) -> Seeded:
+        """Return the support of the round: round(fraction·d) coordinates drawn under the context's mask key."""
+        return Seeded(seed=context.mask_key, k=self.count(context.layout.size))
 
-    def apply(self, value: "Units | Total", mask_key: int) -> "Units | Total":
-        """The value on the round's support."""
-        return value.restrict(self.support(value.layout.size, mask_key))
+    def apply(self, value: "Units | Total", context: PublicContext) -> "Units | Total":
+        """Return the value on the round's support."""
+        return value.restrict(self.public_support(context))
 
-    def select(self, vector: Float[np.ndarray, "d"], candidates: Support, layout: Layout, mask_key: int) -> Support:
-        """The codec's choice: it looks at the key, never at the values."""
-        return self.support(layout.size, mask_key)
+    def select(self, vector: Float[np.ndarray, "d"], candidates: Support, context: PublicContext) -> Support:
+        """Return the round's support, in a codec: it looks at the key, never at the values."""
+        return self.public_support(context)

@@ -9,6 +9,7 @@ from array_api_compat import array_namespace
 from jaxtyping import Float, Int64
 
 from dpcomp.core.layout import Layout
+from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Everywhere, Listed, Support
 from dpcomp.privacy.claim import Bounded, Claim, Unbounded
 from dpcomp.privacy.unit_gradients import Total, Units
@@ -52,15 +53,15 @@ class TopK(Fraction):
             )
         return before
 
-    def apply(self, value: "Units | Total", mask_key: int) -> "Units | Total":
+    def apply(self, value: "Units | Total", context: PublicContext) -> "Units | Total":
         """Each unit masked; or, under `dp.unsafe` alone, a sum on the support that it chose itself."""
         if isinstance(value, Total):
-            return value.restrict(self.select(value.vector(), Everywhere(), value.layout, mask_key))
+            return value.restrict(self.select(value.vector(), Everywhere(), context))
         parts = list(pairwise(self._cuts(value.support, value.layout)))
         xp = array_namespace(*value.layers)
         return value.masked(lambda units: xp.concat([self._mask(units[:, a:b]) for a, b in parts if a < b], axis=1))
 
-    def select(self, vector: Float[np.ndarray, "d"], candidates: Support, layout: Layout, mask_key: int) -> Support:
+    def select(self, vector: Float[np.ndarray, "d"], candidates: Support, context: PublicContext) -> Support:
         """The codec's choice among the candidates: it looks at the values, never at the key.
 
         It keeps the share of the whole vector, or layer, or all its candidates where there are fewer.
@@ -68,7 +69,7 @@ class TopK(Fraction):
         Raises:
             ValueError: some value that it has to rank is not finite.
         """
-        everywhere = isinstance(candidates, Everywhere)  # its positions would be d more numbers
+        layout, everywhere = context.layout, isinstance(candidates, Everywhere)  # its positions would be d more numbers
         positions = None if everywhere else candidates.indices(layout.size)
         values = vector if positions is None else vector[positions]
         cuts, whole = self._cuts(candidates, layout), self._cuts(Everywhere(), layout)

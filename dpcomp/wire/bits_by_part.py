@@ -1,55 +1,57 @@
 """What a payload spends its bits on, read as by an end that has yet to accept it; nothing changes."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from dpcomp.codec import Codec
-from dpcomp.codec.codec import Body
+from dpcomp.codec.codec import Body, Codec
 from dpcomp.codec.entropy.coder import PartBits
 from dpcomp.core.address import SERVER
-from dpcomp.core.public_context import Common
-from dpcomp.wire.exchange import downlink_of, downwards, refuse_elsewhere, refuse_other_link
-from dpcomp.wire.frame import HEADER_BYTES, PAYLOAD
+from dpcomp.wire.channel import Channel
+from dpcomp.wire.exchange import refuse_other_link, refuse_other_state
+from dpcomp.wire.frame import HEADER_BYTES, OpenedPayload
 from dpcomp.wire.memory import ClientMemory, ServerMemory
-from dpcomp.wire.payload import common_of
-
-if TYPE_CHECKING:
-    from dpcomp.pipeline import Pipeline
+from dpcomp.wire.payload import BodyParts, body_parts
 
 
-def layer_bits(pipeline: "Pipeline", payload: bytes, memory: ClientMemory | ServerMemory) -> dict[str, float]:
-    """Bits a value that a payload spends on each layer. Memory and errors as in `measure`."""
-    codec, _, body, common = _opened(pipeline, payload, memory)
-    bits = codec.layer_bits(body, common)
+def layer_bits(channel: Channel, payload: bytes, memory: ClientMemory | ServerMemory) -> dict[str, float]:
+    """Return the bits a value that a payload spends on each layer, by the layer's name.
+
+    Args:
+        channel: What both ends are built from.
+        payload: A client's payload or a broadcast.
+        memory: As in `measure_payload`.
+
+    Raises:
+        CorruptPayload, VersionMismatch: As `measure_payload` does.
+    """
+    codec, parts = _parts(channel, payload, memory)
+    bits = codec.layer_bits(parts.coded, parts.context)
     return {name: float(spent) for (name, _), spent in zip(memory.layout.shapes, bits, strict=True)}
 
 
-def measure(pipeline: "Pipeline", payload: bytes, memory: ClientMemory | ServerMemory) -> tuple[Body, PartBits]:
-    """What stands in a payload, and the bits that each part of it takes: they add up to 8·len(payload).
+def measure_payload(channel: Channel, payload: bytes, memory: ClientMemory | ServerMemory) -> tuple[Body, PartBits]:
+    """Return what stands in a payload, and the bits that each part of it takes: they add up to 8·len(payload).
 
-    A client's payload is read with the server's memory, or the sender's, from before it; a broadcast with any end's
-    memory from before it.
+    Args:
+        channel: What both ends are built from.
+        payload: A client's payload or a broadcast.
+        memory: From before the payload: the server's or the sender's for a client's payload, any end's for a broadcast.
 
     Raises:
-        CorruptPayload: the bytes are damaged.
-        VersionMismatch: they are sound, but do not follow on what this memory knows.
-        TypeError: the codec's entropy coder has no meter.
+        CorruptPayload: The bytes are damaged.
+        VersionMismatch: They are sound, but do not follow on what this memory knows.
+        TypeError: The codec's entropy coder has no meter.
     """
-    codec, gains, body, common = _opened(pipeline, payload, memory)
-    found, bits = codec.measure(body, common)
-    return found, replace(bits, header=bits.header + 8 * HEADER_BYTES, side=bits.side + 8 * len(gains))
+    codec, parts = _parts(channel, payload, memory)
+    body, bits = codec.measure(parts.coded, parts.context)
+    return body, replace(bits, header=bits.header + 8 * HEADER_BYTES, side=bits.side + 8 * len(parts.gains))
 
 
-def _opened(
-    pipeline: "Pipeline", payload: bytes, memory: ClientMemory | ServerMemory
-) -> tuple[Codec, bytes, bytes, Common]:
-    """The codec of a payload that is only looked at, its gains, its body, and what both ends know of it."""
-    frame, body = PAYLOAD.unseal(payload)
-    refuse_elsewhere(pipeline, frame, memory)
-    codec, link = pipeline.codec, memory.link if isinstance(memory, ClientMemory) else memory.link(frame.client)
-    if frame.client == SERVER:
-        codec, link = downlink_of(pipeline), downwards(memory)
-    else:
-        refuse_other_link(frame, link)
-    gains = len(memory.layout.sizes) if codec.predict and memory.shared.reference is not None else 0
-    return codec, body[:gains], body[gains:], common_of(pipeline, codec, memory, frame.client, link)
+def _parts(channel: Channel, payload: bytes, memory: ClientMemory | ServerMemory) -> tuple[Codec, BodyParts]:
+    """The codec of a payload, and the parts of its body."""
+    opened = OpenedPayload.of(payload)
+    refuse_other_state(channel, opened.frame, memory)
+    if opened.frame.client == SERVER:
+        return channel.downlink, body_parts(channel, channel.downlink, opened, memory, memory.broadcast_link)
+    link = memory.link if isinstance(memory, ClientMemory) else memory.link(opened.frame.client)
+    refuse_other_link(opened.frame, link)
+    return channel.uplink, body_parts(channel, channel.uplink, opened, memory, link)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,12 +25,10 @@ from dpcomp.core.errors import DpcompError, VersionMismatch
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.support import Listed
+from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ClientMemory, Link, Pending, ServerMemory, Shared
 
-if TYPE_CHECKING:
-    from dpcomp.pipeline import Pipeline
-
-FORMAT = "dpcomp checkpoint 2"
+FORMAT = "dpcomp checkpoint 3"
 KEPT = 2  # generations
 SUFFIX = ".safetensors"
 
@@ -71,7 +69,7 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
     return path
 
 
-def load(folder: str | os.PathLike[str], pipeline: "Pipeline") -> Checkpoint:
+def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
     """The newest whole generation; a warning names each newer one that is none.
 
     Raises:
@@ -81,7 +79,9 @@ def load(folder: str | os.PathLike[str], pipeline: "Pipeline") -> Checkpoint:
     """
     generations = _generations(Path(folder))
     if not generations:
-        raise FileNotFoundError(f"{folder} holds no checkpoint (*{SUFFIX}): begin with pipeline.init, or name another")
+        raise FileNotFoundError(
+            f"{folder} holds no checkpoint (*{SUFFIX}): begin with pipeline.init_client or name another"
+        )
     refused: dict[Path, str] = {}
     for path in reversed(generations):
         try:
@@ -92,7 +92,7 @@ def load(folder: str | os.PathLike[str], pipeline: "Pipeline") -> Checkpoint:
         for torn, reason in refused.items():
             warnings.warn(f"{reason}; {path.name} is used, which is older", stacklevel=2)
             torn.rename(torn.with_suffix(".torn"))  # or it would pass for the generation in reserve
-        return _unpacked(arrays, facts, pipeline, path)
+        return _unpacked(arrays, facts, channel, path)
     raise DpcompError(f"no checkpoint in {folder} is whole: {'; '.join(refused.values())}. Restore one, or begin anew")
 
 
@@ -173,9 +173,9 @@ def _packed(checkpoint: Checkpoint) -> tuple[Arrays, Facts]:
     return arrays, facts
 
 
-def _unpacked(arrays: Arrays, facts: Facts, pipeline: "Pipeline", path: Path) -> Checkpoint:
+def _unpacked(arrays: Arrays, facts: Facts, channel: Channel, path: Path) -> Checkpoint:
     layout = Layout(tuple((name, tuple(shape)) for name, shape in facts["layout"]))
-    fingerprint = pipeline.fingerprint(layout)
+    fingerprint = channel.fingerprint(layout)
     if facts["pipeline"] != fingerprint.hex():
         raise VersionMismatch(
             f"{path} is of pipeline and layout {facts['pipeline']}, this one is {fingerprint.hex()}: "
@@ -206,6 +206,7 @@ def _unpacked(arrays: Arrays, facts: Facts, pipeline: "Pipeline", path: Path) ->
 
 def _pack_shared(name: str, shared: Shared, arrays: Arrays) -> Facts:
     _keep(f"{name} reference", shared.reference, arrays)
+    _keep(f"{name} history", shared.history, arrays)
     _keep_listed(name, shared.last_support, arrays)
     return {"version": shared.version, "digest": shared.digest.hex()}
 
@@ -215,6 +216,7 @@ def _read_shared(name: str, said: Facts, arrays: Arrays) -> Shared:
         version=said["version"],
         digest=bytes.fromhex(said["digest"]),
         reference=arrays.get(f"{name} reference"),
+        history=arrays.get(f"{name} history"),
         last_support=_listed(name, arrays),
     )
 

@@ -1,145 +1,169 @@
 """The four messages of a round: send and receive upwards, broadcast and follow downwards."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.codec import Codec
-from dpcomp.core.address import SERVER, Address
-from dpcomp.core.errors import NotPrivate, VersionMismatch
-from dpcomp.core.layout import Layout
-from dpcomp.core.randomness import PublicSeed
-from dpcomp.core.support import Support
-from dpcomp.privacy.claim import Claim, Released, Unbounded
-from dpcomp.wire.frame import LINK_BYTES, PAYLOAD, Frame, digest, named
-from dpcomp.wire.memory import ClientMemory, Link, ServerMemory, Shared
-from dpcomp.wire.payload import decode, encode, estimated, refuse_foreign
+from dpcomp.core.address import SERVER
+from dpcomp.core.errors import VersionMismatch
+from dpcomp.wire.channel import Channel
+from dpcomp.wire.frame import LINK_BYTES, Frame, OpenedPayload, chained
+from dpcomp.wire.memory import ClientMemory, Link, ServerMemory
+from dpcomp.wire.payload import decode, encode, signal_estimate
 from dpcomp.wire.update import Update
 
-if TYPE_CHECKING:
-    from dpcomp.pipeline import Pipeline
 
-CLEAN_UPLINK = Unbounded(
-    because="the server is trusted, so the uplink is clean, and what is decoded from it was never released",
-    remedy="Release the aggregate first: pipeline.release(blocks, server_memory, secret, permit)",
-)
+def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[bytes, ClientMemory]:
+    """Encode a client's update.
 
+    Args:
+        channel: What both ends are built from.
+        update: A release, or what was derived from it; under a trusted server, the clean update.
+        memory: The sender's.
 
-def genesis(pipeline: "Pipeline", layout: Layout, seed: PublicSeed) -> bytes:
-    """The digest of shared memory before any broadcast."""
-    return digest(pipeline.fingerprint(layout), seed.number.to_bytes(8, "little"))
+    Returns:
+        The payload, and the sender's memory once it is accepted.
 
-
-def send(pipeline: "Pipeline", update: Update, memory: ClientMemory) -> tuple[bytes, ClientMemory]:
-    """The payload of an update, and the memory of a sender whose payload is accepted."""
+    Raises:
+        NotPrivate: The server is not trusted, and the update was not released by this pipeline.
+        VersionMismatch: Another pipeline made the memory.
+        TypeError: The update or the memory is of another type.
+        ValueError: The update has another client or layout, or values that are not finite.
+    """
     if not isinstance(memory, ClientMemory):
         raise TypeError(f"send: a client sends, with a ClientMemory, not a {type(memory).__name__}")
     if not isinstance(update, Update):
         raise TypeError(f"send: an update is what release gave, or .derive of it, not a {type(update).__name__}")
-    if pipeline.trust == "nobody":
-        refuse_unreleased(pipeline, update.claim)
+    if not channel.server_sees_clean:
+        channel.refuse_unreleased(update.claim)
     if update.address.client != memory.client:
         raise ValueError(f"send: the update is of {update.address}, the memory of client {memory.client}")
-    tracked = None
-    if memory.tracked is not None and pipeline.codec.averaged_clients is not None:
-        update, tracked = estimated(update, memory.tracked, pipeline.codec.averaged_clients)
-    payload, _, support, residual = encode(pipeline, pipeline.codec, update, memory, memory.link)
-    address, version = update.address, memory.shared.version
-    link = memory.link.advanced(digest(memory.link.digest, named(payload)), address, version, support)
-    return payload, replace(memory, residual=residual, link=link, tracked=tracked)
+    tracked, address = None, update.address
+    if memory.tracked is not None and channel.uplink.averaged_clients is not None:
+        update, tracked = signal_estimate(update, memory.tracked, channel.uplink.averaged_clients)
+    encoded = encode(channel, channel.uplink, update, memory)
+    chain = chained(memory.link.digest, encoded.payload)
+    link = memory.link.advanced(chain, address, memory.shared.version, encoded.listed)
+    return encoded.payload, replace(memory, residual=encoded.residual, link=link, tracked=tracked)
 
 
-def receive(pipeline: "Pipeline", payload: bytes, memory: ServerMemory) -> tuple[Update, ServerMemory]:
-    """The update in a client's payload, and the memory of a server that accepts it.
+def receive(channel: Channel, payload: bytes | OpenedPayload, memory: ServerMemory) -> tuple[Update, ServerMemory]:
+    """Decode a client's payload at the server.
+
+    Args:
+        channel: What both ends are built from.
+        payload: The bytes, or what `OpenedPayload.of` gave for them.
+        memory: The server's.
+
+    Returns:
+        The update, and the server's memory once it accepts the payload.
 
     Raises:
-        CorruptPayload: the bytes are damaged.
-        VersionMismatch: they are sound, but belong elsewhere. The memory is as it was.
+        CorruptPayload: The bytes are damaged.
+        VersionMismatch: They are sound, but were coded against another state; the memory stays as it is.
     """
     if not isinstance(memory, ServerMemory):
         raise TypeError(f"receive: the server receives, with a ServerMemory, not a {type(memory).__name__}")
-    frame, body = PAYLOAD.unseal(payload)
-    then = replace(memory, shared=memory.at(frame.version))
-    refuse_elsewhere(pipeline, frame, then)
+    opened = OpenedPayload.of(payload)
+    frame, then = opened.frame, replace(memory, shared=memory.at(opened.frame.version))
+    refuse_other_state(channel, frame, then)
     if frame.client == SERVER:
         raise VersionMismatch(
             "this payload is a broadcast: clients follow it, the server does not receive it", reason="direction"
         )
-    link, address = memory.link(frame.client), Address(frame.run, frame.client, frame.round)
+    link = memory.link(frame.client)
     if link.last is not None and link.last.run != frame.run:
         raise VersionMismatch(
             f"client {frame.client} sends for run {frame.run}; its run here is {link.last.run}", reason="run"
         )
     refuse_other_link(frame, link)
-    if pipeline.trust == "server" and link.last_version == frame.version:
+    if channel.server_sees_clean and link.last_version == frame.version:
         raise VersionMismatch(
             f"client {frame.client} sends twice at version {frame.version}: two updates of a client in a round "
             "are twice the sensitivity",
             reason="twice",
         )
-    claim = pipeline.claim if pipeline.trust == "nobody" else CLEAN_UPLINK
-    update, support = decode(pipeline, pipeline.codec, body, address, claim, then, link)
-    link = link.advanced(digest(link.digest, named(payload)), address, frame.version, support)
+    update, listed = decode(channel, channel.uplink, opened, channel.uplink_claim, then, link)
+    link = link.advanced(chained(link.digest, opened.payload), frame.address, frame.version, listed)
     return update, memory.accepted(frame.client, link)
 
 
 def broadcast(
-    pipeline: "Pipeline", aggregate: Update | Float32[np.ndarray, "d"], memory: ServerMemory
+    channel: Channel, aggregate: Update | Float32[np.ndarray, "d"], memory: ServerMemory
 ) -> tuple[bytes, ServerMemory]:
-    """The payload of an aggregate, and the memory of the server behind it.
+    """Encode the server's step for all clients.
 
-    Where nobody is trusted all that a server has is released, so a plain (d,) vector will do; a trusted
-    server broadcasts its release, or what was derived from it.
+    Args:
+        channel: What both ends are built from.
+        aggregate: A release or what was derived from it; where the server is not trusted all that it has is released,
+            so a plain (d,) vector will do.
+        memory: The server's.
+
+    Returns:
+        The payload that brings every client from this version to the next, and the server's memory at the next.
+
+    Raises:
+        NotPrivate: The aggregate was not released by this pipeline.
+        VersionMismatch: Another pipeline made the memory.
+        TypeError: The memory is no server's.
+        ValueError: The aggregate has another layout, or values that are not finite.
     """
     if not isinstance(memory, ServerMemory):
         raise TypeError(f"broadcast: the server sends, with a ServerMemory, not a {type(memory).__name__}")
     if not isinstance(aggregate, Update):
-        claim = pipeline.claim if pipeline.trust == "nobody" else CLEAN_UPLINK
-        aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=claim)
-    refuse_unreleased(pipeline, aggregate.claim)
+        aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=channel.uplink_claim)
+    channel.refuse_unreleased(aggregate.claim)
     aggregate = replace(aggregate, address=replace(memory.address, run=aggregate.address.run))
-    payload, decoded, support, residual = encode(pipeline, downlink_of(pipeline), aggregate, memory, downwards(memory))
-    shared = _advanced(pipeline, payload, memory.shared, decoded, support)
-    return payload, replace(memory, residual=residual, shared=shared, step=decoded)
+    encoded = encode(channel, channel.downlink, aggregate, memory)
+    shared = channel.shared_after(
+        memory.shared,
+        chained(memory.shared.digest, encoded.payload),
+        encoded.decoded.dense(),
+        encoded.listed,
+        memory.layout,
+    )
+    return encoded.payload, replace(memory, residual=encoded.residual, shared=shared, step=encoded.decoded)
 
 
-def follow(pipeline: "Pipeline", payload: bytes, memory: ClientMemory) -> ClientMemory:
-    """A client's memory after a broadcast.
+def follow(channel: Channel, payload: bytes | OpenedPayload, memory: ClientMemory) -> ClientMemory:
+    """Decode a broadcast at a client.
+
+    Args:
+        channel: What both ends are built from.
+        payload: The bytes, or what `OpenedPayload.of` gave for them.
+        memory: The client's.
+
+    Returns:
+        The client's memory at the next version; its `step` is what the model moves by.
 
     Raises:
-        CorruptPayload: the bytes are damaged.
-        VersionMismatch: they are sound, but do not follow on what this client knows.
+        CorruptPayload: The bytes are damaged.
+        VersionMismatch: They are sound, but do not follow on what this client knows.
     """
-    frame, body = PAYLOAD.unseal(payload)
-    refuse_elsewhere(pipeline, frame, memory)
+    opened = OpenedPayload.of(payload)
+    frame = opened.frame
+    refuse_other_state(channel, frame, memory)
     if frame.client != SERVER:
         raise VersionMismatch(
             f"this payload is an update of client {frame.client}: the server receives it", reason="direction"
         )
-    address = Address(frame.run, frame.client, frame.round)
-    codec, claim = downlink_of(pipeline), pipeline.claim
-    decoded, support = decode(pipeline, codec, body, address, claim, memory, downwards(memory))
-    shared, tracked = _advanced(pipeline, payload, memory.shared, decoded, support), memory.tracked
+    decoded, listed = decode(channel, channel.downlink, opened, channel.claim, memory, memory.broadcast_link)
+    chain = chained(memory.shared.digest, opened.payload)
+    shared = channel.shared_after(memory.shared, chain, decoded.dense(), listed, memory.layout)
+    tracked = memory.tracked
     if tracked is not None:
         tracked = tracked.followed(decoded.dense(), memory.layout)
     return replace(memory, shared=shared, step=decoded, tracked=tracked)
 
 
-def refuse_unreleased(pipeline: "Pipeline", claim: Claim) -> None:
-    """Refuse what is not this pipeline's release, or derived from it."""
-    if isinstance(claim, Released) and claim != pipeline.claim:
-        raise NotPrivate(f"the update was released by another mechanism ({claim.event}): its cost is not this one's")
-    if not isinstance(claim, Released):
-        because = claim.because if isinstance(claim, Unbounded) else "the value is clipped, but carries no noise"
-        remedy = claim.remedy if isinstance(claim, Unbounded) else "Add the noise first"
-        raise NotPrivate(f"{because}, so it may not leave: {remedy}")
+def refuse_other_state(channel: Channel, frame: Frame, memory: ClientMemory | ServerMemory) -> None:
+    """Refuse a payload of another pipeline, or coded against other shared memory.
 
-
-def refuse_elsewhere(pipeline: "Pipeline", frame: Frame, memory: ClientMemory | ServerMemory) -> None:
-    """Refuse a payload of another pipeline, or coded against other shared memory."""
-    refuse_foreign(pipeline, memory)
+    Raises:
+        VersionMismatch: Saying which of both.
+    """
+    channel.refuse_foreign_memory(memory)
     shared = memory.shared
     if frame.pipeline != memory.pipeline:
         raise VersionMismatch(
@@ -156,7 +180,11 @@ def refuse_elsewhere(pipeline: "Pipeline", frame: Frame, memory: ClientMemory | 
 
 
 def refuse_other_link(frame: Frame, link: Link) -> None:
-    """Refuse a payload whose sender remembers other payloads than this link."""
+    """Refuse a payload whose sender remembers other payloads than this link.
+
+    Raises:
+        VersionMismatch: It repeats an accepted payload, follows on one that is missing, or on other ones.
+    """
     if frame.link_count != link.count:
         repeated = frame.link_count < link.count
         raise VersionMismatch(
@@ -170,19 +198,3 @@ def refuse_other_link(frame: Frame, link: Link) -> None:
             f"accepted of it here ({link.digest[:LINK_BYTES].hex()}): resync it",
             reason="link",
         )
-
-
-def _advanced(pipeline: "Pipeline", payload: bytes, shared: Shared, broadcast: Update, support: Support) -> Shared:
-    """Shared memory one version on: what every end does alike."""
-    predicts = pipeline.codec.predict or downlink_of(pipeline).predict
-    return shared.advanced(digest(shared.digest, named(payload)), broadcast.dense() if predicts else None, support)
-
-
-def downwards(memory: ClientMemory | ServerMemory) -> Link:
-    """The way down is one for all clients: shared memory has counted its payloads already."""
-    return Link(last_support=memory.shared.last_support)
-
-
-def downlink_of(pipeline: "Pipeline") -> Codec:
-    """The codec of the broadcasts."""
-    return pipeline.codec if pipeline.downlink is None else pipeline.downlink

@@ -5,6 +5,7 @@ import struct
 from dataclasses import dataclass, fields
 from typing import Annotated, Generic, TypeVar, get_type_hints
 
+from dpcomp.core.address import Address
 from dpcomp.core.errors import CorruptPayload
 
 CHECKSUM_BYTES = 8
@@ -48,17 +49,31 @@ class Format(Generic[Record]):
         if not isinstance(message, (bytes, bytearray, memoryview)):
             raise TypeError(f"a message is bytes, not {type(message).__name__}")
         message = bytes(message)
-        if len(message) < self.header_bytes:
-            raise CorruptPayload(f"{len(message)} bytes are no message: the header alone has {self.header_bytes}")
+        record, body_bytes = self._read_header(message)
         header, body = message[: self._header.size], message[self.header_bytes :]
-        magic, *values, body_bytes = self._header.unpack(header)
-        if magic != self._magic:
-            raise CorruptPayload(f"the message begins with {magic!r}; this format begins with {self._magic!r}")
         if body_bytes != len(body):
             raise CorruptPayload(f"the header announces {body_bytes} bytes; {len(body)} follow it")
         if digest(header, body) != message[self._header.size : self.header_bytes]:
             raise CorruptPayload("the checksum does not fit: the message was damaged; ask for it again")
-        return self._record(**dict(zip(self._names, values, strict=True))), body
+        return record, body
+
+    def record_of(self, message: bytes) -> Record:
+        """Read the record of a message that this end made or unsealed before: no checksum is computed."""
+        return self._read_header(message)[0]
+
+    def _read_header(self, message: bytes) -> tuple[Record, int]:
+        """Read the record and the announced length of the body."""
+        if len(message) < self.header_bytes:
+            raise CorruptPayload(f"{len(message)} bytes are no message: the header alone has {self.header_bytes}")
+        magic, *values, body_bytes = self._header.unpack(message[: self._header.size])
+        if magic[:-1] == self._magic[:-1] and magic != self._magic:
+            raise CorruptPayload(
+                f"the message has format number {magic[-1]}, and this dpcomp reads number {self._magic[-1]}: "
+                "both ends must run versions with one format number (docs/formats.md)"
+            )
+        if magic != self._magic:
+            raise CorruptPayload(f"the message begins with {magic!r}; this format begins with {self._magic!r}")
+        return self._record(**dict(zip(self._names, values, strict=True))), body_bytes
 
     def begins(self, message: bytes) -> bool:
         """Whether a message says of itself that it has this format."""
@@ -95,12 +110,39 @@ class Frame:
     link_count: Annotated[int, "I"]  # payloads of this client that were accepted before
     link: Annotated[bytes, f"{LINK_BYTES}s"]  # the beginning of the digest of those
 
+    @property
+    def address(self) -> Address:
+        """Where the payload belongs."""
+        return Address(self.run, self.client, self.round)
 
-MAGIC = b"dpc\x02"  # the last byte is the format's version
+
+MAGIC = b"dpc\x03"  # the last byte is the format's version
 PAYLOAD = Format(Frame, MAGIC)
 HEADER_BYTES = PAYLOAD.header_bytes
 
 
-def named(payload: bytes) -> bytes:
-    """What stands for a payload in a hash chain: its header, and the checksum over header and body."""
-    return bytes(payload[:HEADER_BYTES])
+def chained(digest_before: bytes, payload: bytes) -> bytes:
+    """Return the hash chain after a payload; its header holds the checksum of header and body, and stands for both."""
+    return digest(digest_before, bytes(payload[:HEADER_BYTES]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedPayload:
+    """A payload whose checksum was verified, once: its frame and its body."""
+
+    payload: bytes
+    frame: Frame
+    body: bytes
+
+    @classmethod
+    def of(cls, payload: "bytes | OpenedPayload") -> "OpenedPayload":
+        """Verify a payload, or return one that was verified before.
+
+        Raises:
+            CorruptPayload: The bytes are damaged, no payload, or of another format number.
+            TypeError: It is not bytes.
+        """
+        if isinstance(payload, OpenedPayload):
+            return payload
+        frame, body = PAYLOAD.unseal(payload)
+        return cls(payload=bytes(payload), frame=frame, body=body)

@@ -1,4 +1,4 @@
-"""What each end remembers; immutable to its callers, advanced by messages alone."""
+"""What each end remembers: values that only messages replace by new ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,61 +17,105 @@ from dpcomp.wire.update import Update
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shared:
-    """What everyone knows: a function of the broadcasts alone."""
+    """What everyone knows: a function of the broadcasts alone.
 
-    version: int = 0  # how many broadcasts there were
-    digest: bytes  # a hash chain over them
-    reference: Float32[np.ndarray, "d"] | None = None  # the last broadcast, where a codec predicts from it
-    last_support: Listed | None = None  # the last broadcast support that was listed
+    Attributes:
+        version: How many broadcasts there were.
+        digest: A hash chain over them.
+        reference: The last broadcast as a (d,) vector, where a codec predicts from it.
+        last_support: The last support that a broadcast listed position by position.
+        history: What the part with `ReadsHistory` keeps of all broadcasts, where there is such a part.
+    """
 
-    def advanced(self, digest: bytes, reference: Float32[np.ndarray, "d"] | None, support: Support) -> "Shared":
-        """After one more broadcast, whose payload was on that support."""
-        last_support = support if isinstance(support, Listed) else self.last_support
-        return Shared(version=self.version + 1, digest=digest, reference=reference, last_support=last_support)
+    version: int = 0
+    digest: bytes
+    reference: Float32[np.ndarray, "d"] | None = None
+    last_support: Listed | None = None
+    history: Float32[np.ndarray, "h"] | None = None
+
+    def advanced(
+        self,
+        chained: bytes,
+        reference: Float32[np.ndarray, "d"] | None,
+        listed: Support | None,
+        history: Float32[np.ndarray, "h"] | None,
+    ) -> "Shared":
+        """Return shared memory after one more broadcast.
+
+        Args:
+            chained: The hash chain after its payload.
+            reference: The broadcast, where a codec predicts from it.
+            listed: The support whose positions its body lists; None where it lists none.
+            history: The history after it.
+        """
+        return Shared(
+            version=self.version + 1,
+            digest=chained,
+            reference=reference,
+            last_support=listed if isinstance(listed, Listed) else self.last_support,
+            history=history,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What one client and the server know of each other: the payloads that were accepted."""
+    """What one client and the server know of each other: the payloads of that client that were accepted.
+
+    Attributes:
+        count: How many.
+        digest: A hash chain over them.
+        last: The address of the last one.
+        last_version: The version of shared memory that it was coded against; -1 before any.
+        last_support: The last support that one of them listed: the next may be coded by how it differs.
+    """
 
     count: int = 0
-    digest: bytes = bytes(8)  # a hash chain over them
-    last: Address | None = None  # of the last one
-    last_version: int = -1  # of the shared memory it was coded against
-    last_support: Listed | None = None  # the last one that was listed: the next may be told by how it differs
+    digest: bytes = bytes(8)
+    last: Address | None = None
+    last_version: int = -1
+    last_support: Listed | None = None
 
-    def advanced(self, digest: bytes, address: Address, version: int, support: Support) -> "Link":
-        """After one more accepted payload."""
-        last_support = support if isinstance(support, Listed) else self.last_support
-        return Link(count=self.count + 1, digest=digest, last=address, last_version=version, last_support=last_support)
+    def advanced(self, chained: bytes, address: Address, version: int, listed: Support | None) -> "Link":
+        """Return the link after one more accepted payload; `listed` is the support that its body lists, or None."""
+        last_support = listed if isinstance(listed, Listed) else self.last_support
+        return Link(count=self.count + 1, digest=chained, last=address, last_version=version, last_support=last_support)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Memory:
-    pipeline: bytes  # the fingerprint of the pipeline and layout it is about
+    """What both ends' memories hold.
+
+    `pipeline` is the fingerprint of the pipeline and layout; `residual` what this sender's codec dropped so far, None
+    without feedback; `step` the last broadcast, as every end decoded it: what the model moves by.
+    """
+
+    pipeline: bytes
     layout: Layout
     seed: PublicSeed
     shared: Shared
-    residual: Float32[np.ndarray, "d"] | None  # what this sender's codec dropped so far; None without feedback
-    step: Update | None = None  # the last broadcast, as every end decoded it: what the model moves by
+    residual: Float32[np.ndarray, "d"] | None
+    step: Update | None = None
 
     def __post_init__(self):
         if self.residual is not None:
             self.residual.flags.writeable = False
 
     @property
-    def mask_key(self) -> int:
-        """The public key of this round's random support: the same for all who share a version."""
-        return self.seed.key("mask", self.shared.version)
+    def broadcast_link(self) -> Link:
+        """The link that broadcasts travel on, one for all clients; shared memory has counted them already."""
+        return Link(last_support=self.shared.last_support)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClientMemory(_Memory):
-    """One client's side."""
+    """What one client remembers; `pipeline.init_client` makes it.
+
+    `tracked` is the signal variance of the broadcasts, where the codec's allocator sees the privacy noise.
+    """
 
     client: int
     link: Link = Link()
-    tracked: Tracked | None = None  # of the broadcasts, where the codec's allocator sees the privacy noise
+    tracked: Tracked | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -83,20 +127,28 @@ class ClientMemory(_Memory):
         """Where this client stands: the run is named by its public seed, the round by the shared version."""
         return Address(self.seed.number, self.client, self.shared.version)
 
+    @property
+    def sending_link(self) -> Link:
+        """The link that this client's payloads travel on."""
+        return self.link
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pending:
-    """A payload that may have left and has no answer yet, and what it makes of its sender once it is accepted."""
+    """A payload that may have left and has no reply yet, and what it makes of its sender once it is accepted.
+
+    `update` is the (d,) vector that was released and paid for; it goes into the residual should the payload be refused.
+    """
 
     payload: bytes
-    update: Float32[np.ndarray, "d"]  # what was released and paid for; the residual's, should the payload be of no use
+    update: Float32[np.ndarray, "d"]
     link: Link
     residual: Float32[np.ndarray, "d"] | None
     tracked: Tracked | None
 
     @classmethod
     def of(cls, payload: bytes, update: Update, after: ClientMemory) -> "Pending":
-        """What `send` gave for an update."""
+        """Keep what `send` gave for an update: its payload, and the memory after it is accepted."""
         return cls(
             payload=payload, update=update.dense(), link=after.link, residual=after.residual, tracked=after.tracked
         )
@@ -104,24 +156,32 @@ class Pending:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ServerMemory(_Memory):
-    """The server's side; its residual is the downlink's."""
+    """What the server remembers; `pipeline.init_server` makes it. Its residual is the downlink's.
+
+    `older` are earlier shared memories, against which late payloads are still received.
+    """
 
     links: Mapping[int, Link] = field(default_factory=lambda: MappingProxyType({}))
-    older: tuple[Shared, ...] = ()  # earlier shared memories, of which late payloads are still received
+    older: tuple[Shared, ...] = ()
 
     @property
     def address(self) -> Address:
         """Where the server stands."""
         return Address(self.seed.number, SERVER, self.shared.version)
 
+    @property
+    def sending_link(self) -> Link:
+        """The link that broadcasts travel on."""
+        return self.broadcast_link
+
     def at(self, version: int) -> Shared:
-        """The shared memory that a payload of this version is held against: the present one, if it is not kept."""
+        """Return the shared memory that a payload of this version is checked against; the present one, if not kept."""
         return next((shared for shared in self.older if shared.version == version), self.shared)
 
     def link(self, client: int) -> Link:
-        """What is known of a client; of a new one, nothing."""
+        """Return what is known of a client; of a new one, an empty link."""
         return self.links.get(client, Link())
 
     def accepted(self, client: int, link: Link) -> "ServerMemory":
-        """With one client's link advanced."""
+        """Return this memory with one client's link replaced."""
         return replace(self, links=MappingProxyType({**self.links, client: link}))

@@ -1,4 +1,4 @@
-"""From an update to a sealed payload and back: what the two ways of an exchange share.
+"""From an update to a sealed payload and back: what the two directions of an exchange share.
 
 What a sender does, in this order:
 
@@ -9,55 +9,76 @@ What a sender does, in this order:
     residual    = innovation − decoded innovation, and so target − what the receiver has
 """
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.codec import Codec
+from dpcomp.codec.codec import Codec
 from dpcomp.codec.wiener import Tracked
-from dpcomp.core.address import Address
-from dpcomp.core.errors import CorruptPayload, VersionMismatch
-from dpcomp.core.public_context import Common
-from dpcomp.core.support import Everywhere, Listed, Seeded, Support
+from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.public_context import PublicContext
+from dpcomp.core.support import Everywhere, Listed
 from dpcomp.privacy.claim import Claim
-from dpcomp.sparsify import RandomK
-from dpcomp.wire.frame import LINK_BYTES, PAYLOAD, Frame
+from dpcomp.wire.channel import Channel
+from dpcomp.wire.frame import LINK_BYTES, PAYLOAD, Frame, OpenedPayload
 from dpcomp.wire.memory import ClientMemory, Link, ServerMemory
 from dpcomp.wire.update import Update
 
-if TYPE_CHECKING:
-    from dpcomp.pipeline import Pipeline
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """What encoding an update gives.
+
+    Attributes:
+        payload: The sealed bytes.
+        decoded: What their reader will find in them.
+        listed: The support, if the body lists its positions; else None.
+        residual: What the sender's codec dropped, (d,); None without feedback.
+    """
+
+    payload: bytes
+    decoded: Update
+    listed: Listed | None
+    residual: Float32[np.ndarray, "d"] | None
 
 
-def refuse_foreign(pipeline: "Pipeline", memory: ClientMemory | ServerMemory) -> None:
-    """Refuse a memory that another pipeline made: its residual may hold what this one must not send."""
-    if memory.pipeline != pipeline.fingerprint(memory.layout):
-        raise VersionMismatch(
-            f"the memory is of pipeline {memory.pipeline.hex()}, not of this one: pipeline.init makes a fresh one",
-            reason="pipeline",
-        )
+def signal_estimate(update: Update, tracked: Tracked, clients: int) -> tuple[Update, Tracked]:
+    """Return the Wiener estimate of the signal in an update, and the tracked variances after it.
 
+    Args:
+        update: A release that says how much privacy noise it has.
+        tracked: The signal variance of each layer, as tracked from the broadcasts.
+        clients: How many updates the server averages.
 
-def estimated(update: Update, tracked: Tracked, clients: int) -> tuple[Update, Tracked]:
-    """The Wiener estimate of the signal in an update."""
+    Raises:
+        ValueError: The update does not say how much noise it has.
+    """
     if update.noise_stddev is None:
         raise ValueError(
             "the codec's allocator sees the privacy noise, but this update does not say how much it has: use plain "
             "SGD locally, or update.derive(vector, noise_stddev=…)"
         )
     tracked = tracked.sent(update.noise_stddev, clients)
-    factors = np.repeat(tracked.factors.astype(np.float32), update.layout.sizes)
+    factors = update.layout.spread(tracked.factors.astype(np.float32))
     return update.derive(factors * update.dense(), noise_stddev=None), tracked
 
 
-def encode(
-    pipeline: "Pipeline", codec: Codec, update: Update, memory: ClientMemory | ServerMemory, link: Link
-) -> tuple[bytes, Update, Support, Float32[np.ndarray, "d"] | None]:
-    """The sealed bytes, what their reader will find in them, on what support they are, and the new residual."""
-    refuse_foreign(pipeline, memory)
-    layout, shared = memory.layout, memory.shared
+def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory | ServerMemory) -> Encoded:
+    """Encode an update of the end whose memory is given.
+
+    Args:
+        channel: What both ends are built from.
+        codec: The channel's uplink for a client, its downlink for the server.
+        update: What to send.
+        memory: The sender's.
+
+    Raises:
+        VersionMismatch: Another pipeline made the memory.
+        ValueError: The update has another layout, or values that are not finite.
+    """
+    channel.refuse_foreign_memory(memory)
+    layout, shared, link = memory.layout, memory.shared, memory.sending_link
     if update.layout != layout:
         raise ValueError(f"the update has layout {update.layout}, the memory {layout}: they are not of one model")
     innovation = update.dense() if memory.residual is None else memory.residual + update.dense()
@@ -69,12 +90,13 @@ def encode(
         with np.errstate(over="ignore"):
             candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
         _refuse_not_finite(innovation)
-    common = common_of(pipeline, codec, memory, update.address.client, link)
-    support = codec.select(innovation, candidates, layout, memory.mask_key)
-    if isinstance(support, Seeded) and support != common.mask:
-        support = Listed(support.indices(layout.size))  # of another round than the one whose mask the receiver knows
+    context = channel.message_context(codec, memory)
+    public = context.public_support
+    support = codec.select(innovation, candidates, context)
+    if not isinstance(support, (Everywhere, Listed)) and support != public:
+        support = Listed(support.indices(layout.size))  # the receiver knows the public support of this round alone
     values = innovation if isinstance(support, Everywhere) else innovation[support.indices(layout.size)]
-    body, decoded = codec.encode(values, support, common)
+    body, decoded = codec.encode(values, support, context)
     residual = None
     if memory.residual is not None:
         residual = innovation
@@ -92,48 +114,93 @@ def encode(
         link_count=link.count,
         link=link.digest[:LINK_BYTES],
     )
-    found = replace(update, values=decoded, support=support, noise_stddev=None)
-    return PAYLOAD.seal(frame, gains + body), _behind(found, prediction), support, residual
-
-
-def decode(
-    pipeline: "Pipeline",
-    codec: Codec,
-    body: bytes,
-    address: Address,
-    claim: Claim,
-    memory: ClientMemory | ServerMemory,
-    link: Link,
-) -> tuple[Update, Support]:
-    """The update in a body, and the support that the body is on."""
-    layout, reference, prediction = memory.layout, memory.shared.reference, None
-    view = memoryview(body)  # a body may be as large as the vector: its parts are looked at where they are
-    if codec.predict and reference is not None:
-        gains, view = view[: len(layout.sizes)], view[len(layout.sizes) :]
-        if len(gains) < len(layout.sizes):
-            raise CorruptPayload(f"a body of {len(gains)} bytes holds no gains of {len(layout.sizes)} layers")
-        prediction = codec.predict.prediction(reference, np.frombuffer(gains, dtype=np.int8), layout)
-    values, support = codec.decode(view, common_of(pipeline, codec, memory, address.client, link))
-    found = Update(values=values, layout=layout, address=address, support=support, claim=claim)
-    del values  # the update has its own
-    return _behind(found, prediction), support
-
-
-def common_of(
-    pipeline: "Pipeline", codec: Codec, memory: ClientMemory | ServerMemory, sender: int, link: Link
-) -> Common:
-    """What both ends of a way know; the public support of the round is the codec's or the mechanism's, never both."""
-    masks = [stage for stage in (codec.sparsify, *pipeline.stages) if isinstance(stage, RandomK)]
-    return Common(
-        layout=memory.layout,
-        mask=masks[0].support(memory.layout.size, memory.mask_key) if masks else None,
-        previous=link.last_support,
-        dither_key=memory.seed.key("dither", sender, memory.shared.version, link.count),
+    innovation_sent = replace(update, values=decoded, support=support, noise_stddev=None)
+    return Encoded(
+        payload=PAYLOAD.seal(frame, gains + body),
+        decoded=_with_prediction(innovation_sent, prediction),
+        listed=support if isinstance(support, Listed) and support != public else None,
+        residual=residual,
     )
 
 
-def _behind(innovation: Update, prediction: Float32[np.ndarray, "d"] | None) -> Update:
-    """What an innovation says, given the prediction, whose place the sum takes."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BodyParts:
+    """A payload's body before it is decoded.
+
+    Attributes:
+        gains: A byte a layer, where the codec predicts; else empty.
+        coded: What the codec wrote.
+        context: What both ends know of the message.
+    """
+
+    gains: bytes | memoryview
+    coded: bytes | memoryview
+    context: PublicContext
+
+
+def body_parts(
+    channel: Channel, codec: Codec, opened: OpenedPayload, memory: ClientMemory | ServerMemory, link: Link
+) -> BodyParts:
+    """Cut the body of a payload into its parts, without decoding them.
+
+    Args:
+        channel: What both ends are built from.
+        codec: The channel's uplink or downlink, as the payload's direction asks.
+        opened: The payload.
+        memory: The reader's, at the version that the payload was coded against.
+        link: The sender's link; of a broadcast, `memory.broadcast_link`.
+
+    Raises:
+        CorruptPayload: The body is shorter than its gains.
+    """
+    view, gains = memoryview(opened.body), 0  # a body may be as large as the vector: its parts are not copied
+    if codec.predict and memory.shared.reference is not None:
+        gains = len(memory.layout.sizes)
+        if len(view) < gains:
+            raise CorruptPayload(f"a body of {len(view)} bytes holds no gains of {gains} layers")
+    context = channel.message_context(codec, memory, opened.frame.client, link)
+    return BodyParts(gains=view[:gains], coded=view[gains:], context=context)
+
+
+def decode(
+    channel: Channel,
+    codec: Codec,
+    opened: OpenedPayload,
+    claim: Claim,
+    memory: ClientMemory | ServerMemory,
+    link: Link,
+) -> tuple[Update, Listed | None]:
+    """Decode the update in a payload.
+
+    Args:
+        channel: What both ends are built from.
+        codec: The channel's uplink or downlink, as the payload's direction asks.
+        opened: The payload.
+        claim: What is known of what it holds.
+        memory: The reader's, at the version that the payload was coded against.
+        link: The sender's link; of a broadcast, `memory.broadcast_link`.
+
+    Returns:
+        The update; and its support, if the body lists it.
+
+    Raises:
+        CorruptPayload: The body cannot come from this codec.
+    """
+    layout, prediction = memory.layout, None
+    parts = body_parts(channel, codec, opened, memory, link)
+    if codec.predict and memory.shared.reference is not None:
+        gains = np.frombuffer(parts.gains, dtype=np.int8)
+        prediction = codec.predict.prediction(memory.shared.reference, gains, layout)
+    values, support = codec.decode(parts.coded, parts.context)
+    address = opened.frame.address
+    innovation = Update(values=values, layout=layout, address=address, support=support, claim=claim)
+    del values  # the update has its own
+    listed = support if isinstance(support, Listed) and support != parts.context.public_support else None
+    return _with_prediction(innovation, prediction), listed
+
+
+def _with_prediction(innovation: Update, prediction: Float32[np.ndarray, "d"] | None) -> Update:
+    """Add the prediction to an innovation; the sum takes the prediction's memory."""
     if prediction is None:
         return innovation
     with np.errstate(over="ignore"):

@@ -262,11 +262,11 @@ def _cost(configs: Path) -> Numbers:
     of the large one or, after `small.`, of the other."""
     reports = study_reports(configs / "cost")
     found: Numbers = {}
-    for row in deliveries.claim_table(reports).to_dict("records"):
+    for row in deliveries.cost_summary(reports).to_dict("records"):
         name = f"cost.{slug(row['update'])}.{slug(row['codec'])}"
         found |= {f"{name}.{column}": _figures(row[column]) for column in row if column not in ("update", "codec")}
         found[f"{name}.error_percent"] = _figures(100 * row["error"])
-    evens: Any = deliveries.on_devices(deliveries.table_of(reports))
+    evens: Any = deliveries.costs_by_device(deliveries.measured_costs(reports))
     for row in evens.to_dict("records"):
         small = "" if row["update"] == "resnet18" else "small."
         name = f"cost.{small}{slug(row['device'])}.{slug(row['codec'])}"

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 import dpcomp as dp
+from dpcomp.wire.loopback import Loopback
 from experiments.studies.recorded_updates import CLIENT, Rounds
 from experiments.studies.replay import Releases
 
@@ -66,26 +67,25 @@ class Road:
 
     def __init__(self, sender: Sender, rounds: Rounds, *, trust: Literal["nobody", "server"], noise_multiplier: float):
         self.pipeline = sender.pipeline(trust=trust, clip_norm=rounds.clip_norm, noise_multiplier=noise_multiplier)
-        self.client = self.pipeline.init(rounds.layout, rounds.seed, CLIENT)
-        self.server = self.pipeline.init_server(rounds.layout, rounds.seed)
+        client = self.pipeline.init_client(rounds.layout, rounds.seed, CLIENT)
+        server = self.pipeline.init_server(rounds.layout, rounds.seed)
+        ends = Loopback(self.pipeline.channel, server, {CLIENT: client})
         totals = rounds.restricted[FRACTION] if sender.masked else rounds.whole
         release = Releases(self.pipeline, rounds)
 
         def update(number: int) -> dp.Update:
-            total, address = totals[number], self.client.address
+            total, memory = totals[number], ends.clients[CLIENT]
             if trust == "nobody":
-                return release(total, number, self.client)
+                return release(total, number, memory)
             values = total.vector().astype(np.float32)
-            return dp.Update(values=values, layout=rounds.layout, address=address, support=total.support)
+            return dp.Update(values=values, layout=rounds.layout, address=memory.address, support=total.support)
 
-        payload, self.client = self.pipeline.send(update(0), self.client)
-        estimate, self.server = self.pipeline.receive(payload, self.server)
+        estimate = ends.send(update(0)).received
         if trust == "server":  # what stands for the round's sum is noised before it is broadcast
             received = estimate.values if sender.masked else estimate.dense()
-            estimate = release(replace(totals[0], layers=(received,)), 0, self.server)
-        broadcast, self.server = self.pipeline.broadcast(estimate, self.server)
-        self.client = self.pipeline.follow(broadcast, self.client)
-        self.update = update(1)
+            estimate = release(replace(totals[0], layers=(received,)), 0, ends.server)
+        ends.broadcast(estimate)
+        self.client, self.server, self.update = ends.clients[CLIENT], ends.server, update(1)
 
     @property
     def target(self) -> Float32[np.ndarray, "d"]:

@@ -14,13 +14,12 @@ import pandas as pd
 from jaxtyping import Float32, Int64
 
 import dpcomp as dp
-from analysis.measures.efficiency import FLOAT_BYTES, smallest_support
+from analysis.measures.efficiency import compression_ratio, encoded_bytes
 from analysis.measures.payload_rate import PayloadRate
-from analysis.measures.ranking import SupportChange, captured_energy
-from analysis.theory.moving_top_k import Keeping
-from dpcomp.core.public_context import Common
+from analysis.measures.supports import captured_energy, smallest_support, support_overlap
+from analysis.theory.moving_top_k import SelectionProbabilities
+from dpcomp.core.public_context import PublicContext
 from dpcomp.sparsify.top_k_indices import top_k_indices
-from dpcomp.wire.frame import HEADER_BYTES
 from experiments.studies.recorded_updates import Rounds
 from experiments.studies.replay import Sent, Setting, released, session
 
@@ -49,8 +48,9 @@ def supports(rounds: Rounds, densities: Sequence[float], noise_multipliers: Sequ
     """A row a density and noise multiplier, of whole vectors before any codec: what was found, and what is expected.
 
     clean_overlap, noisy_overlap: of a vector's own top k with that of the round before. recall, energy: of the clean
-    top k, and of the clean energy, in the noisy top k. expected_...: by `Keeping`, from the clean vectors alone;
-    expected_index_bits: a kept coordinate, layer by layer. still_overlap: if the clean vector stood still.
+    top k, and of the clean energy, in the noisy top k. expected_...: by `SelectionProbabilities`, from the clean
+    vectors alone; expected_index_bits: a kept coordinate, layer by layer. still_overlap: if the clean vector stood
+    still.
     """
     clean, rows, d = rounds.vectors, [], rounds.layout.size
     for noise in noise_multipliers:
@@ -59,15 +59,17 @@ def supports(rounds: Rounds, densities: Sequence[float], noise_multipliers: Sequ
         for density in densities:
             k = dp.TopK(density).count(d)
             own, found = ([top_k_indices(vector, k) for vector in each] for each in (clean, noisy))
-            expected = [Keeping.of(vector, k=k, noise_stddev=noise * rounds.clip_norm) for vector in clean]
+            expected = [
+                SelectionProbabilities.of(vector, k=k, noise_stddev=noise * rounds.clip_norm) for vector in clean
+            ]
             later = list(zip(clean, own, found, expected, strict=True))[1:]
             rows.append(
                 {
                     "density": density,
                     "noise_multiplier": noise,
-                    "clean_overlap": _overlap(own, d),
-                    "noisy_overlap": _overlap(found, d),
-                    "recall": np.mean([SupportChange.between(a, b, d).overlap for _, a, b, _ in later]),
+                    "clean_overlap": _overlap(own),
+                    "noisy_overlap": _overlap(found),
+                    "recall": np.mean([support_overlap(a, b) for _, a, b, _ in later]),
                     "energy": np.mean([captured_energy(vector, dp.Listed(b)) for vector, _, b, _ in later]),
                     "expected_overlap": np.mean([one.overlap(other) for one, other in pairwise(expected)]),
                     "expected_index_bits": np.mean(
@@ -95,16 +97,16 @@ def energies(rounds: Rounds, shares: Sequence[float], noise_multipliers: Sequenc
         for share in shares:
             listed = [smallest_support(*pair, share) for pair in zip(clean, noisy, strict=True)]
             seeded = [
-                dp.RandomK(share).support(rounds.layout.size, rounds.seed.key("mask", number))
+                dp.Seeded(rounds.seed.key("mask", number), dp.RandomK(share).count(rounds.layout.size))
                 for number in range(len(clean))
             ]
             sizes = {
                 "noise first": [
-                    _bytes(codec, vector, support, Common(layout=rounds.layout, previous=last))
+                    encoded_bytes(codec, vector, support, PublicContext(layout=rounds.layout, previous_support=last))
                     for vector, (last, support) in zip(noisy[1:], pairwise(listed), strict=True)
                 ],
                 "support first": [
-                    _bytes(codec, vector, support, Common(layout=rounds.layout, mask=support))
+                    encoded_bytes(codec, vector, support, PublicContext(layout=rounds.layout, public_support=support))
                     for vector, support in list(zip(noisy, seeded, strict=True))[1:]
                 ],
             }
@@ -132,17 +134,12 @@ def _noise_first(noise_multiplier: float, bits: int) -> Setting:
     )
 
 
-def _bytes(codec: dp.Codec, vector: Float32[np.ndarray, "d"], support: dp.Listed | dp.Seeded, common: Common) -> int:
-    body, _ = codec.encode(vector[support.indices(len(vector))], support, common)
-    return HEADER_BYTES + len(body)
-
-
 def _sizes(rounds: Rounds, settings: Mapping[float, Sequence[Setting]]) -> set[int]:
     return {dp.TopK(setting.density).count(rounds.layout.size) for group in settings.values() for setting in group}
 
 
-def _overlap(positions: Sequence[Int64[np.ndarray, "k"]], d: int) -> float:
-    return float(np.mean([SupportChange.between(*pair, d).overlap for pair in pairwise(positions)]))
+def _overlap(positions: Sequence[Int64[np.ndarray, "k"]]) -> float:
+    return float(np.mean([support_overlap(*pair) for pair in pairwise(positions)]))
 
 
 def _means(
@@ -158,8 +155,8 @@ def _means(
     chosen = [each.support.indices(d) for each in sent]
     own = [tops[len(positions)][each.number] for positions, each in zip(chosen[1:], later, strict=True)]
     return means | {
-        "compression_ratio": FLOAT_BYTES * d / means["payload_bytes"],
-        "sent_overlap": _overlap(chosen, d),
-        "sent_recall": np.mean([SupportChange.between(*pair, d).overlap for pair in zip(own, chosen[1:], strict=True)]),
+        "compression_ratio": compression_ratio(d, means["payload_bytes"]),
+        "sent_overlap": _overlap(chosen),
+        "sent_recall": np.mean([support_overlap(*pair) for pair in zip(own, chosen[1:], strict=True)]),
         "captured_energy": np.mean([captured_energy(clean[each.number], each.support) for each in later]),
     }

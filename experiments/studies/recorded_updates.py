@@ -106,7 +106,7 @@ def _rounds(
     layout, public, clip = layout_of(model), dp.PublicSeed(seed), dp.Clip(recording.clip_norm)
     before = {density: (dp.RandomK(density),) for density in recording.densities} | {WHOLE: ()}
     pipelines = {density: dp.Pipeline(mechanism=dp.unsafe(WHY, *first, clip)) for density, first in before.items()}
-    memories = {density: pipeline.init(layout, public, CLIENT) for density, pipeline in pipelines.items()}
+    memories = {density: pipeline.init_client(layout, public, CLIENT) for density, pipeline in pipelines.items()}
     found: dict[float, list[dp.Total]] = {density: [] for density in pipelines}
     losses = []
     for number in range(recording.rounds):

@@ -9,6 +9,7 @@ import numpy as np
 import dpcomp as dp
 from analysis.measures.payload_rate import PayloadRate
 from dpcomp.core.support import Support
+from dpcomp.wire.loopback import Loopback
 from dpcomp.wire.memory import ServerMemory
 from experiments.studies.recorded_updates import CLIENT, Rounds
 
@@ -70,14 +71,14 @@ class Releases:
     def __call__(self, total: dp.Total, number: int, memory: dp.ClientMemory | ServerMemory) -> dp.Update:
         """The total with the noise of its round, by the end whose memory is given."""
         address = dp.Address(self._rounds.seed.number, memory.address.client, number)
-        permit = self._ledger.charge(self._pipeline, address)
+        permit = self._ledger.charge(self._pipeline.cost, address)
         return self._pipeline.noise(replace(total, mechanism=self._pipeline.mechanism), memory, self._secret, permit)
 
 
 def released(setting: Setting, rounds: Rounds) -> list[dp.Update]:
     """What a client that trusts nobody releases, round after round."""
     pipeline = setting.pipeline(rounds.clip_norm)
-    release, memory = Releases(pipeline, rounds), pipeline.init(rounds.layout, rounds.seed, CLIENT)
+    release, memory = Releases(pipeline, rounds), pipeline.init_client(rounds.layout, rounds.seed, CLIENT)
     totals = rounds.whole if setting.order == "noise first" else rounds.restricted[setting.density]
     return [release(total, number, memory) for number, total in enumerate(totals)]
 
@@ -89,27 +90,24 @@ def session(setting: Setting, rounds: Rounds, releases: Sequence[dp.Update]) -> 
     its clean sums instead, and the server's release of what it received is broadcast and measured too. There one sum
     stands for what the wire carries up, and for the sum over `batch` units that is noised.
     """
-    pipeline = setting.pipeline(rounds.clip_norm)
-    memory = pipeline.init(rounds.layout, rounds.seed, CLIENT)
-    server = pipeline.init_server(rounds.layout, rounds.seed)
-    release = Releases(pipeline, rounds)
+    pipeline, seed, layout = setting.pipeline(rounds.clip_norm), rounds.seed, rounds.layout
+    client = pipeline.init_client(layout, seed, CLIENT)
+    ends = Loopback(pipeline.channel, pipeline.init_server(layout, seed), {CLIENT: client})
+    release, trusted = Releases(pipeline, rounds), pipeline.trust_model.server_sees_clean
     for number in range(len(rounds.whole)):
-        trusted = setting.trust == "server"
-        update = _clean(setting, rounds, number, memory) if trusted else releases[number]
-        payload, memory = pipeline.send(update, memory)
-        rate = PayloadRate.of(pipeline, payload, server)
-        estimate, server = pipeline.receive(payload, server)
+        update = _clean(setting, rounds, number, ends.clients[CLIENT]) if trusted else releases[number]
+        delivery = ends.send(update)
+        estimate = delivery.received
+        rate = PayloadRate.of(pipeline, delivery.payload, delivery.server_before)
         yield Sent(link="uplink", number=number, support=estimate.support, rate=rate)
-        before = server
-        answer = release(_total(setting, estimate, rounds.batch), number, server) if trusted else estimate
-        broadcast, server = pipeline.broadcast(answer, server)
+        before = ends.server
+        answer = release(_total(setting, estimate, rounds.batch), number, before) if trusted else estimate
+        broadcast = ends.broadcast(answer)
         if trusted:
+            step = ends.server.step
+            assert step is not None  # a broadcast was sent
             rate = PayloadRate.of(pipeline, broadcast, before)
-            memory = pipeline.follow(broadcast, memory)
-            assert memory.step is not None  # a broadcast was followed
-            yield Sent(link="downlink", number=number, support=memory.step.support, rate=rate)
-        else:
-            memory = pipeline.follow(broadcast, memory)
+            yield Sent(link="downlink", number=number, support=step.support, rate=rate)
 
 
 def _clean(setting: Setting, rounds: Rounds, number: int, memory: dp.ClientMemory) -> dp.Update:

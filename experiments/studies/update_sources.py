@@ -52,7 +52,9 @@ class Drawn:
         first = drawn()
         second = np.float32(self.correlation) * first + np.float32(np.sqrt(1 - self.correlation**2)) * drawn()
         whole = tuple(dp.Total(layers=(vector,), layout=layout, units=1) for vector in (first, second))
-        masks = [dp.RandomK(self.density).support(layout.size, public.key("mask", number)) for number in range(2)]
+        masks = [
+            dp.Seeded(public.key("mask", number), dp.RandomK(self.density).count(layout.size)) for number in range(2)
+        ]
         return Rounds(
             layout=layout,
             seed=public,

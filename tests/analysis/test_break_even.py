@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from analysis.cost.break_even import HERE, claim_table, on_devices, table_of
+from analysis.cost.break_even import THIS_MACHINE, cost_summary, costs_by_device, measured_costs
 from analysis.cost.devices import DEVICES, SERVER_WATTS
 from analysis.cost.model import Range
 
@@ -27,8 +27,8 @@ def a_report(seed, factor=1.0):
     return {"config": {"name": "a"}, "seed": seed, "coordinates": D, "costs": columns}
 
 
-def test_the_claim_is_told_as_it_is_by_hand():
-    table = claim_table([a_report(0), a_report(1), a_report(2)]).set_index("codec")
+def test_the_summary_is_as_computed_by_hand():
+    table = cost_summary([a_report(0), a_report(1), a_report(2)]).set_index("codec")
     assert table.loc["4 bits", "ratio"] == 16
     assert table.loc["4 bits", "encode_peak"] == 2
     assert table.loc["4 bits", "mbits"] == pytest.approx((FREE + 8 * 69 - 2 * D) / 0.01 / 1e6)
@@ -41,8 +41,8 @@ def test_the_claim_is_told_as_it_is_by_hand():
 
 
 def test_ranges_span_the_seeds_here_and_a_devices_memory_there():
-    table = on_devices(table_of([a_report(0), a_report(1, factor=2.0)])).set_index(["codec", "device"])
-    here = table.loc["4 bits", HERE]
+    table = costs_by_device(measured_costs([a_report(0), a_report(1, factor=2.0)])).set_index(["codec", "device"])
+    here = table.loc["4 bits", THIS_MACHINE]
     assert Range(here["encode_seconds_low"], here["encode_seconds_high"]) == Range(0.03, 0.06)
     assert here["mbits_low"] == pytest.approx(500) and here["mbits_high"] == pytest.approx(1000)
     assert here["packed_mbits_low"] == pytest.approx(150) and here["packed_mbits_high"] == pytest.approx(300)
@@ -58,4 +58,4 @@ def test_ranges_span_the_seeds_here_and_a_devices_memory_there():
 
 def test_no_report_says_what_to_run():
     with pytest.raises(ValueError, match="study cost first"):
-        table_of([])
+        measured_costs([])

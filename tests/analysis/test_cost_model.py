@@ -61,8 +61,8 @@ def test_slower_or_larger_codecs_pay_in_fewer_places(seconds, payload_bytes):
 
 @given(st.floats(0.1, 10))
 def test_the_break_even_energy_is_the_watts_over_the_break_even_bandwidth(watts):
-    found = break_even_joules_per_bit(CODED, RAW, watts=watts)
-    assert found == pytest.approx(watts / break_even_bandwidth(CODED, RAW))
+    computed = break_even_joules_per_bit(CODED, RAW, watts=watts)
+    assert computed == pytest.approx(watts / break_even_bandwidth(CODED, RAW))
 
 
 def test_what_is_no_smaller_and_slower_pays_nowhere_and_what_is_as_good_everywhere():
@@ -87,10 +87,10 @@ def test_a_device_scales_copies_by_its_memory():
 @given(st.floats(1, 1e3), st.floats(1, 10), st.integers(1, 10**8))
 def test_a_devices_seconds_are_a_range_that_scales_with_the_vector(copies, factor, coordinates):
     for device in DEVICES:
-        found = device.seconds(Range(copies, copies * factor), coordinates)
-        assert found.low <= found.middle * (1 + 1e-9) and found.middle <= found.high * (1 + 1e-9)
+        computed = device.seconds(Range(copies, copies * factor), coordinates)
+        assert computed.low <= computed.middle * (1 + 1e-9) and computed.middle <= computed.high * (1 + 1e-9)
         twice = device.seconds(Range(copies, copies * factor), 2 * coordinates)
-        assert twice.low == pytest.approx(2 * found.low)
+        assert twice.low == pytest.approx(2 * computed.low)
 
 
 def test_everything_published_names_its_source():

@@ -9,10 +9,10 @@ from scipy.integrate import quad
 
 from analysis.theory.gaussian_top_k import (
     gaussian_overlap,
-    gaussian_scrambling,
+    gaussian_retention,
+    gaussian_threshold,
     gaussian_top_energy,
     small_snr_recall,
-    threshold,
 )
 
 DENSITIES = (0.001, 0.01, 0.1)
@@ -20,7 +20,7 @@ DENSITIES = (0.001, 0.01, 0.1)
 
 def by_plackett(density, correlation):
     """The overlap by integrating dP/dρ = φ₂ from independence on (Plackett 1954), with ρ = sin α."""
-    t = threshold(density)
+    t = gaussian_threshold(density)
 
     def slope(angle):
         return (math.exp(-t * t / (1 + math.sin(angle))) - math.exp(-t * t / (1 - math.sin(angle)))) / math.pi
@@ -39,7 +39,7 @@ def test_the_gaussian_overlap_is_the_integral_over_the_correlation(density, corr
 @pytest.mark.parametrize("correlation", [0.01, 0.7, 0.99])
 @pytest.mark.parametrize("density", DENSITIES)
 def test_the_gaussian_overlap_is_scipys_bivariate_normal(density, correlation):
-    t, corners = threshold(density), 0.0
+    t, corners = gaussian_threshold(density), 0.0
     for sign in (-1, 1):
         law = stats.multivariate_normal(cov=[[1, sign * correlation], [sign * correlation, 1]])
         corners += 2 * law.cdf([-t, -t])
@@ -52,28 +52,28 @@ def test_a_correlation_and_its_opposite_overlap_alike_for_magnitudes_have_no_sig
 
 @pytest.mark.parametrize("density", DENSITIES)
 def test_the_limits_of_noise_alone_and_of_none(density):
-    noise = gaussian_scrambling(density=density, snr=0.0)
+    noise = gaussian_retention(density=density, snr=0.0)
     assert (noise.recall, noise.overlap, noise.captured_energy) == pytest.approx((density,) * 3, rel=1e-12)
-    clean = gaussian_scrambling(density=density, snr=math.inf)
+    clean = gaussian_retention(density=density, snr=math.inf)
     assert (clean.recall, clean.overlap) == pytest.approx((1, 1), abs=1e-12)
     assert clean.captured_energy == pytest.approx(gaussian_top_energy(density))
 
 
 @pytest.mark.parametrize("density", DENSITIES)
 def test_everything_grows_with_the_signal(density):
-    found = [
-        list(vars(gaussian_scrambling(density=density, snr=float(snr))).values()) for snr in np.geomspace(1e-4, 1e4, 50)
+    computed = [
+        list(vars(gaussian_retention(density=density, snr=float(snr))).values()) for snr in np.geomspace(1e-4, 1e4, 50)
     ]
-    assert (np.diff(found, axis=0) > 0).all()
+    assert (np.diff(computed, axis=0) > 0).all()
 
 
 @pytest.mark.parametrize("density", DENSITIES)
 def test_the_small_snr_expansion_has_the_right_constant_and_falls_short_by_the_next_term(density):
-    t = threshold(density)
+    t = gaussian_threshold(density)
     next_term = stats.norm.pdf(t) ** 2 * t**2 * (t**2 - 3) ** 2 / (6 * density)
     for snr in (1e-3, 1e-4):
         squared = snr / (1 + snr)
-        exact = gaussian_scrambling(density=density, snr=snr).recall
+        exact = gaussian_retention(density=density, snr=snr).recall
         assert small_snr_recall(density=density, snr=snr) == pytest.approx(
             density + 2 * squared * t**2 * stats.norm.pdf(t) ** 2 / density, rel=1e-12
         )
@@ -85,9 +85,9 @@ def test_the_small_snr_expansion_has_the_right_constant_and_falls_short_by_the_n
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: gaussian_scrambling(density=1.0, snr=1.0), "density = 1"),
-        (lambda: gaussian_scrambling(density=0.1, snr=-1.0), "snr = -1"),
-        (lambda: gaussian_scrambling(density=0.1, snr=math.nan), "snr = nan"),
+        (lambda: gaussian_retention(density=1.0, snr=1.0), "density = 1"),
+        (lambda: gaussian_retention(density=0.1, snr=-1.0), "snr = -1"),
+        (lambda: gaussian_retention(density=0.1, snr=math.nan), "snr = nan"),
         (lambda: gaussian_overlap(density=0.1, correlation=1.5), "correlation = 1.5"),
     ],
 )

@@ -10,7 +10,6 @@ from analysis.theory.index_bits import (
     efficiency_loss,
     noise_floor_rate,
     prediction_bits,
-    random_index_bits,
     temporal_index_bits,
 )
 
@@ -23,7 +22,7 @@ def log2_binomial(n, k):
 def test_a_random_support_costs_its_number_of_possibilities(density):
     d = 10**9
     k = round(density * d)
-    assert random_index_bits(density) == pytest.approx(log2_binomial(d, k) / k, rel=1e-4)
+    assert temporal_index_bits(density=density, overlap=density) == pytest.approx(log2_binomial(d, k) / k, rel=1e-4)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.01, 0.3, 0.8, 1.0])
@@ -38,7 +37,7 @@ def test_a_support_beside_the_last_costs_what_stays_and_what_comes(density, over
 
 @pytest.mark.parametrize("density", [1e-3, 0.01, 0.1, 0.6])
 def test_at_chance_the_last_support_is_worth_nothing_and_anywhere_else_something(density):
-    chance = random_index_bits(density)
+    chance = binary_entropy(density) / density
     assert temporal_index_bits(density=density, overlap=density) == pytest.approx(chance, rel=1e-12)
     for overlap in np.linspace(max(0.0, 2 - 1 / density) + 1e-9, 1, 50):
         assert temporal_index_bits(density=density, overlap=float(overlap)) <= chance * (1 + 1e-12)
@@ -64,11 +63,14 @@ def test_the_loss_grows_as_the_noise_takes_the_overlap():
 
 def test_the_noise_floor_rate_times_d_has_a_limit_of_order_n():
     n, eta, z = 100, 0.1, 2.0
-    bits = [d * noise_floor_rate(n=n, eta=eta, z=z, d=d) for d in (10**3, 10**5, 10**8)]
+    bits = [
+        d * noise_floor_rate(clients=n, noise_share=eta, noise_multiplier=z, coordinates=d)
+        for d in (10**3, 10**5, 10**8)
+    ]
     limit = n / (2 * math.log(2) * eta * z**2)
     assert bits == sorted(bits)
     assert bits[-1] == pytest.approx(limit, rel=1e-4)
-    assert noise_floor_rate(n=1, eta=1, z=1, d=1) == 0.5
+    assert noise_floor_rate(clients=1, noise_share=1, noise_multiplier=1, coordinates=1) == 0.5
 
 
 @pytest.mark.parametrize("eta", [0.01, 0.3, 2.0])
@@ -84,12 +86,12 @@ def test_dithered_quantisation_that_hides_under_the_noise_takes_the_noise_floor_
     dithers = (np.arange(400) + 0.5) / 400 - 0.5
     edges = (np.arange(-200, 201) + 0.5 - dithers[:, None]) * step * math.sqrt(d)
     bits = entropy(np.diff(ndtr(edges), axis=1), base=2, axis=1).mean()
-    rate = noise_floor_rate(n=n, eta=eta, z=z, d=d)
+    rate = noise_floor_rate(clients=n, noise_share=eta, noise_multiplier=z, coordinates=d)
     assert rate < bits < rate + 0.255
 
 
 @pytest.mark.parametrize(("snr", "clients", "correlation"), [(10.0, 5, 0.9), (1.0, 5, 1.0), (0.1, 50, 0.8)])
-def test_a_predicted_update_leaves_the_innovation_that_was_foretold(snr, clients, correlation):
+def test_a_predicted_update_leaves_the_innovation_that_was_predicted(snr, clients, correlation):
     rng, d = np.random.default_rng(0), 400_000
     last = rng.standard_normal(d)
     now = correlation * last + math.sqrt(1 - correlation**2) * rng.standard_normal(d)
@@ -113,11 +115,11 @@ def test_where_noise_rules_prediction_saves_by_the_square_of_the_snr():
     ("call", "words"),
     [
         (lambda: binary_entropy(1.1), "1.1"),
-        (lambda: random_index_bits(0.0), "density"),
+        (lambda: temporal_index_bits(density=0.0, overlap=0.5), "density"),
         (lambda: temporal_index_bits(density=0.1, overlap=1.2), "overlap = 1.2"),
         (lambda: temporal_index_bits(density=0.8, overlap=0.5), "0.75"),
         (lambda: efficiency_loss(density=0.1, value_bits=-1, overlap=0.5, noisy_overlap=0.1), "value_bits = -1"),
-        (lambda: noise_floor_rate(n=1, eta=0, z=1, d=1), "eta = 0"),
+        (lambda: noise_floor_rate(clients=1, noise_share=0, noise_multiplier=1, coordinates=1), "noise_share = 0"),
         (lambda: prediction_bits(snr=-1, clients=3), "snr = -1"),
         (lambda: prediction_bits(snr=math.inf, clients=3), "finite snr"),
     ],

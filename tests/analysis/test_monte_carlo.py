@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.theory import monte_carlo
-from analysis.theory.gaussian_top_k import gaussian_scrambling, gaussian_top_energy
-from analysis.theory.noisy_top_k import law_scrambling, vector_scrambling
+from analysis.theory.gaussian_top_k import gaussian_retention, gaussian_top_energy
+from analysis.theory.noisy_top_k import distribution_retention, vector_retention
+from tests.oracles import monte_carlo
 
 D, DRAWS = 2**15, 24
 LARGE = 2**17
@@ -38,8 +38,8 @@ def deviation(vector):
 
 def closed_form(name, density, snr):
     if name == "gaussian":
-        return gaussian_scrambling(density=density, snr=snr)
-    return law_scrambling(LAWS[name], density=density, snr=snr)
+        return gaussian_retention(density=density, snr=snr)
+    return distribution_retention(LAWS[name], density=density, snr=snr)
 
 
 def deviations(estimate, expected, k):
@@ -57,8 +57,8 @@ def test_closed_forms_agree_with_draws(name):
     vector, keys = clean_vector(name), jax.random.split(jax.random.key([*LAWS, "mixture"].index(name)), len(PLACES))
     for (density, snr), key in zip(PLACES, keys, strict=True):
         k, noise_stddev = round(density * D), deviation(vector) / math.sqrt(snr)
-        drawn = monte_carlo.vector_scrambling(vector, k=k, noise_stddev=noise_stddev, draws=DRAWS, key=key)
-        expected = vector_scrambling(vector, k=k, noise_stddev=noise_stddev)
+        drawn = monte_carlo.vector_retention(vector, k=k, noise_stddev=noise_stddev, draws=DRAWS, key=key)
+        expected = vector_retention(vector, k=k, noise_stddev=noise_stddev)
         assert deviations(drawn.recall, expected.recall, 2 * k) < 4.5, (density, snr)
         assert deviations(drawn.overlap, expected.overlap, k) < 4.5, (density, snr)
         if name in LAWS:
@@ -73,17 +73,17 @@ def test_closed_forms_agree_with_vectors_that_are_drawn_themselves(name):
     keys = jax.random.split(jax.random.key(7), len(PLACES))
     for (density, snr), key in zip(PLACES, keys, strict=True):
         k, noise_stddev = round(density * LARGE), LAWS[name].std() / math.sqrt(snr)
-        drawn = monte_carlo.law_scrambling(SAMPLERS[name], k=k, noise_stddev=noise_stddev, draws=DRAWS, key=key)
+        drawn = monte_carlo.sampled_retention(SAMPLERS[name], k=k, noise_stddev=noise_stddev, draws=DRAWS, key=key)
         expected = closed_form(name, k / LARGE, snr)
         assert deviations(drawn.recall, expected.recall, 2 * k) < 4.5, (density, snr)
         assert deviations(drawn.overlap, expected.overlap, k) < 4.5, (density, snr)
 
 
 def test_drawn_vectors_and_the_energy_that_is_captured():
-    drawn = monte_carlo.law_scrambling(
+    drawn = monte_carlo.sampled_retention(
         SAMPLERS["gaussian"], k=LARGE // 10, noise_stddev=1.0, draws=8, key=jax.random.key(1)
     )
-    expected = gaussian_scrambling(density=0.1, snr=1.0)
+    expected = gaussian_retention(density=0.1, snr=1.0)
     for name in ("recall", "overlap", "captured_energy"):
         estimate = getattr(drawn, name)
         assert abs(estimate.mean - getattr(expected, name)) < 4.5 * estimate.standard_error
@@ -94,26 +94,26 @@ def test_drawn_vectors_and_the_energy_that_is_captured():
 def test_the_energy_that_a_vector_keeps():
     vector = mixture(D)
     for place, noise_stddev in enumerate((0.1, 10.0, 100.0)):
-        drawn = monte_carlo.vector_scrambling(
+        drawn = monte_carlo.vector_retention(
             vector, k=D // 100, noise_stddev=noise_stddev, draws=DRAWS, key=jax.random.key(place)
         ).captured_energy
-        expected = vector_scrambling(vector, k=D // 100, noise_stddev=noise_stddev).captured_energy
+        expected = vector_retention(vector, k=D // 100, noise_stddev=noise_stddev).captured_energy
         assert abs(drawn.mean - expected) < 4.5 * drawn.standard_error + 1e-6
 
 
 def test_without_noise_all_is_found_and_with_noise_alone_by_chance():
     vector, k, key = clean_vector("gaussian"), D // 10, jax.random.key(0)
-    clean = monte_carlo.vector_scrambling(vector, k=k, noise_stddev=0.0, draws=DRAWS, key=key)
+    clean = monte_carlo.vector_retention(vector, k=k, noise_stddev=0.0, draws=DRAWS, key=key)
     assert (clean.recall.mean, clean.overlap.mean) == pytest.approx((1, 1), abs=1 / k)
     assert clean.captured_energy.mean == pytest.approx(gaussian_top_energy(0.1), abs=1e-3)
-    noise = monte_carlo.vector_scrambling(vector, k=k, noise_stddev=1e6, draws=DRAWS, key=key)
+    noise = monte_carlo.vector_retention(vector, k=k, noise_stddev=1e6, draws=DRAWS, key=key)
     assert (noise.recall.mean, noise.overlap.mean) == pytest.approx((0.1, 0.1), abs=0.005)
 
 
 def test_a_vectors_unit_is_of_no_account():
     vector, key = mixture(D), jax.random.key(3)
-    one = monte_carlo.vector_scrambling(vector, k=D // 100, noise_stddev=1.0, draws=DRAWS, key=key)
-    tiny = monte_carlo.vector_scrambling(
+    one = monte_carlo.vector_retention(vector, k=D // 100, noise_stddev=1.0, draws=DRAWS, key=key)
+    tiny = monte_carlo.vector_retention(
         vector * np.float32(2.0**-90), k=D // 100, noise_stddev=2.0**-90, draws=DRAWS, key=key
     )
     assert one == tiny
@@ -122,9 +122,9 @@ def test_a_vectors_unit_is_of_no_account():
 def test_chunks_change_the_memory_but_not_the_draws():
     """Chunks that repeated one another's noise would have another mean, and a smaller spread."""
     vector, key = clean_vector("laplace"), jax.random.key(0)
-    memory = D * (monte_carlo.BYTES_ONCE + 5 * monte_carlo.BYTES_A_DRAW)  # chunks of 5, 5, 5, 5 and 4
-    whole = monte_carlo.vector_scrambling(vector, k=400, noise_stddev=1.0, draws=DRAWS, key=key)
-    parts = monte_carlo.vector_scrambling(vector, k=400, noise_stddev=1.0, draws=DRAWS, key=key, memory_bytes=memory)
+    memory = D * (monte_carlo.SHARED_BYTES + 5 * monte_carlo.BYTES_PER_DRAW)  # chunks of 5, 5, 5, 5 and 4
+    whole = monte_carlo.vector_retention(vector, k=400, noise_stddev=1.0, draws=DRAWS, key=key)
+    parts = monte_carlo.vector_retention(vector, k=400, noise_stddev=1.0, draws=DRAWS, key=key, memory_bytes=memory)
     for name in ("recall", "overlap", "captured_energy"):
         assert getattr(parts, name).mean == pytest.approx(getattr(whole, name).mean, rel=1e-5)
         assert getattr(parts, name).standard_error == pytest.approx(getattr(whole, name).standard_error, rel=1e-3)
@@ -154,15 +154,15 @@ def bytes_used(compiled):
 def test_the_memory_is_what_is_stated(draws):
     keys, clean = jax.random.split(jax.random.key(0), draws), jax.numpy.zeros(LARGE)
     used = bytes_used(monte_carlo._vector_draws.lower(keys, clean, 40, 1.0).compile())
-    assert used <= LARGE * (monte_carlo.BYTES_ONCE + draws * monte_carlo.BYTES_A_DRAW)
+    assert used <= LARGE * (monte_carlo.SHARED_BYTES + draws * monte_carlo.BYTES_PER_DRAW)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("draws", [1, 16])
 def test_and_so_is_that_of_vectors_that_are_drawn_themselves(draws):
     keys = jax.random.split(jax.random.key(0), draws)
-    used = bytes_used(monte_carlo._law_draws.lower(keys, 40, 1.0, sampler=SAMPLERS["gaussian"]).compile())
-    assert used <= LARGE * (monte_carlo.BYTES_ONCE + draws * (monte_carlo.BYTES_A_DRAW + monte_carlo.BYTES_ONCE))
+    used = bytes_used(monte_carlo._sampled_draws.lower(keys, 40, 1.0, sampler=SAMPLERS["gaussian"]).compile())
+    assert used <= LARGE * (monte_carlo.SHARED_BYTES + draws * (monte_carlo.BYTES_PER_DRAW + monte_carlo.SHARED_BYTES))
 
 
 top_shares = jax.jit(monte_carlo._top_shares)
@@ -193,4 +193,4 @@ def test_the_top_is_exact_and_equal_magnitudes_share_the_last_places(k):
 def test_impossible_values_are_named(changed, words):
     arguments = {"vector": np.arange(8.0), "k": 2, "noise_stddev": 1.0, "draws": 4, "key": jax.random.key(0)}
     with pytest.raises(ValueError, match=words):
-        monte_carlo.vector_scrambling(**(arguments | changed))
+        monte_carlo.vector_retention(**(arguments | changed))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from analysis.theory.index_bits import temporal_index_bits
-from analysis.theory.moving_top_k import Keeping
-from analysis.theory.noisy_top_k import vector_scrambling
+from analysis.theory.moving_top_k import SelectionProbabilities
+from analysis.theory.noisy_top_k import vector_retention
 from dpcomp.codec.entropy.range_coder import RangeCoder
 from dpcomp.sparsify.top_k_indices import top_k_indices
 
@@ -17,17 +17,19 @@ SECOND = (FIRST + 0.5 * DRAWS.standard_t(2.5, 20_000)).astype(np.float32)
 
 @pytest.mark.parametrize("k", [20, 200, 2000])
 @pytest.mark.parametrize("noise_stddev", [0.0, 0.01, 0.3, 1.0, 100.0])
-def test_of_a_vector_that_stands_still_it_is_the_scrambling(noise_stddev, k):
-    found, known = (of(FIRST, k=k, noise_stddev=noise_stddev) for of in (Keeping.of, vector_scrambling))
-    assert found.recall == pytest.approx(known.recall, abs=1e-6)
-    assert found.overlap(found) == pytest.approx(known.overlap, abs=1e-6)
-    assert found.captured_energy == pytest.approx(known.captured_energy, abs=1e-6)
+def test_of_a_vector_that_stands_still_it_is_the_retention_of_the_vector(noise_stddev, k):
+    computed, known = (
+        of(FIRST, k=k, noise_stddev=noise_stddev) for of in (SelectionProbabilities.of, vector_retention)
+    )
+    assert computed.recall == pytest.approx(known.recall, abs=1e-6)
+    assert computed.overlap(computed) == pytest.approx(known.overlap, abs=1e-6)
+    assert computed.captured_energy == pytest.approx(known.captured_energy, abs=1e-6)
 
 
 @pytest.mark.parametrize("k", [200, 2000])
 @pytest.mark.parametrize("noise_stddev", [0.0, 0.3, 1.0, 10.0])
 def test_of_vectors_that_move_overlap_and_bits_are_those_of_draws(noise_stddev, k):
-    one, other = (Keeping.of(vector, k=k, noise_stddev=noise_stddev) for vector in (FIRST, SECOND))
+    one, other = (SelectionProbabilities.of(vector, k=k, noise_stddev=noise_stddev) for vector in (FIRST, SECOND))
     overlaps, bits = [], []
     for _ in range(8):
         before, after = (
@@ -42,7 +44,7 @@ def test_of_vectors_that_move_overlap_and_bits_are_those_of_draws(noise_stddev, 
 
 
 def test_of_one_layer_the_bits_are_the_closed_form_and_the_counts():
-    one, other = (Keeping.of(vector, k=2000, noise_stddev=0.3) for vector in (FIRST, SECOND))
+    one, other = (SelectionProbabilities.of(vector, k=2000, noise_stddev=0.3) for vector in (FIRST, SECOND))
     bits = temporal_index_bits(density=0.1, overlap=one.overlap(other))
     assert one.index_bits(other, np.array([0, 20_000])) == pytest.approx(bits + 8 * (1 + 2 + 4) / 2000, abs=1e-3)
 
@@ -50,6 +52,8 @@ def test_of_one_layer_the_bits_are_the_closed_form_and_the_counts():
 @pytest.mark.parametrize("change", [{"k": 0}, {"k": 20_000}, {"noise_stddev": -1.0}])
 def test_impossible_values_are_named(change):
     with pytest.raises(ValueError, match="give 0 < k < d"):
-        Keeping.of(FIRST, **({"k": 20, "noise_stddev": 1.0} | change))
+        SelectionProbabilities.of(FIRST, **({"k": 20, "noise_stddev": 1.0} | change))
     with pytest.raises(ValueError, match="one size"):
-        Keeping.of(FIRST, k=20, noise_stddev=1.0).overlap(Keeping.of(FIRST, k=21, noise_stddev=1.0))
+        SelectionProbabilities.of(FIRST, k=20, noise_stddev=1.0).overlap(
+            SelectionProbabilities.of(FIRST, k=21, noise_stddev=1.0)
+        )

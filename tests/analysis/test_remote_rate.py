@@ -16,12 +16,12 @@ def test_one_layer_is_the_closed_form():
     estimate, floor = s2**2 / (s2 + sigma2), s2 * sigma2 / (s2 + sigma2)
     for rate in (0.0, 0.1, 1.0, 6.0):
         assert source.distortion(rate) == pytest.approx(floor + estimate * 4**-rate, rel=1e-12)
-    assert source.floor == pytest.approx(floor)
+    assert source.noise_floor == pytest.approx(floor)
 
 
 def test_without_noise_it_is_the_gaussian_source_itself():
     source = RemoteSource(variances=(2.0,), noise_variances=(0.0,), sizes=(7,))
-    assert source.floor == 0
+    assert source.noise_floor == 0
     assert source.distortion(1.5) == pytest.approx(2.0 / 8)
     assert source.rate(0.25) == pytest.approx(1.5)
     assert source.rate(0.0) == math.inf
@@ -39,7 +39,7 @@ def test_the_ends_of_the_curve():
     variance = shares @ np.array(LAYERS.variances)
     assert LAYERS.distortion(0.0) == pytest.approx(variance)
     assert LAYERS.rate(2 * variance) == 0
-    assert LAYERS.distortion(30.0) == pytest.approx(LAYERS.floor, rel=1e-12)
+    assert LAYERS.distortion(30.0) == pytest.approx(LAYERS.noise_floor, rel=1e-12)
     rates = np.linspace(0, 3, 40)
     distortions = [LAYERS.distortion(float(rate)) for rate in rates]
     assert (np.diff(distortions) < 0).all() and (np.diff(distortions, n=2) > 0).all()
@@ -50,15 +50,15 @@ def test_no_other_division_of_the_rate_is_better(rate):
     shares = np.array(LAYERS.sizes) / sum(LAYERS.sizes)
     variances, noises = np.array(LAYERS.variances), np.array(LAYERS.noise_variances)
     estimates = variances**2 / (variances + noises)
-    found = minimize(
+    computed = minimize(
         lambda rates: shares @ (estimates * 4.0**-rates),
         x0=np.full(4, rate),
         bounds=[(0, None)] * 4,
         constraints={"type": "eq", "fun": lambda rates: shares @ rates - rate},
         options={"ftol": 1e-14, "maxiter": 500},
     )
-    assert LAYERS.distortion(rate) - LAYERS.floor == pytest.approx(found.fun, rel=1e-5)
-    assert LAYERS.distortion(rate) - LAYERS.floor <= found.fun * (1 + 1e-9)
+    assert LAYERS.distortion(rate) - LAYERS.noise_floor == pytest.approx(computed.fun, rel=1e-5)
+    assert LAYERS.distortion(rate) - LAYERS.noise_floor <= computed.fun * (1 + 1e-9)
 
 
 def test_a_test_channel_after_the_estimate_has_the_error_that_is_promised():

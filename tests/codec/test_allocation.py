@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 import dpcomp as dp
 from dpcomp.codec.rate import entropy, step_for_rate
 from dpcomp.codec.widths import best_choice, cheapest_widths
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 CODERS = (dp.RangeCoder(), dp.FixedWidth())
 SIZES = (864, 32, 9216, 0, 18_432, 64, 40_000, 640, 10)
 LAYOUT = dp.Layout.of({str(number): (size,) for number, size in enumerate(SIZES)})
-COMMON = Common(layout=LAYOUT)
+COMMON = PublicContext(layout=LAYOUT)
 SHARES = np.array(SIZES) / sum(SIZES)
 
 
@@ -102,7 +102,7 @@ def test_a_layer_without_bits_is_decoded_as_zero_and_comes_back_when_it_matters(
     layout = dp.Layout.of({"loud": (1000,), "silent": (1000,)})
     codec = dp.Codec(quantize=dp.Uniform(dp.Waterfill(2)), entropy=dp.FixedWidth())
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the codec"), codec=codec)
-    memory, heard = pipeline.init(layout, dp.PublicSeed(0), client=0), np.zeros(2000)
+    memory, heard = pipeline.init_client(layout, dp.PublicSeed(0), client=0), np.zeros(2000)
     for _ in range(3):
         update = dp.Update(values=values, layout=layout, address=memory.address, claim=pipeline.claim)
         _, memory = pipeline.send(update, memory)
@@ -128,7 +128,7 @@ def test_a_layer_without_bits_is_decoded_as_zero_and_comes_back_when_it_matters(
 def test_odd_values_are_coded_too(values, bits, coder):
     layout = dp.Layout.of({"a": (max(1, len(values)),), "none": (0,)})
     support = dp.Listed(np.arange(len(values)))
-    codec, common = dp.Codec(quantize=dp.Uniform(bits), entropy=coder), Common(layout=layout)
+    codec, common = dp.Codec(quantize=dp.Uniform(bits), entropy=coder), PublicContext(layout=layout)
     sent = np.array(values, np.float32)
     body, decoded = codec.encode(sent, support, common)
     assert codec.decode(body, common)[0].tobytes() == decoded.tobytes()
@@ -138,7 +138,7 @@ def test_odd_values_are_coded_too(values, bits, coder):
 def test_a_fixed_step_wants_an_entropy_coder():
     codec = dp.Codec(quantize=dp.Uniform(dp.FixedStep(0.1)), entropy=dp.FixedWidth())
     with pytest.raises(ValueError, match="RangeCoder"):
-        codec.encode(np.ones(3, np.float32), dp.Everywhere(), Common(layout=dp.Layout.of(3)))
+        codec.encode(np.ones(3, np.float32), dp.Everywhere(), PublicContext(layout=dp.Layout.of(3)))
 
 
 @pytest.mark.parametrize("make", [lambda: dp.Waterfill(0), lambda: dp.Waterfill(17), lambda: dp.Waterfill(True)])

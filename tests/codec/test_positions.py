@@ -8,7 +8,7 @@ from scipy.special import entr
 
 import dpcomp as dp
 from dpcomp.codec.entropy.positions import merged, split
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 CODEC = dp.Codec(quantize=dp.Uniform(2))
 
@@ -23,7 +23,7 @@ def following(previous, d, overlap, rng):
 
 def bits_a_position(positions, layout, previous=None):
     """What the body costs, its reader checked; the values are all alike, and cost nothing."""
-    common = Common(layout=layout, previous=None if previous is None else dp.Listed(previous))
+    common = PublicContext(layout=layout, previous_support=None if previous is None else dp.Listed(previous))
     body, _ = CODEC.encode(np.ones(len(positions), np.float32), dp.Listed(positions), common)
     assert CODEC.decode(body, common)[1] == dp.Listed(positions)
     return 8 * len(body) / len(positions)
@@ -87,7 +87,7 @@ def test_any_support_arrives_after_any_other(data, sizes):
     layout = dp.Layout.of({str(number): (size,) for number, size in enumerate(sizes)})
     subset = st.lists(st.booleans(), min_size=layout.size, max_size=layout.size).map(np.flatnonzero)
     positions, previous = data.draw(subset), data.draw(subset)
-    common = Common(layout=layout, previous=dp.Listed(previous))
+    common = PublicContext(layout=layout, previous_support=dp.Listed(previous))
     body, _ = CODEC.encode(np.ones(len(positions), np.float32), dp.Listed(positions), common)
     assert CODEC.decode(body, common)[1] == dp.Listed(positions)
 
@@ -96,7 +96,7 @@ def test_over_rounds_both_ends_tell_a_slow_support_by_its_changes():
     d, rng = 50_000, np.random.default_rng(4)
     codec = dp.Codec(sparsify=dp.TopK(0.02), quantize=dp.Uniform(4))
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=codec, feedback=False)
-    memory, server = pipeline.init(d, dp.PublicSeed(0), client=1), pipeline.init_server(d, dp.PublicSeed(0))
+    memory, server = pipeline.init_client(d, dp.PublicSeed(0), client=1), pipeline.init_server(d, dp.PublicSeed(0))
     steady, sizes = rng.standard_t(2, d), []
     for _ in range(4):
         values = steady + 0.1 * rng.standard_normal(d)

@@ -24,7 +24,10 @@ def session(codec, correlation, *, feedback=False, count=6, downlink=None):
     downlink = dp.Codec() if downlink is None else downlink
     unsafe = dp.unsafe("a test of the wire")
     pipeline = dp.Pipeline(mechanism=unsafe, codec=codec, downlink=downlink, feedback=feedback)
-    memory, server = pipeline.init(LAYOUT, dp.PublicSeed(0), client=1), pipeline.init_server(LAYOUT, dp.PublicSeed(0))
+    memory, server = (
+        pipeline.init_client(LAYOUT, dp.PublicSeed(0), client=1),
+        pipeline.init_server(LAYOUT, dp.PublicSeed(0)),
+    )
     for vector in rounds(correlation, count):
         before = memory
         update = dp.Update(values=vector, layout=LAYOUT, address=memory.address, claim=pipeline.claim)
@@ -98,7 +101,10 @@ def test_a_body_without_room_for_the_gains_is_corrupt():
 
     codec = predicting(quantize=dp.Uniform(4))
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=codec, feedback=False)
-    memory, server = pipeline.init(LAYOUT, dp.PublicSeed(0), client=1), pipeline.init_server(LAYOUT, dp.PublicSeed(0))
+    memory, server = (
+        pipeline.init_client(LAYOUT, dp.PublicSeed(0), client=1),
+        pipeline.init_server(LAYOUT, dp.PublicSeed(0)),
+    )
     down, server = pipeline.broadcast(np.ones(LAYOUT.size, np.float32), server)
     memory = pipeline.follow(down, memory)
     update = dp.Update(values=np.ones(LAYOUT.size), layout=LAYOUT, address=memory.address, claim=pipeline.claim)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import dpcomp as dp
-from dpcomp.codec.codec import layer_counts
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 ENTROPIES = pytest.mark.parametrize("entropy", [dp.FixedWidth(), dp.RangeCoder()], ids=str)
 RANDOM = [dp.Uniform(bits, rounding=rounding) for bits in (2, 4, 8) for rounding in (dp.Stochastic(), dp.Dithered())]
@@ -30,7 +29,7 @@ SPIKE = np.where(np.arange(64) == 5, 1.0, 1e-3 * np.random.default_rng(3).standa
 
 def decoded(quantizer, values, key=0, layers=None):
     """What the receiver finds, and the bytes before the levels."""
-    common = Common(layout=layers or dp.Layout.of(len(values)), dither_key=key)
+    common = PublicContext(layout=layers or dp.Layout.of(len(values)), dither_key=key)
     counts = np.diff(common.layout.edges)
     levels, side = quantizer.levels(values.astype(np.float32), counts, common)
     return quantizer.values(levels, side, counts, common), side
@@ -132,7 +131,9 @@ def messages(draw):
 def test_both_ends_find_the_same_finite_values(quantizer, entropy, message):
     layout, support, values, key = message
     values.flags.writeable = False
-    common = Common(layout=layout, mask=support if isinstance(support, dp.Seeded) else None, dither_key=key)
+    common = PublicContext(
+        layout=layout, public_support=support if isinstance(support, dp.Seeded) else None, dither_key=key
+    )
     codec = dp.Codec(quantize=quantizer, entropy=entropy)
     body, sent = codec.encode(values, support, common)
     found, where = codec.decode(body, common)
@@ -141,8 +142,8 @@ def test_both_ends_find_the_same_finite_values(quantizer, entropy, message):
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(where.indices(layout.size), support.indices(layout.size))
     assert codec.encode(values, support, common)[0] == body
-    _, side = quantizer.levels(values, layer_counts(support, layout), common)
-    assert len(side) == quantizer.side_bytes(layer_counts(support, layout), common)
+    _, side = quantizer.levels(values, layout.counts(support), common)
+    assert len(side) == quantizer.side_bytes(layout.counts(support), common)
 
 
 @pytest.mark.parametrize("quantizer", [dp.Sign(), dp.Ternary(), dp.Rotated()], ids=str)
@@ -192,7 +193,7 @@ def body_bytes(quantizer, sizes, entropy=None):
     layout = dp.Layout.of({str(number): (size,) for number, size in enumerate(sizes)})
     values = np.random.default_rng(0).standard_normal(layout.size).astype(np.float32)
     codec = dp.Codec(quantize=quantizer, entropy=entropy or dp.FixedWidth())
-    return len(codec.encode(values, dp.Everywhere(), Common(layout=layout))[0]) - 5
+    return len(codec.encode(values, dp.Everywhere(), PublicContext(layout=layout))[0]) - 5
 
 
 def test_entropy_coding_takes_a_ternary_gaussian_to_its_entropy():
@@ -283,7 +284,7 @@ def test_the_last_values_of_a_rotated_vector_are_exact():
 
 @pytest.mark.parametrize("m", [6, 7, 15, 16])
 def test_rotating_back_makes_no_rounding_error(m):
-    n, common = 2**m, Common(layout=dp.Layout.of(2**m), dither_key=m)
+    n, common = 2**m, PublicContext(layout=dp.Layout.of(2**m), dither_key=m)
     rng = np.random.default_rng(m)
     ramp = np.arange(n) & 1
     for levels in (np.ones(n), ramp, rng.integers(0, 2, n)):
@@ -330,4 +331,4 @@ def test_a_scale_that_no_sender_writes_is_refused(quantizer, scale):
     word = np.array([scale], "<f4").tobytes()
     side = word if isinstance(quantizer, dp.Rotated) else word[2:]
     with pytest.raises(dp.CorruptPayload, match="negative or not finite"):
-        quantizer.values(np.ones(64, np.int32), side, np.array([64]), Common(layout=dp.Layout.of(64)))
+        quantizer.values(np.ones(64, np.int32), side, np.array([64]), PublicContext(layout=dp.Layout.of(64)))

@@ -13,7 +13,10 @@ import dpcomp as dp
 def payload_and_bound(pipeline, vector, bits):
     """The bytes sent, and the bound: 1.005 × (the support's and the levels' information), and some side information."""
     layout, d = dp.Layout.of({"a": (len(vector) // 2,), "b": (len(vector) - len(vector) // 2,)}), len(vector)
-    memory, server = pipeline.init(layout, dp.PublicSeed(0), client=0), pipeline.init_server(layout, dp.PublicSeed(0))
+    memory, server = (
+        pipeline.init_client(layout, dp.PublicSeed(0), client=0),
+        pipeline.init_server(layout, dp.PublicSeed(0)),
+    )
     update = dp.Update(values=vector, layout=layout, address=memory.address, claim=pipeline.claim)
     payload, _ = pipeline.send(update, memory)
     estimate, _ = pipeline.receive(payload, server)

@@ -26,7 +26,10 @@ def send_and_receive():
     codec = dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4))
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a measurement of the wire"), codec=codec)
     layers = LAYERS | {"rest": (11_000_000 - sum(size for (size,) in LAYERS.values()),)}
-    memory, server = pipeline.init(layers, dp.PublicSeed(0), client=0), pipeline.init_server(layers, dp.PublicSeed(0))
+    memory, server = (
+        pipeline.init_client(layers, dp.PublicSeed(0), client=0),
+        pipeline.init_server(layers, dp.PublicSeed(0)),
+    )
     rng, times = np.random.default_rng(0), []
     vector = rng.laplace(size=11_000_000).astype(np.float32)
     warm = np.empty_like(vector)

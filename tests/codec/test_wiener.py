@@ -31,7 +31,7 @@ def noisy_pipeline(bits, clients=CLIENTS):
 def federation(pipeline, rounds, seed=0):
     """Rounds of clients that send one signal under noise; yields the signal, what was received, and the memories."""
     rng, public = np.random.default_rng(seed), dp.PublicSeed(0)
-    memories = [pipeline.init(LAYOUT, public, client=client) for client in range(CLIENTS)]
+    memories = [pipeline.init_client(LAYOUT, public, client=client) for client in range(CLIENTS)]
     server = pipeline.init_server(LAYOUT, public)
     for _ in range(rounds):
         signal, noisy = vectors(rng, CLIENTS)
@@ -92,7 +92,7 @@ def test_before_anything_was_seen_updates_go_as_they_are():
 
 def test_an_update_that_does_not_say_its_noise_is_refused():
     pipeline = noisy_pipeline(2)
-    memory = pipeline.init(LAYOUT, dp.PublicSeed(0), client=0)
+    memory = pipeline.init_client(LAYOUT, dp.PublicSeed(0), client=0)
     update = dp.Update(values=np.ones(LAYOUT.size), layout=LAYOUT, address=memory.address, claim=pipeline.claim)
     with pytest.raises(ValueError, match="noise_stddev"):
         pipeline.send(update, memory)
@@ -100,8 +100,8 @@ def test_an_update_that_does_not_say_its_noise_is_refused():
 
 def test_a_release_says_its_noise():
     pipeline = noisy_pipeline(2)
-    memory = pipeline.init(LAYOUT, dp.PublicSeed(0), client=0)
-    permit = dp.Ledger().charge(pipeline, memory.address)
+    memory = pipeline.init_client(LAYOUT, dp.PublicSeed(0), client=0)
+    permit = dp.Ledger().charge(pipeline.cost, memory.address)
     released = pipeline.release([], memory, dp.SecretSeed(), permit)
     assert released.noise_stddev == pytest.approx(np.std(released.dense()), rel=0.02)
 

@@ -50,7 +50,7 @@ def words(seed, *place, count=64):
 @pytest.mark.parametrize("kind", [dp.PublicSeed, dp.SecretSeed])
 @pytest.mark.parametrize("number", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(kind, number):
-    with pytest.raises(ValueError, match="lies in"):
+    with pytest.raises(ValueError, match="give a whole number from 0 to"):
         kind(number)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.cost.break_even import HERE, claim_table, on_devices, table_of
+from analysis.cost.break_even import THIS_MACHINE, cost_summary, costs_by_device, measured_costs
 from analysis.cost.devices import DEVICES
 from analysis.figures import cost as figure
 from dpcomp.core.errors import ConfigError
@@ -108,18 +108,18 @@ def test_a_study_goes_on_from_what_is_finished_and_is_told_and_drawn(tmp_path, c
     with pytest.raises(ConfigError, match="another study"):
         cost.study(file.path, (0,), SHIPPED_TASKS, (replace(NOISY, repeats=2),))
 
-    table = claim_table(reports)
+    table = cost_summary(reports)
     assert len(table) == 2 * len(SENDERS)
     coded = table[table["codec"] != "float32"]
     assert (coded["mbits"] >= coded["mbits_of_free"]).all()
     assert table.loc[table["codec"] == "float32", ["mbits", "mbits_of_free"]].isna().all(axis=None)
     assert table.set_index("codec").loc[["float32", "float16", "8 bits, packed"], "mbits_of_packed"].isna().all()
-    evens = on_devices(table_of(reports))
+    evens = costs_by_device(measured_costs(reports))
     assert len(evens) == len(table) * (1 + len(DEVICES))
     for name in ("encode_seconds", "mbits", "packed_mbits", "nanojoules"):
         known = evens.dropna(subset=f"{name}_low")
         assert (known[f"{name}_low"] <= known[f"{name}_high"]).all()
-    here = evens[(evens["device"] == HERE) & (evens["update"] == "digits")].set_index("codec")
+    here = evens[(evens["device"] == THIS_MACHINE) & (evens["update"] == "digits")].set_index("codec")
     seconds = [report["costs"]["encode_seconds"][4] for report in reports if report["config"]["name"] == "digits"]
     assert here.loc["4 bits", "encode_seconds_low"] == min(seconds)
     figure.draw(evens).canvas.draw()

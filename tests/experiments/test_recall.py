@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from analysis.theory import monte_carlo
-from analysis.theory import noisy_top_k as scrambling
+from analysis.theory import noisy_top_k
 from dpcomp.lab.tasks import digits
 from dpcomp.lab.tasks.classification import Classification
 from experiments.data.tasks.fashion_mnist import task as fashion_mnist
 from experiments.studies.recorded_updates import Recording, record
+from tests.oracles import monte_carlo
 
 POINT = 0.01
 DENSITIES = (0.001, 0.01, 0.1)
@@ -19,8 +19,8 @@ SNR = 10.0 ** np.arange(-4, 3, 2)
 
 def foretold(vector, *, k, noise_stddev, draws, seed):
     """Formula − Monte Carlo of recall, overlap and captured energy, and four standard errors of each."""
-    formula = scrambling.vector_scrambling(vector, k=k, noise_stddev=noise_stddev)
-    drawn = monte_carlo.vector_scrambling(vector, k=k, noise_stddev=noise_stddev, draws=draws, key=jax.random.key(seed))
+    formula = noisy_top_k.vector_retention(vector, k=k, noise_stddev=noise_stddev)
+    drawn = monte_carlo.vector_retention(vector, k=k, noise_stddev=noise_stddev, draws=draws, key=jax.random.key(seed))
     estimates = (drawn.recall, drawn.overlap, drawn.captured_energy)
     expected = (formula.recall, formula.overlap, formula.captured_energy)
     differences = np.array([value - found.mean for value, found in zip(expected, estimates, strict=True)])

@@ -5,8 +5,8 @@ import numpy as np
 import dpcomp as dp
 from dpcomp.federated.late import Reject
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.phases import Due, Heard, Phase, Told, Trained
-from dpcomp.federated.server import Releasing, Server
+from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut, Trained
+from dpcomp.federated.server import Server, TrustedRelease
 
 LAYOUT = dp.Layout.of({"a": (100, 48), "b": (200,)})
 RUN = dp.PublicSeed(3)
@@ -27,16 +27,27 @@ def zeros(layout=LAYOUT):
     return np.zeros(layout.size, np.float32)
 
 
-def server_of(pipeline=PIPELINE, folder=None, ledger=None, late=None):
-    releasing = None
+def server_of(pipeline=PIPELINE, folder=None, ledger=None, late_policy=None):
+    trusted_release = None
     if pipeline.trust == "server":
-        releasing = Releasing(secret=dp.SecretSeed(0), ledger=ledger or dp.Ledger(), divisor=1.0)
+        trusted_release = TrustedRelease(
+            pipeline=pipeline, secret=dp.SecretSeed(0), ledger=ledger or dp.Ledger(), divisor=1.0
+        )
     memory = pipeline.init_server(LAYOUT, RUN)
-    return Server(pipeline, memory, zeros(), releasing=releasing, folder=folder, late=late or Reject())
+    return Server(
+        pipeline.channel,
+        memory,
+        zeros(),
+        trusted_release=trusted_release,
+        folder=folder,
+        late_policy=late_policy or Reject(),
+    )
 
 
 def participant_of(pipeline=PIPELINE, client=1, run=RUN, layout=LAYOUT):
-    return Participant(pipeline, pipeline.init(layout, run, client), zeros(layout), dp.Ledger())
+    participant = Participant(pipeline.channel, pipeline.init_client(layout, run, client), zeros(layout), dp.Ledger())
+    participant.pipeline = pipeline  # what the tests release with
+    return participant
 
 
 def update_of(pipeline, memory, seed=0):
@@ -48,23 +59,23 @@ def update_of(pipeline, memory, seed=0):
 
 def talk(participant, server, event):
     """An event, and all that is said until nobody has anything to say."""
-    memory, pipeline = participant.state.memory, participant._pipeline
+    memory, pipeline = participant.state.memory, participant.pipeline
     if isinstance(event, Trained) and pipeline.trust == "nobody" and not participant.ledger.charged(memory.address):
-        participant.ledger.charge(pipeline, memory.address)
-    messages = participant.on(event)
+        participant.ledger.charge(pipeline.cost, memory.address)
+    messages = participant.handle(event)
     while messages:
-        word = server.hear(messages.pop(0), participant.state.memory.client)
+        word = server.handle(messages.pop(0), participant.state.memory.client)
         if word is not None:
-            messages += participant.on(Told(word))
+            messages += participant.handle(ReplyReceived(word))
 
 
 def together(pipeline, rounds, server=None, participant=None):
     """Both ends after so many rounds."""
     server, participant = server or server_of(pipeline), participant or participant_of(pipeline)
-    talk(participant, server, Due())
+    talk(participant, server, TimedOut())
     for number in range(rounds):
         talk(participant, server, Trained(update_of(pipeline, participant.state.memory, number)))
-        talk(participant, server, Heard(server.close()))
+        talk(participant, server, BroadcastReceived(server.close_round()))
     return server, participant
 
 

@@ -6,9 +6,9 @@ import numpy as np
 
 import dpcomp as dp
 from dpcomp.core.errors import CorruptPayload, VersionMismatch
-from dpcomp.federated.messages import WORD
+from dpcomp.federated.messages import REPLY
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.phases import Due, Heard, Told, Trained
+from dpcomp.federated.phases import BroadcastReceived, ReplyReceived, TimedOut, Trained
 
 LAYOUT = dp.Layout.of({"a": (60, 50), "b": (77,)})
 RUN = dp.PublicSeed(8)
@@ -19,29 +19,31 @@ PIPELINE = dp.Pipeline(
 
 def opened(folder, client=0):
     """The client of a folder, as any process would open it."""
-    memory = PIPELINE.init(LAYOUT, RUN, client)
+    memory = PIPELINE.init_client(LAYOUT, RUN, client)
     ledger = dp.Ledger(f"{folder}/ledger.db")
-    return Participant(PIPELINE, memory, np.zeros(LAYOUT.size, np.float32), ledger, f"{folder}/checkpoints")
+    return Participant(PIPELINE.channel, memory, np.zeros(LAYOUT.size, np.float32), ledger, f"{folder}/checkpoints")
 
 
 def live(folder: str, line: Connection) -> None:
     """Take part for as long as the process lives; the noise is the system's, so that no second draw is the first."""
     participant, secret = opened(folder), dp.SecretSeed()
-    messages = participant.on(Due())
+    messages = participant.handle(TimedOut())
     while True:
         for message in messages:
             line.send_bytes(message)
         if participant.may_train:
             memory = participant.state.memory
-            permit = participant.ledger.charge(PIPELINE, memory.address)
+            permit = participant.ledger.charge(PIPELINE.cost, memory.address)
             gradients = np.random.default_rng(memory.shared.version).standard_normal((20, LAYOUT.size))
             update = PIPELINE.release([gradients.astype(np.float32)], memory, secret, permit)
-            messages = participant.on(Trained(update))
+            messages = participant.handle(Trained(update))
         elif line.poll(0.05):
             message = line.recv_bytes()
             try:
-                messages = participant.on(Told(message) if WORD.begins(message) else Heard(message))
+                messages = participant.handle(
+                    ReplyReceived(message) if REPLY.begins(message) else BroadcastReceived(message)
+                )
             except (CorruptPayload, VersionMismatch):
                 messages = []
         else:
-            messages = participant.on(Due())
+            messages = participant.handle(TimedOut())

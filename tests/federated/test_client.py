@@ -1,7 +1,6 @@
 """The client's state machine, case by case: its word on what it sent is the server's alone."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,17 +8,16 @@ import pytest
 import dpcomp as dp
 from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.client import ClientState, transition
-from dpcomp.federated.messages import HELLO, WORD
+from dpcomp.federated.messages import HELLO, REPLY
 from dpcomp.federated.phases import (
-    Due,
-    Heard,
+    BroadcastReceived,
     Phase,
+    ReplyReceived,
     Restarted,
     Save,
     Send,
-    Told,
+    TimedOut,
     Trained,
-    diagram,
 )
 from dpcomp.federated.server import Server
 
@@ -36,10 +34,10 @@ def zeros():
 
 def ends(pipeline=PIPELINE):
     """A client that is synced, and its server."""
-    server = Server(pipeline, pipeline.init_server(LAYOUT, RUN), zeros())
-    state = ClientState(memory=pipeline.init(LAYOUT, RUN, client=4), model=zeros())
-    asking, (question,) = transition(pipeline, state, Due())
-    synced, _ = transition(pipeline, asking, Told(server.hear(question.message, 4)))
+    server = Server(pipeline.channel, pipeline.init_server(LAYOUT, RUN), zeros())
+    state = ClientState(memory=pipeline.init_client(LAYOUT, RUN, client=4), model=zeros())
+    asking, (question,) = transition(pipeline.channel, state, TimedOut())
+    synced, _ = transition(pipeline.channel, asking, ReplyReceived(server.handle(question.message, 4)))
     assert synced.phase is Phase.SYNCED
     return synced, server
 
@@ -51,7 +49,7 @@ def update_of(state, seed=0, pipeline=PIPELINE):
 
 def waiting(state, seed=0, pipeline=PIPELINE):
     """After an update was sent, and its payload."""
-    after, (save, send) = transition(pipeline, state, Trained(update_of(state, seed, pipeline)))
+    after, (save, send) = transition(pipeline.channel, state, Trained(update_of(state, seed, pipeline)))
     assert save == Save() and isinstance(send, Send)  # kept before it leaves
     return after, send.message
 
@@ -65,7 +63,7 @@ def test_a_payload_is_pending_until_the_server_says_that_it_is_accepted():
     sending, payload = waiting(state)
     assert sending.memory.link == state.memory.link
     assert sending.memory.residual.tobytes() == state.memory.residual.tobytes()
-    after, actions = transition(PIPELINE, sending, Told(server.hear(payload, 4)))
+    after, actions = transition(PIPELINE.channel, sending, ReplyReceived(server.handle(payload, 4)))
     assert (after.phase, after.pending, actions) == (Phase.SYNCED, None, (Save(),))
     assert after.memory.link == server.memory.link(4)
     left = update_of(state).dense() - server.accepted[0].update.dense()
@@ -76,7 +74,7 @@ def test_however_long_an_answer_takes_the_same_bytes_are_sent_and_nothing_is_dec
     state, _ = ends()
     sending, payload = waiting(state)
     for _ in range(3):
-        sending, actions = transition(PIPELINE, sending, Due())
+        sending, actions = transition(PIPELINE.channel, sending, TimedOut())
         assert sending.phase is Phase.WAITING and actions == (Send(payload),)
 
 
@@ -84,18 +82,18 @@ def test_however_long_an_answer_takes_the_same_bytes_are_sent_and_nothing_is_dec
 def test_what_comes_too_late_goes_into_the_residual_on_the_servers_word(seen):
     state, server = ends()
     sending, payload = waiting(state)
-    broadcast = server.close()
+    broadcast = server.close_round()
     if seen:
-        sending, _ = transition(PIPELINE, sending, Heard(broadcast))
+        sending, _ = transition(PIPELINE.channel, sending, BroadcastReceived(broadcast))
         assert sending.phase is Phase.WAITING and sending.pending is not None
-    after, actions = transition(PIPELINE, sending, Told(server.hear(payload, 4)))
+    after, actions = transition(PIPELINE.channel, sending, ReplyReceived(server.handle(payload, 4)))
     assert server.refusals == {"version": 1} and not server.accepted
     assert after.pending is None
     assert after.memory.link == state.memory.link
     np.testing.assert_array_equal(after.memory.residual, state.memory.residual + update_of(state).dense())
     if not seen:
         (question,) = sent(actions)
-        after, _ = transition(PIPELINE, after, Told(server.hear(question, 4)))
+        after, _ = transition(PIPELINE.channel, after, ReplyReceived(server.handle(question, 4)))
     assert after.phase is Phase.SYNCED and after.memory.shared.digest == server.memory.shared.digest
 
 
@@ -103,8 +101,8 @@ def test_without_feedback_it_is_lost():
     pipeline = dp.Pipeline(mechanism=PIPELINE.mechanism, codec=PIPELINE.codec, feedback=False)
     state, server = ends(pipeline)
     sending, payload = waiting(state, pipeline=pipeline)
-    server.close()
-    after, _ = transition(pipeline, sending, Told(server.hear(payload, 4)))
+    server.close_round()
+    after, _ = transition(pipeline.channel, sending, ReplyReceived(server.handle(payload, 4)))
     assert after.pending is None and after.memory.residual is None
 
 
@@ -113,11 +111,11 @@ def test_after_a_crash_the_server_tells_what_became_of_a_payload(arrived):
     state, server = ends()
     sending, payload = waiting(state)
     if arrived:
-        server.hear(payload, 4)
-    stale, actions = transition(PIPELINE, sending, Restarted())
+        server.handle(payload, 4)
+    stale, actions = transition(PIPELINE.channel, sending, Restarted())
     assert stale.phase is Phase.STALE and actions == ()
-    asking, actions = transition(PIPELINE, stale, Due())
-    after, actions = transition(PIPELINE, asking, Told(server.hear(sent(actions)[0], 4)))
+    asking, actions = transition(PIPELINE.channel, stale, TimedOut())
+    after, actions = transition(PIPELINE.channel, asking, ReplyReceived(server.handle(sent(actions)[0], 4)))
     if arrived:
         assert after.phase is Phase.SYNCED and after.memory.link == server.memory.link(4)
     else:
@@ -126,10 +124,10 @@ def test_after_a_crash_the_server_tells_what_became_of_a_payload(arrived):
 
 def test_an_answer_to_what_was_said_before_decides_nothing():
     state, server = ends()
-    _, (question,) = transition(PIPELINE, *[transition(PIPELINE, state, Restarted())[0], Due()])
-    word = server.hear(question.message, 4)
+    _, (question,) = transition(PIPELINE.channel, *[transition(PIPELINE.channel, state, Restarted())[0], TimedOut()])
+    word = server.handle(question.message, 4)
     sending, _ = waiting(state)
-    after, actions = transition(PIPELINE, sending, Told(word))
+    after, actions = transition(PIPELINE.channel, sending, ReplyReceived(word))
     assert after is sending and actions == ()
 
 
@@ -145,50 +143,50 @@ def test_only_a_synced_client_trains(phase):
 def test_a_client_sends_one_update_a_round():
     state, server = ends()
     sending, payload = waiting(state)
-    after, _ = transition(PIPELINE, sending, Told(server.hear(payload, 4)))
+    after, _ = transition(PIPELINE.channel, sending, ReplyReceived(server.handle(payload, 4)))
     with pytest.raises(ValueError, match="one a round"):
-        transition(PIPELINE, after, Trained(update_of(after, seed=1)))
+        transition(PIPELINE.channel, after, Trained(update_of(after, seed=1)))
 
 
 def test_damaged_and_foreign_messages_change_nothing():
     state, server = ends()
     sending, payload = waiting(state)
-    word, broadcast = server.hear(payload, 4), server.close()
-    other = ClientState(memory=PIPELINE.init(LAYOUT, RUN, client=5), model=zeros())
+    word, broadcast = server.handle(payload, 4), server.close_round()
+    other = ClientState(memory=PIPELINE.init_client(LAYOUT, RUN, client=5), model=zeros())
     for message in (word, broadcast):
         for place in (0, 5, len(message) - 1):
             damaged = bytearray(message)
             damaged[place] ^= 4
-            event = Told(bytes(damaged)) if message is word else Heard(bytes(damaged))
+            event = ReplyReceived(bytes(damaged)) if message is word else BroadcastReceived(bytes(damaged))
             with pytest.raises(dp.CorruptPayload):
-                transition(PIPELINE, sending, event)
+                transition(PIPELINE.channel, sending, event)
     with pytest.raises(dp.VersionMismatch, match="for client 4; this is client 5"):
-        transition(PIPELINE, other, Told(word))
+        transition(PIPELINE.channel, other, ReplyReceived(word))
     elsewhere = dp.Pipeline(mechanism=PIPELINE.mechanism)
-    foreign = Server(elsewhere, elsewhere.init_server(LAYOUT, RUN), zeros()).close()
+    foreign = Server(elsewhere.channel, elsewhere.init_server(LAYOUT, RUN), zeros()).close_round()
     with pytest.raises(dp.VersionMismatch, match="one configuration"):
-        transition(PIPELINE, sending, Heard(foreign))
+        transition(PIPELINE.channel, sending, BroadcastReceived(foreign))
 
 
 def test_a_word_that_lies_about_what_it_brings_is_refused():
     state, server = ends()
-    server.close()
-    asking, (question,) = transition(PIPELINE, transition(PIPELINE, state, Restarted())[0], Due())
-    word, body = WORD.unseal(server.hear(question.message, 4))
+    server.close_round()
+    asking, (question,) = transition(PIPELINE.channel, transition(PIPELINE.channel, state, Restarted())[0], TimedOut())
+    word, body = REPLY.unseal(server.handle(question.message, 4))
     for lie in ({"version": 7}, {"shared": b"nonsense"}, {"link_count": 3}):
         with pytest.raises(dp.VersionMismatch):
-            transition(PIPELINE, asking, Told(WORD.seal(replace(word, **lie), body)))
+            transition(PIPELINE.channel, asking, ReplyReceived(REPLY.seal(replace(word, **lie), body)))
 
 
 @pytest.mark.parametrize(("policy", "left"), [(Keep(), 1.0), (Decay(half_life=4), 0.25), (Drop(), 0.0)])
 def test_a_residual_after_eight_missed_rounds(policy, left):
     state, server = ends()
     sending, payload = waiting(state)
-    state, _ = transition(PIPELINE, sending, Told(server.hear(payload, 4)))
+    state, _ = transition(PIPELINE.channel, sending, ReplyReceived(server.handle(payload, 4)))
     for _ in range(8):
-        server.close()
-    asking, (question,) = transition(PIPELINE, transition(PIPELINE, state, Restarted())[0], Due())
-    after, _ = transition(PIPELINE, asking, Told(server.hear(question.message, 4)), policy)
+        server.close_round()
+    asking, (question,) = transition(PIPELINE.channel, transition(PIPELINE.channel, state, Restarted())[0], TimedOut())
+    after, _ = transition(PIPELINE.channel, asking, ReplyReceived(server.handle(question.message, 4)), policy)
     np.testing.assert_allclose(after.memory.residual, left * state.memory.residual)
     assert np.abs(state.memory.residual).max() > 0
 
@@ -200,9 +198,4 @@ def test_a_half_life_is_above_zero():
 
 def test_questions_and_words_are_small():
     assert HELLO.header_bytes <= 88
-    assert WORD.header_bytes <= 64
-
-
-def test_the_documentation_draws_the_transitions_that_there_are():
-    page = Path(__file__).parents[2] / "docs" / "client.md"
-    assert diagram() in page.read_text(encoding="utf-8")
+    assert REPLY.header_bytes <= 64

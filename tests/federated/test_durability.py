@@ -6,7 +6,7 @@ import pytest
 import dpcomp as dp
 from dpcomp.federated.late import Weigh
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.phases import Due, Heard, Phase, Trained
+from dpcomp.federated.phases import BroadcastReceived, Phase, TimedOut, Trained
 from dpcomp.federated.server import Server
 from tests.federated.ends import (
     LAYOUT,
@@ -28,61 +28,61 @@ def test_a_charged_round_of_a_trusted_server_is_forfeit_after_a_crash(tmp_path):
     server, participant = together(TRUSTED, 1, server_of(TRUSTED, tmp_path, ledger))
     talk(participant, server, Trained(update_of(TRUSTED, participant.state.memory, 7)))
     before = server.model
-    ledger.charge(TRUSTED, server.memory.address)  # and the power went
-    server.shut()
+    ledger.charge(TRUSTED.cost, server.memory.address)  # and the power went
+    server.close()
     again = server_of(TRUSTED, tmp_path, ledger)
     assert len(again.accepted) == 1
-    talk(participant, again, Heard(again.close()))
+    talk(participant, again, BroadcastReceived(again.close_round()))
     stands_with(participant, again)
     np.testing.assert_allclose(again.model + again.memory.residual, before + server.memory.residual, atol=1e-6)
     talk(participant, again, Trained(update_of(TRUSTED, participant.state.memory, 8)))
-    again.close()
+    again.close_round()
     assert ledger.guarantee(1e-5).steps == 3
-    again.shut()
+    again.close()
 
 
 def test_one_server_at_a_time_holds_a_folder(tmp_path):
     server = server_of(folder=tmp_path)
     with pytest.raises(dp.DpcompError, match="another process"):
         server_of(folder=tmp_path)
-    server.shut()
-    server_of(folder=tmp_path).shut()
+    server.close()
+    server_of(folder=tmp_path).close()
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
-    server_of(folder=tmp_path).shut()
+    server_of(folder=tmp_path).close()
     with pytest.raises(dp.DpcompError, match="of run"):
-        Server(PIPELINE, PIPELINE.init_server(LAYOUT, dp.PublicSeed(77)), zeros(), folder=tmp_path)
+        Server(PIPELINE.channel, PIPELINE.init_server(LAYOUT, dp.PublicSeed(77)), zeros(), folder=tmp_path)
 
 
 def test_a_server_restarts_with_all_that_it_called_accepted(tmp_path):
     server, participant = together(PIPELINE, 2, server_of(folder=tmp_path))
     talk(participant, server, Trained(update_of(PIPELINE, participant.state.memory, 5)))
-    server.shut()
+    server.close()
     again = server_of(folder=tmp_path)
     assert again.memory.links == server.memory.links and not again.refusals
     assert [one.weight for one in again.accepted] == [1.0]
     unbroken, other = together(PIPELINE, 2)
     talk(other, unbroken, Trained(update_of(PIPELINE, other.state.memory, 5)))
-    assert again.close() == unbroken.close()
-    again.shut()
+    assert again.close_round() == unbroken.close_round()
+    again.close()
 
 
 def test_states_are_checked_when_a_client_is_opened(tmp_path):
     ledger = dp.Ledger(tmp_path / "ledger.db")
-    memory = PIPELINE.init(LAYOUT, RUN, 1)
-    participant = Participant(PIPELINE, memory, zeros(), ledger, tmp_path / "checkpoints")
+    memory = PIPELINE.init_client(LAYOUT, RUN, 1)
+    participant = Participant(PIPELINE.channel, memory, zeros(), ledger, tmp_path / "checkpoints")
     server = server_of()
-    talk(participant, server, Due())
-    permit = ledger.charge(PIPELINE, memory.address)
+    talk(participant, server, TimedOut())
+    permit = ledger.charge(PIPELINE.cost, memory.address)
     block = np.ones((1, LAYOUT.size), np.float32)
     talk(participant, server, Trained(PIPELINE.release([block], memory, dp.SecretSeed(0), permit)))
-    again = Participant(PIPELINE, memory, zeros(), ledger, tmp_path / "checkpoints")
+    again = Participant(PIPELINE.channel, memory, zeros(), ledger, tmp_path / "checkpoints")
     assert again.state.phase is Phase.STALE and again.state.memory.link == server.memory.link(1)
     with pytest.raises(dp.DpcompError, match="never charged"):
-        Participant(PIPELINE, memory, zeros(), dp.Ledger(), tmp_path / "checkpoints")
+        Participant(PIPELINE.channel, memory, zeros(), dp.Ledger(), tmp_path / "checkpoints")
     with pytest.raises(dp.DpcompError, match="of client 1"):
-        Participant(PIPELINE, PIPELINE.init(LAYOUT, RUN, 2), zeros(), ledger, tmp_path / "checkpoints")
+        Participant(PIPELINE.channel, PIPELINE.init_client(LAYOUT, RUN, 2), zeros(), ledger, tmp_path / "checkpoints")
 
 
 def test_what_could_not_be_saved_did_not_happen(tmp_path, monkeypatch):
@@ -95,62 +95,62 @@ def test_what_could_not_be_saved_did_not_happen(tmp_path, monkeypatch):
 
     monkeypatch.setattr("dpcomp.wire.checkpoint.save", full)
     with pytest.raises(OSError, match="No space"):
-        server.close()
+        server.close_round()
     assert server.memory is before and server.model.tobytes() == model and len(server.accepted) == 1
     monkeypatch.undo()
-    talk(participant, server, Heard(server.close()))
+    talk(participant, server, BroadcastReceived(server.close_round()))
     stands_with(participant, server)
-    server.shut()
+    server.close()
 
 
 def test_a_folder_whose_first_save_was_cut_short_can_be_opened(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "unfinished").write_bytes(b"half")
-    server_of(folder=tmp_path).shut()
+    server_of(folder=tmp_path).close()
 
 
 def test_a_server_that_was_shut_does_nothing(tmp_path):
     server = server_of(folder=tmp_path)
-    server.shut()
-    for act in (server.close, lambda: server.hear(b"", 1)):
+    server.close()
+    for act in (server.close, lambda: server.handle(b"", 1)):
         with pytest.raises(dp.DpcompError, match="was shut"):
             act()
 
 
 def test_the_generation_in_reserve_brings_back_its_round(tmp_path):
     server, participant = together(PIPELINE, 2, server_of(folder=tmp_path))
-    server.shut()
+    server.close()
     newest = sorted((tmp_path / "checkpoints").glob("*.safetensors"))[-1]
     newest.write_bytes(newest.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="torn"):
         again = server_of(folder=tmp_path)
     assert again.memory.shared.version == 1 and len(again.accepted) == 1
-    again.close()  # the same round, of the same updates
+    again.close_round()  # the same round, of the same updates
     stands_with(participant, again)
-    again.shut()
+    again.close()
     newest = sorted((tmp_path / "checkpoints").glob("*.safetensors"))[-1]
     newest.write_bytes(b"torn too")
     with pytest.warns(UserWarning, match="torn"):  # the one in reserve is whole: what was torn is set aside
-        server_of(folder=tmp_path).shut()
+        server_of(folder=tmp_path).close()
 
 
 def test_a_trusted_server_does_not_go_on_with_an_older_ledger(tmp_path):
     ledger = dp.Ledger()
     server = server_of(TRUSTED, tmp_path, ledger)
+    server.close_round()
     server.close()
-    server.shut()
     with pytest.raises(dp.DpcompError, match="newest"):
         server_of(TRUSTED, tmp_path, dp.Ledger())
-    server_of(TRUSTED, tmp_path, ledger).shut()
+    server_of(TRUSTED, tmp_path, ledger).close()
 
 
 def test_a_policy_that_has_changed_holds_at_once(tmp_path):
-    server, participant = server_of(folder=tmp_path, late=Weigh(max_age=3)), participant_of()
-    talk(participant, server, Due())
-    (payload,) = participant.on(Trained(update_of(PIPELINE, participant.state.memory)))
+    server, participant = server_of(folder=tmp_path, late_policy=Weigh(max_age=3)), participant_of()
+    talk(participant, server, TimedOut())
+    (payload,) = participant.handle(Trained(update_of(PIPELINE, participant.state.memory)))
+    server.close_round()
     server.close()
-    server.shut()
     strict = server_of(folder=tmp_path)
-    strict.hear(payload, 1)
+    strict.handle(payload, 1)
     assert strict.refusals == {"version": 1}
-    strict.shut()
+    strict.close()

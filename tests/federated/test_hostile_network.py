@@ -23,18 +23,18 @@ import dpcomp as dp
 from dpcomp.core.address import SERVER
 from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.federated.late import Reject, Weigh
-from dpcomp.federated.messages import WORD
+from dpcomp.federated.messages import REPLY
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import (
     TRANSITIONS,
-    Due,
-    Heard,
+    BroadcastReceived,
     Phase,
+    ReplyReceived,
     Restarted,
-    Told,
+    TimedOut,
     Trained,
 )
-from dpcomp.federated.server import Releasing, Server
+from dpcomp.federated.server import Server, TrustedRelease
 from dpcomp.simulation.faulty_network import damaged
 from dpcomp.wire.frame import PAYLOAD
 
@@ -61,14 +61,18 @@ CASES = [(name, Reject()) for name in PIPELINES] + [("top", Weigh(max_age=2)), (
 
 def started(pipeline, late, folder, ledger, momentum):
     """A server at version 0, or one that goes on in a folder."""
-    releasing = Releasing(secret=dp.SecretSeed(1), ledger=ledger, divisor=2.0) if pipeline.trust == "server" else None
+    trusted_release = (
+        TrustedRelease(pipeline=pipeline, secret=dp.SecretSeed(1), ledger=ledger, divisor=2.0)
+        if pipeline.trust == "server"
+        else None
+    )
     return Server(
-        pipeline,
+        pipeline.channel,
         pipeline.init_server(LAYOUT, RUN),
         np.zeros(LAYOUT.size, np.float32),
         optimizer=ServerOptimizer(learning_rate=0.5, momentum=momentum),
-        late=late,
-        releasing=releasing,
+        late_policy=late,
+        trusted_release=trusted_release,
         folder=folder,
     )
 
@@ -87,7 +91,7 @@ def trained(pipeline, participant, rng):
     block = rng.standard_normal((1, LAYOUT.size)).astype(np.float32)
     if pipeline.trust == "server":
         return dp.Update(values=block[0], layout=LAYOUT, address=state.memory.address)
-    permit = participant.ledger.charge(pipeline, state.memory.address)
+    permit = participant.ledger.charge(pipeline.cost, state.memory.address)
     return pipeline.release([block], state.memory, dp.SecretSeed(2), permit)
 
 
@@ -107,7 +111,10 @@ class HostileNetwork(RuleBasedStateMachine):
         self.replayed = started(self.pipeline, self.late, None, dp.Ledger(), self.momentum)
         self.clients = [
             Participant(
-                self.pipeline, self.pipeline.init(LAYOUT, RUN, client), np.zeros(LAYOUT.size, np.float32), dp.Ledger()
+                self.pipeline.channel,
+                self.pipeline.init_client(LAYOUT, RUN, client),
+                np.zeros(LAYOUT.size, np.float32),
+                dp.Ledger(),
             )
             for client in range(CLIENTS)
         ]
@@ -130,9 +137,9 @@ class HostileNetwork(RuleBasedStateMachine):
         participant = self.clients[client]
         before = participant.state
         try:
-            messages = participant.on(event)
+            messages = participant.handle(event)
         except (dp.CorruptPayload, dp.VersionMismatch):
-            assert isinstance(event, Heard | Told)
+            assert isinstance(event, BroadcastReceived | ReplyReceived)
             assert participant.state is before
             return
         self.seen.add((before.phase, type(event), participant.state.phase))
@@ -144,13 +151,13 @@ class HostileNetwork(RuleBasedStateMachine):
 
     def arrive(self, sender, recipient, message):
         if recipient != SERVER:
-            self.happen(recipient, Told(message) if WORD.begins(message) else Heard(message))
+            self.happen(recipient, ReplyReceived(message) if REPLY.begins(message) else BroadcastReceived(message))
             return
         before, model = len(self.server.accepted), self.server.model
-        word = self.server.hear(message, sender)
+        word = self.server.handle(message, sender)
         assert self.server.model is model
         if len(self.server.accepted) > before:
-            self.replayed.hear(message, sender)
+            self.replayed.handle(message, sender)
             update, weight, _ = self.server.accepted[-1]
             assert 0 < weight <= 1
             self.accepted[update.address.client] += update.dense()
@@ -171,7 +178,7 @@ class HostileNetwork(RuleBasedStateMachine):
         self.released[client] += update.dense()
         if moment == "unsent":
             self.seen.add((participant.state.phase, Trained, Phase.WAITING))
-            participant.on(Trained(update))
+            participant.handle(Trained(update))
             self.restart(client)
         else:
             self.happen(client, Trained(update))
@@ -197,7 +204,7 @@ class HostileNetwork(RuleBasedStateMachine):
 
     @rule(client=st.integers(0, CLIENTS - 1))
     def due(self, client):
-        self.happen(client, Due())
+        self.happen(client, TimedOut())
 
     @rule(client=st.integers(0, CLIENTS - 1))
     def crash(self, client):
@@ -206,17 +213,17 @@ class HostileNetwork(RuleBasedStateMachine):
     @rule(crash=st.sampled_from(["", "", "", "charged"]))
     def close(self, crash):
         if crash and self.pipeline.trust == "server" and not self.server_ledger.charged(self.server.memory.address):
-            self.server_ledger.charge(self.pipeline, self.server.memory.address)
-            self.replayed._releasing.ledger.charge(self.pipeline, self.server.memory.address)
+            self.server_ledger.charge(self.pipeline.cost, self.server.memory.address)
+            self.replayed._releasing.ledger.charge(self.pipeline.cost, self.server.memory.address)
             self.restart_server()
-        broadcast = self.server.close()
-        self.replayed.close()
+        broadcast = self.server.close_round()
+        self.replayed.close_round()
         self.history[self.server.memory.shared.version] = (self.server.memory.shared, self.server.model)
         self.coming += [(SERVER, client, broadcast) for client in range(CLIENTS)]
 
     @rule()
     def restart_server(self):
-        self.server.shut()
+        self.server.close()
         before = self.server
         self.server = started(self.pipeline, self.late, self.folder, self.server_ledger, self.momentum)
         assert same(self.server.memory.shared, before.memory.shared)
@@ -256,7 +263,7 @@ class HostileNetwork(RuleBasedStateMachine):
         self.close("")
         for _ in range(2):
             for client in range(CLIENTS):
-                self.happen(client, Due())
+                self.happen(client, TimedOut())
             for _ in range(4):
                 coming, self.coming = self.coming, []
                 for entry in coming:
@@ -264,7 +271,7 @@ class HostileNetwork(RuleBasedStateMachine):
         assert all(participant.state.phase is Phase.SYNCED for participant in self.clients)
         assert all(same(one.state.memory.shared, self.server.memory.shared) for one in self.clients)
         self.a_synced_client_stands_where_the_server_stood()
-        self.server.shut()
+        self.server.close()
         shutil.rmtree(self.folder)
 
 
@@ -283,5 +290,5 @@ TestHostileNetwork.settings = settings(QUIET, max_examples=25, stateful_step_cou
 def test_two_thousand_sequences_walk_every_transition_that_is_drawn():
     run_state_machine_as_test(HostileNetwork, settings=settings(QUIET, max_examples=2000, stateful_step_count=50))
     drawn = {(old, event, new) for old, events in TRANSITIONS.items() for event, news in events.items() for new in news}
-    begun_anew = {(Phase.NEW, Told, Phase.NEW)}  # only where a process has lost everything
+    begun_anew = {(Phase.NEW, ReplyReceived, Phase.NEW)}  # only where a process has lost everything
     assert drawn - HostileNetwork.seen == begun_anew

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from dpcomp.federated.phases import Due, Phase, Told
+from dpcomp.federated.phases import Phase, ReplyReceived, TimedOut
 from dpcomp.federated.server import Server
 from dpcomp.wire.frame import PAYLOAD
 from tests.federated.killed_client import LAYOUT, PIPELINE, RUN, live, opened
@@ -17,7 +17,7 @@ PATIENCE = 0.3  # seconds that a round stays open for a client that may have for
 
 
 def fresh_server(folder=None):
-    return Server(PIPELINE, PIPELINE.init_server(LAYOUT, RUN), np.zeros(LAYOUT.size, np.float32), folder=folder)
+    return Server(PIPELINE.channel, PIPELINE.init_server(LAYOUT, RUN), np.zeros(LAYOUT.size, np.float32), folder=folder)
 
 
 def charged(folder):
@@ -57,7 +57,7 @@ class Life:
             if line.poll(0.005):
                 if not heard:
                     heard, end = True, time.monotonic() + seconds
-                self._tell(line, self.hear(line.recv_bytes()))
+                self._tell(line, self.handle(line.recv_bytes()))
             waited = time.monotonic() - self.opened_at
             if self.server.accepted or (heard and waited > PATIENCE):
                 self.close(line)
@@ -65,20 +65,20 @@ class Life:
     def _drain(self, line):
         with suppress(EOFError, OSError):  # it was killed in the middle of a message
             while line.poll():
-                self.hear(line.recv_bytes())
+                self.handle(line.recv_bytes())
 
-    def hear(self, message):
+    def handle(self, message):
         if PAYLOAD.begins(message):
             number = PAYLOAD.unseal(message)[0].round
             assert self.sent.setdefault(number, message) == message, f"round {number} was released twice"
         before = len(self.server.accepted)
-        word = self.server.hear(message, 0)
+        word = self.server.handle(message, 0)
         self.log += [message] * (len(self.server.accepted) - before)
         return word
 
     def close(self, line):
         self.log.append(None)
-        self._tell(line, self.server.close())
+        self._tell(line, self.server.close_round())
         self.opened_at = time.monotonic()
 
     def _tell(self, line, message):
@@ -96,9 +96,9 @@ def survive(folder, kills, seed):
         # Of what was charged and never came, each kill can have taken one: the round that was open then.
         assert len(charged(folder) - set(life.sent)) <= kill
     participant = opened(folder)
-    messages = participant.on(Due())
+    messages = participant.handle(TimedOut())
     while messages:
-        messages += participant.on(Told(life.hear(messages.pop())))
+        messages += participant.handle(ReplyReceived(life.handle(messages.pop())))
     assert participant.state.phase is Phase.SYNCED
     assert participant.state.model.tobytes() == life.server.model.tobytes()
     assert participant.state.memory.link == life.server.memory.link(0)
@@ -111,9 +111,9 @@ def replayed(log):
     server = fresh_server()
     for message in log:
         if message is None:
-            server.close()
+            server.close_round()
         else:
-            assert server.hear(message, 0) is not None
+            assert server.handle(message, 0) is not None
     assert not server.refusals
     return server.model
 

@@ -8,7 +8,7 @@ import pytest
 import dpcomp as dp
 from dpcomp.federated.client import ClientState, transition
 from dpcomp.federated.late import Weigh
-from dpcomp.federated.phases import Due, Heard, Phase, Restarted, Trained
+from dpcomp.federated.phases import BroadcastReceived, Phase, Restarted, TimedOut, Trained
 from dpcomp.federated.server import Server
 from dpcomp.wire.frame import PAYLOAD
 from tests.federated.ends import (
@@ -58,18 +58,18 @@ def test_what_belongs_elsewhere_changes_nothing_and_is_counted(trusted):
         "version": [payload_of(pipeline), forged(good, version=1), forged(good, shared=b"12345678")],
         "link": [forged(good, client=3), forged(good, link=b"1234"), forged(good, link_count=7)],
         "repeat": [forged(good, link_count=1)],
-        "direction": [server_of(pipeline).close(), forged(good, client=dp.SERVER)],
+        "direction": [server_of(pipeline).close_round(), forged(good, client=dp.SERVER)],
         "corrupt": [good[:-1], good[:20], b"", b"nonsense" * 20, forged(good, link=good[:4])[:-1] + b"x", good + b"x"],
     }
     before, model = server.memory, server.model.tobytes()
     for reason, messages in bad.items():
         for message in messages:
             counted = server.refusals.copy()
-            server.hear(message, claimed(message))
+            server.handle(message, claimed(message))
             assert server.memory is before and not server.accepted and server.model.tobytes() == model
             assert server.refusals - counted == {reason: 1}
-    assert server.hear(good, 1) is not None and len(server.accepted) == 1  # none of it spoilt anything
-    server.hear(good, 1)
+    assert server.handle(good, 1) is not None and len(server.accepted) == 1  # none of it spoilt anything
+    server.handle(good, 1)
     assert len(server.accepted) == 1 and server.refusals["repeat"] == 2
 
 
@@ -79,7 +79,7 @@ def test_values_that_are_not_finite_are_refused():
     payload, _ = pipeline.send(update_of(pipeline, participant.state.memory), participant.state.memory)
     frame, body = PAYLOAD.unseal(payload)
     for value in (np.nan, np.inf, -np.inf):
-        word = server.hear(PAYLOAD.seal(frame, body[:-4] + np.float32(value).tobytes()), 1)
+        word = server.handle(PAYLOAD.seal(frame, body[:-4] + np.float32(value).tobytes()), 1)
         assert word is not None and not server.accepted
     assert server.refusals == {"corrupt": 3}
 
@@ -87,58 +87,58 @@ def test_values_that_are_not_finite_are_refused():
 def test_a_trusted_server_clips_what_it_hears():
     ledger = dp.Ledger()
     loud, server = participant_of(TRUSTED), server_of(TRUSTED, ledger=ledger)
-    talk(loud, server, Due())
+    talk(loud, server, TimedOut())
     memory = loud.state.memory
     update = dp.Update(values=np.full(LAYOUT.size, 1e3, np.float32), layout=LAYOUT, address=memory.address)
     talk(loud, server, Trained(update))
-    server.close()
+    server.close_round()
     silent = server_of(TRUSTED)
-    silent.close()
+    silent.close_round()
     assert np.linalg.norm((server.model - silent.model).astype(np.float64)) < 2  # the noise is the same
 
 
 def test_a_late_update_counts_less_where_that_is_declared():
-    server, participant = server_of(late=Weigh(max_age=2, exponent=1.0)), participant_of()
-    talk(participant, server, Due())
+    server, participant = server_of(late_policy=Weigh(max_age=2, exponent=1.0)), participant_of()
+    talk(participant, server, TimedOut())
     update = update_of(PIPELINE, participant.state.memory)
-    (payload,) = participant.on(Trained(update))
-    server.close()
-    server.close()
-    server.hear(payload, 1)
+    (payload,) = participant.handle(Trained(update))
+    server.close_round()
+    server.close_round()
+    server.handle(payload, 1)
     ((taken, weight, _),) = server.accepted
     assert weight == pytest.approx(1 / 3)
     before = server.model
-    server.close()
+    server.close_round()
     moved = server.model + server.memory.residual - before
     np.testing.assert_allclose(moved, taken.dense() / 3, atol=1e-6)
     tardy = participant_of(client=8)
-    talk(tardy, server_of(), Due())
-    (payload,) = tardy.on(Trained(update_of(PIPELINE, tardy.state.memory)))
-    server.hear(payload, 8)
+    talk(tardy, server_of(), TimedOut())
+    (payload,) = tardy.handle(Trained(update_of(PIPELINE, tardy.state.memory)))
+    server.handle(payload, 8)
     assert server.refusals == {"version": 1}  # three rounds late
 
 
 def test_late_updates_are_not_weighed_under_a_trusted_server():
     with pytest.raises(dp.NotPrivate, match="twice the sensitivity"):
-        server_of(TRUSTED, late=Weigh(max_age=1))
+        server_of(TRUSTED, late_policy=Weigh(max_age=1))
 
 
 def test_a_state_machine_runs_without_a_participant():
-    state = ClientState(memory=PIPELINE.init(LAYOUT, RUN, 1), model=zeros())
-    assert transition(PIPELINE, state, Restarted())[0].phase is Phase.STALE
+    state = ClientState(memory=PIPELINE.init_client(LAYOUT, RUN, 1), model=zeros())
+    assert transition(PIPELINE.channel, state, Restarted())[0].phase is Phase.STALE
 
 
 def test_nobody_speaks_for_another():
     server, participant = together(TRUSTED, 1)
     spy = participant_of(TRUSTED, client=6)
-    (question,) = participant.on(Due())
+    (question,) = participant.handle(TimedOut())
     payload, _ = TRUSTED.send(update_of(TRUSTED, participant.state.memory, 3), participant.state.memory)
     for message in (question, payload):
-        assert server.hear(message, spy.state.memory.client) is None
+        assert server.handle(message, spy.state.memory.client) is None
     assert server.refusals == {"direction": 2} and not server.accepted
-    small = Server(PIPELINE, PIPELINE.init_server(LAYOUT, RUN), zeros(), clients=1)
-    assert small.hear(participant_of(client=1).on(Due())[0], 1) is None
-    assert small.hear(participant_of(client=0).on(Due())[0], 0) is not None
+    small = Server(PIPELINE.channel, PIPELINE.init_server(LAYOUT, RUN), zeros(), clients=1)
+    assert small.handle(participant_of(client=1).handle(TimedOut())[0], 1) is None
+    assert small.handle(participant_of(client=0).handle(TimedOut())[0], 0) is not None
 
 
 @pytest.mark.parametrize("down", [dp.Codec(), TOP, dp.Codec(predict=dp.LastBroadcast(), quantize=dp.Sign())])
@@ -148,5 +148,5 @@ def test_values_that_no_sum_can_bear_are_refused(down):
     for value in (3e38, -1e30):
         update = update_of(pipeline, participant.state.memory)
         talk(participant, server, Trained(replace(update, values=np.full(LAYOUT.size, value, np.float32))))
-        talk(participant, server, Heard(server.close()))
+        talk(participant, server, BroadcastReceived(server.close_round()))
     assert server.refusals == {"corrupt": 2} and not server.model.any()

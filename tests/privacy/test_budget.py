@@ -22,14 +22,14 @@ def pipeline(noise_multiplier, rate=0.1):
 
 
 def charged(ledger, number, kind, steps=1, client=3):
-    return ledger.charge(kind, dp.Address(5, client, number), steps=steps)
+    return ledger.charge(kind.cost, dp.Address(5, client, number), steps=steps)
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.sampled_from([0.01, 0.1, 1.0]), st.floats(0.8, 5.0), st.floats(0.3, 8.0))
 def test_the_last_admissible_step_fits_and_the_next_does_not(rate, noise, epsilon):
     kind, budget = pipeline(noise, rate), dp.Budget(epsilon, 1e-5)
-    most = admissible_steps(kind.event, budget)
+    most = admissible_steps(kind.cost.event, budget)
     assert kind.guarantee(most, 1e-5).epsilon <= epsilon < kind.guarantee(most + 1, 1e-5).epsilon
 
 
@@ -41,7 +41,7 @@ def test_what_has_no_guarantee_has_no_admissible_step():
 
 def test_a_planned_event_is_charged_to_the_last_step_and_no_further():
     kind, ledger = pipeline(1.0), dp.Ledger(budget=BUDGET)
-    most = admissible_steps(kind.event, BUDGET)
+    most = admissible_steps(kind.cost.event, BUDGET)
     charged(ledger, 0, kind, most - 1)
     with pytest.raises(dp.BudgetExhausted, match=f"to {most + 1} steps"):
         charged(ledger, 1, kind, 2)
@@ -73,7 +73,7 @@ def test_events_chosen_on_the_way_are_charged_while_their_renyi_dp_allows_it():
 
 def test_a_plan_that_was_used_up_leaves_nothing_for_another_event():
     kind, ledger = pipeline(1.0), dp.Ledger(budget=BUDGET)
-    charged(ledger, 0, kind, admissible_steps(kind.event, BUDGET))
+    charged(ledger, 0, kind, admissible_steps(kind.cost.event, BUDGET))
     with pytest.raises(dp.BudgetExhausted):
         charged(ledger, 1, pipeline(50.0))
 
@@ -81,7 +81,7 @@ def test_a_plan_that_was_used_up_leaves_nothing_for_another_event():
 def test_the_budget_stays_with_the_charges(tmp_path):
     path, kind = tmp_path / "ledger.db", pipeline(1.0)
     with dp.Ledger(path, BUDGET) as ledger:
-        charged(ledger, 0, kind, admissible_steps(kind.event, BUDGET))
+        charged(ledger, 0, kind, admissible_steps(kind.cost.event, BUDGET))
     with dp.Ledger(path) as ledger:
         assert ledger.budget == BUDGET
         with pytest.raises(dp.BudgetExhausted):
@@ -89,7 +89,7 @@ def test_the_budget_stays_with_the_charges(tmp_path):
     with pytest.raises(dp.DpcompError, match="never changed"):
         dp.Ledger(path, dp.Budget(20.0, 1e-5))
     with dp.Ledger(path, BUDGET) as ledger:
-        assert ledger.guarantee(1e-5).steps == admissible_steps(kind.event, BUDGET)
+        assert ledger.guarantee(1e-5).steps == admissible_steps(kind.cost.event, BUDGET)
     with sqlite3.connect(path) as database:
         for statement in ("DELETE FROM budgets", "UPDATE budgets SET epsilon = 9", "INSERT INTO budgets VALUES (9, 1)"):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -100,7 +100,7 @@ def test_the_budget_stays_with_the_charges(tmp_path):
 def test_a_budget_that_was_exceeded_before_it_was_set_is_refused(tmp_path):
     path, kind = tmp_path / "ledger.db", pipeline(1.0)
     with dp.Ledger(path) as ledger:
-        charged(ledger, 0, kind, admissible_steps(kind.event, BUDGET) + 1)
+        charged(ledger, 0, kind, admissible_steps(kind.cost.event, BUDGET) + 1)
     with pytest.raises(dp.BudgetExhausted, match="client 3 has spent more"):
         dp.Ledger(path, BUDGET)
     with dp.Ledger(path) as ledger:
@@ -109,7 +109,7 @@ def test_a_budget_that_was_exceeded_before_it_was_set_is_refused(tmp_path):
 
 def test_an_address_that_was_refused_is_not_charged_and_may_be_charged_less():
     kind, ledger = pipeline(1.0), dp.Ledger(budget=BUDGET)
-    most = admissible_steps(kind.event, BUDGET)
+    most = admissible_steps(kind.cost.event, BUDGET)
     with pytest.raises(dp.BudgetExhausted):
         charged(ledger, 0, kind, most + 1)
     assert charged(ledger, 0, kind, most).steps == most
@@ -117,7 +117,7 @@ def test_an_address_that_was_refused_is_not_charged_and_may_be_charged_less():
 
 def test_a_budget_holds_for_threads_that_charge_at_once():
     kind, ledger = pipeline(1.0), dp.Ledger(budget=BUDGET)
-    most, given = admissible_steps(kind.event, BUDGET), []
+    most, given = admissible_steps(kind.cost.event, BUDGET), []
 
     def charge_all(worker):
         for number in range(most):
@@ -141,7 +141,7 @@ def test_killed_at_any_charge_the_ledger_never_forgets_and_never_exceeds(tmp_pat
         "kind = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))\n"
         "ledger = dp.Ledger(sys.argv[1], dp.Budget(20.0, 1e-5))\n"
         "for number in range(int(sys.argv[2]), 10_000):\n"
-        "    ledger.charge(kind, dp.Address(5, 3, number))\n"
+        "    ledger.charge(kind.cost, dp.Address(5, 3, number))\n"
         "    print(number, flush=True)\n"
     )
     told = -1
@@ -160,7 +160,9 @@ def test_killed_at_any_charge_the_ledger_never_forgets_and_never_exceeds(tmp_pat
             rounds = {row[0] for row in ledger._database.execute("SELECT round FROM charges")}
             assert told in rounds
             assert rounds <= set(range(told + 2))  # at most one more than was told
-            assert ledger.guarantee(1e-5).steps == len(rounds) <= admissible_steps(kind.event, dp.Budget(20.0, 1e-5))
+            assert (
+                ledger.guarantee(1e-5).steps == len(rounds) <= admissible_steps(kind.cost.event, dp.Budget(20.0, 1e-5))
+            )
 
 
 @pytest.mark.parametrize(

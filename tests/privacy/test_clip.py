@@ -32,7 +32,7 @@ def clipped_sum(norm, *layers):
     """The clipped sum of a block of layers, as one float64 vector."""
     pipeline = dp.Pipeline(mechanism=(dp.Clip(norm), dp.Gaussian(1.0)))
     layout = {str(number): tuple(layer.shape[1:]) for number, layer in enumerate(layers)}
-    total = pipeline.clip(tuple(layers), pipeline.init(layout, seed=dp.PublicSeed(0), client=0))
+    total = pipeline.clip(tuple(layers), pipeline.init_client(layout, seed=dp.PublicSeed(0), client=0))
     return np.concatenate([np.asarray(layer, dtype=np.float64) for layer in total.layers])
 
 
@@ -154,6 +154,6 @@ def test_whole_numbers_are_no_gradients(array):
 @pytest.mark.parametrize("shapes", [[(2, 4)], [(2, 3), (2, 2)], [(2, 2), (3, 3)], [(2, 5), (2, 0)], [(5,)]])
 def test_a_block_that_does_not_fit_the_layout_is_refused(shapes):
     pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
-    memory = pipeline.init({"a": (2,), "b": (3,)}, seed=dp.PublicSeed(0), client=0)
+    memory = pipeline.init_client({"a": (2,), "b": (3,)}, seed=dp.PublicSeed(0), client=0)
     with pytest.raises(ValueError, match="does not fit the layout"):
         pipeline.clip(tuple(np.zeros(shape, np.float32) for shape in shapes), memory)

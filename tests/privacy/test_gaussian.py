@@ -17,20 +17,20 @@ GOLDEN_NOISE = ["0x1.01efee0000000p-1", "0x1.0cce6e0000000p-1", "-0x1.7dab860000
 
 
 def memory_of(pipeline, d, client=4, run=9):
-    return pipeline.init(d, seed=dp.PublicSeed(run), client=client)
+    return pipeline.init_client(d, seed=dp.PublicSeed(run), client=client)
 
 
 def pure_noise(secret, d, *, client=4, run=9, round_number=0, steps=1):
     """What each step of one charge releases from nothing."""
     memory, ledger = memory_of(PIPELINE, d, client, run), dp.Ledger()
-    permit = ledger.charge(PIPELINE, dp.Address(run, client, round_number), steps)
+    permit = ledger.charge(PIPELINE.cost, dp.Address(run, client, round_number), steps)
     return [PIPELINE.noise(PIPELINE.nothing(memory), memory, secret, permit).values for _ in range(steps)]
 
 
 @pytest.mark.parametrize(("pipeline", "d"), [(PIPELINE, 10**6), (MASKED, 4 * 10**6)], ids=["everywhere", "masked"])
 def test_noise_is_normal_with_the_multiplier_times_the_norm(pipeline, d):
     memory = memory_of(pipeline, d)
-    update = pipeline.release([], memory, dp.SecretSeed(), dp.Ledger().charge(pipeline, memory.address))
+    update = pipeline.release([], memory, dp.SecretSeed(), dp.Ledger().charge(pipeline.cost, memory.address))
     assert len(update.values) == 10**6
     assert kstest(update.values.astype(np.float64), "norm", args=(0, Z * C)).pvalue > 1e-6
 
@@ -70,7 +70,7 @@ def test_a_release_is_the_total_and_the_noise_rounded_once():
     d, secret, ledger = 1000, dp.SecretSeed(5), dp.Ledger()
     memory = memory_of(PIPELINE, d)
     total = PIPELINE.clip(np.random.default_rng(0).standard_normal((300, d)), memory)  # in float64, as it stays
-    update = PIPELINE.noise(total, memory, secret, ledger.charge(PIPELINE, memory.address))
+    update = PIPELINE.noise(total, memory, secret, ledger.charge(PIPELINE.cost, memory.address))
     normal = secret.stream("noise", 9, 4, 0, 0).standard_normal(d)
     expected = total.vector() + Z * C * normal
     np.testing.assert_array_equal(update.values, expected.astype(np.float32))
@@ -84,7 +84,7 @@ def test_the_noise_does_not_depend_on_the_total():
     rows = np.random.default_rng(0).standard_normal((5, d)).astype(np.float32)
     released = []
     for blocks in ([], [rows]):
-        permit = dp.Ledger().charge(PIPELINE, memory.address)
+        permit = dp.Ledger().charge(PIPELINE.cost, memory.address)
         released.append(PIPELINE.release(blocks, memory, dp.SecretSeed(6), permit).values.astype(np.float64))
     total = PIPELINE.clip(rows, memory).vector()
     np.testing.assert_allclose(released[1] - released[0], total, atol=1e-6)
@@ -93,7 +93,7 @@ def test_the_noise_does_not_depend_on_the_total():
 @pytest.mark.parametrize("blocks", [[], [np.zeros((0, 8), np.float32)], [np.zeros((3, 8), np.float32)]])
 def test_an_empty_batch_and_one_of_zeros_release_the_same_pure_noise(blocks):
     memory = memory_of(PIPELINE, 8)
-    update = PIPELINE.release(blocks, memory, dp.SecretSeed(3), dp.Ledger().charge(PIPELINE, memory.address))
+    update = PIPELINE.release(blocks, memory, dp.SecretSeed(3), dp.Ledger().charge(PIPELINE.cost, memory.address))
     (nothing,) = pure_noise(dp.SecretSeed(3), 8)
     np.testing.assert_array_equal(update.values, nothing)
     assert np.count_nonzero(update.values) == 8
@@ -102,8 +102,8 @@ def test_an_empty_batch_and_one_of_zeros_release_the_same_pure_noise(blocks):
 def test_noise_stands_on_the_public_support_alone():
     memory = memory_of(MASKED, 40)
     ones = np.ones((2, 40), np.float32)
-    update = MASKED.release([ones], memory, dp.SecretSeed(), dp.Ledger().charge(MASKED, memory.address))
-    assert update.support == dp.RandomK(0.25).support(40, memory.mask_key)
+    update = MASKED.release([ones], memory, dp.SecretSeed(), dp.Ledger().charge(MASKED.cost, memory.address))
+    assert update.support == pipeline.stages[0].public_support(pipeline.channel.context(memory))
     np.testing.assert_array_equal(np.flatnonzero(update.dense()), update.support.indices(40))
 
 

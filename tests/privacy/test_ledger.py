@@ -15,20 +15,20 @@ HERE = dp.Address(5, 3, 0)
 
 def test_an_address_is_charged_once():
     ledger = dp.Ledger()
-    ledger.charge(PIPELINE, HERE)
+    ledger.charge(PIPELINE.cost, HERE)
     with pytest.raises(dp.BudgetExhausted, match="charged before"):
-        ledger.charge(PIPELINE, HERE)
+        ledger.charge(PIPELINE.cost, HERE)
     assert ledger.guarantee(1e-5).steps == 1
 
 
 def test_a_charge_is_on_disk_before_the_permit_is_used(tmp_path):
     path = tmp_path / "ledger.db"
     with dp.Ledger(path) as ledger:
-        ledger.charge(PIPELINE, HERE, steps=3)
+        ledger.charge(PIPELINE.cost, HERE, steps=3)
     with dp.Ledger(path) as ledger:
         assert ledger.guarantee(1e-5) == PIPELINE.guarantee(3, 1e-5)
         with pytest.raises(dp.BudgetExhausted, match="charged before"):
-            ledger.charge(PIPELINE, HERE)
+            ledger.charge(PIPELINE.cost, HERE)
 
 
 def test_a_charge_survives_a_process_that_is_killed_right_after(tmp_path):
@@ -36,7 +36,7 @@ def test_a_charge_survives_a_process_that_is_killed_right_after(tmp_path):
     script = (
         "import os, signal, sys, dpcomp as dp\n"
         "pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))\n"
-        "dp.Ledger(sys.argv[1]).charge(pipeline, dp.Address(5, 3, 0), steps=2)\n"
+        "dp.Ledger(sys.argv[1]).charge(pipeline.cost, dp.Address(5, 3, 0), steps=2)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", script, str(path)]).returncode == -9
@@ -55,7 +55,7 @@ def test_one_process_at_a_time_holds_a_ledger(tmp_path):
 def test_nothing_is_ever_taken_back(tmp_path):
     path = tmp_path / "ledger.db"
     with dp.Ledger(path) as ledger:
-        ledger.charge(PIPELINE, HERE)
+        ledger.charge(PIPELINE.cost, HERE)
     with sqlite3.connect(path) as database:
         for statement in ("DELETE FROM charges", "UPDATE charges SET steps = 1"):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -76,13 +76,13 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path):
 
 def test_a_permit_is_for_its_pipeline_its_client_and_its_steps():
     ledger, secret = dp.Ledger(), dp.SecretSeed(0)
-    memory = PIPELINE.init(10, seed=dp.PublicSeed(5), client=3)
-    permit = ledger.charge(PIPELINE, memory.address, steps=2)
+    memory = PIPELINE.init_client(10, seed=dp.PublicSeed(5), client=3)
+    permit = ledger.charge(PIPELINE.cost, memory.address, steps=2)
     louder = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(0.5)), sampling=dp.Poisson(0.1))
     with pytest.raises(dp.BudgetExhausted, match="charged for"):
         louder.release([], louder.init(10, seed=dp.PublicSeed(5), client=3), secret, permit)
     with pytest.raises(ValueError, match="cannot release for client 4"):
-        PIPELINE.release([], PIPELINE.init(10, seed=dp.PublicSeed(5), client=4), secret, permit)
+        PIPELINE.release([], PIPELINE.init_client(10, seed=dp.PublicSeed(5), client=4), secret, permit)
     first, second = (PIPELINE.release([], memory, secret, permit) for _ in range(2))
     assert not np.array_equal(first.values, second.values)
     with pytest.raises(dp.BudgetExhausted, match="used up"):
@@ -94,7 +94,7 @@ def test_a_permit_is_worth_nothing_in_a_forked_process():
     script = (
         "import os, dpcomp as dp\n"
         "pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))\n"
-        "permit = dp.Ledger().charge(pipeline, dp.Address(5, 3, 0))\n"
+        "permit = dp.Ledger().charge(pipeline.cost, dp.Address(5, 3, 0))\n"
         "if child := os.fork():\n"
         "    os.waitpid(child, 0)\n"
         "permit.spend(pipeline, seeded=False)\n"
@@ -109,7 +109,7 @@ def test_the_guarantee_is_the_largest_of_the_clients():
     ledger = dp.Ledger()
     for client, rounds in ((0, 3), (1, 8), (2, 1)):
         for number in range(rounds):
-            ledger.charge(PIPELINE, dp.Address(5, client, number))
+            ledger.charge(PIPELINE.cost, dp.Address(5, client, number))
     assert ledger.guarantee(1e-5) == PIPELINE.guarantee(8, 1e-5)
 
 
@@ -126,22 +126,22 @@ def test_an_unsafe_charge_is_remembered_as_such():
 
 def test_units_and_trusts_are_not_mixed():
     ledger = dp.Ledger()
-    ledger.charge(PIPELINE, HERE)
+    ledger.charge(PIPELINE.cost, HERE)
     other = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), unit="client")
     with pytest.raises(ValueError, match="keep a ledger for each"):
-        ledger.charge(other, dp.Address(5, 3, 1))
+        ledger.charge(other.cost, dp.Address(5, 3, 1))
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True])
 def test_steps_are_whole_and_at_least_one(steps):
     with pytest.raises(ValueError, match="at least 1"):
-        dp.Ledger().charge(PIPELINE, HERE, steps=steps)
+        dp.Ledger().charge(PIPELINE.cost, HERE, steps=steps)
 
 
 def test_many_charges_stay_fast():
     ledger = dp.Ledger()
     began = time.process_time()
     for number in range(5_000):
-        ledger.charge(PIPELINE, dp.Address(5, number % 10, number))
+        ledger.charge(PIPELINE.cost, dp.Address(5, number % 10, number))
     assert (time.process_time() - began) / 5_000 < 1e-3
     assert ledger.guarantee(1e-5).steps == 500

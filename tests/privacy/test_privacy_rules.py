@@ -1,6 +1,7 @@
 """PRIVACY_RULES and the table of units and trust, row by row: what the surface can say has the verdict given there."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def of_event(event, steps=10, delta=1e-5):
 
 
 def released(pipeline, memory, block, secret, ledger):
-    return pipeline.release([block], memory, secret, ledger.charge(pipeline, memory.address))
+    return pipeline.release([block], memory, secret, ledger.charge(pipeline.cost, memory.address))
 
 
 # Which orders are private
@@ -42,7 +43,7 @@ def test_rules_2_and_3_a_public_support_costs_what_none_costs_and_its_noise_stan
     for mechanism in ((dp.RandomK(0.1), *GAUSSIAN), (dp.Clip(1.0), dp.RandomK(0.1), dp.Gaussian(Z))):
         pipeline = dp.Pipeline(mechanism=mechanism)
         assert spent(pipeline) == of_event(GaussianDpEvent(Z))
-        memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+        memory = pipeline.init_client(D, seed=dp.PublicSeed(0), client=0)
         update = released(pipeline, memory, np.zeros((3, D), np.float32), secret, dp.Ledger())
         assert isinstance(update.support, dp.Seeded)
         assert len(update.values) == D // 10
@@ -57,7 +58,7 @@ def test_rule_2_masking_before_the_clip_spends_the_clip_norm_on_the_support():
         "after": (dp.Clip(1.0), dp.RandomK(0.1)),
     }.items():
         pipeline = dp.Pipeline(mechanism=dp.unsafe("to see the sum", *mechanism))
-        total = pipeline.clip(block, pipeline.init(D, seed=dp.PublicSeed(0), client=0))
+        total = pipeline.clip(block, pipeline.init_client(D, seed=dp.PublicSeed(0), client=0))
         sums[name] = np.linalg.norm(total.vector())
     assert sums["before"] == pytest.approx(1.0, rel=1e-4)
     assert sums["after"] == pytest.approx(math.sqrt(0.1), rel=1e-4)
@@ -74,7 +75,7 @@ def test_rule_4_can_be_studied_by_name_and_says_so():
     guarantee = pipeline.guarantee(10, 1e-5)
     assert guarantee.epsilon == math.inf
     assert "how much it leaks" in str(guarantee)
-    memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+    memory = pipeline.init_client(D, seed=dp.PublicSeed(0), client=0)
     update = released(pipeline, memory, np.arange(D, dtype=np.float32)[None], dp.SecretSeed(0), dp.Ledger())
     assert update.support == dp.Listed(np.arange(D - 4, D))
 
@@ -82,7 +83,7 @@ def test_rule_4_can_be_studied_by_name_and_says_so():
 def test_rule_5_top_k_of_each_unit_before_the_clip_is_private_and_noised_everywhere():
     pipeline = dp.Pipeline(mechanism=(dp.TopK(0.05), *GAUSSIAN))
     assert spent(pipeline) == of_event(GaussianDpEvent(Z))
-    memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+    memory = pipeline.init_client(D, seed=dp.PublicSeed(0), client=0)
     block = np.random.default_rng(0).standard_normal((2, D)).astype(np.float32)
     update = released(pipeline, memory, block, dp.SecretSeed(0), dp.Ledger())
     assert update.support == dp.Everywhere()
@@ -122,6 +123,7 @@ def test_stages_in_the_wrong_room_are_told_where_to_go(mechanism):
 
 
 def test_rule_8_to_16_stages_that_do_not_exist_cannot_be_smuggled_in():
+    @dataclass(frozen=True)
     class Dither:
         def claim(self, before, where):
             return before
@@ -145,12 +147,12 @@ def test_rules_14_and_16_signs_behind_the_noise_are_free_and_a_public_dither_is_
 def test_rule_12_what_an_allocator_tracks_is_the_broadcasts_alone():
     codec = dp.Codec(quantize=dp.Uniform(dp.Waterfill(3, clients=2)))
     pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=codec, downlink=dp.Codec(), feedback=False)
-    memory, server = pipeline.init(50, dp.PublicSeed(0), client=1), pipeline.init_server(50, dp.PublicSeed(0))
+    memory, server = pipeline.init_client(50, dp.PublicSeed(0), client=1), pipeline.init_server(50, dp.PublicSeed(0))
     clean = dp.Update(values=np.ones(50), layout=memory.layout, address=memory.address, noise_stddev=1.0)
     with pytest.raises(dp.NotPrivate):
         pipeline.send(clean, memory)
     before = memory.tracked.signal
-    released = pipeline.release([], memory, dp.SecretSeed(), dp.Ledger().charge(pipeline, memory.address))
+    released = pipeline.release([], memory, dp.SecretSeed(), dp.Ledger().charge(pipeline.cost, memory.address))
     payload, memory = pipeline.send(released, memory)
     np.testing.assert_array_equal(memory.tracked.signal, before)  # sending says nothing; following does
     estimate, server = pipeline.receive(payload, server)
@@ -162,7 +164,7 @@ def test_rule_10_a_clean_uplink_with_feedback_is_clipped_again_and_noised_everyw
     pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1e-6)), codec=CODED, unit="client", trust="server")
     seed, ledger = dp.PublicSeed(0), dp.Ledger()
     server = pipeline.init_server(D, seed=seed)
-    clients = [pipeline.init(D, seed=seed, client=client) for client in range(3)]
+    clients = [pipeline.init_client(D, seed=seed, client=client) for client in range(3)]
     estimates = []
     for memory in clients:
         update = dp.Update(values=np.full(D, 9.0), layout=memory.layout, address=memory.address)
@@ -176,12 +178,12 @@ def test_rule_10_a_clean_uplink_with_feedback_is_clipped_again_and_noised_everyw
 
 def test_rules_11_and_12_clean_values_neither_leave_nor_come_back():
     nobody = dp.Pipeline(mechanism=GAUSSIAN, codec=CODED)
-    memory = nobody.init(D, seed=dp.PublicSeed(0), client=0)
+    memory = nobody.init_client(D, seed=dp.PublicSeed(0), client=0)
     clean = dp.Update(values=np.ones(D), layout=memory.layout, address=memory.address)
     with pytest.raises(dp.NotPrivate, match="made by hand"):
         nobody.send(clean, memory)
     trusting = dp.Pipeline(mechanism=GAUSSIAN, codec=CODED, unit="client", trust="server")
-    memory = trusting.init(D, seed=dp.PublicSeed(0), client=0)
+    memory = trusting.init_client(D, seed=dp.PublicSeed(0), client=0)
     server = trusting.init_server(D, seed=dp.PublicSeed(0))
     estimate, server = trusting.receive(trusting.send(clean, memory)[0], server)
     for decoded in (estimate, estimate.dense(), estimate.derive(estimate.dense())):
@@ -193,7 +195,7 @@ def test_rule_17_local_steps_compose_and_a_client_level_update_is_one_event():
     example = dp.Pipeline(mechanism=GAUSSIAN, sampling=dp.Poisson(0.1))
     ledger = dp.Ledger()
     for number in range(4):
-        ledger.charge(example, dp.Address(0, 0, number), steps=3)
+        ledger.charge(example.cost, dp.Address(0, 0, number), steps=3)
     assert ledger.guarantee(1e-5).epsilon == spent(example, steps=12)
     assert ledger.guarantee(1e-5).steps == 12
 
@@ -217,7 +219,7 @@ def test_rule_21_sampling_clients_under_the_servers_eyes_amplifies_nothing():
 def test_rule_22_under_a_trusted_server_the_sampled_event_is_charged_and_a_second_update_refused():
     pipeline = dp.Pipeline(mechanism=GAUSSIAN, unit="client", trust="server", sampling=dp.Poisson(0.1))
     assert spent(pipeline) == of_event(PoissonSampledDpEvent(0.1, GaussianDpEvent(Z)))
-    memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+    memory = pipeline.init_client(D, seed=dp.PublicSeed(0), client=0)
     server = pipeline.init_server(D, seed=dp.PublicSeed(0))
     update = dp.Update(values=np.ones(D), layout=memory.layout, address=memory.address)
     first, memory = pipeline.send(update, memory)
@@ -231,7 +233,7 @@ def test_rule_23_events_that_were_mixed_are_accounted_by_rdp():
     ledger = dp.Ledger()
     for number, noise in enumerate((1.0, 1.3, 2.0)):
         pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(noise)), sampling=dp.Poisson(0.1))
-        ledger.charge(pipeline, dp.Address(0, 0, number), steps=5)
+        ledger.charge(pipeline.cost, dp.Address(0, 0, number), steps=5)
     guarantee = ledger.guarantee(1e-5)
     assert guarantee.accountant == "RDP"
     assert "RDP filter" in str(guarantee)
@@ -254,7 +256,7 @@ def test_other_units_and_trusts_do_not_exist(terms):
 @pytest.mark.parametrize(("unit", "trust"), [("example", "nobody"), ("client", "nobody"), ("client", "server")])
 def test_the_noise_stands_where_the_trust_says(unit, trust):
     pipeline = dp.Pipeline(mechanism=GAUSSIAN, unit=unit, trust=trust)
-    client = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+    client = pipeline.init_client(D, seed=dp.PublicSeed(0), client=0)
     server = pipeline.init_server(D, seed=dp.PublicSeed(0))
     right, wrong = (server, client) if trust == "server" else (client, server)
     block, secret, ledger = np.ones((1, D), np.float32), dp.SecretSeed(0), dp.Ledger()
@@ -275,7 +277,7 @@ def test_a_seeded_release_says_so_and_an_unseeded_one_does_not():
     pipeline = dp.Pipeline(mechanism=GAUSSIAN)
     for secret, said in ((dp.SecretSeed(3), True), (dp.SecretSeed(), False)):
         ledger = dp.Ledger()
-        memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+        memory = pipeline.init_client(D, seed=dp.PublicSeed(0), client=0)
         released(pipeline, memory, np.ones((1, D), np.float32), secret, ledger)
         assert ("SEEDED" in str(ledger.guarantee(1e-5))) == said
 
@@ -288,22 +290,22 @@ def test_an_unsafe_mechanism_needs_a_reason():
 # What others may add
 
 
+@dataclass(frozen=True)
 class Rounded:
     """An honest stage of rule 15: rounding to a grid moves a sum of d values by up to grid·√d more."""
 
-    def __init__(self, grid):
-        self.grid = grid
+    grid: float
 
     def claim(self, before, where):
         return dp.Bounded(l2=before.l2 + self.grid * math.sqrt(D))
 
-    def apply(self, value, mask_key):
+    def apply(self, value, context):
         return value
 
 
 def test_noise_is_scaled_to_what_the_stages_before_it_prove():
     pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), Rounded(0.5), dp.Gaussian(Z)))
-    memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+    memory = pipeline.init_client(D, seed=dp.PublicSeed(0), client=0)
     update = released(pipeline, memory, np.zeros((1, D), np.float32), dp.SecretSeed(0), dp.Ledger())
     assert update.values.std() == pytest.approx(Z * (1 + 0.5 * math.sqrt(D)), rel=0.15)
 
@@ -333,9 +335,9 @@ def test_a_release_that_no_gaussian_made_is_refused():
 
 def test_a_total_is_noised_by_the_mechanism_that_made_it_and_counts_every_unit_once():
     loose, tight = (dp.Pipeline(mechanism=(dp.Clip(norm), dp.Gaussian(Z))) for norm in (10.0, 1.0))
-    memories = [pipeline.init(D, seed=dp.PublicSeed(0), client=0) for pipeline in (loose, tight)]
+    memories = [pipeline.init_client(D, seed=dp.PublicSeed(0), client=0) for pipeline in (loose, tight)]
     total = loose.clip(np.ones((1, D), np.float32), memories[0])
-    permit = dp.Ledger().charge(tight, memories[1].address)
+    permit = dp.Ledger().charge(tight.cost, memories[1].address)
     with pytest.raises(dp.NotPrivate, match="not made by this pipeline"):
         tight.noise(total, memories[1], dp.SecretSeed(0), permit)
     assert permit.used == 0
@@ -345,16 +347,20 @@ def test_a_total_is_noised_by_the_mechanism_that_made_it_and_counts_every_unit_o
 
 def test_a_client_is_one_unit():
     pipeline = dp.Pipeline(mechanism=GAUSSIAN, unit="client")
-    memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+    memory = pipeline.init_client(D, seed=dp.PublicSeed(0), client=0)
     with pytest.raises(dp.NotPrivate, match="2 units in one client's release"):
         released(pipeline, memory, np.ones((2, D), np.float32), dp.SecretSeed(0), dp.Ledger())
 
 
 def test_a_release_of_one_mechanism_does_not_pass_for_that_of_another():
     private, bare = (dp.Pipeline(mechanism=mechanism) for mechanism in (GAUSSIAN, dp.unsafe("bare", dp.Clip(1.0))))
-    memory = private.init(D, seed=dp.PublicSeed(0), client=0)
+    memory = private.init_client(D, seed=dp.PublicSeed(0), client=0)
     clean = released(
-        bare, bare.init(D, seed=dp.PublicSeed(0), client=0), np.ones((1, D), np.float32), dp.SecretSeed(0), dp.Ledger()
+        bare,
+        bare.init_client(D, seed=dp.PublicSeed(0), client=0),
+        np.ones((1, D), np.float32),
+        dp.SecretSeed(0),
+        dp.Ledger(),
     )
     with pytest.raises(dp.NotPrivate, match="another mechanism"):
         private.send(clean, memory)
@@ -366,9 +372,9 @@ def test_a_release_of_one_mechanism_does_not_pass_for_that_of_another():
 def test_a_residual_does_not_change_hands_between_pipelines():
     trusting = dp.Pipeline(mechanism=GAUSSIAN, codec=CODED, unit="client", trust="server")
     nobody = dp.Pipeline(mechanism=GAUSSIAN, codec=CODED, unit="client")
-    memory = trusting.init(D, seed=dp.PublicSeed(0), client=0)
+    memory = trusting.init_client(D, seed=dp.PublicSeed(0), client=0)
     _, memory = trusting.send(dp.Update(values=np.ones(D), layout=memory.layout, address=memory.address), memory)
-    permit = dp.Ledger().charge(nobody, memory.address)
+    permit = dp.Ledger().charge(nobody.cost, memory.address)
     with pytest.raises(dp.VersionMismatch, match="memory is of pipeline"):
         nobody.release([], memory, dp.SecretSeed(0), permit)
 
@@ -376,8 +382,8 @@ def test_a_residual_does_not_change_hands_between_pipelines():
 def test_a_permit_is_for_the_terms_it_was_charged_on():
     client = dp.Pipeline(mechanism=GAUSSIAN, unit="client")
     example = dp.Pipeline(mechanism=GAUSSIAN, unit="example")
-    memory = example.init(D, seed=dp.PublicSeed(0), client=0)
-    permit = dp.Ledger().charge(client, memory.address)
+    memory = example.init_client(D, seed=dp.PublicSeed(0), client=0)
+    permit = dp.Ledger().charge(client.cost, memory.address)
     with pytest.raises(dp.BudgetExhausted, match="was charged for"):
         example.release([], memory, dp.SecretSeed(0), permit)
 
@@ -386,7 +392,7 @@ def test_mixed_precision_cannot_loosen_the_clip():
     import torch
 
     pipeline = dp.Pipeline(mechanism=GAUSSIAN)
-    memory = pipeline.init(D, seed=dp.PublicSeed(0), client=0)
+    memory = pipeline.init_client(D, seed=dp.PublicSeed(0), client=0)
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="Clip outside of autocast"):
         pipeline.clip(torch.ones(3, D), memory)
 

@@ -25,7 +25,7 @@ LAYOUT = {"weight": (20, 31), "bias": (5,), "scale": ()}
 
 def setting(stages):
     pipeline = dp.Pipeline(mechanism=(*stages, dp.Gaussian(1.1)))
-    return pipeline, pipeline.init(LAYOUT, seed=dp.PublicSeed(1), client=0)
+    return pipeline, pipeline.init_client(LAYOUT, seed=dp.PublicSeed(1), client=0)
 
 
 def block():
@@ -91,7 +91,7 @@ def test_micro_batches_add_up(stages, array):
 @pytest.mark.parametrize("array", [np.asarray, torch.from_numpy, jnp.asarray], ids=["numpy", "torch", "jax"])
 def test_every_framework_releases(stages, array):
     pipeline, memory = setting(stages)
-    permits = [dp.Ledger().charge(pipeline, memory.address) for _ in range(2)]
+    permits = [dp.Ledger().charge(pipeline.cost, memory.address) for _ in range(2)]
     update = pipeline.release(halves(array), memory, dp.SecretSeed(2), permits[0])
     expected = pipeline.release([block()], memory, dp.SecretSeed(2), permits[1])
     assert update.support == expected.support
@@ -107,8 +107,8 @@ def test_gaussian_add_agrees(array):
 
 def test_totals_of_different_supports_or_layouts_do_not_add_up():
     pipeline, memory = setting((dp.RandomK(0.4), dp.Clip(0.9)))
-    other_round = pipeline.init(LAYOUT, seed=dp.PublicSeed(2), client=0)
+    other_round = pipeline.init_client(LAYOUT, seed=dp.PublicSeed(2), client=0)
     with pytest.raises(ValueError, match="one support"):
         pipeline.clip(block(), memory) + pipeline.clip(block(), other_round)
     with pytest.raises(ValueError, match="one layout"):
-        pipeline.nothing(memory) + pipeline.nothing(pipeline.init(4, seed=dp.PublicSeed(1), client=0))
+        pipeline.nothing(memory) + pipeline.nothing(pipeline.init_client(4, seed=dp.PublicSeed(1), client=0))

@@ -55,7 +55,7 @@ def test_a_perfect_network_says_nothing_of_faults():
 def test_late_updates_are_taken_where_that_is_declared():
     slow = Faults(reorder=0.9, delay=9, patience=3, retry=3)
     rejected = run(pipeline(), slow, rounds=12)
-    weighed = run(pipeline(), slow, rounds=12, protocol=Versioned(late=Weigh(max_age=4)))
+    weighed = run(pipeline(), slow, rounds=12, protocol=Versioned(late_policy=Weigh(max_age=4)))
     assert weighed.table()["participants"].sum() > rejected.table()["participants"].sum()
 
 
@@ -107,8 +107,8 @@ class SeenServer(Server):
         super().__init__(*arguments, **named)
         self.models = [self.model]
 
-    def close(self):
-        broadcast = super().close()
+    def close_round(self):
+        broadcast = super().close_round()
         self.models.append(self.model)
         return broadcast
 

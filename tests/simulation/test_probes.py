@@ -58,8 +58,8 @@ class TestWhatIsMeasured:
 
         plain = dp.Pipeline(mechanism=(*before, dp.Clip(1.0), dp.Gaussian(noise)))
         watched = Watched.of(plain, (Keep(), TopKOverlap(0.5), Clipping()))
-        memory = plain.init(4, seed=dp.PublicSeed(0), client=0)
-        watched.release(blocks, memory, dp.SecretSeed(0), dp.Ledger().charge(plain, memory.address))
+        memory = plain.init_client(4, seed=dp.PublicSeed(0), client=0)
+        watched.release(blocks, memory, dp.SecretSeed(0), dp.Ledger().charge(plain.cost, memory.address))
         return seen[0], watched.row()
 
     def test_the_clean_sum_and_the_norms(self):
@@ -95,9 +95,9 @@ class TestWhatIsMeasured:
     def test_nothing_of_a_release_is_kept(self):
         plain = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
         watched = Watched.of(plain, PROBES)
-        memory = plain.init(4, seed=dp.PublicSeed(0), client=0)
+        memory = plain.init_client(4, seed=dp.PublicSeed(0), client=0)
         block = np.ones((2, 4), dtype=np.float32)
-        watched.release([block], memory, dp.SecretSeed(0), dp.Ledger().charge(plain, memory.address))
+        watched.release([block], memory, dp.SecretSeed(0), dp.Ledger().charge(plain.cost, memory.address))
         assert watched._open == []
         watched.row()
         assert watched.row() == {}

@@ -35,8 +35,8 @@ class WatchedServer(Server):
         WatchedParticipant.server = self
         self.stood, self.held, self.resident = {0: (self.memory.shared.digest, self.model)}, [], []
 
-    def close(self):
-        broadcast = super().close()
+    def close_round(self):
+        broadcast = super().close_round()
         self.stood[self.memory.shared.version] = (self.memory.shared.digest, self.model)
         supports = [link.last_support for link in self.memory.links.values()]
         links = sum(0 if support is None else support.positions.nbytes for support in supports)
@@ -52,8 +52,8 @@ class WatchedParticipant(Participant):
     mismatches: ClassVar[int] = 0
     compared: ClassVar[int] = 0
 
-    def on(self, event):
-        messages = super().on(event)
+    def handle(self, event):
+        messages = super().handle(event)
         if self.state.phase is Phase.SYNCED:
             digest, model = self.server.stood[self.state.memory.shared.version]
             same = self.state.memory.shared.digest == digest and self.state.model.tobytes() == model.tobytes()

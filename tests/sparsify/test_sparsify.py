@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import dpcomp as dp
+from dpcomp.core.public_context import PublicContext
 from dpcomp.privacy.unit_gradients import Units
 from dpcomp.sparsify import top_k_indices as selection
 from dpcomp.sparsify.top_k_indices import top_k_indices
@@ -251,7 +252,7 @@ def test_the_mask_of_each_unit_keeps_its_own_top_k(array):
         layout = dp.Layout.of({"a": (7,), "b": (1,), "c": (12,)})
         units = Units.of(tuple(array(layer) for layer in layers), layout)
         for fraction in (0.01, 0.3, 1.0):
-            masked = dp.TopK(fraction).apply(units, mask_key=0)
+            masked = dp.TopK(fraction).apply(units, PublicContext(layout=units.layout, mask_key=0))
             rows = np.concatenate([np.asarray(layer) for layer in masked.layers], axis=1)
             for row, unit in zip(rows, whole, strict=True):
                 expected, kept = np.zeros_like(unit), by_sorting(unit, max(1, round(20 * fraction)))
@@ -272,7 +273,7 @@ def test_the_mask_per_layer_is_the_mask_of_every_layer_by_itself(array):
             kept = begin + by_sorting(unit[begin:end], min(end - begin, max(1, round(0.3 * (end - begin)))))
             row[kept] = unit[kept]
     for block in (tuple(map(array, parts)), array(whole)):
-        masked = stage.apply(Units.of(block, layout), mask_key=0)
+        masked = stage.apply(Units.of(block, layout), PublicContext(layout=layout))
         rows = np.concatenate([np.asarray(layer) for layer in masked.layers], axis=1)
         np.testing.assert_array_equal(rows, expected)
         assert [layer.shape for layer in masked.layers] == [layer.shape for layer in Units.of(block, layout).layers]
@@ -280,8 +281,10 @@ def test_the_mask_per_layer_is_the_mask_of_every_layer_by_itself(array):
 
 def test_after_random_k_the_mask_per_layer_keeps_its_share_of_what_each_layer_has_left():
     layout, rng = dp.Layout.of({"a": (40,), "b": (60,)}), np.random.default_rng(8)
-    left = dp.RandomK(0.5).apply(Units.of(rng.standard_normal((3, 100)).astype(np.float32), layout), mask_key=9)
-    masked = dp.TopK(0.2, per="layer").apply(left, mask_key=9)
+    left = dp.RandomK(0.5).apply(
+        Units.of(rng.standard_normal((3, 100)).astype(np.float32), layout), PublicContext(layout=layout, mask_key=9)
+    )
+    masked = dp.TopK(0.2, per="layer").apply(left, PublicContext(layout=layout, mask_key=9))
     for layer in (slice(0, 40), slice(40, 100)):
         among = np.isin(left.support.indices(100), np.arange(100)[layer])
         kept = np.count_nonzero(masked.layers[0][:, among], axis=1)
@@ -293,7 +296,8 @@ def test_the_top_of_a_sum_per_layer_is_that_of_the_codec():
     total = Units.of(rng.standard_normal((3, 100)).astype(np.float32), layout).sum()
     for per in ("vector", "layer"):
         stage = dp.TopK(0.1, per=per)
-        assert stage.apply(total, mask_key=0).support == stage.select(total.vector(), dp.Everywhere(), layout, 0)
+        context = PublicContext(layout=layout)
+        assert stage.apply(total, context).support == stage.select(total.vector(), dp.Everywhere(), context)
 
 
 @pytest.mark.parametrize("stage", [dp.TopK, dp.RandomK])
@@ -320,16 +324,19 @@ def test_the_repr_is_the_call_that_makes_it():
 @pytest.mark.parametrize(("fraction", "d", "k"), [(0.1, 100, 10), (1e-9, 100, 1), (1, 100, 100), (0.126, 100, 13)])
 def test_the_share_kept_is_the_nearest_whole_number_and_at_least_one(stage, fraction, d, k):
     x = np.random.default_rng(0).standard_normal(d).astype(np.float32)
-    assert len(stage(fraction).select(x, dp.Everywhere(), dp.Layout.of(d), mask_key=5).indices(d)) == k
+    assert (
+        len(stage(fraction).select(x, dp.Everywhere(), PublicContext(layout=dp.Layout.of(d), mask_key=5)).indices(d))
+        == k
+    )
 
 
 def test_the_codecs_top_k_stays_among_its_candidates():
     x = np.random.default_rng(3).standard_normal(100).astype(np.float32)
     candidates, layout = dp.Seeded(seed=11, k=30), dp.Layout.of(100)
-    chosen = dp.TopK(0.1).select(x, candidates, layout, mask_key=0).indices(100)
+    chosen = dp.TopK(0.1).select(x, candidates, PublicContext(layout=layout, mask_key=0)).indices(100)
     among = candidates.indices(100)
     np.testing.assert_array_equal(chosen, among[by_sorting(x[among], 10)])
-    assert dp.TopK(0.3).select(x, candidates, layout, mask_key=0) == candidates
+    assert dp.TopK(0.3).select(x, candidates, PublicContext(layout=layout, mask_key=0)) == candidates
 
 
 @settings(max_examples=100, deadline=None)
@@ -343,7 +350,11 @@ def test_per_layer_every_layer_keeps_its_own_share(sizes, fraction, candidate_sh
     layout, rng = dp.Layout.of({f"layer {i}": (size,) for i, size in enumerate(sizes)}), np.random.default_rng(seed)
     x = rng.choice(TIED, layout.size)
     for candidates in (dp.Everywhere(), dp.Seeded(seed=seed, k=round(candidate_share * layout.size))):
-        chosen = dp.TopK(fraction, per="layer").select(x, candidates, layout, mask_key=0).indices(layout.size)
+        chosen = (
+            dp.TopK(fraction, per="layer")
+            .select(x, candidates, PublicContext(layout=layout, mask_key=0))
+            .indices(layout.size)
+        )
         expected, among = [], candidates.indices(layout.size)
         for begin, end in pairwise(layout.edges):
             mine, share = among[(begin <= among) & (among < end)], max(1, round(fraction * (end - begin)))
@@ -376,7 +387,7 @@ def test_random_k_looks_at_the_key_and_never_at_the_values():
 def test_random_k_cuts_each_layer_down_to_the_rounds_support(array):
     block = np.arange(24, dtype=np.float32).reshape(2, 12)
     units = Units.of((array(block[:, :5]), array(block[:, 5:])), dp.Layout.of({"a": (5,), "b": (7,)}))
-    restricted = dp.RandomK(0.5).apply(units, mask_key=3)
+    restricted = dp.RandomK(0.5).apply(units, PublicContext(layout=units.layout, mask_key=3))
     rows = np.concatenate([np.asarray(layer) for layer in restricted.layers], axis=1)
     np.testing.assert_array_equal(rows, block[:, restricted.support.indices(12)])
     assert rows.shape == (2, 6)

@@ -30,9 +30,9 @@ class Client:
         inner = torch.optim.SGD(self.model.parameters(), **({"lr": 1.0} | sgd))
         secret = dp.SecretSeed(7) if secret is None else secret
         self.optimizer = PrivateOptimizer(inner, self.model, pipeline, secret=secret, expected_batch_size=divisor)
-        self.memory = pipeline.init(self.optimizer.layout, seed=dp.PublicSeed(1), client=number)
+        self.memory = pipeline.init_client(self.optimizer.layout, seed=dp.PublicSeed(1), client=number)
         self.ledger = dp.Ledger()
-        self.permit = self.ledger.charge(pipeline, self.memory.address, steps=steps)
+        self.permit = self.ledger.charge(pipeline.cost, self.memory.address, steps=steps)
         self.optimizer.begin(self.memory, self.permit)
         self.gradients: list[torch.Tensor] = []
         self.optimizer.attach_step_hook(lambda _: self.gradients.append(self.gradient()))

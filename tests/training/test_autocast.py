@@ -12,8 +12,8 @@ def clipped_sum(autocast):
     optimizer = PrivateOptimizer(
         torch.optim.SGD(model.parameters(), lr=1.0), model, pipeline, secret=dp.SecretSeed(0), expected_batch_size=1
     )
-    memory = pipeline.init(optimizer.layout, seed=dp.PublicSeed(0), client=0)
-    optimizer.begin(memory, dp.Ledger().charge(pipeline, memory.address))
+    memory = pipeline.init_client(optimizer.layout, seed=dp.PublicSeed(0), client=0)
+    optimizer.begin(memory, dp.Ledger().charge(pipeline.cost, memory.address))
     model(inputs).square().mean().backward()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         optimizer.step()

@@ -40,8 +40,8 @@ def client(rate: float | None, *, secret=None, steps: int = 1000) -> PrivateOpti
 
 
 def open_round(optimizer: PrivateOptimizer, *, version: int = 0, steps: int = 1000) -> None:
-    memory = optimizer.pipeline.init(optimizer.layout, seed=dp.PublicSeed(version), client=0)
-    optimizer.begin(memory, dp.Ledger().charge(optimizer.pipeline, memory.address, steps=steps))
+    memory = optimizer.pipeline.init_client(optimizer.layout, seed=dp.PublicSeed(version), client=0)
+    optimizer.begin(memory, dp.Ledger().charge(optimizer.pipeline.cost, memory.address, steps=steps))
 
 
 def numbered(n: int) -> TensorDataset:

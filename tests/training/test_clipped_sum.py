@@ -96,8 +96,8 @@ class TestTheClippedSum:
             torch.optim.SGD(model.parameters(), lr=1.0), model, pipeline, secret=dp.SecretSeed(0), expected_batch_size=1
         )
         assert optimizer.layout.size == 20
-        memory = pipeline.init(optimizer.layout, seed=dp.PublicSeed(0), client=0)
-        optimizer.begin(memory, dp.Ledger().charge(pipeline, memory.address))
+        memory = pipeline.init_client(optimizer.layout, seed=dp.PublicSeed(0), client=0)
+        optimizer.begin(memory, dp.Ledger().charge(pipeline.cost, memory.address))
         tokens, targets = torch.tensor([[0, 1, 2], [4, 4, 3]]), torch.tensor([1, 2])
         expected = torch.zeros(5, 4)
         for row, target in zip(tokens, targets, strict=True):

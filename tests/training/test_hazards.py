@@ -143,6 +143,6 @@ class TestRefusals:
 
     def test_a_memory_of_another_model(self):
         client = linear()
-        memory = client.optimizer.pipeline.init(22, seed=dp.PublicSeed(1), client=0)
+        memory = client.optimizer.pipeline.init_client(22, seed=dp.PublicSeed(1), client=0)
         with pytest.raises(ValueError, match=r"optimizer\.layout"):
             client.optimizer.begin(memory, client.permit)

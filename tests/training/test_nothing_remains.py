@@ -47,7 +47,7 @@ class TestNothingRemains:
         assert leftovers(client.model) == []
         alone = linear()
         for either in (client, alone):  # as begin would, but for what begin discards
-            permit = either.ledger.charge(either.optimizer.pipeline, dp.Address(1, 0, 1))
+            permit = either.ledger.charge(either.optimizer.pipeline.cost, dp.Address(1, 0, 1))
             either.optimizer._open = (either.memory, permit)
             either.optimizer.step()
         assert torch.equal(client.gradients[-1], alone.gradients[-1])
@@ -68,8 +68,8 @@ class TestNothingRemains:
         inner = torch.optim.SGD([*model.parameters(), temperature], lr=1.0)
         pipeline = noisy()
         optimizer = PrivateOptimizer(inner, model, pipeline, secret=dp.SecretSeed(0), expected_batch_size=1)
-        memory = pipeline.init(optimizer.layout, seed=dp.PublicSeed(0), client=0)
-        optimizer.begin(memory, dp.Ledger().charge(pipeline, memory.address))
+        memory = pipeline.init_client(optimizer.layout, seed=dp.PublicSeed(0), client=0)
+        optimizer.begin(memory, dp.Ledger().charge(pipeline.cost, memory.address))
         temperature.requires_grad_(True)
         inputs, targets = examples(9)
         with hooks_on_inputs():
@@ -88,9 +88,9 @@ class TestNothingRemains:
         inner.step()  # raw gradients are in its momentum now
         pipeline = noisy()
         optimizer = PrivateOptimizer(inner, model, pipeline, secret=dp.SecretSeed(0), expected_batch_size=1)
-        memory = pipeline.init(optimizer.layout, seed=dp.PublicSeed(0), client=0)
-        optimizer.begin(memory, dp.Ledger().charge(pipeline, memory.address))
+        memory = pipeline.init_client(optimizer.layout, seed=dp.PublicSeed(0), client=0)
+        optimizer.begin(memory, dp.Ledger().charge(pipeline.cost, memory.address))
         before = read(model)
         optimizer.step()
-        noise = pipeline.release([], memory, dp.SecretSeed(0), dp.Ledger().charge(pipeline, memory.address))
+        noise = pipeline.release([], memory, dp.SecretSeed(0), dp.Ledger().charge(pipeline.cost, memory.address))
         np.testing.assert_array_equal(read(model), before - noise.values)

@@ -22,7 +22,10 @@ class TestPureNoise:
         client = linear()
         client.optimizer.step()
         fresh = client.optimizer.pipeline.release(
-            [], client.memory, dp.SecretSeed(7), dp.Ledger().charge(client.optimizer.pipeline, client.memory.address)
+            [],
+            client.memory,
+            dp.SecretSeed(7),
+            dp.Ledger().charge(client.optimizer.pipeline.cost, client.memory.address),
         )
         np.testing.assert_allclose(client.sums()[0].numpy(), fresh.values, rtol=1e-6)
         assert client.permit.used == 1
@@ -211,7 +214,7 @@ class TestTheUpdate:
         for seed in range(3):
             client.step(*examples(9, seed=seed))
         update = client.optimizer.update()
-        support = dp.RandomK(0.2).support(client.memory.layout.size, client.memory.mask_key)
+        support = dp.RandomK(0.2).public_support(client.optimizer.pipeline.channel.context(client.memory))
         assert update.support == support
         assert set(np.flatnonzero(update.dense())) <= set(support.indices(21))
         payload, _ = pipeline.send(update, client.memory)

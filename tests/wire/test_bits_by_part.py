@@ -10,7 +10,7 @@ from scipy.special import gammaln
 
 import dpcomp as dp
 from dpcomp.codec.entropy.range_meter import information
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.bits_by_part import layer_bits, measure
 from dpcomp.wire.frame import HEADER_BYTES
 from dpcomp.wire.payload import common_of
@@ -32,7 +32,9 @@ def test_the_parts_of_any_body_add_up_to_its_bytes(message, entropy, quantize, d
     layout, support, values = message
     previous = dp.Listed(np.flatnonzero(data.draw(st.lists(st.booleans(), min_size=layout.size, max_size=layout.size))))
     mask = support if isinstance(support, dp.Seeded) else None
-    common = Common(layout=layout, mask=mask, previous=data.draw(st.sampled_from([None, previous])))
+    common = PublicContext(
+        layout=layout, public_support=mask, previous_support=data.draw(st.sampled_from([None, previous]))
+    )
     codec = dp.Codec(quantize=quantize, entropy=entropy)
     body, decoded = codec.encode(values, support, common)
     found, bits = codec.measure(body, common)
@@ -49,8 +51,8 @@ def test_packed_parts_are_what_their_widths_say():
     layout, rng = dp.Layout.of({"a": (900,), "b": (124,)}), np.random.default_rng(0)
     support = dp.Listed(np.arange(0, 1024, 10))
     codec = dp.Codec(quantize=dp.Uniform(3), entropy=dp.FixedWidth())
-    body, _ = codec.encode(rng.standard_normal(103).astype(np.float32), support, Common(layout=layout))
-    _, bits = codec.measure(body, Common(layout=layout))
+    body, _ = codec.encode(rng.standard_normal(103).astype(np.float32), support, PublicContext(layout=layout))
+    _, bits = codec.measure(body, PublicContext(layout=layout))
     assert (bits.header, bits.index, bits.side, bits.value) == (8 * 5, 103 * 10, 2 * 16, 103 * 3)
     assert bits.rounding == 8 * len(body) - 40 - 1030 - 32 - 309 == (-1030 % 8) + (-90 * 3 % 8) + (-13 * 3 % 8)
 
@@ -58,7 +60,7 @@ def test_packed_parts_are_what_their_widths_say():
 @pytest.mark.parametrize(("quantize", "width"), [(None, 32), (dp.Float16(), 16)])
 @pytest.mark.parametrize("entropy", [dp.FixedWidth(), dp.RangeCoder()], ids=str)
 def test_floats_are_values_and_not_side_information(quantize, width, entropy):
-    codec, common = dp.Codec(quantize=quantize, entropy=entropy), Common(layout=dp.Layout.of(50))
+    codec, common = dp.Codec(quantize=quantize, entropy=entropy), PublicContext(layout=dp.Layout.of(50))
     body, _ = codec.encode(np.ones(50, np.float32), dp.Everywhere(), common)
     _, bits = codec.measure(body, common)
     assert (bits.value, bits.side, bits.index) == (50 * width, 0, 0)
@@ -66,7 +68,7 @@ def test_floats_are_values_and_not_side_information(quantize, width, entropy):
 
 def parts_of(quantize, kept, levels, d=200_000):
     """What a body's parts take whose support is random, and whose values are a share `levels` of ones among zeros."""
-    rng, common = np.random.default_rng(0), Common(layout=dp.Layout.of(d))
+    rng, common = np.random.default_rng(0), PublicContext(layout=dp.Layout.of(d))
     support = dp.Listed(np.sort(rng.choice(d, kept, replace=False)))
     codec = dp.Codec(quantize=quantize)
     body, _ = codec.encode((rng.random(kept) < levels).astype(np.float32), support, common)
@@ -109,7 +111,7 @@ class Unmetered:
 
 
 def test_a_coder_without_a_meter_codes_but_is_not_measured():
-    codec, common = dp.Codec(entropy=Unmetered()), Common(layout=dp.Layout.of(3))
+    codec, common = dp.Codec(entropy=Unmetered()), PublicContext(layout=dp.Layout.of(3))
     body, _ = codec.encode(np.ones(3, np.float32), dp.Everywhere(), common)
     assert codec.decode(body, common)[0].tolist() == [1, 1, 1]
     with pytest.raises(TypeError, match=r"give it a \.meter"):
@@ -118,7 +120,7 @@ def test_a_coder_without_a_meter_codes_but_is_not_measured():
 
 def test_damaged_bodies_are_refused_as_in_reading():
     for entropy in (dp.FixedWidth(), dp.RangeCoder()):
-        codec, common = dp.Codec(quantize=dp.Uniform(4), entropy=entropy), Common(layout=dp.Layout.of(30))
+        codec, common = dp.Codec(quantize=dp.Uniform(4), entropy=entropy), PublicContext(layout=dp.Layout.of(30))
         body, _ = codec.encode(np.arange(30, dtype=np.float32), dp.Everywhere(), common)
         for damaged in (b"", body[:3], body[:-1], body + bytes(1)):
             with pytest.raises(dp.CorruptPayload):
@@ -129,7 +131,7 @@ def a_run(codec, **terms):
     layout = dp.Layout.of({"a": (3000,), "b": (1000,)})
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a measurement of the wire"), codec=codec, **terms)
     seed = dp.PublicSeed(0)
-    return pipeline, pipeline.init(layout, seed, client=5), pipeline.init_server(layout, seed)
+    return pipeline, pipeline.init_client(layout, seed, client=5), pipeline.init_server(layout, seed)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +152,8 @@ def test_every_payload_of_a_run_is_measured_by_whoever_has_yet_to_accept_it(code
         update = dp.Update(values=values, layout=memory.layout, address=memory.address, claim=pipeline.claim)
         before = memory
         payload, memory = pipeline.send(update, memory)
-        _, bits = measure(pipeline, payload, server)
-        assert measure(pipeline, payload, before)[1] == bits
+        _, bits = measure_payload(pipeline.channel, payload, server)
+        assert measure_payload(pipeline.channel, payload, before)[1] == bits
         assert total(bits) == 8 * len(payload)
         common = common_of(pipeline, codec, before, before.client, before.link)
         _, body_bits = codec.measure(payload[HEADER_BYTES + (gains // 8 if number else 0) :], common)
@@ -164,9 +166,9 @@ def test_every_payload_of_a_run_is_measured_by_whoever_has_yet_to_accept_it(code
                 with pytest.raises(dp.VersionMismatch, match="payload number"):
                     look(pipeline, payload, late)
         down, server = pipeline.broadcast(estimate.dense(), after)
-        body, bits = measure(pipeline, down, memory)
+        body, bits = measure_payload(pipeline.channel, down, memory)
         assert total(bits) == 8 * len(down)
-        assert measure(pipeline, down, after)[1] == bits
+        assert measure_payload(pipeline.channel, down, after)[1] == bits
         assert body.support == dp.Everywhere()
         memory = pipeline.follow(down, memory)
 
@@ -177,7 +179,7 @@ def test_a_support_told_by_its_changes_is_measured_so():
     for _ in range(2):
         update = dp.Update(values=values, layout=memory.layout, address=memory.address, claim=pipeline.claim)
         payload, memory = pipeline.send(update, memory)
-        index.append(measure(pipeline, payload, server)[1].index)
+        index.append(measure_payload(pipeline.channel, payload, server)[1].index)
         _, server = pipeline.receive(payload, server)
     assert index[0] > 200 * 5
     assert index[1] < 8 * 10

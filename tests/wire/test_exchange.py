@@ -29,9 +29,13 @@ TRUSTED = dp.Pipeline(mechanism=MECHANISM, codec=LOSSY, unit="client", trust="se
 MASKED = dp.Pipeline(mechanism=(dp.RandomK(0.1), *MECHANISM))
 
 
+def mask_key(pipeline, memory):
+    return pipeline.channel.context(memory).mask_key
+
+
 def both_ends(pipeline, layout=LAYOUT, run=5, client=1):
     seed = dp.PublicSeed(run)
-    return pipeline.init(layout, seed, client), pipeline.init_server(layout, seed)
+    return pipeline.init_client(layout, seed, client), pipeline.init_server(layout, seed)
 
 
 def random_vector(*place):
@@ -95,7 +99,7 @@ def test_both_ends_know_the_same_after_every_message(codec):
         for memory in (one, other):
             assert (memory.shared.version, memory.shared.digest) == (server.shared.version, server.shared.digest)
             assert memory.step.dense().tobytes() == server.step.dense().tobytes()
-            assert memory.mask_key == server.mask_key
+            assert mask_key(pipeline, memory) == mask_key(pipeline, server)
     assert one.link.count == other.link.count == 4
     assert one.link.digest != other.link.digest
 
@@ -265,7 +269,7 @@ def test_what_was_not_released_leaves_neither_end(claim):
 def test_a_release_may_leave_and_so_may_what_is_derived_from_it():
     memory, server = both_ends(PLAIN)
     block = np.random.default_rng(0).standard_normal((4, D)).astype(np.float32)
-    update = PLAIN.release([block], memory, dp.SecretSeed(), dp.Ledger().charge(PLAIN, memory.address))
+    update = PLAIN.release([block], memory, dp.SecretSeed(), dp.Ledger().charge(PLAIN.cost, memory.address))
     for leaving in (update, update.derive(update.dense() * 2)):
         payload, _ = PLAIN.send(leaving, memory)
         estimate, _ = PLAIN.receive(payload, server)
@@ -288,7 +292,7 @@ def test_a_trusted_server_broadcasts_its_release():
     clean = dp.Update(values=random_vector(0), layout=memory.layout, address=memory.address)
     payload, memory = TRUSTED.send(clean, memory)
     estimate, server = TRUSTED.receive(payload, server)
-    permit = dp.Ledger().charge(TRUSTED, server.address)
+    permit = dp.Ledger().charge(TRUSTED.cost, server.address)
     released = TRUSTED.release([estimate.dense()[None, :]], server, dp.SecretSeed(), permit)
     down, server = TRUSTED.broadcast(released, server)
     assert TRUSTED.follow(down, memory).shared.digest == server.shared.digest
@@ -302,7 +306,7 @@ def test_a_trusted_server_takes_one_update_of_a_client_and_version():
     _, server = TRUSTED.receive(first, server)
     refused(TRUSTED.receive, second, server, "twice")
     _, server = TRUSTED.receive(TRUSTED.send(update_of(TRUSTED, other, random_vector(2)), other)[0], server)
-    permit = dp.Ledger().charge(TRUSTED, server.address)
+    permit = dp.Ledger().charge(TRUSTED.cost, server.address)
     down, server = TRUSTED.broadcast(TRUSTED.release([], server, dp.SecretSeed(), permit), server)
     memory = TRUSTED.follow(down, memory)
     third, _ = TRUSTED.send(update_of(TRUSTED, memory, random_vector(3)), memory)
@@ -312,7 +316,7 @@ def test_a_trusted_server_takes_one_update_of_a_client_and_version():
 
 def test_a_masked_update_arrives_where_it_stood():
     memory, server = both_ends(MASKED)
-    update = MASKED.release([], memory, dp.SecretSeed(), dp.Ledger().charge(MASKED, memory.address))
+    update = MASKED.release([], memory, dp.SecretSeed(), dp.Ledger().charge(MASKED.cost, memory.address))
     payload, _ = MASKED.send(update, memory)
     estimate, _ = MASKED.receive(payload, server)
     assert estimate.support == update.support
@@ -321,10 +325,10 @@ def test_a_masked_update_arrives_where_it_stood():
 
 def test_an_update_on_an_older_mask_is_refused_or_arrives_where_it_stood():
     memory, server = both_ends(MASKED)
-    update = MASKED.release([], memory, dp.SecretSeed(), dp.Ledger().charge(MASKED, memory.address))
+    update = MASKED.release([], memory, dp.SecretSeed(), dp.Ledger().charge(MASKED.cost, memory.address))
     down, server = MASKED.broadcast(random_vector(0), server)
     memory = MASKED.follow(down, memory)
-    assert memory.mask_key != update.support.seed
+    assert mask_key(MASKED, memory) != update.support.seed
     with contextlib.suppress(ValueError, dp.VersionMismatch):
         payload, _ = MASKED.send(update, memory)
         estimate, _ = MASKED.receive(payload, server)

@@ -40,7 +40,7 @@ def ends(name):
     """A pipeline with this codec, a payload for its server, and that server."""
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=CODECS[name])
     layout, seed = dp.Layout.of({"a": (D - 30,), "b": (30,)}), dp.PublicSeed(0)
-    memory, server = pipeline.init(layout, seed, client=1), pipeline.init_server(layout, seed)
+    memory, server = pipeline.init_client(layout, seed, client=1), pipeline.init_server(layout, seed)
     values = np.random.default_rng(0).standard_normal(D).astype(np.float32)
     update = dp.Update(values=values, layout=layout, address=memory.address, claim=pipeline.claim)
     payload, _ = pipeline.send(update, memory)
@@ -257,7 +257,7 @@ def test_values_that_are_not_finite_are_corrupt(wild):
 def test_a_short_message_that_declares_much_costs_little():
     d = 10**7
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=CODECS["top"], feedback=False)
-    memory, server = pipeline.init(d, dp.PublicSeed(0), client=1), pipeline.init_server(d, dp.PublicSeed(0))
+    memory, server = pipeline.init_client(d, dp.PublicSeed(0), client=1), pipeline.init_server(d, dp.PublicSeed(0))
     update = dp.Update(values=np.zeros(d), layout=memory.layout, address=memory.address, claim=pipeline.claim)
     payload, _ = pipeline.send(update, memory)
     step = b"\x80\x3f"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.frame import HEADER_BYTES, PAYLOAD
 
 FAST_PER_CODEC, SLOW_PER_CODEC = 105, 3600
@@ -102,7 +102,7 @@ def victim(name, large=False, run=7, rounds=1):
     """Ends that have `rounds` messages behind them each way, so that a last support and a broadcast are known."""
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=CODECS[name])
     layout, seed, rng = dp.Layout.of(LARGE if large else SMALL), dp.PublicSeed(run), np.random.default_rng(run)
-    client, server = pipeline.init(layout, seed, client=1), pipeline.init_server(layout, seed)
+    client, server = pipeline.init_client(layout, seed, client=1), pipeline.init_server(layout, seed)
 
     def update():
         values = heavy_tailed(rng, layout)
@@ -368,9 +368,9 @@ def test_a_cluster_of_positions_and_one_far_away_are_read_within_a_second():
     d = 2**22
     layout, positions = dp.Layout.of(d), np.append(np.arange(d // 2), d - 1)
     codec = dp.Codec(quantize=dp.Sign())
-    body, _ = codec.encode(np.ones(len(positions), np.float32), dp.Listed(positions), Common(layout=layout))
+    body, _ = codec.encode(np.ones(len(positions), np.float32), dp.Listed(positions), PublicContext(layout=layout))
     began = time.process_time()
-    _, support = codec.decode(body, Common(layout=layout))
+    _, support = codec.decode(body, PublicContext(layout=layout))
     seconds = time.process_time() - began
     np.testing.assert_array_equal(support.indices(d), positions)
     assert seconds < MOST_SECONDS
@@ -382,7 +382,7 @@ def test_a_table_for_each_of_a_thousand_layers_is_read_within_a_second():
     side = b"\x80\x3f" * layers + b"\xff" * (layers // 8) + b"\x10\x00\x01\x01" * layers
     body = struct.pack("<BI", 0, layout.size) + leb128(len(side)) + side
     began = time.process_time()
-    values, _ = dp.Codec(quantize=dp.Uniform(4)).decode(body, Common(layout=layout))
+    values, _ = dp.Codec(quantize=dp.Uniform(4)).decode(body, PublicContext(layout=layout))
     seconds = time.process_time() - began
     assert not values.any() and len(values) == layers * each
     assert seconds < MOST_SECONDS
@@ -397,7 +397,7 @@ def test_many_tiny_layers_with_tables_of_their_own_take_four_times_the_update_at
     tracemalloc.start()
     began = time.process_time()
     with contextlib.suppress(dp.CorruptPayload):
-        codec.decode(body, Common(layout=layout))
+        codec.decode(body, PublicContext(layout=layout))
     seconds, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seconds < MOST_SECONDS
@@ -413,14 +413,14 @@ def test_the_largest_tables_of_a_thousand_layers_of_two_values_are_read_within_a
     body = struct.pack("<BI", 0, layout.size) + leb128(len(side)) + side
     began = time.process_time()
     with contextlib.suppress(dp.CorruptPayload):
-        dp.Codec(quantize=dp.Uniform(16)).decode(body, Common(layout=layout))
+        dp.Codec(quantize=dp.Uniform(16)).decode(body, PublicContext(layout=layout))
     assert time.process_time() - began < MOST_SECONDS
 
 
 @pytest.mark.parametrize("gain", [127, -128, 64])
 def test_a_gain_never_makes_an_estimate_that_is_not_finite(gain):
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=CODECS["predicted float32"], feedback=False)
-    client, server = pipeline.init(2, dp.PublicSeed(0), client=1), pipeline.init_server(2, dp.PublicSeed(0))
+    client, server = pipeline.init_client(2, dp.PublicSeed(0), client=1), pipeline.init_server(2, dp.PublicSeed(0))
     large = np.array([3e38, 1.0], np.float32)
     down, server = pipeline.broadcast(large, server)
     client = pipeline.follow(down, client)

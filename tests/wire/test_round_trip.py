@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpcomp as dp
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 ENTROPIES = pytest.mark.parametrize("entropy", [dp.FixedWidth(), dp.RangeCoder()], ids=str)
 
@@ -68,7 +68,7 @@ def messages(draw):
 
 def round_trip(codec, values, support, layout):
     """The decoded values, after both ends were seen to agree on them bit for bit."""
-    common = Common(layout=layout, mask=support if isinstance(support, dp.Seeded) else None)
+    common = PublicContext(layout=layout, public_support=support if isinstance(support, dp.Seeded) else None)
     body, sent = codec.encode(values, support, common)
     found, where = codec.decode(body, common)
     assert found.dtype == sent.dtype == np.float32
@@ -170,7 +170,7 @@ def test_int8_is_one_byte_a_coordinate():
     rng, bodies = np.random.default_rng(0), {}
     for d in (1, 100, 4321):
         values = rng.standard_normal(d).astype(np.float32)
-        bodies[d], _ = codec.encode(values, dp.Everywhere(), Common(layout=dp.Layout.of(d)))
+        bodies[d], _ = codec.encode(values, dp.Everywhere(), PublicContext(layout=dp.Layout.of(d)))
     assert len(bodies[100]) - len(bodies[1]) == 99
     assert len(bodies[4321]) - len(bodies[100]) == 4221
     assert len(bodies[1]) == 1 + 5 + 2  # behind the kind and size of the support, and one step
@@ -179,14 +179,14 @@ def test_int8_is_one_byte_a_coordinate():
 @pytest.mark.parametrize(("bits", "level_bytes"), [(2, 25), (3, 38), (7, 88), (12, 150), (16, 200)])
 def test_fixed_width_packs_levels_without_gaps(bits, level_bytes):
     codec = dp.Codec(quantize=dp.Uniform(bits), entropy=dp.FixedWidth())
-    body, _ = codec.encode(np.ones(100, np.float32), dp.Everywhere(), Common(layout=dp.Layout.of(100)))
+    body, _ = codec.encode(np.ones(100, np.float32), dp.Everywhere(), PublicContext(layout=dp.Layout.of(100)))
     assert len(body) == 5 + 2 + level_bytes
 
 
 def test_the_values_of_an_update_are_left_alone():
     values = np.array([0.1, -0.7, 0.3], np.float32)
     values.flags.writeable = False
-    dp.Codec(quantize=dp.Uniform(2)).encode(values, dp.Everywhere(), Common(layout=dp.Layout.of(3)))
+    dp.Codec(quantize=dp.Uniform(2)).encode(values, dp.Everywhere(), PublicContext(layout=dp.Layout.of(3)))
     assert values.tolist() == [np.float32(0.1), np.float32(-0.7), np.float32(0.3)]
 
 

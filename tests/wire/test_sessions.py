@@ -123,7 +123,7 @@ def shared_state(memory):
     shared, step = memory.shared, memory.step
     moved = None if step is None else (step.dense().tobytes(), step.support)
     reference = None if shared.reference is None else shared.reference.tobytes()
-    return shared.version, shared.digest, moved, reference, shared.last_support, memory.mask_key
+    return shared.version, shared.digest, moved, reference, shared.last_support
 
 
 def state(memory):
@@ -165,7 +165,7 @@ class Session:
     def __post_init__(self):
         self.rng, public = np.random.default_rng(self.seed), dp.PublicSeed(self.seed)
         self.server = self.pipeline.init_server(self.layout, public)
-        self.clients = [self.pipeline.init(self.layout, public, client=number) for number in range(CLIENTS)]
+        self.clients = [self.pipeline.init_client(self.layout, public, client=number) for number in range(CLIENTS)]
         self.missed = [[] for _ in range(CLIENTS)]
         self.late, self.estimates, self.charged = [], [], set()
         self.ledger, self.secret = dp.Ledger(), dp.SecretSeed(self.seed)
@@ -183,7 +183,7 @@ class Session:
         d, rng = self.layout.size, self.rng
         masks = [stage for stage in self.pipeline.stages if isinstance(stage, dp.RandomK)]
         if masks and rng.random() < 0.8:
-            return masks[0].support(d, memory.mask_key)
+            return masks[0].public_support(pipeline.channel.context(memory))
         listed = dp.Listed(np.flatnonzero(rng.random(d) < one_of(rng, (0.0, 0.1, 0.6, 1.0))))
         seeded = dp.Seeded(int(rng.integers(2**63)), int(rng.integers(d + 1)))
         return one_of(rng, (dp.Everywhere(), listed, seeded))
@@ -194,7 +194,7 @@ class Session:
             self.charged.add(memory.address)
             block = random_block(self.rng, self.layout, units=one_of(self.rng, (0, 2)), jax=self.jax)
             blocks = [block] * self.rng.integers(3)
-            permit = self.ledger.charge(self.pipeline, memory.address)
+            permit = self.ledger.charge(self.pipeline.cost, memory.address)
             return self.pipeline.release(blocks, memory, self.secret, permit)
         support = self.support(memory)
         values, expected = dressed(self.rng, self.vector()[support.indices(self.layout.size)], self.jax)
@@ -240,7 +240,7 @@ class Session:
         fate = one_of(self.rng, FATES)
         self.fates[fate] = self.fates.get(fate, 0) + 1
         if fate == "never arrives":
-            self.late.append(payload)
+            self.late_policy.append(payload)
         elif fate == "replaced":
             other = self.update(memory)
             replacement, after_other = self.sent(other, memory)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.frame import MAGIC
 
 FILE = Path(__file__).with_name("wire_vectors.json")
@@ -20,10 +20,10 @@ LAYOUT = dp.Layout.of({"a": (5, 6), "nothing": (0,), "b": (10,), "scalar": (), "
 VALUES = ((np.arange(LAYOUT.size) * 37 % 23 - 11) / 8 * np.repeat([1, 1, 8, 2, 0.5], LAYOUT.sizes)).astype(np.float32)
 EVERYWHERE, LISTED = dp.Everywhere(), dp.Listed(np.array([0, 1, 7, 29, 30, 39, 100, 101, 102, 168]))
 SEEDED = dp.Seeded(seed=2024, k=12)
-COMMON = Common(layout=LAYOUT, mask=SEEDED, dither_key=77)
-AFTER = replace(COMMON, previous=dp.Listed(np.array([0, 1, 8, 29, 30, 40, 100, 101, 103, 168])))
-LONG = Common(layout=dp.Layout.of({"dense": (100_000,), "thin": (900_000,)}))
-ONE_LAYER = Common(layout=dp.Layout.of(10**6))
+COMMON = PublicContext(layout=LAYOUT, public_support=SEEDED, dither_key=77)
+AFTER = replace(COMMON, previous_support=dp.Listed(np.array([0, 1, 8, 29, 30, 40, 100, 101, 103, 168])))
+LONG = PublicContext(layout=dp.Layout.of({"dense": (100_000,), "thin": (900_000,)}))
+ONE_LAYER = PublicContext(layout=dp.Layout.of(10**6))
 GAPS = dp.Listed(np.array([*range(0, 100_000, 40), 999_999]))
 PACKED = dp.FixedWidth()
 
@@ -75,7 +75,7 @@ def payloads():
         sampling=dp.Poisson(0.25),
     )
     seed = dp.PublicSeed(77)
-    memory, server = pipeline.init(LAYOUT, seed, client=3), pipeline.init_server(LAYOUT, seed)
+    memory, server = pipeline.init_client(LAYOUT, seed, client=3), pipeline.init_server(LAYOUT, seed)
     found = {}
     for name in ("up", "up again"):
         update = dp.Update(values=VALUES, layout=LAYOUT, address=memory.address, claim=pipeline.claim)

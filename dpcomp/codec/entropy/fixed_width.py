@@ -8,6 +8,7 @@ from jaxtyping import Int, Int32, Int64, UInt8
 from dpcomp.codec.entropy.coder import PartBits
 from dpcomp.codec.quantize.quantizer import Bounds, refuse_outside
 from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.layout import split_by_counts
 
 CHUNK = 2**14  # numbers that are packed at once; a multiple of 8, so that each chunk ends on a whole byte
 
@@ -33,7 +34,7 @@ class FixedWidthWriter:
 
     def levels(self, levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
         """Levels, `counts` of them a layer, in the bits that hold any level of the layer."""
-        layers = np.split(levels, np.cumsum(counts)[:-1])
+        layers = split_by_counts(levels, counts)
         for layer, lowest, width in zip(layers, bounds.lowest, bounds.widths, strict=True):
             if width:
                 self._parts.append(_pack(layer - lowest, int(width)))
@@ -65,7 +66,7 @@ class FixedWidthReader:
     def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
         """Levels, `counts` of them a layer."""
         levels = np.repeat(bounds.lowest, counts)
-        layers = np.split(levels, np.cumsum(counts)[:-1])  # views
+        layers = split_by_counts(levels, counts)  # views
         for layer, width in zip(layers, bounds.widths, strict=True):
             if width:
                 layer += self._unpack(len(layer), int(width), np.int32)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
 from dpcomp.codec.entropy.alphabet import leading_bits
+from dpcomp.core.layout import split_by_counts
 
 FAR = 255  # the symbol of a gap's upper part that says: 255 more, and what is beyond them stands at the end
 TABLE_BITS = 10  # of a gap's middle part; the bits below it are as good as random
@@ -41,7 +42,7 @@ def own_tables(levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers
     lowest = int(levels.min())
     symbols = leading_bits(np.arange(lowest, int(levels.max()) + 1), SHARED_BITS)[0]
     starts = np.flatnonzero(np.diff(symbols, prepend=symbols[0] - 1))  # of the levels that share a symbol
-    layers = np.split(levels, np.cumsum(counts)[:-1])
+    layers = split_by_counts(levels, counts)
     found = [np.bincount(layer - np.int32(lowest), minlength=len(symbols)) for layer in layers]
     frequencies = np.stack([np.add.reduceat(occurrences, starts) for occurrences in found])
     pooled = np.log2(np.maximum(frequencies.sum(axis=0), 1) / max(1, len(levels)))

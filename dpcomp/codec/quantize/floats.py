@@ -7,7 +7,7 @@ from jaxtyping import Float32 as Singles
 from jaxtyping import Int32, Int64
 
 from dpcomp.codec.quantize.quantizer import Bounds
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 
 @dataclass(frozen=True)
@@ -15,24 +15,25 @@ class _Floats:
     """No levels: every value stands on the wire as it is, in `dtype`."""
 
     dtype = "<f4"
+    side_holds_values = True
 
-    def bounds(self, side: bytes, common: Common) -> Bounds:
+    def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """No layer is coded."""
-        nothing = np.zeros(len(common.layout.shapes), dtype=np.int32)
+        nothing = np.zeros(len(context.layout.shapes), dtype=np.int32)
         return Bounds(nothing, nothing)
 
-    def side_bytes(self, counts: Int64[np.ndarray, "layers"], common: Common) -> int:
+    def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """All of the values."""
         return np.dtype(self.dtype).itemsize * int(counts.sum())
 
     def levels(
-        self, values: Singles[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], common: Common
+        self, values: Singles[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> tuple[Int32[np.ndarray, "m"], bytes]:
         """None, and the values."""
         return np.empty(0, dtype=np.int32), self._rounded(values).tobytes()
 
     def values(
-        self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
+        self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Singles[np.ndarray, "k"]:
         """The values."""
         return np.frombuffer(side, dtype=self.dtype).astype(np.float32, copy=False)

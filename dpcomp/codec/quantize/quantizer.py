@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from dpcomp.core.errors import CorruptPayload
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,12 @@ class Bounds:
 class Quantizer(Protocol):
     """Makes levels of values, and values of levels; `counts` says how many of them each layer holds.
 
-    What both ends compute of a body is the same to the last bit: whole numbers, and products of float32s.
+    What both ends compute of a body must be the same to the last bit: whole numbers, and products of float32s.
+
+    Three attributes are optional. `side_holds_values`: whether the bytes before the levels are the values themselves,
+    as in a float format, so that their bits are counted as values; left out, they are where a body has no levels.
+    `allocates`: whether layers get bits of their own. `averaged_clients`: of how many updates the server wants the
+    mean, where the quantiser needs to know.
     """
 
     @property
@@ -41,22 +46,22 @@ class Quantizer(Protocol):
         """Whether the expected decoded value is the value, over the public randomness of `dither_key`."""
         ...
 
-    def bounds(self, side: bytes, common: Common) -> Bounds:
+    def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """The levels that each layer can have, when `side` stands before them."""
         ...
 
     def levels(
-        self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], common: Common
+        self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> tuple[Int32[np.ndarray, "m"], bytes]:
         """A level a value (of no use where no layer is coded), and what stands before them on the wire."""
         ...
 
-    def side_bytes(self, counts: Int64[np.ndarray, "layers"], common: Common) -> int:
+    def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """How many bytes stand before the levels."""
         ...
 
     def values(
-        self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
+        self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """What the levels stand for.
 

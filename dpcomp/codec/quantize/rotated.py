@@ -9,7 +9,7 @@ from randomgen import ChaCha
 
 from dpcomp.codec.quantize.quantizer import Bounds
 from dpcomp.core.errors import CorruptPayload
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 LARGEST = 2**16  # the block whose decoded integers float32 just holds, see `_mixed`
 SMALLEST = 2**6  # below it the rotations are too few: at n = 8 the mean is off by up to a tenth
@@ -35,22 +35,23 @@ class Rotated:
     """
 
     unbiased = False
+    side_holds_values = False
 
-    def side_bytes(self, counts: Int64[np.ndarray, "layers"], common: Common) -> int:
+    def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """Four a block: its scale."""
         return 4 * len(block_sizes(int(counts.sum())))
 
-    def bounds(self, side: bytes, common: Common) -> Bounds:
+    def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """0 for minus, 1 for plus."""
-        zeros = np.zeros(len(common.layout.shapes), dtype=np.int32)
+        zeros = np.zeros(len(context.layout.shapes), dtype=np.int32)
         return Bounds(zeros, zeros + 1)
 
     def levels(
-        self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], common: Common
+        self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> tuple[Int32[np.ndarray, "k"], bytes]:
         """Whether each rotated value is positive, and the scale of each block."""
         levels, scales = (values >= 0).astype(np.int32), []
-        for block, signs in _blocks(len(values), common.dither_key):
+        for block, signs in _blocks(len(values), context.dither_key):
             rotated, scale = _rotated(values[block], signs)
             levels[block] = rotated >= 0
             scales.append(scale)
@@ -58,7 +59,7 @@ class Rotated:
         return levels, np.concatenate([scales, exact]).astype("<f4").tobytes()
 
     def values(
-        self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
+        self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """± scale, rotated back, and within the range of float32."""
         scales = np.frombuffer(side, dtype="<f4").astype(np.float32)
@@ -66,7 +67,7 @@ class Rotated:
             raise CorruptPayload("a block's scale is negative or not finite")
         values = (2 * levels - 1).astype(np.float32)
         with np.errstate(over="ignore"):
-            for scale, (block, signs) in zip(scales, _blocks(len(values), common.dither_key), strict=False):
+            for scale, (block, signs) in zip(scales, _blocks(len(values), context.dither_key), strict=False):
                 np.multiply(_rotated_back(values[block], signs), scale, out=values[block])
         exact = len(values) % SMALLEST
         values[len(values) - exact :] *= scales[len(scales) - exact :]

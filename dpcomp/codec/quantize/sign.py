@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64, Int32, Int64, UInt16
 from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
 from dpcomp.codec.quantize.uniform import LARGEST_STEP, widened
 from dpcomp.core.errors import CorruptPayload
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,19 @@ class Sign:
     """
 
     unbiased = False
+    side_holds_values = False
 
-    def side_bytes(self, counts: Int64[np.ndarray, "layers"], common: Common) -> int:
+    def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """Two a layer: its scale."""
         return 2 * len(counts)
 
-    def bounds(self, side: bytes, common: Common) -> Bounds:
+    def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """0 for minus, 1 for plus."""
-        zeros = np.zeros(len(common.layout.shapes), dtype=np.int32)
+        zeros = np.zeros(len(context.layout.shapes), dtype=np.int32)
         return Bounds(zeros, zeros + 1)
 
     def levels(
-        self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], common: Common
+        self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> tuple[Int32[np.ndarray, "k"], bytes]:
         """Whether each value is positive, and each layer's mean magnitude."""
         layers = pairwise(np.cumsum([0, *counts]))
@@ -44,7 +45,7 @@ class Sign:
         return (values >= 0).astype(np.int32), nearest_halves(np.array(means)).astype("<u2").tobytes()
 
     def values(
-        self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
+        self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """± the layer's scale."""
         values = levels.astype(np.float32)

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int32, Int64
 from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
 from dpcomp.codec.quantize.sign import nearest_halves, scales_of
 from dpcomp.codec.quantize.uniform import widened
-from dpcomp.core.public_context import Common
+from dpcomp.core.public_context import PublicContext
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,19 @@ class Ternary:
     """
 
     unbiased = False
+    side_holds_values = False
 
-    def side_bytes(self, counts: Int64[np.ndarray, "layers"], common: Common) -> int:
+    def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """Two a layer: its scale."""
         return 2 * len(counts)
 
-    def bounds(self, side: bytes, common: Common) -> Bounds:
+    def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """−1, 0, 1."""
-        ones = np.ones(len(common.layout.shapes), dtype=np.int32)
+        ones = np.ones(len(context.layout.shapes), dtype=np.int32)
         return Bounds(-ones, ones)
 
     def levels(
-        self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], common: Common
+        self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> tuple[Int32[np.ndarray, "k"], bytes]:
         """The nearest of the three, and each layer's scale."""
         layers = pairwise(np.cumsum([0, *counts]))
@@ -49,7 +50,7 @@ class Ternary:
         return levels, halves.astype("<u2").tobytes()
 
     def values(
-        self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], common: Common
+        self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """Level × the layer's scale."""
         return scale_layers(levels.astype(np.float32), counts, scales_of(side))

@@ -213,7 +213,9 @@ class PrivateOptimizer(DPOptimizer):
 
     def _round(self) -> tuple[ClientMemory, Permit]:
         if self._open is None:
-            raise BudgetExhausted("no round is open: begin(memory, ledger.charge(pipeline, memory.address, steps))")
+            raise BudgetExhausted(
+                "no round is open: begin(memory, ledger.charge(pipeline.cost, memory.address, steps))"
+            )
         return self._open
 
     def _forget_passes(self) -> None:

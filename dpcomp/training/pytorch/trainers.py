@@ -99,7 +99,7 @@ class ExampleLevel:
         self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
     ) -> Update:
         """E charged steps; the update is made of their releases alone."""
-        permit = ledger.charge(self._pipeline, memory.address, steps=self._local_steps)
+        permit = ledger.charge(self._pipeline.cost, memory.address, steps=self._local_steps)
         write(self._model.to(inputs.device), start)
         optimizer = PrivateOptimizer(
             self._make_optimizer(self._model, memory.address.round),
@@ -167,7 +167,7 @@ class ClientLevel:
             if not np.isfinite(change).all():  # it contributes zero, as under Clip; not to send it would be seen
                 change = np.zeros_like(change)
             return Update(values=change, layout=self.layout, address=memory.address)
-        permit = ledger.charge(self._pipeline, memory.address)
+        permit = ledger.charge(self._pipeline.cost, memory.address)
         return self._pipeline.release([change[None, :]], memory, self._secret, permit)
 
 

@@ -1,0 +1,37 @@
+"""Checks of arguments, whose errors give the name, the value and what is allowed."""
+
+from numbers import Integral
+
+
+def whole_number(value: object, name: str, *, least: int | None = None, most: int | None = None) -> int:
+    """Return `value` as an int, if it is a whole number within the bounds; a bool is none.
+
+    Args:
+        value: What a caller gave.
+        name: What the error calls it, such as `"simulate(rounds)"`.
+        least: The smallest number allowed; None for no bound.
+        most: The largest number allowed; None for no bound.
+
+    Returns:
+        The number as Python's int.
+
+    Raises:
+        TypeError: The value is no whole number.
+        ValueError: The value lies outside the bounds.
+
+    Example:
+        >>> whole_number(3, "rounds", least=1)
+        3
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}: give a whole number{_bounds(least, most)}")
+    number = int(value)
+    if (least is not None and number < least) or (most is not None and number > most):
+        raise ValueError(f"{name} is {number}: give a whole number{_bounds(least, most)}")
+    return number
+
+
+def _bounds(least: int | None, most: int | None) -> str:
+    if least is None:
+        return "" if most is None else f" up to {most:,}"
+    return f" from {least:,} on" if most is None else f" from {least:,} to {most:,}"

@@ -1,0 +1,170 @@
+"""Channel: what both ends of a link are built from, without the private side."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float32
+
+from dpcomp.codec.codec import Codec
+from dpcomp.core.errors import NotPrivate, VersionMismatch
+from dpcomp.core.layout import Layout
+from dpcomp.core.public_context import HasPublicSupport, PublicContext, ReadsHistory
+from dpcomp.core.randomness import PublicSeed
+from dpcomp.core.support import Support
+from dpcomp.privacy.claim import Claim, Released, Unbounded
+from dpcomp.wire.frame import digest
+from dpcomp.wire.memory import ClientMemory, Link, ServerMemory, Shared
+
+CLEAN_UPLINK = Unbounded(
+    because="the server is trusted, so the uplink is clean, and what is decoded from it was never released",
+    remedy="Release the aggregate first: pipeline.release(blocks, server_memory, secret, permit)",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channel:
+    """How updates travel up and broadcasts travel down; `pipeline.channel` gives a pipeline's.
+
+    Two ends understand each other if their channels have one identity and their memories one layout.
+
+    Args:
+        identity: 8 bytes that name the pipeline: the digest of its canonical description.
+        uplink: The codec of updates.
+        downlink: The codec of broadcasts.
+        feedback: Whether a sender remembers what its codec dropped.
+        claim: What the mechanism's releases are known to be; what else calls itself released is refused.
+        server_sees_clean: Whether updates go up without noise, so that what the server decodes was never released.
+        stages: The parts of the mechanism that have a public support or read history.
+    """
+
+    identity: bytes
+    uplink: Codec
+    downlink: Codec
+    feedback: bool
+    claim: Released
+    server_sees_clean: bool
+    stages: tuple[object, ...] = ()
+
+    def fingerprint(self, layout: Layout) -> bytes:
+        """Return the 8 bytes that name this channel and a layout; both ends must have the same."""
+        return digest(self.identity, layout.digest)
+
+    def genesis(self, layout: Layout, seed: PublicSeed) -> bytes:
+        """Return the digest of shared memory before any broadcast."""
+        return digest(self.fingerprint(layout), seed.number.to_bytes(8, "little"))
+
+    @property
+    def uplink_claim(self) -> Claim:
+        """What the server knows of an update that it has decoded."""
+        return CLEAN_UPLINK if self.server_sees_clean else self.claim
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a codec needs the last broadcast."""
+        return bool(self.uplink.predict or self.downlink.predict)
+
+    @cached_property
+    def history_reader(self) -> ReadsHistory | None:
+        """The part whose history both ends keep."""
+        parts = (*self.stages, self.uplink.sparsify, self.downlink.sparsify)
+        readers = list(dict.fromkeys(part for part in parts if isinstance(part, ReadsHistory)))
+        if len(readers) > 1:
+            raise ValueError(f"{readers[0]} and {readers[1]} both keep a history: a pipeline has one at most")
+        return readers[0] if readers else None
+
+    def context(
+        self, memory: ClientMemory | ServerMemory, sender: int | None = None, link: Link | None = None
+    ) -> PublicContext:
+        """Return what both ends know of the next message of a sender.
+
+        Args:
+            memory: Either end's.
+            sender: A client's number, or SERVER; None for the end whose memory it is.
+            link: That client's link, where the memory is the server's; None for the memory's own.
+        """
+        sender = memory.address.client if sender is None else sender
+        link = memory.sending_link if link is None else link
+        return PublicContext(
+            layout=memory.layout,
+            version=memory.shared.version,
+            round=memory.shared.version,
+            client=sender,
+            mask_key=memory.seed.key("mask", memory.shared.version),
+            dither_key=memory.seed.key("dither", sender, memory.shared.version, link.count),
+            last_broadcast=memory.shared.reference,
+            history=memory.shared.history,
+        )
+
+    def message_context(
+        self, codec: Codec, memory: ClientMemory | ServerMemory, sender: int | None = None, link: Link | None = None
+    ) -> PublicContext:
+        """Return what both ends know of the next message of a sender, with its supports, as a codec wants it.
+
+        Args:
+            codec: The channel's uplink or downlink, as the message's direction asks.
+            memory: As for `context`.
+            sender: As for `context`.
+            link: As for `context`.
+        """
+        context = self.context(memory, sender, link)
+        previous = (memory.sending_link if link is None else link).last_support
+        for part in (codec.sparsify, *self.stages):
+            if isinstance(part, HasPublicSupport):
+                return replace(context, public_support=part.public_support(context), previous_support=previous)
+        return replace(context, previous_support=previous)
+
+    def shared_at_start(self, layout: Layout, seed: PublicSeed) -> Shared:
+        """Return shared memory before any broadcast."""
+        history = None if self.history_reader is None else self.history_reader.initial_history(layout)
+        return Shared(digest=self.genesis(layout, seed), history=history)
+
+    def shared_after(
+        self,
+        shared: Shared,
+        chained: bytes,
+        broadcast: Float32[np.ndarray, "d"],
+        listed: Support | None,
+        layout: Layout,
+    ) -> Shared:
+        """Return shared memory after a broadcast: every end computes the same.
+
+        Args:
+            shared: Shared memory before it.
+            chained: The hash chain after its payload.
+            broadcast: The (d,) vector that it was decoded to.
+            listed: The support whose positions its body lists, if it lists any.
+            layout: The layers of the vector.
+        """
+        history = shared.history
+        if self.history_reader is not None and history is not None:
+            history = self.history_reader.update_history(history, broadcast, layout)
+        return shared.advanced(chained, broadcast if self.predicts else None, listed, history)
+
+    def refuse_foreign_memory(self, memory: ClientMemory | ServerMemory) -> None:
+        """Refuse a memory that another pipeline made: its residual may hold what this one must not send.
+
+        Raises:
+            VersionMismatch: The memory's fingerprint is another one.
+        """
+        if memory.pipeline != self.fingerprint(memory.layout):
+            raise VersionMismatch(
+                f"the memory is of pipeline {memory.pipeline.hex()}, not of this one: make a fresh one with "
+                "pipeline.init_client or pipeline.init_server",
+                reason="pipeline",
+            )
+
+    def refuse_unreleased(self, claim: Claim) -> None:
+        """Refuse a value that is not this pipeline's release, or derived from it.
+
+        Raises:
+            NotPrivate: Saying what the value is instead.
+        """
+        if isinstance(claim, Released) and claim != self.claim:
+            raise NotPrivate(
+                f"the update was released by another mechanism ({claim.event}): its cost is not this one's"
+            )
+        if not isinstance(claim, Released):
+            because = claim.because if isinstance(claim, Unbounded) else "the value is clipped, but carries no noise"
+            remedy = claim.remedy if isinstance(claim, Unbounded) else "Add the noise first"
+            raise NotPrivate(f"{because}, so it may not leave: {remedy}")

@@ -1,0 +1,58 @@
+"""The public names, and what importing them loads."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dpcomp as dp
+
+FRAMEWORKS = ("torch", "opacus", "jax", "pandas", "rich", "matplotlib")
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "opacus", "jax", "pandas"):
+            raise ModuleNotFoundError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run(script):
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("module", ["dpcomp, dpcomp.pipeline", "dpcomp.federated", "dpcomp.simulation"])
+def test_the_library_loads_no_framework(module):
+    script = f"import sys, {module}; print([name for name in {FRAMEWORKS} if name in sys.modules])"
+    assert run(script).stdout == "[]\n"
+
+
+def test_every_public_name_can_be_had_without_a_framework_installed():
+    script = BLOCKED + "import dpcomp\nfor name in dpcomp.__all__: getattr(dpcomp, name)\nimport dpcomp.federated"
+    ran = run(script)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_list_for_type_checkers_is_the_list_that_is_loaded():
+    tree = ast.parse(Path(dp.__file__).read_text(encoding="utf-8"))
+    (guarded,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = {
+        alias.asname: node.module for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imported == dp._MODULES
+    assert set(dp.__all__) <= set(dir(dp))
+
+
+def test_a_name_that_is_none_is_refused():
+    with pytest.raises(AttributeError, match="no attribute 'Clipp'"):
+        dp.Clipp  # noqa: B018
+
+
+def test_every_error_has_one_base():
+    for error in (dp.NotPrivate, dp.CorruptPayload, dp.VersionMismatch, dp.BudgetExhausted, dp.ConfigError):
+        assert issubclass(error, dp.DpcompError)

@@ -1,0 +1,28 @@
+"""Every example in a docstring of dpcomp runs, and prints what it says it prints."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import dpcomp
+
+LAX = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def examples():
+    names = ["dpcomp", *(module.name for module in pkgutil.walk_packages(dpcomp.__path__, "dpcomp."))]
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    for name in names:
+        if not name.endswith("__main__"):
+            module = importlib.import_module(name)
+            yield from (example for example in finder.find(module, name) if example.examples)
+
+
+@pytest.mark.parametrize("example", list(examples()), ids=lambda example: example.name)
+def test_the_example_prints_what_it_says(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.DocTestRunner(optionflags=LAX).run(example)
+    assert result.attempted > 0
+    assert result.failed == 0

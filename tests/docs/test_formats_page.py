@@ -1,0 +1,47 @@
+"""The page about formats has the numbers and fields of the code."""
+
+import re
+import struct
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from dpcomp.federated.messages import HELLO, REPLY, Hello, Reply
+from dpcomp.wire import checkpoint
+from dpcomp.wire.frame import PAYLOAD, Frame
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
+FORMATS = {"payload": (PAYLOAD, Frame), "hello": (HELLO, Hello), "reply": (REPLY, Reply)}
+
+
+def section(name):
+    return re.search(rf"^## {name}$(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL | re.IGNORECASE).group(1)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_fields_of_a_message_are_those_of_its_record(name):
+    _, record = FORMATS[name]
+    hints = get_type_hints(record, include_extras=True)
+    expected = [(item.name, struct.calcsize("<" + hints[item.name].__metadata__[0])) for item in fields(record)]
+    found = re.findall(r"^\| `(\w+)` \| (\d+) \|", section(name), flags=re.MULTILINE)
+    assert [(field, int(size)) for field, size in found] == expected
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_number_of_a_message_is_that_of_its_first_bytes(name):
+    magic = FORMATS[name][0]._magic
+    row = re.search(rf"^\| \[{name}\]\(#{name}\) \| `([0-9a-f ]+)` .*?\| (\d+) \|", PAGE, flags=re.MULTILINE)
+    assert bytes.fromhex(row.group(1)) == magic
+    assert int(row.group(2)) == magic[-1]
+
+
+def test_the_payloads_header_has_the_length_that_the_page_says():
+    assert f"The frame is {PAYLOAD.header_bytes} bytes long" in PAGE
+
+
+def test_the_checkpoints_number_is_that_of_the_code():
+    row = re.search(r"^\| \[checkpoint\]\(#checkpoint\) \| `(.*?)` \| (\d+) \|", PAGE, flags=re.MULTILINE)
+    assert row.group(1) == checkpoint.FORMAT
+    assert checkpoint.FORMAT.endswith(f" {row.group(2)}")

@@ -1,0 +1,129 @@
+"""A support from released history is one file: this one stands for any other."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import dpcomp as dp
+from dpcomp.federated import BroadcastReceived, Participant, ReplyReceived, Server, TimedOut, Trained
+from dpcomp.federated.phases import Phase
+from dpcomp.sparsify.top_k_indices import top_k_indices
+from dpcomp.wire import checkpoint
+from dpcomp.wire.bits_by_part import measure_payload
+from dpcomp.wire.checkpoint import Checkpoint
+from dpcomp.wire.loopback import Loopback
+
+D, SHARE = 200, 0.1
+SEED = dp.PublicSeed(4)
+
+
+@dataclass(frozen=True)
+class HistoryTopK:
+    """The coordinates that moved most so far; before any broadcast, the first ones."""
+
+    fraction: float
+
+    def initial_history(self, layout):
+        return np.zeros(layout.size, np.float32)
+
+    def update_history(self, history, broadcast, layout):
+        return np.float32(0.5) * history + broadcast * broadcast
+
+    def public_support(self, context):
+        return dp.Listed(top_k_indices(context.history, round(self.fraction * context.layout.size)))
+
+    def claim(self, before, where):
+        return before
+
+    def apply(self, value, context):
+        return value.restrict(self.public_support(context))
+
+    def select(self, vector, candidates, context):
+        return self.public_support(context)
+
+
+def in_mechanism(**terms):
+    stages = (HistoryTopK(SHARE), dp.Clip(1.0), dp.Gaussian(1.0))
+    return dp.Pipeline(mechanism=stages, codec=dp.Codec(quantize=dp.Uniform(4)), downlink=dp.Codec(), **terms)
+
+
+def in_codec():
+    codec = dp.Codec(sparsify=HistoryTopK(SHARE), quantize=dp.Uniform(4))
+    return dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=codec, downlink=dp.Codec())
+
+
+def moved(number):
+    """A step that is large on other coordinates every round."""
+    vector = np.full(D, 0.01, np.float32)
+    vector[number * 20 : number * 20 + 20] = 1.0
+    return vector
+
+
+@pytest.mark.parametrize("make", [in_mechanism, in_codec])
+def test_both_ends_compute_the_support_and_its_positions_cost_nothing(make):
+    pipeline = make()
+    assert pipeline.guarantee(3, 1e-5) == dp.Pipeline(mechanism=pipeline.stages[-2:]).guarantee(3, 1e-5)
+    client = pipeline.init_client(D, SEED, client=1)
+    ends, ledger = Loopback(pipeline.channel, pipeline.init_server(D, SEED), {1: client}), dp.Ledger()
+    for number in range(4):
+        memory = ends.clients[1]
+        permit = ledger.charge(pipeline.cost, memory.address)
+        update = pipeline.release([np.ones((2, D), np.float32)], memory, dp.SecretSeed(1), permit)
+        delivery = ends.send(update)
+        _, bits = measure_payload(pipeline.channel, delivery.payload, delivery.server_before)
+        assert bits.index == 0
+        start = 0 if number == 0 else 20 * (number - 1)
+        np.testing.assert_array_equal(delivery.received.support.indices(D), np.arange(start, start + 20))
+        assert delivery.received.values.shape == (20,)
+        ends.broadcast(moved(number))
+    assert ends.clients[1].shared.history.tobytes() == ends.server.shared.history.tobytes()
+
+
+def test_history_is_made_of_broadcasts_alone():
+    pipeline = in_mechanism()
+    histories = []
+    for data in (np.ones((2, D), np.float32), np.full((5, D), -3.0, np.float32)):
+        client = pipeline.init_client(D, SEED, client=1)
+        ends = Loopback(pipeline.channel, pipeline.init_server(D, SEED), {1: client})
+        permit = dp.Ledger().charge(pipeline.cost, client.address)
+        ends.send(pipeline.release([data], client, dp.SecretSeed(1), permit))
+        ends.broadcast(moved(2))
+        histories.append(ends.clients[1].shared.history.tobytes())
+    assert histories[0] == histories[1]
+
+
+def test_history_stands_in_checkpoints_and_snapshots(tmp_path):
+    pipeline = in_mechanism()
+    server = Server(pipeline.channel, pipeline.init_server(D, SEED), np.zeros(D, np.float32))
+    client = Participant(pipeline.channel, pipeline.init_client(D, SEED, 1), np.zeros(D, np.float32), dp.Ledger())
+    for _ in range(3):
+        server.close_round()
+    (hello,) = client.handle(TimedOut())
+    client.handle(ReplyReceived(server.handle(hello, sender=1)))
+    assert client.state.phase is Phase.SYNCED
+    for number in range(2):
+        memory = client.state.memory
+        permit = client.ledger.charge(pipeline.cost, memory.address)
+        update = pipeline.release([np.ones((2, D), np.float32)], memory, dp.SecretSeed(number), permit)
+        (payload,) = client.handle(Trained(update))
+        client.handle(ReplyReceived(server.handle(payload, sender=1)))
+        client.handle(BroadcastReceived(server.close_round()))
+    assert client.state.memory.shared.history.any()
+    checkpoint.save(tmp_path, Checkpoint(client.state.memory))
+    again = checkpoint.load(tmp_path, pipeline.channel).memory
+    history = client.state.memory.shared.history.tobytes()
+    assert again.shared.history.tobytes() == history == server.memory.shared.history.tobytes()
+    away = Participant(pipeline.channel, pipeline.init_client(D, SEED, 2), np.zeros(D, np.float32), dp.Ledger())
+    server._history.clear()  # the broadcasts are gone, so that a snapshot must do
+    (hello,) = away.handle(TimedOut())
+    away.handle(ReplyReceived(server.handle(hello, sender=2)))
+    assert away.state.phase is Phase.SYNCED
+    assert away.state.memory.shared.history.tobytes() == history
+
+
+def test_one_pipeline_keeps_one_history():
+    with pytest.raises(ValueError, match="public support"):
+        dp.Pipeline(
+            mechanism=(HistoryTopK(0.1), dp.Clip(1.0), dp.Gaussian(1.0)), codec=dp.Codec(sparsify=HistoryTopK(0.2))
+        )
