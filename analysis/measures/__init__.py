@@ -1,1 +1,1 @@
-"""Measures of supports and payloads: overlap, captured energy, efficiency, and what a payload spends its bits on."""
+"""Measures of rankings, supports and payloads: correlation, overlap, captured energy, efficiency, and bits by part."""

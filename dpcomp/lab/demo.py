@@ -12,7 +12,7 @@ from rich.table import Table
 
 import dpcomp as dp
 from dpcomp.core.storage import make_folder
-from dpcomp.lab.config.federation_keys import simulation_arguments
+from dpcomp.lab.config.build import simulation_arguments
 from dpcomp.lab.figures import scrambling, training
 from dpcomp.lab.results.frames import curves, summary
 from dpcomp.lab.results.provenance import versions

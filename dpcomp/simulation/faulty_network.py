@@ -1,19 +1,41 @@
-"""A network that loses, repeats, holds back and damages messages, as a seed says."""
+"""A network that loses, repeats, delays and damages messages, at configured rates and by a seed."""
 
 from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
+from dpcomp.core.checks import whole_number
+
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What goes wrong, each with its probability.
+    """The faults of a simulated federation, each with its probability. The default has none.
 
-    A message: `drop`, `duplicate`, `corrupt`; `reorder` holds it back for up to `delay` ticks, in which others
-    overtake it. A client, in a round: `crash` at a moment of its own; `absence`, for 1 to `absence_rounds` rounds. The
-    server, in a round: `server_restart`, from what it had written. A round waits `patience` ticks for its updates, and
-    as long for its broadcast; who has no answer asks again after `retry`.
+    Time is counted in ticks: without faults, a message arrives one tick after it was sent.
+
+    Args:
+        drop: Probability that a message is lost.
+        duplicate: Probability that a message is sent twice.
+        corrupt: Probability that a message arrives with a flipped bit, or cut short.
+        reorder: Probability that a message is delayed, so that later ones overtake it.
+        delay: The most ticks of such a delay.
+        crash: Probability that a client crashes in a round, at one of four moments: as the round begins, before it
+            saves its update, before it sends it, or after.
+        absence: Probability that a client leaves in a round.
+        absence_rounds: The most rounds of such an absence.
+        server_restart: Probability that the server restarts before a round, from what it had saved.
+        patience: Ticks that a round waits for updates, and again for its broadcast to be followed.
+        retry: Ticks after which a client without a reply sends again.
+
+    Raises:
+        TypeError, ValueError: A probability is not in [0, 1], or a number of ticks or rounds is no whole number from 1
+            on.
+
+    Example:
+        >>> from dpcomp.simulation import Faults
+        >>> Faults(drop=0.3, crash=0.01).patience
+        12
     """
 
     drop: float = 0.0
@@ -30,48 +52,47 @@ class Faults:
 
     def __post_init__(self):
         for name in ("drop", "duplicate", "corrupt", "reorder", "crash", "absence", "server_restart"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"Faults({name}={getattr(self, name)!r}): it is a probability, in [0, 1]")
+            probability = getattr(self, name)
+            if not 0 <= probability <= 1:
+                raise ValueError(f"Faults({name}) is {probability!r}: give a probability in [0, 1]")
         for name in ("delay", "absence_rounds", "patience", "retry"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Faults({name}={value!r}): it is a whole number, at least 1")
+            whole_number(getattr(self, name), f"Faults({name})", least=1)
 
 
 class Network:
-    """Messages on their way, in ticks; without faults each arrives at the next, in order."""
+    """The messages that are under way, by the tick at which they arrive."""
 
     def __init__(self, faults: Faults, stream: np.random.Generator):
         self._faults, self._stream = faults, stream
-        self._coming: deque[list[tuple[int, int, bytes]]] = deque()
+        self._arrivals: deque[list[tuple[int, int, bytes]]] = deque()  # the first entry arrives at the next tick
 
     def send(self, sender: int, recipient: int, message: bytes) -> None:
-        """Put a message on its way."""
+        """Send a message, which may be lost, doubled, delayed or damaged."""
         faults = self._faults
         for _ in range(1 + self._happens(faults.duplicate)):
             if self._happens(faults.drop):
                 continue
             ticks = 1 + (int(self._stream.integers(1, faults.delay + 1)) if self._happens(faults.reorder) else 0)
-            while len(self._coming) < ticks:
-                self._coming.append([])
-            arrives = damaged(message, self._stream) if self._happens(faults.corrupt) else message
-            self._coming[ticks - 1].append((sender, recipient, arrives))
+            while len(self._arrivals) < ticks:
+                self._arrivals.append([])
+            arriving = damaged(message, self._stream) if self._happens(faults.corrupt) else message
+            self._arrivals[ticks - 1].append((sender, recipient, arriving))
 
     def tick(self) -> list[tuple[int, int, bytes]]:
-        """What arrives now: (sender, recipient, message)."""
-        return self._coming.popleft() if self._coming else []
+        """Advance the clock by one tick, and return what arrives: (sender, recipient, message)."""
+        return self._arrivals.popleft() if self._arrivals else []
 
     @property
-    def quiet(self) -> bool:
-        """Whether nothing is on its way."""
-        return not any(self._coming)
+    def idle(self) -> bool:
+        """Whether no message is under way."""
+        return not any(self._arrivals)
 
     def _happens(self, probability: float) -> bool:
         return probability > 0 and self._stream.random() < probability
 
 
 def damaged(message: bytes, stream: np.random.Generator) -> bytes:
-    """A message with a bit turned, or without its end."""
+    """Return a message with one flipped bit, or, once in five times, cut short."""
     if len(message) and stream.random() < 0.2:
         return message[: stream.integers(len(message))]
     bytes_ = bytearray(message)

@@ -1,4 +1,4 @@
-"""Who takes part in a round."""
+"""Participation: the clients that take part in a round."""
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import NotPrivate
@@ -8,26 +8,42 @@ from dpcomp.privacy import Poisson
 from dpcomp.wire.memory import ServerMemory
 
 
-def cohort(
-    pipeline: Pipeline, participation: Poisson | None, clients: int, memory: ServerMemory, secret: SecretSeed
-) -> list[int]:
-    """The clients of the round, below `clients`.
-
-    Client-level, the pipeline's sampling says who takes part, and under a trusted server the draw is secret,
-    for the amplification rests on it. Example-level, `participation` says it, in public.
+def refuse_second_sampling(pipeline: Pipeline, participation: Poisson | None) -> None:
+    """Refuse `participation` beside a pipeline whose own sampling draws the clients.
 
     Raises:
-        NotPrivate: `participation` beside a client-level pipeline, whose own sampling is what is charged.
+        NotPrivate: The unit is the client, so the draw of clients is what the guarantee is about.
     """
-    if pipeline.unit == "client" and participation is not None:
+    if participation is not None and not pipeline.trust_model.releases_local_steps:
         raise NotPrivate(
-            f"participation={participation} beside unit='client': who takes part is what the guarantee is about; "
-            f"say it as Pipeline(sampling={participation})"
+            f"participation={participation} stands beside unit={pipeline.unit!r}, where the draw of clients is what "
+            f"the guarantee is about: use Pipeline(sampling={participation}) instead"
         )
-    sampling = pipeline.sampling if pipeline.unit == "client" else participation
+
+
+def drawn_cohort(
+    pipeline: Pipeline, participation: Poisson | None, clients: int, memory: ServerMemory, secret: SecretSeed
+) -> list[int]:
+    """Return the clients that are asked for an update in a round.
+
+    **Privacy:** where the draw amplifies (a trusted server), it comes from the secret seed. Elsewhere the server sees
+    who sends, so the draw is public and amplifies nothing.
+
+    Args:
+        pipeline: Its sampling draws clients, unless it draws examples.
+        participation: Draws the clients where the pipeline draws examples; None for all clients.
+        clients: The number of clients.
+        memory: The server's, whose address places the draw.
+        secret: Where a secret draw comes from.
+
+    Returns:
+        Their numbers, ascending; under sampling sometimes none.
+    """
+    trust = pipeline.trust_model
+    sampling = participation if trust.releases_local_steps else pipeline.sampling
     if sampling is None:
         return list(range(clients))
-    if pipeline.trust == "server":
+    if trust.cohort_is_secret:
         stream = secret.stream("cohort", memory.address.run, SERVER, memory.address.round)
     else:
         stream = memory.seed.stream("cohort", memory.address.round)

@@ -1,7 +1,7 @@
-"""Probes: what research alone may look at, clean data included; passed in, and marked in every report.
+"""Probes: measurements of clean data that research needs and a deployment must not have.
 
-A watched pipeline does what the pipeline does, and shows the probes what went in and what came out.
-Without probes none of this exists.
+A watched pipeline does what the pipeline does, and shows each release to the probes. The columns that they fill are
+listed in `Run.probed`. Without probes, nothing here runs.
 """
 
 from collections.abc import Mapping
@@ -26,31 +26,42 @@ from dpcomp.wire.update import Update
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observation:
-    """One release, seen from the private side."""
+    """One release and the clean values behind it.
 
-    clean: Float32[np.ndarray, "d"]  # the clipped sum on all coordinates, without noise
-    norms: Float64[np.ndarray, "n"]  # of the units as the clip found them
-    clip_norm: float  # infinite where nothing clips
+    Attributes:
+        clean: The (d,) clipped sum on all coordinates, without noise.
+        norms: The (n,) norms of the units as the clip gets them: behind a mask, for instance.
+        clip_norm: The clip norm; infinite where nothing clips.
+        released: The release.
+    """
+
+    clean: Float32[np.ndarray, "d"]
+    norms: Float64[np.ndarray, "n"]
+    clip_norm: float
     released: Update
 
 
 @runtime_checkable
 class Probe(Protocol):
-    """Measures something of every release."""
+    """A measurement of every release of a run."""
 
     def measure(self, seen: Observation) -> Mapping[str, float]:
-        """Column → value; a round's row holds the mean over its releases."""
+        """Return columns and their values; the row of a round holds the mean over its releases."""
         ...
 
 
 @dataclass(frozen=True)
 class TopKOverlap:
-    """The share of the clean sum's top k that is also in the released sum's top k (recall; 1 is unscrambled)."""
+    """The share of the clean sum's top k that is also in the released sum's top k: 1 if noise changed no rank.
+
+    Args:
+        fraction: k/d, in (0, 1].
+    """
 
     fraction: float
 
     def measure(self, seen: Observation) -> Mapping[str, float]:
-        """One column, `top_k_overlap`."""
+        """Return one column, `top_k_overlap`."""
         k = TopK(self.fraction).count(len(seen.clean))
         clean, released = top_k_indices(seen.clean, k), top_k_indices(seen.released.dense(), k)
         return {"top_k_overlap": len(np.intersect1d(clean, released, assume_unique=True)) / k}
@@ -58,10 +69,10 @@ class TopKOverlap:
 
 @dataclass(frozen=True)
 class Clipping:
-    """How many units are longer than the clip norm, and how long they are where it stands: behind a mask, say."""
+    """The share of units that are longer than the clip norm, and the mean norm of all units."""
 
     def measure(self, seen: Observation) -> Mapping[str, float]:
-        """Two columns, `clipped_fraction` and `mean_unit_norm`."""
+        """Return two columns, `clipped_fraction` and `mean_unit_norm`; none for a release without units."""
         norms = seen.norms[np.isfinite(seen.norms)]
         if not len(norms):
             return {}
@@ -70,50 +81,52 @@ class Clipping:
 
 @dataclass(frozen=True, kw_only=True)
 class Watched(Pipeline):
-    """A pipeline whose releases are shown to probes."""
+    """A pipeline that shows its releases to probes, and otherwise is the pipeline that it was made of."""
 
     probes: tuple[Probe, ...]
-    _seen: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _values: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _columns: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
-    _open: list[tuple[Total, Any]] = field(default_factory=list, init=False, repr=False, compare=False)
+    # The clean sums and norms of the blocks of the next release.
+    _blocks: list[tuple[Total, Any]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, pipeline: Pipeline, probes: tuple[Probe, ...]) -> "Watched":
-        """The pipeline, watched."""
+        """Return the pipeline with probes."""
         return cls(**{item.name: getattr(pipeline, item.name) for item in fields(Pipeline)}, probes=probes)
 
     def clip(self, block: Any, memory: ClientMemory | ServerMemory) -> Total:
-        """The pipeline's clip; beside it, the clipped sum on all coordinates."""
+        """Clip as the pipeline does, and keep the clipped sum on all coordinates for the probes."""
         units, context = Units.of(block, memory.layout), self.channel.context(memory)
         clips = [stage for stage in self.stages if isinstance(stage, Clip)]
         clean = clips[0].apply(units, context) if clips else units.sum()
-        found: Units | Total = units
+        before_clip: Units | Total = units
         for stage in takewhile(lambda stage: not isinstance(stage, Clip), self._transforms):
-            found = stage.apply(found, context)
-        self._open.append((clean, unit_norms(found.layers if isinstance(found, Units) else units.layers)))
+            before_clip = stage.apply(before_clip, context)
+        layers = before_clip.layers if isinstance(before_clip, Units) else units.layers
+        self._blocks.append((clean, unit_norms(layers)))
         return super().clip(block, memory)
 
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
-        """The pipeline's noise, and a look at it."""
+        """Release as the pipeline does, and show the release to the probes."""
         released = super().noise(total, memory, secret, permit)
-        clean = sum((part.vector() for part, _ in self._open), start=np.zeros(memory.layout.size))
-        norms = np.concatenate([np.asarray(norms, dtype=np.float64) for _, norms in self._open])
-        self._open.clear()
+        clean = sum((part.vector() for part, _ in self._blocks), start=np.zeros(memory.layout.size))
+        norms = np.concatenate([np.asarray(norms, dtype=np.float64) for _, norms in self._blocks])
+        self._blocks.clear()
         clip_norm = next((stage.norm for stage in self.stages if isinstance(stage, Clip)), float("inf"))
         seen = Observation(clean=clean.astype(np.float32), norms=norms, clip_norm=clip_norm, released=released)
         for probe in self.probes:
             for column, value in probe.measure(seen).items():
-                self._seen.setdefault(column, []).append(value)
+                self._values.setdefault(column, []).append(value)
                 self._columns.add(column)
         return released
 
     @property
     def columns(self) -> set[str]:
-        """The columns that the probes filled so far."""
+        """The columns that the probes have filled so far."""
         return self._columns
 
-    def row(self) -> dict[str, float]:
-        """The means since the last row, which begins the next one."""
-        means = {column: float(np.mean(values)) for column, values in self._seen.items()}
-        self._seen.clear()
+    def take_means(self) -> dict[str, float]:
+        """Return the mean of each column since the last call, and begin again."""
+        means = {column: float(np.mean(values)) for column, values in self._values.items()}
+        self._values.clear()
         return means

@@ -1,4 +1,4 @@
-"""What the two ends of a federation are, and what they do with what comes late or has been away."""
+"""Variants of the protocol: the classes of server and client, and their policies."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
@@ -10,26 +10,32 @@ from dpcomp.federated.server import Server
 
 
 @runtime_checkable
-class Ends(Protocol):
-    """The kinds of both, and their policies."""
+class ProtocolVariant(Protocol):
+    """The class of the server, the class of the clients, and what they do with late updates and old residuals."""
 
     server: ClassVar[type[Server]]
     participant: ClassVar[type[Participant]]
 
     @property
     def late_policy(self) -> LatePolicy:
-        """What a server does with late updates."""
+        """The server's policy for updates that arrive after their round."""
         ...
 
     @property
     def absence_policy(self) -> AbsencePolicy:
-        """What a client does with an old residual."""
+        """The clients' policy for the residual after rounds that they missed."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Versioned:
-    """Ends that check version, digest and link of all that they hear."""
+    """The protocol: both ends check version, digest and link of every message.
+
+    Args:
+        late_policy: The server's policy for updates that arrive after their round: `Reject()` or `Weigh(max_age=...)`.
+        absence_policy: The clients' policy for the residual after rounds that they missed: `Keep()`,
+            `Decay(half_life)` or `Drop()`.
+    """
 
     server: ClassVar[type[Server]] = Server
     participant: ClassVar[type[Participant]] = Participant

@@ -1,26 +1,45 @@
-"""Run: what came of a simulation."""
+"""Run: the result of a simulation."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float32
 
 from dpcomp.core.layout import Layout
 from dpcomp.privacy.guarantee import Guarantee
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """What came of a simulation.
+    """The result of a simulation: a row for each round, the guarantee, and the last model.
 
-    `rows` has a mapping a round: round (from 1; an address counts from 0), participants (whose updates were accepted),
-    payload_bytes (mean of an accepted payload), compression_ratio (of those), seconds, and where the round was
-    evaluated test_accuracy and test_loss. Sums over clients, as sent, repeats included: uplink_bytes (payloads),
-    downlink_bytes (broadcasts, and what brings back who was away), control_bytes (questions and answers). Where an
-    allocator spreads the bits, `bits of <layer>`, a value. With faults, `refused_<reason>` and `away`. Last the columns
-    of the probes; `probed` names the columns that saw clean data.
-    `model` is the last vector of parameters, that of a client that followed every broadcast.
+    A row is a mapping from column to number:
+
+    | column | meaning |
+    |---|---|
+    | `round` | from 1 (in an address, rounds count from 0) |
+    | `participants` | clients whose updates were accepted |
+    | `uplink_bytes` | payloads, summed over clients, as sent, repeats included |
+    | `downlink_bytes` | broadcasts, and what brings back clients that were away, summed over clients |
+    | `control_bytes` | questions and replies, summed over clients |
+    | `payload_bytes`, `compression_ratio` | mean over accepted payloads, if there are any |
+    | `bits of <layer>` | bits a value that the codec's allocator spends on a layer, mean over clients |
+    | `test_accuracy`, `test_loss` | what the trainer measures, in the rounds that are evaluated |
+    | `refused_<reason>`, `away` | with faults: refused messages by reason, and clients that were away |
+    | `seconds` | wall time of the round |
+    | … | the columns of the probes, mean over the round's releases |
+
+    Attributes:
+        rows: One row for each round.
+        guarantee: What the run cost in privacy; of several ledgers, the largest ε.
+        layout: The layers of the model.
+        model: The last model as a (d,) vector: that of a client that followed every broadcast.
+        probed: The columns that depend on data that was never released. They are for research and must not be published
+            beside the guarantee.
     """
 
     rows: tuple[dict[str, float], ...]
@@ -29,6 +48,26 @@ class Run:
     model: Float32[np.ndarray, "d"]
     probed: tuple[str, ...]
 
-    def table(self) -> pd.DataFrame:
-        """A tidy frame, one row a round."""
+    def table(self) -> "pd.DataFrame":
+        """Return the rows as a pandas DataFrame, one row for each round.
+
+        Example:
+            Two rounds as a simulation would have made them:
+
+            >>> import numpy as np
+            >>> import dpcomp as dp
+            >>> from dpcomp.simulation import Run
+            >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+            >>> run = Run(
+            ...     rows=({"round": 1, "payload_bytes": 120.0}, {"round": 2, "payload_bytes": 118.0}),
+            ...     guarantee=pipeline.guarantee(steps=2, delta=1e-5),
+            ...     layout=dp.Layout.of(3),
+            ...     model=np.zeros(3, np.float32),
+            ...     probed=(),
+            ... )
+            >>> float(run.table()["payload_bytes"].mean())
+            119.0
+        """
+        import pandas as pd
+
         return pd.DataFrame(list(self.rows))

@@ -1,4 +1,4 @@
-"""Everything that passes between the server and its clients, delivered, answered, and counted in bytes."""
+"""Traffic: delivers all messages between server and clients, and counts their bytes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,14 @@ from dpcomp.wire.frame import PAYLOAD
 
 
 @dataclass
-class Counts:
-    """Bytes as they were sent, repeats included; `control` are questions and words, less what brings a client back."""
+class ByteCounts:
+    """Bytes as they were sent, repeats included.
+
+    Attributes:
+        uplink: Payloads.
+        downlink: Broadcasts, and the bodies of replies, which bring back clients that were away.
+        control: Questions, and the headers of replies.
+    """
 
     uplink: int = 0
     downlink: int = 0
@@ -25,83 +31,96 @@ class Counts:
 
 
 class Traffic:
-    """The clock of a simulated federation: what is sent at one tick arrives at a later one."""
+    """Carries the messages of a simulated federation, tick by tick.
+
+    Args:
+        server: Replies to payloads and questions.
+        participants: The clients, by number.
+        faults: What happens to messages, and how long clients and rounds wait.
+        stream: Where faults are drawn from.
+    """
 
     def __init__(
         self, server: Server, participants: Sequence[Participant], faults: Faults, stream: np.random.Generator
     ):
         self._server, self._participants, self._faults = server, participants, faults
-        self._network, self._now, self._spoke = Network(faults, stream), 0, [-faults.retry] * len(participants)
-        self.away: set[int] = set()  # who hears and says nothing
-        self.counts = Counts()
+        self._network, self._now = Network(faults, stream), 0
+        self._last_sent = [-faults.retry] * len(participants)  # tick of each client's last message
+        self.away: set[int] = set()  # clients that neither receive nor send
+        self.counts = ByteCounts()
 
     def send(self, client: int, messages: Iterable[bytes]) -> None:
-        """Messages of a client to the server."""
+        """Send messages of a client to the server."""
         for message in messages:
             if PAYLOAD.begins(message):
                 self.counts.uplink += len(message)
             else:
                 self.counts.control += len(message)
             self._network.send(client, SERVER, message)
-            self._spoke[client] = self._now
+            self._last_sent[client] = self._now
 
     def broadcast(self, broadcast: bytes) -> None:
-        """A message of the server to all clients."""
+        """Send a broadcast of the server to all clients."""
         for client in range(len(self._participants)):
             self.counts.downlink += len(broadcast)
             self._network.send(SERVER, client, broadcast)
 
     def invite(self, clients: Iterable[int]) -> None:
-        """Tell clients that their updates are wanted at the server's version: who has missed it asks first."""
+        """Ask clients for an update at the server's version; those that missed a broadcast catch up first."""
         for client in clients:
             state = self._participants[client].state
             behind = state.memory.shared.digest != self._server.memory.shared.digest
             if client not in self.away and state.phase is Phase.SYNCED and behind:
                 self.send(client, self._participants[client].handle(TimedOut()))
-        self.run()
+        self.deliver()
 
-    def run(self) -> None:
-        """Deliver until all is said, or patience ends; who has no answer asks again."""
+    def deliver(self) -> None:
+        """Deliver messages until every client has its reply, or the patience of a round ends."""
         for _ in range(self._faults.patience):
-            self._remind()
-            if self._network.quiet and not self._open:
+            self._resend()
+            if self._network.idle and not self._without_reply:
                 break
             for sender, recipient, message in self._network.tick():
-                self._deliver(sender, recipient, message)
+                self._arrive(sender, recipient, message)
             self._now += 1
 
     def restart(self, client: int) -> None:
-        """A client crashes, or comes back: it goes on from what it had saved, and asks at once."""
+        """Restart a client from what it had saved; it asks the server where they stand at the next tick."""
         self._participants[client].restart()
-        self._spoke[client] = self._now - self._faults.retry
+        self._last_sent[client] = self._now - self._faults.retry
+
+    def take_counts(self) -> ByteCounts:
+        """Return the bytes since the last call, and count from zero again."""
+        counts, self.counts = self.counts, ByteCounts()
+        return counts
 
     @property
-    def _open(self) -> list[int]:
-        """Who is here, and has no answer."""
+    def _without_reply(self) -> list[int]:
+        """The clients that are here and wait for a reply."""
         phases = ((client, participant.state.phase) for client, participant in enumerate(self._participants))
         return [client for client, phase in phases if phase is not Phase.SYNCED and client not in self.away]
 
-    def _remind(self) -> None:
-        for client in self._open:
-            if self._now - self._spoke[client] >= self._faults.retry:
+    def _resend(self) -> None:
+        for client in self._without_reply:
+            if self._now - self._last_sent[client] >= self._faults.retry:
                 self.send(client, self._participants[client].handle(TimedOut()))
 
-    def _deliver(self, sender: int, recipient: int, message: bytes) -> None:
+    def _arrive(self, sender: int, recipient: int, message: bytes) -> None:
         if recipient != SERVER:
             if recipient not in self.away:
-                self._told(recipient, message)
+                self._arrive_at_client(recipient, message)
             return
-        word = self._server.handle(message, sender)
-        if word is not None:
-            head = min(len(word), REPLY.header_bytes)
-            self.counts.control += head
-            self.counts.downlink += len(word) - head
-            self._network.send(SERVER, sender, word)
+        reply = self._server.handle(message, sender)
+        if reply is not None:
+            header = min(len(reply), REPLY.header_bytes)
+            self.counts.control += header
+            self.counts.downlink += len(reply) - header
+            self._network.send(SERVER, sender, reply)
 
-    def _told(self, client: int, message: bytes) -> None:
+    def _arrive_at_client(self, client: int, message: bytes) -> None:
         event = ReplyReceived(message) if REPLY.begins(message) else BroadcastReceived(message)
         try:
             answers = self._participants[client].handle(event)
         except (CorruptPayload, VersionMismatch):
-            return  # nothing changed; who waits asks again
+            return  # the client's state is unchanged; if it waits for a reply, it sends again
         self.send(client, answers)

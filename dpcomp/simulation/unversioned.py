@@ -1,7 +1,7 @@
-"""A federation without version checks, for study: every end takes what comes for what it expects.
+"""Unversioned: the protocol without version checks, to study what the checks are worth.
 
-This is what is left of the protocol once its headers say nothing: whatever arrives, early, late or twice, is read as
-the next message, against whatever its reader remembers. Damaged bytes are still noticed.
+Every message that arrives, early, late or twice, is read as the next one, against whatever its reader remembers.
+Damaged bytes are still refused.
 """
 
 import os
@@ -26,11 +26,13 @@ from dpcomp.wire.memory import Link, ServerMemory, Shared
 
 
 class UnversionedServer(Server):
-    """A server that takes any payload for its sender's next.
+    """A server that reads any payload as its sender's next one; it cannot be trusted, and cannot restart.
+
+    The arguments are those of `Server`.
 
     Raises:
-        NotPrivate: the server is trusted: a repeat would be twice the sensitivity.
-        ValueError: it is to outlive its process.
+        NotPrivate: The pipeline trusts the server. A repeated payload would be added twice: twice the sensitivity.
+        ValueError: A folder is given.
     """
 
     def __init__(
@@ -46,9 +48,12 @@ class UnversionedServer(Server):
         folder: str | os.PathLike[str] | None = None,
     ):
         if channel.server_sees_clean:
-            raise NotPrivate("Unversioned() with trust='server' would add repeats up: twice the sensitivity")
+            raise NotPrivate(
+                "Unversioned() with a trusted server adds up repeated payloads, which is twice the sensitivity: use "
+                "Versioned()"
+            )
         if folder is not None:
-            raise ValueError("Unversioned() keeps no journal, so it cannot restart: server_restart=0")
+            raise ValueError("Unversioned() keeps no journal, so its server cannot restart: use server_restart=0")
         super().__init__(
             channel,
             memory,
@@ -60,7 +65,7 @@ class UnversionedServer(Server):
         )
 
     def handle(self, message: bytes, sender: int) -> bytes | None:
-        """Take a payload, whatever it was coded against; there is no word on it."""
+        """Accept a payload, whatever it was coded against, without a reply."""
         try:
             frame, _ = PAYLOAD.unseal(message)
             payload = _stamped(message, self.memory.shared, self.memory.link(frame.client))
@@ -72,15 +77,15 @@ class UnversionedServer(Server):
 
 
 class UnversionedParticipant(Participant):
-    """A client that takes any broadcast for its next, and believes that all it sends arrives."""
+    """A client that reads any broadcast as the next one, and assumes that all it sends arrives."""
 
     @property
     def may_train(self) -> bool:
-        """Whether the address was not charged yet."""
+        """Whether the address was not charged before."""
         return not self.ledger.charged(self.state.memory.address)
 
     def handle(self, event: Event) -> list[bytes]:
-        """Commit what is sent at once, and follow any broadcast; nothing else happens."""
+        """Send and commit an update at once, follow any broadcast, and do nothing at other events."""
         memory, messages = self.state.memory, []
         if isinstance(event, Trained):
             payload, memory = exchange.send(self._channel, event.update, memory)
@@ -96,7 +101,7 @@ class UnversionedParticipant(Participant):
 
 @dataclass(frozen=True)
 class Unversioned:
-    """Ends without version checks, which know of no lateness and no absence."""
+    """The protocol without version checks, for study: it has no policies for late updates and absent clients."""
 
     server: ClassVar[type[Server]] = UnversionedServer
     participant: ClassVar[type[Participant]] = UnversionedParticipant
@@ -105,7 +110,7 @@ class Unversioned:
 
 
 def _stamped(payload: bytes, shared: Shared, link: Link) -> bytes:
-    """A payload as if it had been coded against these."""
+    """Return the payload with headers as if it had been coded against this state."""
     frame, body = PAYLOAD.unseal(payload)
     frame = replace(
         frame,

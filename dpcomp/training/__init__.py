@@ -1,1 +1,7 @@
-"""Local training: the only place that knows a framework."""
+"""Training of a client's model: the seam that `simulate` uses, and a folder for each framework behind it."""
+
+from dpcomp.training.schedule import Cosine as Cosine
+from dpcomp.training.schedule import Schedule as Schedule
+from dpcomp.training.trainer import Federation as Federation
+from dpcomp.training.trainer import Trainer as Trainer
+from dpcomp.training.trainer import TrainerConfig as TrainerConfig

@@ -1,24 +1,39 @@
-"""Learning rates that follow a schedule, which is public and fixed before the first round."""
+"""Learning rates that change from round to round, by a public schedule that is fixed before the first round."""
 
 import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from dpcomp.core.checks import whole_number
+
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Says the learning rate of each round."""
+    """A learning rate for each round."""
 
     def rate(self, round_number: int) -> float:
-        """The learning rate of all local steps of a round, counted from 0."""
+        """Return the learning rate of all local steps of a round, counted from 0."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """A line up to `peak` over the first `warm_up` rounds, then half a cosine, to nothing behind the last of `rounds`.
+    """A linear warm-up followed by half a period of a cosine, down to zero.
 
-    Source: Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts; Goyal et al. 2017, arXiv 1706.02677, the line.
+    Source: Loshchilov & Hutter 2017, arXiv 1608.03983, section 3, without restarts; the warm-up is that of Goyal et al.
+    2017, arXiv 1706.02677, section 2.2.
+
+    Args:
+        peak: The largest learning rate, reached right after the warm-up.
+        rounds: The number of rounds. The rate would be 0 in the round after the last one.
+        warm_up: The number of rounds over which the rate rises to `peak`.
+
+    Raises:
+        TypeError, ValueError: The peak is not finite and above 0, or the warm-up is not shorter than the rounds.
+
+    Example:
+        >>> [round(Cosine(peak=1.0, rounds=4).rate(number), 2) for number in range(4)]
+        [1.0, 0.85, 0.5, 0.15]
     """
 
     peak: float
@@ -27,12 +42,12 @@ class Cosine:
 
     def __post_init__(self):
         if not (self.peak > 0 and math.isfinite(self.peak)):
-            raise ValueError(f"{self}: the peak is a finite learning rate above 0")
-        if not 0 <= self.warm_up < self.rounds:
-            raise ValueError(f"{self}: the warm-up is shorter than all rounds")
+            raise ValueError(f"Cosine(peak) is {self.peak}: give a finite learning rate above 0")
+        whole_number(self.rounds, "Cosine(rounds)", least=1)
+        whole_number(self.warm_up, "Cosine(warm_up)", least=0, most=self.rounds - 1)
 
     def rate(self, round_number: int) -> float:
-        """The learning rate of a round, counted from 0; those behind the last have the last one's."""
+        """Return the learning rate of a round, counted from 0; rounds after the last have the last one's."""
         if round_number < self.warm_up:
             return self.peak * (round_number + 1) / (self.warm_up + 1)
         passed = (min(round_number, self.rounds - 1) - self.warm_up) / (self.rounds - self.warm_up)
@@ -40,5 +55,5 @@ class Cosine:
 
 
 def rate_of(learning_rate: float | Schedule, round_number: int) -> float:
-    """The rate of a round; a number is that of all rounds."""
+    """Return the learning rate of a round, counted from 0; a plain number holds for every round."""
     return learning_rate.rate(round_number) if isinstance(learning_rate, Schedule) else learning_rate

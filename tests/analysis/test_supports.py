@@ -1,42 +1,13 @@
 """Every measure is what its definition says, on vectors with ties, zeros, and nothing in them."""
 
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 import dpcomp as dp
-from analysis.measures.supports import captured_energy, smallest_support, support_overlap
-
-TIED = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -3.0])
-
-
-def finite(dtype):
-    return st.floats(allow_nan=False, allow_infinity=False, width=8 * np.dtype(dtype).itemsize)
-
-
-@st.composite
-def pairs(draw, most=24):
-    """Two vectors of one length: of few values, of any, constant, or zero."""
-    d, dtype = draw(st.integers(1, most)), draw(st.sampled_from([np.float32, np.float64]))
-    vectors = st.one_of(
-        arrays(dtype, d, elements=TIED),
-        arrays(dtype, d, elements=finite(dtype)),
-        TIED.map(lambda x: np.full(d, x, dtype)),
-    )
-    return draw(vectors), draw(vectors)
-
-
-@st.composite
-def pairs_and_k(draw):
-    clean, noisy = draw(pairs())
-    return clean, noisy, draw(st.integers(0, len(clean)))
-
-
-def ranked(vector):
-    return sorted(range(len(vector)), key=lambda position: (-abs(vector[position]), position))
+from analysis.measures.supports import captured_energy, ranking, smallest_support, support_overlap
+from tests.analysis.vector_pairs import pairs, pairs_and_k, ranked
 
 
 def top(vector, k):
@@ -53,6 +24,18 @@ def whole_numbers(vector):
     ratios = [float(value).as_integer_ratio() for value in vector]
     common = max(denominator for _, denominator in ratios)
     return np.array([numerator * (common // denominator) for numerator, denominator in ratios], dtype=object)
+
+
+@given(vectors=pairs(), data=st.data())
+def test_a_ranking_begins_with_the_largest_and_of_equal_ones_with_the_lower_position(vectors, data):
+    vector, _ = vectors
+    depth = data.draw(st.integers(0, len(vector)))
+    assert ranking(vector, depth).tolist() == ranked(vector)[:depth]
+
+
+def test_a_ranking_deeper_than_the_vector_is_refused():
+    with pytest.raises(ValueError, match="k = 4 of an array of shape"):
+        ranking(np.ones(3), 4)
 
 
 SUBSETS = st.sets(st.integers(0, 19)).map(lambda positions: np.array(sorted(positions), dtype=np.int64))
@@ -109,14 +92,6 @@ def test_values_that_are_not_finite_are_refused(wrong, dtype):
             smallest_support(*vectors, 0.5)
     with pytest.raises(ValueError, match="NaN or infinite"):
         captured_energy(broken, dp.Everywhere())
-
-
-@pytest.fixture
-def unchecked_shapes():
-    """As in use, where nothing checks the signatures."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

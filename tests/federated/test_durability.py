@@ -109,11 +109,11 @@ def test_a_folder_whose_first_save_was_cut_short_can_be_opened(tmp_path):
     server_of(folder=tmp_path).close()
 
 
-def test_a_server_that_was_shut_does_nothing(tmp_path):
+def test_a_server_that_was_closed_does_nothing(tmp_path):
     server = server_of(folder=tmp_path)
     server.close()
-    for act in (server.close, lambda: server.handle(b"", 1)):
-        with pytest.raises(dp.DpcompError, match="was shut"):
+    for act in (server.close_round, lambda: server.handle(b"", 1)):
+        with pytest.raises(dp.DpcompError, match="was closed"):
             act()
 
 

@@ -214,7 +214,7 @@ class HostileNetwork(RuleBasedStateMachine):
     def close(self, crash):
         if crash and self.pipeline.trust == "server" and not self.server_ledger.charged(self.server.memory.address):
             self.server_ledger.charge(self.pipeline.cost, self.server.memory.address)
-            self.replayed._releasing.ledger.charge(self.pipeline.cost, self.server.memory.address)
+            self.replayed._trusted_release.ledger.charge(self.pipeline.cost, self.server.memory.address)
             self.restart_server()
         broadcast = self.server.close_round()
         self.replayed.close_round()

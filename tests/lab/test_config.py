@@ -5,10 +5,10 @@ import pytest
 import dpcomp as dp
 from dpcomp.core.errors import ConfigError
 from dpcomp.federated.aggregation import ServerOptimizer
-from dpcomp.lab.config.build import checked_points, make_arguments, make_pipeline
+from dpcomp.lab.config.build import checked_points, make_arguments, make_pipeline, simulation_arguments
 from dpcomp.lab.config.calls import CALLS
 from dpcomp.lab.config.experiment import load
-from dpcomp.lab.config.federation_keys import FEDERATION_KEYS, simulation_arguments
+from dpcomp.lab.config.federation_keys import FEDERATION_KEYS
 from dpcomp.lab.tasks import SHIPPED_TASKS
 from dpcomp.simulation import simulate
 from dpcomp.simulation.probes import TopKOverlap

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import dpcomp as dp
-from dpcomp.simulation import simulate
-from dpcomp.simulation.probes import Clipping, Observation, TopKOverlap, Watched
+from dpcomp.simulation import Clipping, TopKOverlap, simulate
+from dpcomp.simulation.probes import Observation, Watched
+from dpcomp.training.pytorch import PyTorch
 from tests.simulation.test_simulate import TERMS, Blobs, pipeline
 
 torch.set_num_threads(1)
@@ -15,7 +16,8 @@ COLUMNS = ("clipped_fraction", "mean_unit_norm", "top_k_overlap")
 
 
 def run(chosen, probes=(), **kwargs):
-    return simulate(Blobs(), chosen, clients=3, rounds=3, local_steps=2, probes=probes, progress=False, **kwargs)
+    trainer = PyTorch(local_steps=2, **kwargs)
+    return simulate(Blobs(), chosen, clients=3, rounds=3, trainer=trainer, probes=probes, progress=False)
 
 
 def facts(row: dict[str, float]) -> dict[str, float]:
@@ -60,7 +62,7 @@ class TestWhatIsMeasured:
         watched = Watched.of(plain, (Keep(), TopKOverlap(0.5), Clipping()))
         memory = plain.init_client(4, seed=dp.PublicSeed(0), client=0)
         watched.release(blocks, memory, dp.SecretSeed(0), dp.Ledger().charge(plain.cost, memory.address))
-        return seen[0], watched.row()
+        return seen[0], watched.take_means()
 
     def test_the_clean_sum_and_the_norms(self):
         block = np.array([[3.0, 0, 0, 4], [0, 0.5, 0, 0]], dtype=np.float32)
@@ -98,6 +100,6 @@ class TestWhatIsMeasured:
         memory = plain.init_client(4, seed=dp.PublicSeed(0), client=0)
         block = np.ones((2, 4), dtype=np.float32)
         watched.release([block], memory, dp.SecretSeed(0), dp.Ledger().charge(plain.cost, memory.address))
-        assert watched._open == []
-        watched.row()
-        assert watched.row() == {}
+        assert watched._blocks == []
+        watched.take_means()
+        assert watched.take_means() == {}

@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import dpcomp as dp
+from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.simulation import Dirichlet, Run, simulate
+from dpcomp.training.pytorch import PyTorch
 from experiments.data.models import logistic_regression
 
 torch.set_num_threads(1)
+TWO_STEPS = PyTorch(local_steps=2)
 FEATURES, CLASSES, EXAMPLES = 12, 3, 60
 SIZE = (FEATURES + 1) * CLASSES
 
@@ -82,7 +86,7 @@ TERMS = [("example", "nobody"), ("client", "nobody"), ("client", "server")]
 @pytest.mark.parametrize(("unit", "trust"), TERMS)
 class TestEveryRoad:
     def test_runs_from_end_to_end(self, unit, trust, order):
-        done = run(pipeline(unit, trust, order), local_steps=2)
+        done = run(pipeline(unit, trust, order), trainer=TWO_STEPS)
         assert [row["round"] for row in done.rows] == [1, 2, 3]
         assert np.isfinite(done.model).all()
         assert done.model.shape == (SIZE,)
@@ -94,7 +98,7 @@ class TestEveryRoad:
         assert {"uplink_bytes", "downlink_bytes", "test_loss", "seconds", "participants"} <= set(table.columns)
 
     def test_has_the_same_run_for_the_same_seed_and_another_for_another(self, unit, trust, order):
-        one, two, other = (run(pipeline(unit, trust, order), seed=seed, local_steps=2) for seed in (1, 1, 2))
+        one, two, other = (run(pipeline(unit, trust, order), seed=seed, trainer=TWO_STEPS) for seed in (1, 1, 2))
         assert one.model.tobytes() == two.model.tobytes()
         assert facts(one) == facts(two)
         assert one.guarantee == two.guarantee
@@ -140,7 +144,7 @@ class Recorder:
             self.down.append(len(payload))
             return payload, memory
 
-        monkeypatch.setattr(importlib.import_module("dpcomp.simulation.simulate"), "Ledger", opened)
+        monkeypatch.setattr(importlib.import_module("dpcomp.simulation.simulated_federation"), "Ledger", opened)
         monkeypatch.setattr(dp.Pipeline, "send", sent)
         monkeypatch.setattr(dp.Pipeline, "broadcast", told)
 
@@ -169,7 +173,7 @@ class TestCharges:
         assert empty["downlink_bytes"] > 0
 
     def test_each_client_pays_for_its_local_steps(self, recorder):
-        done = run(pipeline(), rounds=3, local_steps=4)
+        done = run(pipeline(), rounds=3, trainer=PyTorch(local_steps=4))
         assert sorted(recorder.steps()) == [0, 12, 12, 12, 12]
         assert done.guarantee.steps == 12
 
@@ -182,14 +186,14 @@ class TestCharges:
         assert server.guarantee(1e-5).steps == 0
 
     def test_client_level_noise_on_the_client_is_paid_by_participation(self, recorder):
-        done = run(pipeline("client", "nobody"), rounds=6, local_steps=3)
+        done = run(pipeline("client", "nobody"), rounds=6, trainer=PyTorch(local_steps=3))
         assert sum(recorder.steps()) == sum(row["participants"] for row in done.rows)
         assert done.guarantee.steps == max(recorder.steps())
 
     def test_the_guarantee_is_the_pipelines_own(self):
         for unit, trust in TERMS[::2]:
             chosen = pipeline(unit, trust)
-            done = run(chosen, rounds=3, local_steps=2)
+            done = run(chosen, rounds=3, trainer=TWO_STEPS)
             steps = 3 if trust == "server" else 6
             assert done.guarantee.epsilon == chosen.guarantee(steps, 1e-5).epsilon
 
@@ -199,7 +203,7 @@ class TestCharges:
 
     def test_an_unsafe_run_has_no_guarantee(self):
         ceiling = dp.Pipeline(mechanism=dp.unsafe("a ceiling"), sampling=dp.Poisson(1.0))
-        done = run(ceiling, rounds=10, learning_rate=1.0)
+        done = run(ceiling, rounds=10, trainer=PyTorch(learning_rate=1.0))
         assert done.guarantee.epsilon == float("inf")
         assert done.rows[-1]["test_accuracy"] > 0.95
 
@@ -210,11 +214,21 @@ class TestRefusals:
         with pytest.raises(dp.NotPrivate, match="participation"):
             run(pipeline("client", trust), participation=dp.Poisson(0.5))
 
-    @pytest.mark.parametrize("name", ["clients", "rounds", "local_steps", "evaluate_every"])
+    @pytest.mark.parametrize("name", ["clients", "rounds", "evaluate_every"])
     @pytest.mark.parametrize("count", [0, -1, 1.5, True])
-    def test_counts_that_are_none(self, name, count):
-        with pytest.raises(ValueError, match=name):
+    def test_counts_that_are_no_whole_numbers_above_0(self, name, count):
+        error = ValueError if isinstance(count, int) and count < 1 else TypeError
+        with pytest.raises(error, match=name):
             run(pipeline(), **{name: count})
+
+    def test_a_server_that_goes_on_with_another_runs_velocity(self):
+        used = ServerOptimizer(momentum=0.5, velocity=np.ones(SIZE, np.float32))
+        with pytest.raises(ValueError, match="fresh ServerOptimizer"):
+            run(pipeline(), server=used)
+
+    def test_a_task_without_what_the_trainer_asks_for(self):
+        with pytest.raises(TypeError, match="SupervisedTask"):
+            run(pipeline(), task=SimpleNamespace(name="empty", population=60))
 
 
 class TestBytes:
@@ -239,7 +253,7 @@ class TestBytes:
 class TestClients:
     @pytest.mark.parametrize(("unit", "trust"), TERMS)
     def test_without_examples_survive(self, unit, trust):
-        done = run(pipeline(unit, trust, rate=1.0), clients=9, partition=Dirichlet(0.01), rounds=2, local_steps=2)
+        done = run(pipeline(unit, trust, rate=1.0), clients=9, partition=Dirichlet(0.01), rounds=2, trainer=TWO_STEPS)
         assert all(row["participants"] == 9 for row in done.rows)
         assert np.isfinite(done.model).all()
 
@@ -251,13 +265,13 @@ class TestClients:
     @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 3e38])
     @pytest.mark.parametrize(("unit", "trust"), TERMS)
     def test_with_a_broken_example_release_finite_values(self, unit, trust, broken):
-        kwargs = {"rounds": 3, "local_steps": 2, "local_sampling": dp.Poisson(1.0)}
-        done = run(pipeline(unit, trust, rate=1.0), task=Blobs(broken=broken), **kwargs)
+        trainer = PyTorch(local_steps=2, local_sampling=dp.Poisson(1.0))
+        done = run(pipeline(unit, trust, rate=1.0), task=Blobs(broken=broken), rounds=3, trainer=trainer)
         assert [row["participants"] for row in done.rows] == [4, 4, 4]
         assert np.isfinite(done.model).all()
 
     def test_take_micro_batches_of_any_size(self):
-        one, cut = (run(pipeline(), physical_batch_size=size, local_steps=2) for size in (512, 3))
+        one, cut = (run(pipeline(), trainer=PyTorch(physical_batch_size=size, local_steps=2)) for size in (512, 3))
         np.testing.assert_allclose(one.model, cut.model, atol=1e-5)
 
     def test_learn(self):
@@ -266,7 +280,8 @@ class TestClients:
             ("client", "server", {"learning_rate": 0.5, "local_sampling": dp.Poisson(0.5)}),
         ):
             quiet = pipeline(unit, trust, rate=1.0, noise=0.01)
-            done = run(quiet, rounds=25, local_steps=3, server_momentum=0.5, **kwargs)
+            trainer = PyTorch(local_steps=3, **kwargs)
+            done = run(quiet, rounds=25, trainer=trainer, server=ServerOptimizer(momentum=0.5))
             assert done.rows[-1]["test_accuracy"] > 0.9
 
     def test_never_see_another_clients_buffers(self):
@@ -291,7 +306,8 @@ class TestClients:
                 return self.modules[-1]
 
         task = Centred()
-        run(pipeline("client", "server", rate=1.0), task=task, rounds=2, local_sampling=dp.Poisson(1.0))
+        trainer = PyTorch(local_sampling=dp.Poisson(1.0))
+        run(pipeline("client", "server", rate=1.0), task=task, rounds=2, trainer=trainer)
         starts = [start for module in task.modules for start in module.starts]
         assert len(starts) == 8
         assert not torch.stack(starts).any()
@@ -321,15 +337,20 @@ class TestAnAllocatorThatSeesTheNoise:
     @pytest.mark.parametrize("momentum", [0.0, 0.9])
     def test_is_told_how_much_there_is(self, unit, momentum):
         run = simulate(
-            Blobs(), self.chosen(unit), clients=3, rounds=4, local_steps=2, momentum=momentum, progress=False
+            Blobs(),
+            self.chosen(unit),
+            clients=3,
+            rounds=4,
+            trainer=PyTorch(local_steps=2, momentum=momentum),
+            progress=False,
         )
         assert np.isfinite(run.model).all()
         assert run.rows[-1]["payload_bytes"] < 4 * SIZE
 
-    @pytest.mark.parametrize("server", [{"server_learning_rate": 0.5}, {"server_momentum": 0.9}])
+    @pytest.mark.parametrize("server", [ServerOptimizer(learning_rate=0.5), ServerOptimizer(momentum=0.9)])
     def test_wants_broadcasts_that_are_means(self, server):
-        with pytest.raises(ValueError, match="server_learning_rate=1"):
-            simulate(Blobs(), self.chosen(), clients=3, rounds=1, progress=False, **server)
+        with pytest.raises(ValueError, match=r"server=ServerOptimizer\(learning_rate=1"):
+            simulate(Blobs(), self.chosen(), clients=3, rounds=1, progress=False, server=server)
 
     @pytest.mark.parametrize(("unit", "trust"), TERMS)
     def test_the_bits_of_each_layer_are_told_round_by_round(self, unit, trust):

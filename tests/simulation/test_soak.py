@@ -14,9 +14,8 @@ from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Phase
 from dpcomp.federated.server import Server
 from dpcomp.lab.tasks import digits
-from dpcomp.simulation import simulate
-from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.protocol import Versioned
+from dpcomp.simulation import Faults, Versioned, simulate
+from dpcomp.training.pytorch import PyTorch
 
 torch.set_num_threads(1)
 WEATHER = Faults(drop=0.3, corrupt=0.05, duplicate=0.05, reorder=0.1, absence=0.02, absence_rounds=60)
@@ -78,7 +77,7 @@ def run(rounds, faults, seed, protocol, clients=50):
         clients=clients,
         rounds=rounds,
         seed=seed,
-        learning_rate=6.0,
+        trainer=PyTorch(learning_rate=6.0),
         faults=faults,
         protocol=protocol,
         evaluate_every=1,

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import dpcomp as dp
+from dpcomp.training.pytorch import PrivateOptimizer, private_model
+from dpcomp.training.pytorch.inspection import hooks_on_inputs
 from dpcomp.training.pytorch.parameters import read, trainable
-from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, hooks_on_inputs, private_model
 from experiments.data.models import logistic_regression
 
 torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 import torch
 
 import dpcomp as dp
-from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, private_model
+from dpcomp.training.pytorch import PrivateOptimizer, private_model
 
 
 def clipped_sum(autocast):

@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import dpcomp as dp
+from dpcomp.training.pytorch import PrivateOptimizer, private_model
 from dpcomp.training.pytorch.batches import collate_or_empty, poisson_loader
-from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, hooks_on_inputs, private_model
+from dpcomp.training.pytorch.inspection import hooks_on_inputs
 
 torch.set_num_threads(1)
 Pair = namedtuple("Pair", ["inputs", "name"])

@@ -10,7 +10,8 @@ from opacus.optimizers import DPOptimizer
 from torch import nn
 
 import dpcomp as dp
-from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, hooks_on_inputs, private_model
+from dpcomp.training.pytorch import PrivateOptimizer, private_model
+from dpcomp.training.pytorch.inspection import hooks_on_inputs
 from experiments.data.models import fashion_cnn
 from tests.training.private_client import DIVISOR, Client, clean, examples, linear, noisy, relative
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import dpcomp as dp
 from dpcomp.simulation import Run, simulate
-from dpcomp.training.pytorch.devices import device_of, lent_generator, on
+from dpcomp.training.pytorch import PyTorch
+from dpcomp.training.pytorch.devices import device_of, lent_generator, to_device
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 TERMS = [("example", "nobody"), ("client", "nobody"), ("client", "server")]
@@ -55,9 +56,10 @@ class Stripes:
         return nn.functional.cross_entropy(outputs, targets)
 
 
-def run(unit: str, trust: str, task: Stripes, **kwargs) -> Run:
+def run(unit: str, trust: str, task: Stripes, *, device: str = "cpu", seed: int = 0) -> Run:
     pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(0.1)), sampling=dp.Poisson(0.9), unit=unit, trust=trust)
-    return simulate(task, pipeline, clients=2, rounds=2, local_steps=2, progress=False, **kwargs)
+    trainer = PyTorch(local_steps=2, device=device)
+    return simulate(task, pipeline, clients=2, rounds=2, trainer=trainer, seed=seed, progress=False)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -101,7 +103,7 @@ def test_a_lent_generator_draws_by_its_seed_and_gets_its_own_state_back(name):
 def test_data_that_are_there_are_not_copied(name):
     device = device_of(name)
     inputs, targets = torch.ones(3, 2, device=device), torch.ones(3, device=device)
-    moved = on(device, inputs, targets)
+    moved = to_device(device, inputs, targets)
     assert moved[0] is inputs
     assert moved[1] is targets
 
@@ -129,5 +131,6 @@ def test_a_device_that_is_not_here_is_refused_by_name(name):
 
 def test_without_a_gpu_the_error_says_what_to_look_at(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pipeline = dp.Pipeline(mechanism=dp.unsafe("a look"))
     with pytest.raises(ValueError, match=r"device='cuda': torch .* finds 0 CUDA devices here. Look at nvidia-smi"):
-        simulate(Stripes(), dp.Pipeline(mechanism=dp.unsafe("a look")), clients=1, rounds=1, device="cuda")
+        simulate(Stripes(), pipeline, clients=1, rounds=1, trainer=PyTorch(device="cuda"))

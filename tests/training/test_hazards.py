@@ -9,7 +9,8 @@ from opacus.grad_sample import GradSampleModule
 from torch import nn
 
 import dpcomp as dp
-from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, hooks_on_inputs, private_model
+from dpcomp.training.pytorch import PrivateOptimizer, private_model
+from dpcomp.training.pytorch.inspection import hooks_on_inputs
 from experiments.data.models import fashion_cnn, logistic_regression
 from tests.training.private_client import Client, clean, examples, leftovers, linear, noisy
 

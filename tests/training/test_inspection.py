@@ -164,7 +164,7 @@ def test_spectral_norm_writes_buffers_too():
 
 
 def test_what_remembers_a_batch_in_an_attribute_is_refused():
-    with pytest.raises(dp.NotPrivate, match="remembers batches"):
+    with pytest.raises(dp.NotPrivate, match="keeps earlier batches"):
         private_model(row_model(Remembers()), torch.zeros(ROW))
 
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import dpcomp as dp
+from dpcomp.training.pytorch import PrivateOptimizer, private_model
 from dpcomp.training.pytorch.batches import poisson_loader
-from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, hooks_on_inputs, private_model
+from dpcomp.training.pytorch.inspection import hooks_on_inputs
 from experiments.data.models import logistic_regression
 from tests.training.private_client import Client, examples, leftovers, linear, noisy
 
@@ -141,7 +142,7 @@ class TestPermits:
 
     def test_of_another_pipeline_open_nothing(self):
         client = linear()
-        other = dp.Ledger().charge(noisy(0.5, rate=0.25), client.memory.address)
+        other = dp.Ledger().charge(noisy(0.5, rate=0.25).cost, client.memory.address)
         client.optimizer.begin(client.memory, other)
         before = client.parameters()
         with pytest.raises(dp.BudgetExhausted, match="charged for"):

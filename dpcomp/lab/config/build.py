@@ -7,11 +7,13 @@ from typing import Any
 import dpcomp as dp
 from dpcomp.core.calls import check_known, from_table
 from dpcomp.core.errors import ConfigError, DpcompError
+from dpcomp.federated import ServerOptimizer
 from dpcomp.lab.config.calls import calls_of
 from dpcomp.lab.config.experiment import Experiment
-from dpcomp.lab.config.federation_keys import simulation_arguments
+from dpcomp.lab.config.federation_keys import FEDERATION_KEYS, Owner
 from dpcomp.lab.config.grid import Point, points
 from dpcomp.simulation import Task
+from dpcomp.training.pytorch import PyTorch
 
 BLANK = {"Gaussian": {}}
 Tasks = Mapping[str, Callable[[], Task]]
@@ -115,3 +117,17 @@ def _pipeline(experiment: Experiment, noise_multiplier: float | None) -> dp.Pipe
     if "unsafe" in table:
         return dp.Pipeline(mechanism=dp.unsafe(table["unsafe"], *mechanism), **parts)
     return dp.Pipeline(mechanism=mechanism, **parts)
+
+
+def simulation_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrange the values of [federation] as arguments of `simulate`: a trainer and a server are made of theirs.
+
+    Args:
+        values: By the keys of FEDERATION_KEYS.
+    """
+    by_owner: dict[Owner, dict[str, Any]] = {"simulate": {}, "trainer": {}, "server": {}}
+    for key, value in values.items():
+        owner, argument = FEDERATION_KEYS[key]
+        by_owner[owner][argument] = value
+    trainer, server = PyTorch(**by_owner["trainer"]), ServerOptimizer(**by_owner["server"])
+    return {**by_owner["simulate"], "trainer": trainer, "server": server}

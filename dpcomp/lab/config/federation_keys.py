@@ -4,7 +4,7 @@ The keys are a table of their own, so that a parameter may be renamed without a 
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 Owner = Literal["simulate", "trainer", "server"]
 
@@ -35,16 +35,3 @@ FEDERATION_KEYS: Mapping[str, Destination] = {
     "server_learning_rate": Destination("server", "learning_rate"),
     "server_momentum": Destination("server", "momentum"),
 }
-
-
-def simulation_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrange the values of [federation] as the keyword arguments of `simulate`.
-
-    Args:
-        values: By the keys of FEDERATION_KEYS.
-    """
-    arguments = {}
-    for key, value in values.items():
-        owner, argument = FEDERATION_KEYS[key]
-        arguments[f"server_{argument}" if owner == "server" else argument] = value
-    return arguments

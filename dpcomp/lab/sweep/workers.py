@@ -12,6 +12,7 @@ from dpcomp.core.calls import check_known
 from dpcomp.lab.config.build import Tasks, make_task
 from dpcomp.lab.sweep.plan import Trial
 from dpcomp.lab.sweep.trial import LOCK, Attempt, attempt, finished
+from dpcomp.training.pytorch.task import SupervisedTask
 
 
 @contextmanager
@@ -75,7 +76,9 @@ def finish(
         rounds_shown: Show a bar over the rounds.
     """
     for experiment in {str(trial.experiment.task): trial.experiment for trial in trials}.values():
-        make_task(experiment, tasks).train()  # obtain data here, once, before workers ask for it side by side
+        task = make_task(experiment, tasks)
+        if isinstance(task, SupervisedTask):
+            task.train()  # obtain data here, once, before workers ask for it side by side
     run = _Run(tasks=tasks, advance=advance)
     attempts = run.side_by_side(trials, patient=False, rounds_shown=rounds_shown)
     if held := [found.trial for found in attempts if found.held]:

@@ -1,4 +1,4 @@
-"""Poisson batches for a DataLoader: secret draws at a public rate, empty ones included."""
+"""Poisson batches for a DataLoader: drawn in secret, at a public rate, and sometimes empty."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,12 +12,19 @@ from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 
 
 class PoissonBatches(Sampler[list[int]]):
-    """`steps` batches in which each of n examples stands with probability `rate`.
+    """A batch sampler whose batches hold each example with probability `sampling.rate`, independently.
 
-    A new pass discards what a broken-off one left in the optimiser. Works under `BatchMemoryManager`.
+    Each pass draws fresh batches. A pass that begins discards what an unfinished one left in the optimiser. Works under
+    Opacus' `BatchMemoryManager`.
+
+    Args:
+        n: The number of examples.
+        sampling: The public rate.
+        steps: The number of batches in a pass.
+        optimizer: Its open round places the draws, which come from its secret seed.
 
     Raises:
-        BudgetExhausted: as a pass begins, the optimiser has no round open.
+        BudgetExhausted: As a pass begins, no round is open.
     """
 
     def __init__(self, n: int, sampling: Poisson, steps: int, optimizer: PrivateOptimizer):
@@ -39,7 +46,19 @@ class PoissonBatches(Sampler[list[int]]):
 
 
 def poisson_loader(dataset: Dataset, optimizer: PrivateOptimizer, *, steps: int) -> DataLoader:
-    """A DataLoader of `steps` Poisson batches a pass at the pipeline's rate; an empty one has tensors of length 0."""
+    """Return a DataLoader whose batches are drawn as the optimiser's pipeline is charged for.
+
+    Each example is in a batch with probability `pipeline.sampling.rate`, so batches differ in size. An empty batch has
+    tensors of length 0 and must be stepped like any other: it releases pure noise.
+
+    Args:
+        dataset: A map-style dataset of one client's examples.
+        optimizer: Its open round places the draws.
+        steps: The number of batches in a pass; as many steps must be charged.
+
+    Returns:
+        A loader to iterate over once a round.
+    """
     n = len(dataset)  # pyright: ignore[reportArgumentType]
     sampling = optimizer.pipeline.sampling or Poisson(1.0)
     batches = PoissonBatches(n, sampling, steps, optimizer)
@@ -48,7 +67,7 @@ def poisson_loader(dataset: Dataset, optimizer: PrivateOptimizer, *, steps: int)
 
 
 def collate_or_empty(dataset: Dataset) -> Callable[[list[Any]], Any]:
-    """torch's default collate, which for no examples yields what one example yields, cut to length 0."""
+    """Return torch's default collate function, extended to no examples: that gives tensors of length 0."""
 
     def collate(examples: list[Any]) -> Any:
         return default_collate(examples) if examples else _cut(default_collate([dataset[0]]))

@@ -1,4 +1,4 @@
-"""Devices: where the data lie, a model trains; vectors cross to the host, where codec, noise and ledger are."""
+"""Devices: models and examples may lie on a GPU; codec, noise and ledger work on the host."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,41 +8,44 @@ from torch import Tensor
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name, "cpu", "cuda" or "cuda:1", once it is known to be there.
+    """Return the device with this name, if the machine has it.
+
+    Args:
+        name: "cpu", "cuda" or "cuda:1".
 
     Raises:
-        ValueError: there is none of this name, or this machine has not got it.
+        ValueError: It is no such name, or this machine does not have the device.
     """
-    wanted = 'it is "cpu", "cuda" or "cuda:1", …'
+    names = 'give "cpu", "cuda" or "cuda:1"'
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={name!r} is the name of no device: {wanted}") from error
-    if device.type not in ("cpu", "cuda"):  # the clip adds up in float64, and not every other device has it
-        raise ValueError(f"device={name!r}: nothing is trained there: {wanted}")
+        raise ValueError(f"device={name!r} is not the name of a device: {names}") from error
+    if device.type not in ("cpu", "cuda"):  # the clip adds up in float64, which not every other device has
+        raise ValueError(f"device={name!r} is not supported for training: {names}")
     if device.type == "cpu":
         return torch.device("cpu")
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = torch.cuda.current_device() if found and device.index is None else device.index or 0
-    if index >= found:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = torch.cuda.current_device() if count and device.index is None else device.index or 0
+    if index >= count:
         raise ValueError(
-            f"device={name!r}: torch {torch.__version__} finds {found} CUDA devices here. Look at nvidia-smi and at "
-            'whether this torch was built for CUDA, or say device="cpu"'
+            f"device={name!r}: torch {torch.__version__} finds {count} CUDA devices here. Look at nvidia-smi and at "
+            'whether this torch was built for CUDA, or give device="cpu"'
         )
     return torch.device("cuda", index)
 
 
-def on(device: torch.device, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Both on the device; what is there already is not copied."""
+def to_device(device: torch.device, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both tensors on the device; a tensor that is there already is not copied."""
     return inputs.to(device), targets.to(device)
 
 
 @contextmanager
 def lent_generator(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the device's global generator, from which alone layers draw, and give it its own state back behind that."""
+    """Seed the device's global generator for a while; afterwards its state is what it was before."""
     accelerated = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if accelerated else []):
-        # Not torch.manual_seed, which seeds the generators of all devices for good.
+        # Not torch.manual_seed: it would seed the generators of the other devices too, which are not restored.
         generator = torch.cuda.default_generators[device.index] if accelerated else torch.default_generator
         generator.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""Refuses modules in which one example's gradient depends on another, or whose buffers remember the data."""
+"""Inspection of modules: those that mix examples, or whose buffers keep data, are refused."""
 
 import copy
 import warnings
@@ -22,13 +22,16 @@ TOLERANCE = 1e-3  # of the largest gradient: what float32 may lose between a bat
 
 
 class PrivateModel(GradSampleModule):
-    """A module that passed inspection, with Opacus' hooks: a row of `grad_sample` is one example of one pass."""
+    """A module that passed inspection, with Opacus' hooks for per-example gradients; `private_model` makes it.
+
+    After a backward pass, row i of each parameter's `grad_sample` is the gradient of example i.
+    """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output.
+        """Return the module's output.
 
         Raises:
-            NotPrivate: the pass before this one is not through. Opacus would add up rows of different examples.
+            NotPrivate: The pass before this one is not finished, so Opacus would add up rows of different examples.
         """
         if torch.is_grad_enabled():
             waiting = any(vars(layer).get("activations") for layer in self.modules())
@@ -43,13 +46,31 @@ class PrivateModel(GradSampleModule):
 
 
 def private_model(module: nn.Module, example: Tensor) -> PrivateModel:
-    """The module with Opacus' hooks for per-sample gradients of a mean loss, once it has passed inspection.
+    """Inspect a module, and give it Opacus' hooks for per-example gradients.
 
-    `example` is one input, without a batch axis; only its shape and type are used. The loss is the plain mean
-    over the batch of what each example loses: neither class weights nor `ignore_index`, which tie examples together.
+    Use it with a loss that is the plain mean over the batch of each example's loss: without class weights and without
+    `ignore_index`, which make the loss of one example depend on the others.
+
+    **Privacy:** a clip bounds what one example adds to a sum only if row i of the gradients depends on example i alone.
+    The module is checked by the types of its layers and by a trial on made-up examples.
+
+    Args:
+        module: The model.
+        example: One input, without a batch axis; only its shape and type are used.
+
+    Returns:
+        The wrapped module, for `PrivateOptimizer`.
 
     Raises:
-        NotPrivate: the module mixes examples, or remembers them in a buffer.
+        NotPrivate: The module mixes examples, or keeps them in a buffer.
+
+    Example:
+        >>> import torch
+        >>> from dpcomp.training.pytorch import private_model
+        >>> private_model(torch.nn.BatchNorm1d(4), torch.zeros(4))
+        Traceback (most recent call last):
+        ...
+        dpcomp.core.errors.NotPrivate: layer '' (BatchNorm1d) normalises over the batch: ...
     """
     check_by_name(module)
     check_by_trial(module, example)
@@ -57,10 +78,10 @@ def private_model(module: nn.Module, example: Tensor) -> PrivateModel:
 
 
 def check_by_name(module: nn.Module) -> None:
-    """Refuse batch normalisation in whatever disguise, tracked instance statistics, and what Opacus' validators refuse.
+    """Refuse all kinds of batch normalisation, tracked instance statistics, and what Opacus' validators refuse.
 
     Raises:
-        NotPrivate: naming the layer.
+        NotPrivate: Naming the layer.
     """
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm):
@@ -79,14 +100,19 @@ def check_by_name(module: nn.Module) -> None:
 
 
 def check_by_trial(module: nn.Module, example: Tensor) -> None:
-    """Train a copy on made-up examples of the shape of `example`, and look at what one of them moves.
+    """Compute gradients of made-up examples, and refuse a module in which they depend on each other.
 
-    An example's gradient must stay what it is when another is replaced or removed: then removing one moves the
-    clipped sum by at most the clip norm. Replacing is tried with the same random numbers, so that dropout stays in
-    place; removing, where the module draws any, without layers that have no parameters. No buffer may change.
+    An example's gradient must not change when another example is replaced or removed; then removing one moves the
+    clipped sum by at most the clip norm. Replacing is tried with the same random numbers, so that dropout masks stay;
+    removing, if the module draws random numbers, with layers without parameters in evaluation mode. No buffer may
+    change.
+
+    Args:
+        module: The model; a copy is tried.
+        example: One input without a batch axis, whose shape and type the made-up ones have.
 
     Raises:
-        NotPrivate: what moved, and by how much.
+        NotPrivate: Saying what changed, and by how much.
     """
     subject = copy.deepcopy(module).train()
     buffers = {name: buffer.clone() for name, buffer in subject.named_buffers()}
@@ -99,11 +125,14 @@ def check_by_trial(module: nn.Module, example: Tensor) -> None:
         now = dict(subject.named_buffers())
         changed = [name for name in now if name not in buffers or not torch.equal(now[name], buffers[name])]
         if changed:
-            raise NotPrivate(f"buffers {changed} change in a training step: they remember the data without noise")
+            raise NotPrivate(
+                f"buffers {changed} change in a training step: they keep data without noise. Remove them, or do not "
+                "write them in a forward pass"
+            )
         if _moved(whole, _gradients(wrapped, batch)) > TOLERANCE:
             raise NotPrivate(
-                "the same batch has other gradients the second time: a layer remembers batches, or its random numbers "
-                "are not torch's"
+                "the same batch has other gradients the second time: a layer keeps earlier batches, or its random "
+                "numbers are not torch's. Remove that state, and draw with torch's global generator"
             )
         for i in ends:
             replaced = _gradients(wrapped, torch.cat([batch[:i], other[None], batch[i + 1 :]]))
@@ -121,21 +150,21 @@ def check_by_trial(module: nn.Module, example: Tensor) -> None:
 
 @contextmanager
 def hooks_on_inputs() -> Iterator[None]:
-    """Backward passes of a private model, without torch's warning that inputs need no gradients: they need none."""
+    """Silence torch's warning, in backward passes of a private model, that the inputs need no gradients."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         yield
 
 
 def as_list(grad_sample: Tensor | list[Tensor] | None) -> list[Tensor]:
-    """What Opacus left on a parameter: nothing, the rows of one backward pass, or a list of them."""
+    """Return the per-example gradients that Opacus left on a parameter, one tensor for each backward pass."""
     if grad_sample is None:
         return []
     return grad_sample if isinstance(grad_sample, list) else [grad_sample]
 
 
 def _made_up(example: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch, and one more example that differs from all, or at least from both ends of the batch."""
+    """Return a batch, and one more example that differs from the first and the last of the batch."""
     shape = (TRIAL_EXAMPLES, *example.shape)
     if example.dtype.is_floating_point:
         return torch.randn(shape).to(example), torch.randn(example.shape).to(example)
@@ -145,7 +174,7 @@ def _made_up(example: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gradients(module: GradSampleModule, batch: Tensor, *, seed: int = 0) -> dict[str, Tensor]:
-    """Name → per-sample gradients, (n, coordinates of the parameter)."""
+    """Return the per-example gradients of each parameter, (n, coordinates), by name."""
     module.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
     torch.stack([_loss(output) for output in _tensors(module(batch))]).sum().backward()
@@ -161,18 +190,21 @@ def _gradients(module: GradSampleModule, batch: Tensor, *, seed: int = 0) -> dic
 
 
 def _loss(output: Tensor) -> Tensor:
-    """A sum over examples of one function, not linear: what a linear one sees of outputs tied together may cancel."""
+    """Return a sum over examples of a non-linear function; in a linear one, what mixed outputs share could cancel."""
     weights = torch.arange(1, 1 + output.shape[-1]).to(output).cos() if output.ndim > 1 else 1.0
     return (output * weights).double().sin().sum()
 
 
 def _moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
-    """The largest change of an example's gradient, in units of the largest gradient."""
+    """Return the largest change of an example's gradient, in units of the largest gradient."""
     if before.keys() != after.keys():
         return float("inf")
     largest = float(unit_norms(tuple(before.values())).max()) if before else 0.0
     if not 0 < largest < float("inf"):
-        raise NotPrivate(f"normal inputs give gradients of norm {largest}: a trial shows nothing at these weights")
+        raise NotPrivate(
+            f"normal inputs give gradients of norm {largest}: a trial shows nothing at these weights. Use other first "
+            "weights"
+        )
     return float(unit_norms(tuple(after[name] - rows for name, rows in before.items())).max()) / largest
 
 
@@ -190,7 +222,7 @@ def _without(rows: dict[str, Tensor], i: int) -> dict[str, Tensor]:
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """The floating-point tensors of a module's output, however it wraps them."""
+    """Yield the floating-point tensors in a module's output, also those in lists, tuples and mappings."""
     if isinstance(output, Tensor) and output.dtype.is_floating_point:
         yield output
     elif isinstance(output, (Mapping, list, tuple)):

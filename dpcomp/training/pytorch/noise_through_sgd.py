@@ -1,4 +1,4 @@
-"""How much privacy noise there is in what plain SGD makes of noisy gradients."""
+"""The privacy noise that is in parameters after plain SGD on noisy gradients."""
 
 import math
 
@@ -6,10 +6,19 @@ import torch
 
 
 def noise_after(optimizer: torch.optim.Optimizer, noise_stddev: float, steps: int) -> float | None:
-    """The standard deviation of the noise in each parameter after `steps` gradients with independent noise.
+    """Return the standard deviation of the noise in each parameter after several steps on noisy gradients.
 
-    SGD with momentum μ is linear: step t of E enters the parameters with weight η·(1 − μ^(E−t+1))/(1 − μ).
-    None for what is not linear or has several groups: Adam, Nesterov, dampening.
+    SGD with momentum μ and learning rate η is linear: the gradient of step t of E enters the parameters with the weight
+    η·(1 − μ^(E−t+1))/(1 − μ).
+
+    Args:
+        optimizer: The local optimiser, at the start of its momentum.
+        noise_stddev: Of the independent noise in each coordinate of each gradient.
+        steps: E, the number of steps.
+
+    Returns:
+        The standard deviation; None if the optimiser is not such an SGD: Adam, Nesterov, dampening, weight decay, or
+        several groups of parameters.
     """
     if type(optimizer) is not torch.optim.SGD or len(optimizer.param_groups) != 1:
         return None

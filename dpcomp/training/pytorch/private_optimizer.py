@@ -1,4 +1,4 @@
-"""Opacus' machinery with the pipeline's mechanism inside: per-sample gradients in, one release a step out."""
+"""PrivateOptimizer: Opacus' optimiser with the pipeline's clip and noise in place of its own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,6 @@ from dpcomp.privacy import Clip, Gaussian
 from dpcomp.privacy.ledger import Permit
 from dpcomp.privacy.unit_gradients import Total
 from dpcomp.training.pytorch.inspection import PrivateModel, as_list
-from dpcomp.training.pytorch.inspection import hooks_on_inputs as hooks_on_inputs
-from dpcomp.training.pytorch.inspection import private_model as private_model
 from dpcomp.training.pytorch.noise_through_sgd import noise_after
 from dpcomp.training.pytorch.parameters import layout_of, parts, read, trainable
 from dpcomp.wire.memory import ClientMemory
@@ -26,16 +24,38 @@ FROZEN = {"noise_multiplier", "max_grad_norm", "expected_batch_size", "loss_redu
 
 
 class PrivateOptimizer(DPOptimizer):
-    """Opacus' optimiser, whose clipping and noise are the pipeline's, and whose charges come first.
+    """An optimiser that clips and noises per-example gradients by a pipeline, and steps on the released sum alone.
 
-    `begin(memory, permit)` opens a round; every logical step uses one step of the permit; `update()` is what came of
-    it. `secret` draws noise and batches; `expected_batch_size` is the divisor of every sum, a public constant.
-    Micro-batches may be skipped into one logical step (`BatchMemoryManager`); none leaves anything un-noised behind.
-    An example that goes through two backward passes of one step counts as two: pass each one once.
+    `begin(memory, permit)` opens a round, each logical step uses one step of the permit, and `update()` returns the
+    change of the model since then. Micro-batches can be added up to one logical step, as Opacus' `BatchMemoryManager`
+    does it.
+
+    **Privacy:** per-example gradients come from a model that passed inspection; each step's sum goes through
+    `pipeline.clip` and `pipeline.noise` before it becomes a gradient; the divisor is a public constant; and raw
+    gradients are wiped after each micro-batch. An example that goes through two backward passes of one step counts
+    twice in the sum: pass each example once.
+
+    Args:
+        optimizer: A torch optimiser of all trainable parameters of the model.
+        model: What `private_model` returned.
+        pipeline: Clips and releases, with `unit="example"` and `trust="nobody"`.
+        secret: Where noise and batches are drawn from.
+        expected_batch_size: The public constant that divides each step's sum, such as the sampling rate × the public
+            number of examples.
 
     Raises:
-        NotPrivate: the pipeline releases no local steps, or the model was not inspected.
-        ValueError: the divisor is not above 0, or the optimiser's parameters are not the model's trainable ones.
+        NotPrivate: The pipeline does not release local steps, or the model was not inspected.
+        ValueError: The divisor is not above 0, or the optimiser's parameters are not the model's trainable ones.
+
+    Example:
+        >>> import torch, dpcomp as dp
+        >>> from dpcomp.training.pytorch import PrivateOptimizer, private_model
+        >>> model = private_model(torch.nn.Linear(4, 2), torch.zeros(4))
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = PrivateOptimizer(sgd, model, pipeline, secret=dp.SecretSeed(), expected_batch_size=60)
+        >>> optimizer.layout.size
+        10
     """
 
     def __init__(
@@ -47,15 +67,18 @@ class PrivateOptimizer(DPOptimizer):
         secret: SecretSeed,
         expected_batch_size: float,
     ):
-        if (pipeline.unit, pipeline.trust) != ("example", "nobody"):
+        trust = pipeline.trust_model
+        if not trust.releases_local_steps or trust.server_sees_clean:
             raise NotPrivate(
-                "PrivateOptimizer releases each local step on the client: it wants unit='example' and "
-                f"trust='nobody', not {pipeline.unit!r} and {pipeline.trust!r}"
+                f"PrivateOptimizer releases each local step on the client, which unit={pipeline.unit!r} with "
+                f"trust={pipeline.trust!r} does not: use unit='example' and trust='nobody', or a plain torch optimiser"
             )
         if not isinstance(model, PrivateModel):
-            raise NotPrivate(f"a {type(model).__name__} was not inspected: wrap it with private_model(module, example)")
+            raise NotPrivate(
+                f"the model is a {type(model).__name__} that was not inspected: give private_model(module, example)"
+            )
         if not expected_batch_size > 0:
-            raise ValueError(f"expected_batch_size={expected_batch_size}: the divisor is a public constant above 0")
+            raise ValueError(f"expected_batch_size is {expected_batch_size}: it divides sums, so give a number above 0")
         norms = [stage.norm for stage in pipeline.stages if isinstance(stage, Clip)]
         noises = [stage.noise_multiplier for stage in pipeline.stages if isinstance(stage, Gaussian)]
         super().__init__(
@@ -79,12 +102,12 @@ class PrivateOptimizer(DPOptimizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FROZEN and getattr(self, "_sealed", False):
-            raise AttributeError(f"{name} is fixed by the pipeline that was charged for: build another pipeline")
+            raise AttributeError(f"{name} is fixed by the pipeline that is charged for: make another pipeline instead")
         super().__setattr__(name, value)
 
     @property
     def layout(self) -> Layout:
-        """The layout of what is trained, for `pipeline.init`."""
+        """The layout of the trainable parameters, for the memory of a client."""
         return layout_of(self._model)
 
     @property
@@ -94,32 +117,40 @@ class PrivateOptimizer(DPOptimizer):
 
     @property
     def secret(self) -> SecretSeed:
-        """Where noise and sampling draws come from."""
+        """Where noise and batches are drawn from."""
         return self._secret
 
     @property
     def address(self) -> Address:
-        """Of the round that is open."""
+        """The address of the open round."""
         return self._round()[1].address
 
     def begin(self, memory: ClientMemory, permit: Permit) -> None:
-        """Open a round, from which on `update()` counts: with fresh optimiser state, and nothing half done.
+        """Open a round: `update()` counts from here, the optimiser's state is fresh, unfinished steps are discarded.
+
+        Args:
+            memory: The client's memory, which fits `layout`.
+            permit: What `ledger.charge(pipeline.cost, memory.address, steps)` returned; a logical step uses one step.
 
         Raises:
-            ValueError: the memory is of another layout than the model.
+            ValueError: The memory has another layout than the model.
         """
         if memory.layout != self.layout:
-            raise ValueError(f"memory for {memory.layout}, model of {self.layout}: init it with optimizer.layout")
+            raise ValueError(
+                f"the memory has {memory.layout} and the model {self.layout}: make the memory with optimizer.layout"
+            )
         self.discard()
         self.original_optimizer.state.clear()
         self._open, self._released, self._steps = (memory, permit), None, 0
         self._start = read(self._model)
 
     def update(self) -> Update:
-        """What the round did to the parameters, made of what it released, on the support that its releases share.
+        """Return the change of the parameters in this round, on the support that its releases share.
+
+        **Privacy:** the change is a function of the released sums, public constants and the starting model.
 
         Raises:
-            BudgetExhausted: nothing was released.
+            BudgetExhausted: Nothing was released in this round.
         """
         if self._released is None or self._start is None:
             raise BudgetExhausted("nothing was released since begin(memory, permit): take a step first")
@@ -132,19 +163,22 @@ class PrivateOptimizer(DPOptimizer):
         return noise_after(self.original_optimizer, noise / float(self.expected_batch_size or 1), self._steps)
 
     def discard(self) -> None:
-        """Forget a logical step that was broken off: its clipped sum, its gradients, its skips, its activations."""
+        """Drop an unfinished logical step: its clipped sum, gradients, skip signals and activations."""
         self._total, self._is_last_step_skipped = None, False
         self._step_skip_queue.clear()
         self._forget_passes()
 
     def clip_and_accumulate(self) -> None:
-        """The pipeline's clip, on what one or several backward passes left; the gradients are wiped at once.
+        """Clip the per-example gradients of the last backward passes, add them to the step's sum, and wipe them.
 
         Raises:
-            NotPrivate: a forward pass had no full backward pass.
+            NotPrivate: A forward pass had no full backward pass.
         """
         if any("_current_grad_sample" in vars(parameter) for parameter in self._parameters):
-            raise NotPrivate("a forward pass had no full backward pass: its gradients would mix with the next one's")
+            raise NotPrivate(
+                "a forward pass had no full backward pass, so its gradients would mix with the next one's: call "
+                "optimizer.discard(), and look at outputs under torch.no_grad()"
+            )
         samples = [as_list(vars(parameter).get("grad_sample")) for parameter in self._parameters]
         for i in range(max(map(len, samples), default=0)):
             n = next(len(parts[i]) for parts in samples if len(parts) > i)
@@ -158,10 +192,10 @@ class PrivateOptimizer(DPOptimizer):
         self._wipe()
 
     def add_noise(self) -> None:
-        """One release of the pipeline, from which alone the gradients are made.
+        """Release the step's sum, and set the parameters' gradients to it.
 
         Raises:
-            BudgetExhausted: no round is open, or its permit has no step left for this pipeline.
+            BudgetExhausted: No round is open, or its permit has no step left for this pipeline.
         """
         memory, permit = self._round()
         total, self._total = self._total or self._pipeline.nothing(memory), None
@@ -172,12 +206,12 @@ class PrivateOptimizer(DPOptimizer):
             parameter.grad = gradient.to(device=parameter.device, dtype=parameter.dtype)
 
     def scale_grad(self) -> None:
-        """Divide by the public constant, however many examples came."""
+        """Divide the gradients by the public constant, whatever the size of the batch."""
         for parameter in self._parameters:
             parameter.grad /= self.expected_batch_size  # pyright: ignore[reportOperatorIssue]
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
-        """Clip; then, unless the logical step goes on, release. A batch without examples releases pure noise."""
+        """Clip and add up; at the end of a logical step, release. A step without examples releases pure noise."""
         self.clip_and_accumulate()
         self._is_last_step_skipped = bool(self._check_skip_next_step())
         if self._is_last_step_skipped:
@@ -189,7 +223,7 @@ class PrivateOptimizer(DPOptimizer):
         return True
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One micro-batch, or the logical step that it ends; one that fails is discarded."""
+        """Take in a micro-batch, and step at the end of a logical step; a step that fails is discarded."""
         try:
             return super().step(closure)
         except BaseException:
@@ -199,27 +233,28 @@ class PrivateOptimizer(DPOptimizer):
             self._forget_passes()
 
     def signal_skip_step(self, do_skip: bool = True) -> None:
-        """Say whether the logical step goes on after the next micro-batch; one signal, one `step()`."""
+        """Say whether the logical step goes on after the next micro-batch. Each signal is for one `step()`."""
         if self._step_skip_queue:
             raise NotPrivate(
-                "a micro-batch came and was not stepped, so the next ones would be counted into the wrong steps: "
-                "step every one, empty ones too, or call optimizer.discard(). BatchMemoryManager: with num_workers=0"
+                "a micro-batch was not stepped, so the next ones would be counted into the wrong steps: step each one, "
+                "empty ones too, or call optimizer.discard(). Use BatchMemoryManager with num_workers=0"
             )
         super().signal_skip_step(do_skip)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        """Drop all gradients; a logical step that is under way keeps its clipped sum."""
+        """Drop all gradients. The clipped sum of an unfinished logical step is kept."""
         self._wipe()
 
     def _round(self) -> tuple[ClientMemory, Permit]:
         if self._open is None:
             raise BudgetExhausted(
-                "no round is open: begin(memory, ledger.charge(pipeline.cost, memory.address, steps))"
+                "no round is open: call optimizer.begin(memory, permit) with a permit of "
+                "ledger.charge(pipeline.cost, memory.address, steps)"
             )
         return self._open
 
     def _forget_passes(self) -> None:
-        """Wipe, and drop what Opacus keeps of a forward pass until its backward pass."""
+        """Wipe the gradients, and drop what Opacus keeps between a forward pass and its backward pass."""
         for layer in self._model.modules():
             vars(layer).pop("activations", None)
             vars(layer).pop("max_batch_len", None)
@@ -229,7 +264,7 @@ class PrivateOptimizer(DPOptimizer):
         self._wipe()
 
     def _wipe(self) -> None:
-        """Leave no raw, per-sample or un-noised gradient on any parameter, the model's or only the optimiser's."""
+        """Remove all raw, per-example and un-noised gradients from the parameters of model and optimiser."""
         for parameter in (*self._model.parameters(), *(p for group in self.param_groups for p in group["params"])):
             parameter.grad = None
             vars(parameter).update(grad_sample=None, summed_grad=None)

@@ -1,0 +1,60 @@
+"""The guarantee of a whole run, and the columns of its rows that are not covered by it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from dpcomp.pipeline import Pipeline
+from dpcomp.privacy.guarantee import Guarantee
+from dpcomp.privacy.ledger import Ledger
+from dpcomp.simulation.round_outcome import BITS_OF, REFUSED
+from dpcomp.simulation.simulated_federation import expected_participants
+
+
+def run_guarantee(
+    pipeline: Pipeline,
+    ledgers: Sequence[Ledger],
+    delta: float,
+    *,
+    clients: int,
+    population: int,
+    assumptions: tuple[str, ...],
+) -> Guarantee:
+    """Return the guarantee of a run: the largest ε of the ledgers that were charged.
+
+    Args:
+        pipeline: What was run.
+        ledgers: The clients' ledgers, or the server's.
+        delta: δ, in (0, 1).
+        clients: The number of clients.
+        population: The public number of training examples.
+        assumptions: What the trainer assumes.
+    """
+    units = {"example": population, "client": clients}[pipeline.unit]
+    guarantee = max((ledger.guarantee(delta, units) for ledger in ledgers), key=lambda each: each.epsilon)
+    if guarantee.steps == 0:  # an empty ledger does not know the unit and trust of the pipeline
+        guarantee = pipeline.guarantee(0, delta, units)
+    if not pipeline.trust_model.releases_local_steps:
+        divisor = expected_participants(pipeline, clients)
+        assumptions = (*assumptions, f"the divisor {divisor:g} and the number of clients, {clients:,}, are public")
+    return replace(guarantee, assumptions=(*guarantee.assumptions, *assumptions))
+
+
+def columns_of_clean_data(
+    pipeline: Pipeline, rows: Iterable[Mapping[str, float]], watched_columns: Iterable[str]
+) -> tuple[str, ...]:
+    """Return the sorted names of the columns that depend on data which was never released.
+
+    These are the columns of probes. Where the server is trusted, they are also the sizes of secret cohorts and the
+    lengths and refusals of clean messages.
+
+    Args:
+        pipeline: What was run.
+        rows: The rows of the run.
+        watched_columns: The columns that the probes filled.
+    """
+    clean = set(watched_columns)
+    if pipeline.trust_model.server_sees_clean:
+        clean |= {"participants", "payload_bytes", "compression_ratio", "seconds"}
+        clean |= {"uplink_bytes", "downlink_bytes", "control_bytes"}  # the length of a reply depends on its question
+        clean |= {column for row in rows for column in row if column.startswith((BITS_OF, REFUSED))}
+    return tuple(sorted(clean))

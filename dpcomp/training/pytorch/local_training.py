@@ -1,0 +1,182 @@
+"""Local training of one client: example-level with noise in every step, or client-level without."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from dpcomp.core.address import Address
+from dpcomp.core.randomness import SecretSeed
+from dpcomp.pipeline import Pipeline
+from dpcomp.privacy import Poisson
+from dpcomp.privacy.ledger import Ledger
+from dpcomp.training.pytorch.devices import lent_generator
+from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
+from dpcomp.training.pytorch.parameters import read, write
+from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
+from dpcomp.wire.memory import ClientMemory
+from dpcomp.wire.update import Update
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+MakeOptimizer = Callable[[nn.Module, int], torch.optim.Optimizer]  # of a module, for a round
+
+
+class ExampleLevel:
+    """DP-SGD on per-example gradients (Abadi et al. 2016, algorithm 1): every local step is a release.
+
+    One object serves all simulated clients, one after the other.
+
+    Args:
+        module: The model; it is inspected and gets Opacus' hooks.
+        loss: Mean loss over a batch.
+        pipeline: Clips and releases; its `sampling` draws the batches.
+        example: One input without a batch axis, whose shape and type the inspection uses.
+        make_optimizer: Makes the local optimiser of a round.
+        secret: Where batches, noise and dropout are drawn from.
+        local_steps: Steps in a round, each charged.
+        expected_batch_size: The public constant that divides a step's sum.
+        physical_batch_size: The most examples in one forward pass.
+
+    Raises:
+        NotPrivate: The model mixes examples or remembers them.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        pipeline: Pipeline,
+        *,
+        example: Tensor,
+        make_optimizer: MakeOptimizer,
+        secret: SecretSeed,
+        local_steps: int,
+        expected_batch_size: float,
+        physical_batch_size: int,
+    ):
+        self._model, self._loss, self._pipeline = private_model(module, example), loss, pipeline
+        self._make_optimizer, self._secret, self._local_steps = make_optimizer, secret, local_steps
+        self._expected_batch_size, self._physical_batch_size = expected_batch_size, physical_batch_size
+
+    def train(
+        self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
+    ) -> Update:
+        """Charge the round, take its steps, and return the change of the model.
+
+        Args:
+            start: The parameters to start from.
+            inputs: The client's (n, …) inputs, on the device to train on.
+            targets: Its (n,) targets.
+            memory: Its memory, whose address is charged.
+            ledger: Its ledger.
+
+        Raises:
+            BudgetExhausted: The address was charged before, or the budget does not allow the charge.
+        """
+        permit = ledger.charge(self._pipeline.cost, memory.address, steps=self._local_steps)
+        write(self._model.to(inputs.device), start)
+        optimizer = PrivateOptimizer(
+            self._make_optimizer(self._model, memory.address.round),
+            self._model,
+            self._pipeline,
+            secret=self._secret,
+            expected_batch_size=self._expected_batch_size,
+        )
+        optimizer.begin(memory, permit)
+        self._model.train()
+        sampling = self._pipeline.sampling or Poisson(1.0)
+        with hooks_on_inputs(), _dropout_of(self._secret, memory.address, inputs.device):
+            for step in range(self._local_steps):
+                chosen = _drawn_batch(sampling, inputs, self._secret, memory.address, step)
+                chunks = chosen.split(self._physical_batch_size)
+                for number, chunk in enumerate(chunks, start=1):
+                    if len(chunk):
+                        self._loss(self._model(inputs[chunk]), targets[chunk]).backward()
+                    optimizer.signal_skip_step(do_skip=number < len(chunks))
+                    optimizer.step()
+        return optimizer.update()
+
+
+class ClientLevel:
+    """Plain local SGD on Poisson batches, whose whole change of the model is one unit.
+
+    Where nobody is trusted, the change is charged to the client's ledger, clipped and noised here. Where the server is
+    trusted, it leaves clean, and the server charges, clips and adds the noise. One object serves all simulated clients,
+    one after the other.
+
+    Args:
+        module: The model.
+        loss: Mean loss over a batch.
+        pipeline: Clips and releases, where nobody is trusted.
+        make_optimizer: Makes the local optimiser of a round.
+        secret: Where batches, noise and dropout are drawn from.
+        local_steps: Steps in a round.
+        local_sampling: How the batch of a step is drawn; no privacy depends on it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        pipeline: Pipeline,
+        *,
+        make_optimizer: MakeOptimizer,
+        secret: SecretSeed,
+        local_steps: int,
+        local_sampling: Poisson,
+    ):
+        self._module, self._loss, self._pipeline = module, loss, pipeline
+        self._make_optimizer, self._secret = make_optimizer, secret
+        self._local_steps, self._local_sampling = local_steps, local_sampling
+        self._buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    def train(
+        self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
+    ) -> Update:
+        """Take the steps of a round, and return the change of the model: released, or clean for a trusted server.
+
+        Args:
+            start: The parameters to start from.
+            inputs: The client's (n, …) inputs, on the device to train on.
+            targets: Its (n,) targets.
+            memory: Its memory, whose address is charged where nobody is trusted.
+            ledger: Its ledger.
+
+        Raises:
+            BudgetExhausted: The address was charged before, or the budget does not allow the charge.
+        """
+        write(self._module.to(inputs.device), start)
+        for name, buffer in self._module.named_buffers():  # else a client would get the last one's statistics
+            buffer.copy_(self._buffers[name])
+        self._module.train()
+        optimizer = self._make_optimizer(self._module, memory.address.round)
+        with _dropout_of(self._secret, memory.address, inputs.device):
+            for step in range(self._local_steps):
+                chosen = _drawn_batch(self._local_sampling, inputs, self._secret, memory.address, step)
+                if len(chosen):
+                    optimizer.zero_grad()
+                    self._loss(self._module(inputs[chosen]), targets[chosen]).backward()
+                    optimizer.step()
+        change = read(self._module) - start
+        if self._pipeline.trust_model.server_sees_clean:
+            # What is not finite counts as zero, as under Clip; a client that sent nothing would be seen.
+            if not np.isfinite(change).all():
+                change = np.zeros_like(change)
+            return Update(values=change, layout=memory.layout, address=memory.address)
+        permit = ledger.charge(self._pipeline.cost, memory.address)
+        return self._pipeline.release([change[None, :]], memory, self._secret, permit)
+
+
+def _dropout_of(secret: SecretSeed, place: Address, device: torch.device) -> AbstractContextManager[None]:
+    """Seed the global generator, the only one that dropout uses, for one client and round; restore it at the end."""
+    stream = secret.stream("dropout", place.run, place.client, place.round)
+    return lent_generator(device, int(stream.integers(2**63)))
+
+
+def _drawn_batch(sampling: Poisson, inputs: Tensor, secret: SecretSeed, place: Address, step: int) -> Tensor:
+    """Return the positions of the examples that take part in a step."""
+    stream = secret.stream("sample", place.run, place.client, place.round, step)
+    return torch.from_numpy(sampling.draw(len(inputs), stream)).to(inputs.device)

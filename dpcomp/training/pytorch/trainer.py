@@ -1,0 +1,158 @@
+"""PyTorch: the configuration of local training with PyTorch, and the trainer that it makes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from dpcomp.core.checks import whole_number
+from dpcomp.privacy import Poisson
+from dpcomp.privacy.ledger import Ledger
+from dpcomp.training.pytorch.devices import device_of, to_device
+from dpcomp.training.pytorch.evaluation import accuracy_and_loss
+from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel, MakeOptimizer
+from dpcomp.training.pytorch.parameters import layout_of, read
+from dpcomp.training.pytorch.task import SupervisedTask
+from dpcomp.training.schedule import Schedule, rate_of
+from dpcomp.training.trainer import Federation
+from dpcomp.wire.memory import ClientMemory
+from dpcomp.wire.update import Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyTorch:
+    """Local training with PyTorch: SGD on each client, example-level with per-example gradients by Opacus.
+
+    The task must be a `SupervisedTask`. What is charged follows from the pipeline: with `unit="example"` every local
+    step is a release, with `unit="client"` the whole update is.
+
+    Args:
+        local_steps: SGD steps of a client in a round. With `unit="example"` each is charged.
+        learning_rate: Of the local steps: a number, or a schedule over the rounds such as `Cosine`.
+        momentum: Of the local steps, in [0, 1). It starts at zero in every round.
+        expected_batch_size: The public constant that divides the sum of a step's clipped gradients; with
+            `unit="example"` only. None: sampling rate × the task's population ÷ clients.
+        local_sampling: How a client draws the batches of its local steps; with `unit="client"` only. No privacy depends
+            on it.
+        physical_batch_size: The most examples in one forward pass; with `unit="example"` only. It bounds memory and
+            changes results by rounding alone.
+        device: Where models are trained and evaluated: "cpu", "cuda" or "cuda:1". Codec, noise and ledger stay on the
+            host. On a GPU, runs repeat up to the order in which its kernels add.
+
+    Raises:
+        TypeError, ValueError: A number lies outside its range.
+
+    Example:
+        >>> from dpcomp.training.pytorch import PyTorch
+        >>> PyTorch(local_steps=3, learning_rate=0.1).local_steps
+        3
+    """
+
+    local_steps: int = 1
+    learning_rate: float | Schedule = 0.5
+    momentum: float = 0.0
+    expected_batch_size: float | None = None
+    local_sampling: Poisson = field(default=Poisson(0.1))
+    physical_batch_size: int = 512
+    device: str = "cpu"
+
+    def __post_init__(self):
+        whole_number(self.local_steps, "PyTorch(local_steps)", least=1)
+        whole_number(self.physical_batch_size, "PyTorch(physical_batch_size)", least=1)
+        if not isinstance(self.learning_rate, Schedule) and not self.learning_rate >= 0:
+            raise ValueError(f"PyTorch(learning_rate) is {self.learning_rate}: give a number from 0 on, or a schedule")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"PyTorch(momentum) is {self.momentum}: give a number in [0, 1)")
+        if self.expected_batch_size is not None and not self.expected_batch_size > 0:
+            raise ValueError(
+                f"PyTorch(expected_batch_size) is {self.expected_batch_size}: it divides sums, so give a public number "
+                "above 0, or None for the sampling rate × population ÷ clients"
+            )
+
+    def make_trainer(self, federation: Federation) -> "TorchTrainer":
+        """Return the trainer of a federation.
+
+        Raises:
+            ValueError: The device is not in this machine.
+            NotPrivate: With `unit="example"`, the model mixes examples or remembers them.
+        """
+        return TorchTrainer(self, federation)
+
+
+class TorchTrainer:
+    """The clients' examples on their device, a model that trains and a model that is evaluated.
+
+    Args:
+        config: How clients train.
+        federation: The task, pipeline, clients and seeds.
+    """
+
+    def __init__(self, config: PyTorch, federation: Federation):
+        task, device = federation.task, device_of(config.device)
+        if not isinstance(task, SupervisedTask):
+            raise TypeError(
+                f"PyTorch cannot train {task!r}: give a task with the members of dpcomp.training.pytorch.SupervisedTask"
+            )
+        inputs, targets = task.train()
+        parts = federation.split(targets.numpy())
+        self._examples = [to_device(device, inputs[part], targets[part]) for part in parts]
+        self._test_examples = to_device(device, *task.test())
+        self._loss, self._evaluated = task.loss, task.model(federation.seed.number)
+        self.layout, self.initial_model = layout_of(self._evaluated), read(self._evaluated)
+        self.assumptions: tuple[str, ...] = ()
+        if federation.pipeline.trust_model.releases_local_steps:
+            divisor = config.expected_batch_size or federation.expected_batch_size
+            self._local = _example_level(config, federation, divisor, example=inputs[0])
+            number = f"the number of examples, {task.population:,}"
+            self.assumptions = (f"the divisor {divisor:g} and {number}, are public",)
+        else:
+            self._local = _client_level(config, federation)
+            self.assumptions = ()
+
+    def train(self, client: int, start: Float32[np.ndarray, "d"], memory: ClientMemory, ledger: Ledger) -> Update:
+        """Train a client on its own examples, as `Trainer.train` says."""
+        return self._local.train(start, *self._examples[client], memory, ledger)
+
+    def evaluate(self, model: Float32[np.ndarray, "d"]) -> Mapping[str, float]:
+        """Return `test_accuracy` (a share) and `test_loss` (a mean) of a model on the task's test set."""
+        accuracy, loss = accuracy_and_loss(self._evaluated, self._loss, model, *self._test_examples)
+        return {"test_accuracy": accuracy, "test_loss": loss}
+
+
+def _example_level(config: PyTorch, federation: Federation, divisor: float, example: Tensor) -> ExampleLevel:
+    return ExampleLevel(
+        federation.task.model(federation.seed.number),
+        federation.task.loss,
+        federation.pipeline,
+        example=example,
+        make_optimizer=_sgd(config),
+        secret=federation.secret,
+        local_steps=config.local_steps,
+        expected_batch_size=divisor,
+        physical_batch_size=config.physical_batch_size,
+    )
+
+
+def _client_level(config: PyTorch, federation: Federation) -> ClientLevel:
+    return ClientLevel(
+        federation.task.model(federation.seed.number),
+        federation.task.loss,
+        federation.pipeline,
+        make_optimizer=_sgd(config),
+        secret=federation.secret,
+        local_steps=config.local_steps,
+        local_sampling=config.local_sampling,
+    )
+
+
+def _sgd(config: PyTorch) -> MakeOptimizer:
+    """Return what makes a client's optimiser for a round."""
+
+    def make_optimizer(module: nn.Module, round_number: int) -> torch.optim.Optimizer:
+        learning_rate = rate_of(config.learning_rate, round_number)
+        return torch.optim.SGD(module.parameters(), lr=learning_rate, momentum=config.momentum)
+
+    return make_optimizer

@@ -1,0 +1,102 @@
+"""Trainer: the seam between a simulated federation and the framework that trains its clients."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from dpcomp.core.layout import Layout
+from dpcomp.core.randomness import PublicSeed, SecretSeed
+from dpcomp.pipeline import Pipeline
+from dpcomp.privacy.ledger import Ledger
+from dpcomp.wire.memory import ClientMemory
+from dpcomp.wire.update import Update
+
+Split = Callable[[Int64[np.ndarray, "n"]], Sequence[Int64[np.ndarray, "_"]]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Federation:
+    """What a trainer is made for: the task, the pipeline, the clients and the seeds of one simulation.
+
+    Args:
+        task: The value that was given to `simulate`. Each trainer says what it asks of a task besides `name` and
+            `population`; `PyTorch` asks for the members of `SupervisedTask`.
+        pipeline: Clips and releases. With probes it is a pipeline that also shows its releases to them.
+        clients: The number of clients; they are numbered from 0.
+        split: Cuts the examples: from their (n,) integer labels to the positions of each client's, in order of the
+            clients, disjoint and complete.
+        seed: Public: first weights are drawn from it.
+        secret: Where batches, noise and dropout are drawn from.
+    """
+
+    task: Any
+    pipeline: Pipeline
+    clients: int
+    split: Split
+    seed: PublicSeed
+    secret: SecretSeed
+
+    @property
+    def expected_batch_size(self) -> float:
+        """Sampling rate × public population ÷ clients: a divisor for sums over examples that depends on no data."""
+        sampling = self.pipeline.sampling
+        return (1.0 if sampling is None else sampling.rate) * self.task.population / self.clients
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Trains the clients of one federation, one after the other, and evaluates the server's model.
+
+    **Privacy:** a trainer works on the private side. What `train` returns must be a function of the starting model and
+    of values that `pipeline.release` (or `clip` and `noise`) gave for a permit of the ledger; batches must be drawn by
+    `pipeline.sampling` from streams of `federation.secret`; divisors must be public constants. A client-level update
+    under a trusted server is the one exception: it is returned clean, and the server charges, clips and adds the noise.
+    """
+
+    @property
+    def layout(self) -> Layout:
+        """The layers of the model, in the order of the flat vector of d coordinates."""
+        ...
+
+    @property
+    def initial_model(self) -> Float32[np.ndarray, "d"]:
+        """The public first model of server and clients."""
+        ...
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the guarantee assumes of this trainer, such as the public divisor of its steps: clauses to print."""
+        ...
+
+    def train(self, client: int, start: Float32[np.ndarray, "d"], memory: ClientMemory, ledger: Ledger) -> Update:
+        """Train one client for one round, and return the change of its model.
+
+        Args:
+            client: Its number, from 0.
+            start: The model that it starts from.
+            memory: Its memory; the update is made at `memory.address`.
+            ledger: Its ledger, which is charged before any noise is drawn.
+
+        Returns:
+            The update, on `layout`; released, unless the server is trusted.
+
+        Raises:
+            BudgetExhausted: The address was charged before, or the budget does not allow the charge.
+        """
+        ...
+
+    def evaluate(self, model: Float32[np.ndarray, "d"]) -> Mapping[str, float]:
+        """Return columns for the row of a round, such as `test_accuracy`, measured on public data."""
+        ...
+
+
+@runtime_checkable
+class TrainerConfig(Protocol):
+    """The part of a simulation that says how clients train: `simulate(..., trainer=PyTorch(local_steps=3))`."""
+
+    def make_trainer(self, federation: Federation) -> Trainer:
+        """Return the trainer of a federation. Called once, before the first round."""
+        ...
