@@ -18,7 +18,7 @@ from rich.table import Table
 import dpcomp as dp
 from dpcomp.codec.widths import WIDTHS, error_curve
 from dpcomp.codec.wiener import mean_squares
-from dpcomp.core.layout import Layout
+from dpcomp.core.layout import Layout, split_by_counts
 from dpcomp.core.public_context import PublicContext
 
 BITS = (2, 3, 4)
@@ -84,7 +84,7 @@ class SameWidths:
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Give every layer the same width, and the step of least error."""
         column = int(np.flatnonzero(self.bits == WIDTHS)[0])
-        steps = tuple(float(error_curve(layer)[1][column]) for layer in np.split(values, np.cumsum(counts)[:-1]))
+        steps = tuple(float(error_curve(layer)[1][column]) for layer in split_by_counts(values, counts))
         return (self.bits,) * len(counts), steps
 
     def coded(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from scipy.special import gammaln
 from dpcomp.codec.codec import Body
 from dpcomp.codec.entropy.positions import World, split
 from dpcomp.codec.rate import entropy_bits
+from dpcomp.core.layout import split_by_counts
 from dpcomp.core.support import Listed
 from dpcomp.pipeline import Pipeline
 from dpcomp.wire.bits_by_part import measure_payload
@@ -118,5 +119,5 @@ def _log2_binomials(places: Int64[np.ndarray, "m"], chosen: Int64[np.ndarray, "m
 
 def _bits_per_level(levels: Int32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> float:
     """Compute the entropy of levels, `counts` of them a layer, each layer under its own frequencies; 0 without any."""
-    layers = [layer for layer in np.split(levels, np.cumsum(counts)[:-1]) if len(layer)]
+    layers = [layer for layer in split_by_counts(levels, counts) if len(layer)]
     return sum(len(layer) * entropy_bits(np.bincount(layer - layer.min())) for layer in layers) / max(1, len(levels))

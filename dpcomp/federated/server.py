@@ -14,6 +14,7 @@ from jaxtyping import Float32
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, DpcompError, NotPrivate, VersionMismatch
+from dpcomp.core.storage import make_folder
 from dpcomp.federated.aggregation import ServerOptimizer, TrustedRelease, mean_of_released
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import LatePolicy, Reject
@@ -113,7 +114,7 @@ class Server:
         self._clients, self._folder, self._journal, self._closed = clients, None, None, False
         if folder is not None:
             self._folder = Path(folder)
-            checkpoint.make_folder(self._folder)
+            make_folder(self._folder)
             self._journal = Journal(self._folder / "journal.db")
             with ExitStack() as on_failure:
                 on_failure.callback(self._journal.close)

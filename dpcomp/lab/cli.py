@@ -193,7 +193,7 @@ def _epsilon(options: argparse.Namespace) -> int:
         pipeline = make_pipeline(experiment)
         print(pipeline)
         task = make_task(experiment, tasks)
-        units = experiment.federation["clients"] if experiment.unit == "client" else task.population
+        units = task.population if experiment.trust_model.releases_local_steps else experiment.federation["clients"]
         print(pipeline.guarantee(experiment.steps, experiment.delta, population=units))
     return 0
 

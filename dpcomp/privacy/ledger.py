@@ -13,6 +13,7 @@ from dp_accounting import DpEvent, NonPrivateDpEvent
 from dpcomp.core.address import Address
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import BudgetExhausted, DpcompError
+from dpcomp.core.storage import open_database
 from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost, guarantee_of
 from dpcomp.privacy.events import MOST_STEPS, read_event, write_event
@@ -107,9 +108,7 @@ class Ledger:
         self._seeded: set[tuple[str, int]] = set()
         self._spent: dict[int, Counter[tuple[str, str]]] = {}  # client → (event, basis), as text → steps
         try:
-            self._database = sqlite3.connect(self._name, timeout=0.0, isolation_level=None, check_same_thread=False)
-            self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL;")
-            self._database.executescript("PRAGMA synchronous = FULL;")
+            self._database = open_database(self._name)
             self._refuse_other_format()
             for client, event, basis, steps in self._database.execute(TOTALS):
                 self._spent.setdefault(client, Counter())[event, basis] = steps

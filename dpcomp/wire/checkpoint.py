@@ -24,6 +24,7 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import DpcompError, VersionMismatch
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed
+from dpcomp.core.storage import atomic_write, make_folder
 from dpcomp.core.support import Listed
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ClientMemory, Link, Pending, ServerMemory, Shared
@@ -59,11 +60,9 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
     text = json.dumps(facts, sort_keys=True)
     generations = _generations(place)
     number = int(generations[-1].stem) + 1 if generations else 0
-    path, unfinished = place / f"{number:010d}{SUFFIX}", place / "unfinished"
-    save_file(arrays, unfinished, {"format": FORMAT, "facts": text, "digest": _digest(text, arrays)})
-    _sync(unfinished)
-    os.replace(unfinished, path)
-    _sync(place)
+    path = place / f"{number:010d}{SUFFIX}"
+    with atomic_write(path, draft_name="unfinished") as draft:
+        save_file(arrays, draft, {"format": FORMAT, "facts": text, "digest": _digest(text, arrays)})
     for old in generations[: 1 - KEPT]:
         old.unlink()
     return path
@@ -96,25 +95,9 @@ def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
     raise DpcompError(f"no checkpoint in {folder} is whole: {'; '.join(refused.values())}. Restore one, or begin anew")
 
 
-def make_folder(place: Path) -> None:
-    """A folder, and those above it, that outlive the machine's next crash."""
-    made = [folder for folder in (place, *place.parents) if not folder.exists()]
-    place.mkdir(parents=True, exist_ok=True)
-    for folder in made:
-        _sync(folder.parent)
-
-
 def _generations(place: Path) -> list[Path]:
     """Ascending."""
     return sorted(path for path in place.glob(f"*{SUFFIX}") if path.stem.isdigit())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
