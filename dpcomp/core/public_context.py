@@ -83,7 +83,31 @@ class ReadsHistory(Protocol):
     by element, no reductions such as `np.sum` and no functions such as `exp`. It returns a new array and leaves its
     arguments unchanged.
 
+    A support that is chosen from its own history alone never gets news of other coordinates: give it a share of random
+    ones, drawn from `context.mask_key`.
+
     **Privacy:** broadcasts are released values, so the history is too (PRIVACY_RULES 7).
+
+    Example:
+        >>> import dpcomp as dp
+        >>> from dpcomp.sparsify.top_k_indices import top_k_indices
+        >>> @dataclass(frozen=True)
+        ... class MovedMost:
+        ...     fraction: float
+        ...
+        ...     def initial_history(self, layout):
+        ...         return np.zeros(layout.size, np.float32)
+        ...
+        ...     def update_history(self, history, broadcast, layout):
+        ...         return np.float32(0.5) * history + broadcast * broadcast
+        ...
+        ...     def public_support(self, context):
+        ...         return dp.Listed(top_k_indices(context.history, round(self.fraction * context.layout.size)))
+        ...
+        ...     def select(self, vector, candidates, context):
+        ...         return self.public_support(context)
+        >>> mechanism = (dp.Clip(1.0), dp.Gaussian(1.0))
+        >>> pipeline = dp.Pipeline(mechanism=mechanism, codec=dp.Codec(sparsify=MovedMost(0.1)), downlink=dp.Codec())
     """
 
     def initial_history(self, layout: Layout) -> Float32[np.ndarray, "h"]:
