@@ -16,11 +16,11 @@ from dpcomp.sparsify.fraction import Fraction
 class RandomK(Fraction):
     """Keep round(fraction·d) coordinates drawn uniformly under a public key, the same for all clients of a round.
 
-    Both ends compute the support from the run's seed and the round, so positions cost no byte (the random mask of Konečný
-    et al. 2016, §2, there with a mask for each client). In a mechanism, before `Clip`, each unit is restricted to the support: at the same ε the noise has
-    only the share k/d of the energy that noise on all d coordinates has. In a codec it selects what is sent of a
-    released update; what is dropped waits in the residual, if there is feedback. The values are not scaled by d/k, so
-    the decoded update is the released one on the support and zero elsewhere.
+    Both ends compute the support from the run's seed and the round, so positions cost no byte (the random mask of
+    Konečný et al. 2016, §2, there with a mask for each client). In a mechanism, before `Clip`, each unit is restricted
+    to the support: at the same ε the noise has only the share k/d of the energy that noise on all d coordinates has. In
+    a codec it selects what is sent of a released update; what is dropped waits in the residual, if there is feedback.
+    The values are not scaled by d/k, so the decoded update is the released one on the support and zero elsewhere.
 
     A coordinate is sent once in d/k rounds on average. `TopK` loses less of an update that is not mostly noise, and
     pays for the positions.
