@@ -75,7 +75,7 @@ class SameWidths:
 
     bits: int
 
-    def packed(
+    def widths_and_steps(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """The same width everywhere."""
@@ -83,7 +83,7 @@ class SameWidths:
         steps = tuple(float(error_curve(layer)[1][column]) for layer in np.split(values, np.cumsum(counts)[:-1]))
         return (self.bits,) * len(counts), steps
 
-    def coded(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:
+    def steps(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:
         """Not measured here."""
         raise NotImplementedError
 
@@ -132,7 +132,7 @@ def main() -> None:
         finer_gain = coding_gain(rounds[:, order], channels) / gain
         for bits in BITS:
             equal, fill = (dp.Codec(quantize=dp.Uniform(rule(bits))) for rule in (dp.Equal, dp.Waterfill))
-            step = dp.Waterfill(bits).coded(rounds[0], np.array(layout.sizes))[0]
+            step = dp.Waterfill(bits).steps(rounds[0], np.array(layout.sizes))[0]
             one_step = advantage(dp.Codec(quantize=dp.Uniform(dp.FixedStep(step))), fill, rounds[:1], layout)
             plain, fitted, packed = (
                 dp.Codec(quantize=dp.Uniform(rule), entropy=dp.FixedWidth())

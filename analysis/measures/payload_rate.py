@@ -14,7 +14,7 @@ from scipy.special import gammaln
 
 from analysis.measures.ranking import SupportChange
 from dpcomp.codec.codec import Body
-from dpcomp.codec.entropy.positions import World, split, support_bits
+from dpcomp.codec.entropy.positions import CandidateSet, split_by_previous, support_bits
 from dpcomp.codec.rate import entropy_bits
 from dpcomp.core.support import Listed
 from dpcomp.pipeline import Pipeline
@@ -69,11 +69,11 @@ class PayloadRate:
             side_bits=bits.side,
             value_bits=bits.value,
             rounding_bits=bits.rounding,
-            support_entropy_bits=_information([world.whole() for world in alone]),
+            support_entropy_bits=_information([world.as_one_layer() for world in alone]),
             support_entropy_bits_by_layer=_information(alone),
             conditional_entropy_bits=np.nan
             if given_last is None
-            else _information([world.whole() for world in given_last]),
+            else _information([world.as_one_layer() for world in given_last]),
             conditional_entropy_bits_by_layer=np.nan if given_last is None else _information(given_last),
             value_entropy_bits=np.nan
             if values_are_floats
@@ -127,16 +127,17 @@ def _told_by_change(change: SupportChange) -> tuple[Int64[np.ndarray, "2"], Int6
     return np.array([before, change.coordinates - before]), np.array([change.kept, change.new])
 
 
-def _worlds(body: Body) -> tuple[list[World], list[World] | None]:
+def _worlds(body: Body) -> tuple[list[CandidateSet], list[CandidateSet] | None]:
     """A body's support by itself, and beside the last one, if there is one; of a known support nothing is told."""
     previous, edges = body.context.previous_support, body.context.layout.edges
     if not isinstance(body.support, Listed):
         return [], []
     positions = body.support.positions
-    return [World(positions, edges)], None if previous is None else list(split(positions, previous.positions, edges))
+    given_last = None if previous is None else [*split_by_previous(positions, previous.positions, edges)]
+    return [CandidateSet(positions, edges)], given_last
 
 
-def _information(worlds: list[World]) -> float:
+def _information(worlds: list[CandidateSet]) -> float:
     return sum(_log2_binomials(np.diff(world.edges), world.counts) for world in worlds)
 
 
