@@ -79,7 +79,7 @@ class SameWidths:
 
     bits: int
 
-    def packed(
+    def widths_and_steps(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Give every layer the same width, and the step of least error."""

@@ -29,7 +29,7 @@ from dpcomp.codec import (
     Uniform,
     Waterfill,
 )
-from dpcomp.codec.wiener import Tracked
+from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
 from dpcomp.core.errors import ConfigError, NotPrivate
 from dpcomp.core.layout import Layout
@@ -325,7 +325,7 @@ class Pipeline:
         layout = Layout.of(layout)
         return ClientMemory(
             client=client,
-            tracked=Tracked.nothing(layout) if self.codec.averaged_clients else None,
+            tracked=TrackedSignal.initial(layout) if self.codec.averaged_clients else None,
             **self._memory_at_start(layout, seed),
         )
 

@@ -1,13 +1,16 @@
-"""Checks of arguments, whose errors give the name, the value and what is allowed."""
+"""Checks of arguments; their errors give the name, the value, and what is allowed."""
 
 from numbers import Integral
 
 
 def whole_number(value: object, name: str, *, least: int | None = None, most: int | None = None) -> int:
-    """Return `value` as an int, if it is a whole number within the bounds; a bool is none.
+    """Check that a value is a whole number within bounds, and return it as Python's int.
+
+    Integers of NumPy and other libraries are accepted. A bool and a float are refused, even `3.0`: either is more
+    often a mistake than meant.
 
     Args:
-        value: What a caller gave.
+        value: The argument to check.
         name: What the error calls it, such as `"simulate(rounds)"`.
         least: The smallest number allowed; None for no bound.
         most: The largest number allowed; None for no bound.
@@ -16,7 +19,7 @@ def whole_number(value: object, name: str, *, least: int | None = None, most: in
         The number as Python's int.
 
     Raises:
-        TypeError: The value is no whole number.
+        TypeError: The value is not a whole number.
         ValueError: The value lies outside the bounds.
 
     Example:

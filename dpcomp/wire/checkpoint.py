@@ -19,7 +19,7 @@ from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dpcomp.codec.wiener import Tracked
+from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.address import Address
 from dpcomp.core.errors import DpcompError, VersionMismatch
 from dpcomp.core.layout import Layout
@@ -224,17 +224,17 @@ def _read_link(name: str, said: Facts, arrays: Arrays) -> Link:
     )
 
 
-def _pack_tracked(name: str, tracked: Tracked | None, arrays: Arrays) -> float | None:
+def _pack_tracked(name: str, tracked: TrackedSignal | None, arrays: Arrays) -> float | None:
     if tracked is None:
         return None
     arrays |= {f"{name} {item}": getattr(tracked, item) for item in ("total", "weight", "factors")}
     return tracked.noise
 
 
-def _read_tracked(name: str, noise: float | None, arrays: Arrays) -> Tracked | None:
+def _read_tracked(name: str, noise: float | None, arrays: Arrays) -> TrackedSignal | None:
     if noise is None:
         return None
-    return Tracked(arrays[f"{name} total"], arrays[f"{name} weight"], arrays[f"{name} factors"], noise)
+    return TrackedSignal(arrays[f"{name} total"], arrays[f"{name} weight"], arrays[f"{name} factors"], noise)
 
 
 def _keep(name: str, array: np.ndarray | None, arrays: Arrays) -> None:

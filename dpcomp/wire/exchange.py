@@ -153,7 +153,7 @@ def follow(channel: Channel, payload: bytes | OpenedPayload, memory: ClientMemor
     shared = channel.shared_after(memory.shared, chain, decoded.dense(), listed, memory.layout)
     tracked = memory.tracked
     if tracked is not None:
-        tracked = tracked.followed(decoded.dense(), memory.layout)
+        tracked = tracked.after_broadcast(decoded.dense(), memory.layout)
     return replace(memory, shared=shared, step=decoded, tracked=tracked)
 
 

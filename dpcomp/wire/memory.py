@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.codec.wiener import Tracked
+from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.address import SERVER, Address
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed
@@ -115,7 +115,7 @@ class ClientMemory(_Memory):
 
     client: int
     link: Link = Link()
-    tracked: Tracked | None = None
+    tracked: TrackedSignal | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -144,7 +144,7 @@ class Pending:
     update: Float32[np.ndarray, "d"]
     link: Link
     residual: Float32[np.ndarray, "d"] | None
-    tracked: Tracked | None
+    tracked: TrackedSignal | None
 
     @classmethod
     def of(cls, payload: bytes, update: Update, after: ClientMemory) -> "Pending":

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.codec.codec import Codec
-from dpcomp.codec.wiener import Tracked
+from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Everywhere, Listed
@@ -43,7 +43,7 @@ class Encoded:
     residual: Float32[np.ndarray, "d"] | None
 
 
-def signal_estimate(update: Update, tracked: Tracked, clients: int) -> tuple[Update, Tracked]:
+def signal_estimate(update: Update, tracked: TrackedSignal, clients: int) -> tuple[Update, TrackedSignal]:
     """Return the Wiener estimate of the signal in an update, and the tracked variances after it.
 
     Args:
@@ -59,7 +59,7 @@ def signal_estimate(update: Update, tracked: Tracked, clients: int) -> tuple[Upd
             "the codec's allocator sees the privacy noise, but this update does not say how much it has: use plain "
             "SGD locally, or update.derive(vector, noise_stddev=…)"
         )
-    tracked = tracked.sent(update.noise_stddev, clients)
+    tracked = tracked.with_factors(update.noise_stddev, clients)
     factors = update.layout.spread(tracked.factors.astype(np.float32))
     return update.derive(factors * update.dense(), noise_stddev=None), tracked
 
