@@ -185,7 +185,7 @@ class Codec:
         parts = self._read(body, context)
         values = self.quantizer.values(parts.levels, parts.side, parts.counts, parts.context)
         if not np.isfinite(values).all():
-            raise CorruptPayload("the body holds values that are NaN or infinite, which no sender writes")
+            raise CorruptPayload("the body holds values that are not finite, which no sender writes")
         return values, parts.support
 
     def layer_bits(
