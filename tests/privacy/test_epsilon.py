@@ -17,7 +17,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.privacy.epsilon import composed, epsilon, rdp_epsilon
+from dpcomp.privacy.epsilon import epsilon, rdp_epsilon
+from dpcomp.privacy.events import composed
 
 FASHION = PoissonSampledDpEvent(2048 / 60_000, GaussianDpEvent(2.15))
 CASES = [
@@ -170,7 +171,7 @@ def test_a_delta_out_of_range_is_refused(delta):
 def test_steps_are_whole_numbers(steps):
     with pytest.raises(TypeError, match="whole number"):
         composed(FASHION, steps)
-    with pytest.raises(ValueError, match="fewer than 0"):
+    with pytest.raises(ValueError, match="is -1: give a whole number from 0 on"):
         composed(FASHION, -1)
 
 
