@@ -34,6 +34,21 @@ def whole_number(value: object, name: str, *, least: int | None = None, most: in
     return number
 
 
+def check_type(value: object, expected: type | tuple[type, ...], message: str) -> None:
+    """Refuse a value of another type than a signature says; for arguments that callers without a type checker give.
+
+    Args:
+        value: What a caller gave.
+        expected: The type, or the types, that are allowed.
+        message: The error's message.
+
+    Raises:
+        TypeError: The value has another type.
+    """
+    if not isinstance(value, expected):
+        raise TypeError(message)
+
+
 def _bounds(least: int | None, most: int | None) -> str:
     if least is None:
         return "" if most is None else f" up to {most:,}"
