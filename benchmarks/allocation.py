@@ -18,7 +18,7 @@ from rich.table import Table
 import dpcomp as dp
 from dpcomp.codec.widths import WIDTHS, error_curve
 from dpcomp.codec.wiener import mean_squares
-from dpcomp.core.layout import Layout
+from dpcomp.core.layout import Layout, split_by_counts
 from dpcomp.core.public_context import PublicContext
 
 BITS = (2, 3, 4)
@@ -79,17 +79,17 @@ class SameWidths:
 
     bits: int
 
-    def packed(
+    def widths_and_steps(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Give every layer the same width, and the step of least error."""
         column = int(np.flatnonzero(self.bits == WIDTHS)[0])
-        steps = tuple(float(error_curve(layer)[1][column]) for layer in np.split(values, np.cumsum(counts)[:-1]))
+        steps = tuple(float(error_curve(layer)[1][column]) for layer in split_by_counts(values, counts))
         return (self.bits,) * len(counts), steps
 
-    def coded(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:
+    def steps(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:
         """Give the same steps to an entropy coder."""
-        return self.packed(values, counts)[1]
+        return self.widths_and_steps(values, counts)[1]
 
 
 def under_noise(bits: float, share: float, rounds: Float32[np.ndarray, "r d"], layout: Layout) -> float:
@@ -141,7 +141,7 @@ def main() -> None:
         finer_gain = coding_gain(rounds[:, order], channels) / gain
         for bits in BITS:
             equal, fill = (dp.Codec(quantize=dp.Uniform(rule(bits))) for rule in (dp.Equal, dp.Waterfill))
-            step = dp.Waterfill(bits).coded(rounds[0], np.array(layout.sizes))[0]
+            step = dp.Waterfill(bits).steps(rounds[0], np.array(layout.sizes))[0]
             one_step = error_ratio(dp.Codec(quantize=dp.Uniform(dp.FixedStep(step))), fill, rounds[:1], layout)
             plain, fitted, packed = (
                 dp.Codec(quantize=dp.Uniform(rule), entropy=dp.FixedWidth())

@@ -29,14 +29,14 @@ from dpcomp.codec import (
     Uniform,
     Waterfill,
 )
-from dpcomp.codec.wiener import Tracked
+from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
 from dpcomp.core.errors import ConfigError, NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport, ReadsHistory
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
-from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, carried, fold
+from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_after, fold
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger import Permit
@@ -182,7 +182,7 @@ class Pipeline:
         if self._noise is None:
             return 0.0
         if not isinstance(self.mechanism, Unsafe):
-            before = carried(self.stages[:-1])
+            before = claim_after(self.stages[:-1])
             if isinstance(before, Bounded):
                 return before.l2
         norms = [stage.norm for stage in self.stages if isinstance(stage, Clip)]
@@ -325,7 +325,7 @@ class Pipeline:
         layout = Layout.of(layout)
         return ClientMemory(
             client=client,
-            tracked=Tracked.nothing(layout) if self.codec.averaged_clients else None,
+            tracked=TrackedSignal.initial(layout) if self.codec.averaged_clients else None,
             **self._memory_at_start(layout, seed),
         )
 
@@ -366,7 +366,7 @@ class Pipeline:
         total = value if isinstance(value, Total) else value.sum()
         return replace(total, mechanism=self.mechanism)
 
-    def nothing(self, memory: ClientMemory | ServerMemory) -> Total:
+    def empty_total(self, memory: ClientMemory | ServerMemory) -> Total:
         """Return the total of an empty batch, whose release is pure noise."""
         return self.clip(np.zeros((0, memory.layout.size), dtype=np.float32), memory)
 
@@ -456,7 +456,7 @@ class Pipeline:
         for block in blocks:
             part = self.clip(block, memory)
             total = part if total is None else total + part
-        return self.noise(self.nothing(memory) if total is None else total, memory, secret, permit)
+        return self.noise(self.empty_total(memory) if total is None else total, memory, secret, permit)
 
     # The public side: over the wire and back.
 

@@ -1,4 +1,4 @@
-"""Where each codec pays, on this machine and on published devices: reports of the cost study, put into the model.
+"""Where each codec pays, on this machine and on published devices: results of the cost study, put into the model.
 
 A codec is compared with float32 in two ways: as it was measured, through the same frame, digest and checks; and "free",
 as 4d bytes that are sent from memory in no time. The free one needs nothing of this library, so a break-even bandwidth
@@ -41,7 +41,7 @@ def measured_costs(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         for report in reports
     ]
     if not frames:
-        raise ValueError("there is no report with a table of costs: run the cost study first (dpcomp study cost)")
+        raise ValueError("there is no report with a table of costs: run python -m experiments study cost first")
     return pd.concat(frames, ignore_index=True)
 
 

@@ -1,6 +1,6 @@
 """A model of the time and the energy that an update takes, and of the bandwidth at which two codecs take the same.
 
-The model measures nothing: what codecs cost on this machine is in the reports of the cost study, and what devices and
+The model measures nothing: what codecs cost on this machine is in the results of the cost study, and what devices and
 radios are like in `analysis.cost.devices`.
 """
 

@@ -7,8 +7,9 @@ from jaxtyping import Int32, Int64
 from scipy.special import gammaln
 
 from dpcomp.codec.codec import Body
-from dpcomp.codec.entropy.positions import World, split
+from dpcomp.codec.entropy.positions import CandidateSet, split_by_previous
 from dpcomp.codec.rate import entropy_bits
+from dpcomp.core.layout import split_by_counts
 from dpcomp.core.support import Listed
 from dpcomp.pipeline import Pipeline
 from dpcomp.wire.bits_by_part import measure_payload
@@ -83,11 +84,11 @@ class PayloadRate:
             side_bits=bits.side,
             value_bits=bits.value,
             rounding_bits=bits.rounding,
-            support_entropy_bits=_entropy([ranks.whole() for ranks in alone]),
+            support_entropy_bits=_entropy([ranks.as_one_layer() for ranks in alone]),
             support_entropy_bits_by_layer=_entropy(alone),
             conditional_entropy_bits=np.nan
             if given_last is None
-            else _entropy([ranks.whole() for ranks in given_last]),
+            else _entropy([ranks.as_one_layer() for ranks in given_last]),
             conditional_entropy_bits_by_layer=np.nan if given_last is None else _entropy(given_last),
             value_entropy_bits=np.nan
             if values_are_floats
@@ -95,7 +96,7 @@ class PayloadRate:
         )
 
 
-def _ranks(body: Body) -> tuple[list[World], list[World] | None]:
+def _ranks(body: Body) -> tuple[list[CandidateSet], list[CandidateSet] | None]:
     """Give a body's support as ranks among all places, and as ranks inside and outside of the last support.
 
     No ranks for a support that both ends know; None where there is no last support.
@@ -104,10 +105,11 @@ def _ranks(body: Body) -> tuple[list[World], list[World] | None]:
     if not isinstance(body.support, Listed):
         return [], []
     positions = body.support.positions
-    return [World(positions, edges)], None if previous is None else list(split(positions, previous.positions, edges))
+    given_last = None if previous is None else [*split_by_previous(positions, previous.positions, edges)]
+    return [CandidateSet(positions, edges)], given_last
 
 
-def _entropy(ranks: list[World]) -> float:
+def _entropy(ranks: list[CandidateSet]) -> float:
     return sum(_log2_binomials(np.diff(part.edges), part.counts) for part in ranks)
 
 
@@ -118,5 +120,5 @@ def _log2_binomials(places: Int64[np.ndarray, "m"], chosen: Int64[np.ndarray, "m
 
 def _bits_per_level(levels: Int32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> float:
     """Compute the entropy of levels, `counts` of them a layer, each layer under its own frequencies; 0 without any."""
-    layers = [layer for layer in np.split(levels, np.cumsum(counts)[:-1]) if len(layer)]
+    layers = [layer for layer in split_by_counts(levels, counts) if len(layer)]
     return sum(len(layer) * entropy_bits(np.bincount(layer - layer.min())) for layer in layers) / max(1, len(levels))

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.cost.break_even import costs_by_device
-from analysis.cost.break_even import measured_costs as costs_table
+from analysis.cost.break_even import costs_by_device, measured_costs
 from analysis.tables.noise_losses import at_equal_density, at_equal_energy, table_of
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.results.results_file import Report, results_of
@@ -41,4 +40,4 @@ def energies_of(source: Path) -> pd.DataFrame:
 
 def costs_of(source: Path) -> pd.DataFrame:
     """Return a row an update, codec and device of the cost study: where the codec pays. Raises ConfigError."""
-    return costs_by_device(costs_table(study_reports(source)))
+    return costs_by_device(measured_costs(study_reports(source)))

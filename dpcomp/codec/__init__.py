@@ -1,4 +1,4 @@
-"""The public side: what happens to released values on their way to the wire."""
+"""The codec: what is done to released values on their way to bytes (predict, sparsify, quantise, entropy-code)."""
 
 from dpcomp.codec.allocation import Equal as Equal
 from dpcomp.codec.allocation import FixedStep as FixedStep

@@ -1,4 +1,4 @@
-"""The codec: sparsify, quantize, entropy; from a vector to a body of bytes and back."""
+"""The codec: predict, sparsify, quantise and entropy-code; a vector becomes a body of bytes, and is decoded from it."""
 
 import struct
 from dataclasses import dataclass, field, replace
@@ -18,33 +18,69 @@ from dpcomp.core.layout import split_by_counts
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Everywhere, Listed, Support
 
-SUPPORT = struct.Struct("<BI")  # the kind of support, and how many coordinates it holds
-EVERYWHERE, PUBLIC, LISTED = range(3)  # the kinds: all coordinates; those that both ends compute; those listed here
+SUPPORT_HEADER = struct.Struct("<BI")  # one of the codes below, and how many coordinates the support holds
+EVERYWHERE, PUBLIC, LISTED = range(3)  # all coordinates; those that both ends compute; those listed in the body
 
 
 @runtime_checkable
 class Sparsifier(Protocol):
-    """Chooses which coordinates of a vector are sent."""
+    """The protocol of a sparsifier: it chooses which coordinates of a vector are sent.
+
+    The sender alone calls `select`. A support that is not the message's public one is sent as a list of positions; for
+    a support that the receiver computes, so that it costs no byte, add `public_support` (`HasPublicSupport`). Write it
+    as a frozen dataclass, and give it to `Codec(sparsify=...)`.
+
+    **Privacy:** the vector is released, so the choice may depend on it (PRIVACY_RULES 1).
+    """
 
     def select(self, vector: Float32[np.ndarray, "d"], candidates: Support, context: PublicContext) -> Support:
-        """Return a support within the candidates, for a (d,) vector."""
+        """Return the support to send.
+
+        Args:
+            vector: The (d,) vector to be sent, residual included and prediction subtracted; it must stay unchanged.
+            candidates: The coordinates that may be chosen: the support of the update.
+            context: The public values of the message.
+
+        Returns:
+            A support within the candidates.
+        """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """Code a vector as bytes, in four slots that a sender goes through in this order.
+    """A lossy code of vectors as bytes, made of four slots through which a sender goes in this order.
 
-    Args:
-        predict: What an update is expected to be, which is not sent; None codes the update itself.
-        sparsify: Which coordinates are sent; None sends every coordinate of the update's support.
-        quantize: In how many bits a value is sent; None sends float32.
-        entropy: How positions and levels become bits.
+    A body is a header of 5 bytes (which support, how many coordinates), the positions of a listed support, the
+    quantiser's side information, and the levels. Sender and receiver need the same codec and the same `PublicContext`;
+    a pipeline sees to that. What the codec loses is known to the sender, who adds it to its next update, if there is
+    feedback. `pipeline.send` calls the codec; call it directly to measure a part.
+
+    **Privacy:** a codec works on released values, or on a clean uplink to a trusted server; it adds no guarantee and
+    costs none (PRIVACY_RULES 1).
+
+    Attributes:
+        predict: Predicts an update from what both ends know, so that only the difference is sent; None codes the update
+            itself.
+        sparsify: Chooses the coordinates that are sent; None sends every coordinate of the update's support.
+        quantize: Makes levels of values; None sends float32.
+        entropy: Makes bytes of positions and levels.
+
+    Raises:
+        TypeError: A slot has something that lacks the methods of its protocol.
 
     Example:
         >>> import dpcomp as dp
-        >>> dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4)).allocates
-        False
+        >>> vector = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
+        >>> codec = dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4))
+        >>> context = dp.PublicContext(layout=dp.Layout.of(10_000))
+        >>> support = codec.select(vector, dp.Everywhere(), context)
+        >>> body, decoded = codec.encode(vector[support.indices(10_000)], support, context)
+        >>> len(body), len(decoded)  # 40,000 bytes as float32
+        (146, 100)
+        >>> received, where = codec.decode(body, context)
+        >>> where == support, np.array_equal(received, decoded)
+        (True, True)
     """
 
     predict: LastBroadcast | None = None
@@ -53,33 +89,47 @@ class Codec:
     entropy: EntropyCoder = field(default_factory=RangeCoder)
 
     def __post_init__(self):
-        for name, kind in (
+        for name, protocol in (
             ("predict", LastBroadcast),
             ("sparsify", Sparsifier),
             ("quantize", Quantizer),
             ("entropy", EntropyCoder),
         ):
             part = getattr(self, name)
-            if isinstance(part, type) or not (isinstance(part, kind) or (part is None and name != "entropy")):
-                raise TypeError(f"Codec({name}={part!r}): it must be a {kind}")
+            if part is None and name != "entropy":
+                continue
+            if isinstance(part, type) or not isinstance(part, protocol):
+                raise TypeError(
+                    f"Codec({name}={part!r}) is no {protocol.__name__}: give an instance of a class that has the "
+                    f"methods of {protocol.__module__}.{protocol.__qualname__}"
+                )
 
     @property
     def averaged_clients(self) -> int | None:
-        """Of how many updates the server wants the mean, where the allocator sees the privacy noise."""
+        """The number of updates that the server averages, if the quantiser separates signal from noise; else None."""
         return getattr(self.quantizer, "averaged_clients", None)
 
     @property
     def allocates(self) -> bool:
-        """Whether layers get bits of their own."""
+        """Whether the quantiser gives layers rates of their own."""
         return getattr(self.quantizer, "allocates", False)
 
     @property
     def quantizer(self) -> Quantizer:
-        """What `quantize` means: None is float32."""
+        """The quantiser in use: `quantize`, or `Float32()` for None."""
         return Unquantized() if self.quantize is None else self.quantize
 
     def select(self, vector: Float32[np.ndarray, "d"], candidates: Support, context: PublicContext) -> Support:
-        """Return the coordinates of a (d,) vector that are sent."""
+        """Return the coordinates of a (d,) vector that are sent: the sparsifier's choice, or all candidates.
+
+        Args:
+            vector: The (d,) vector to be sent.
+            candidates: The coordinates that may be chosen.
+            context: The public values of the message.
+
+        Returns:
+            A support within the candidates.
+        """
         return candidates if self.sparsify is None else self.sparsify.select(vector, candidates, context)
 
     def encode(
@@ -88,42 +138,45 @@ class Codec:
         support: Support,
         context: PublicContext,
     ) -> tuple[bytes, Float32[np.ndarray, "k"]]:
-        """Write values on their support as a body.
+        """Encode values on their support as a body.
 
         Args:
             values: A (k,) float32 vector, in ascending order of position.
-            support: Where they stand: `Everywhere`, `Listed`, or the public support.
-            context: What both ends know of the message.
+            support: Their coordinates: `Everywhere`, `Listed`, or the public support.
+            context: The public values of the message.
 
         Returns:
-            The body, and the (k,) values that its reader will find in it.
+            The body, and the (k,) values that the receiver decodes from it.
 
         Raises:
             ValueError: The support is none of the three.
         """
         context = replace(context, packed=self.entropy.packed)
         layout, writer = context.layout, self.entropy.writer()
-        counts, kind = layout.counts(support), _kind(support, context.public_support)
-        if kind == LISTED:
+        counts, code = layout.counts(support), _support_code(support, context.public_support)
+        if code == LISTED:
             writer.positions(support.indices(layout.size), layout.edges, _previous_positions(context))
         levels, side = self.quantizer.levels(values, counts, context)
         writer.raw(side)
         bounds = self.quantizer.bounds(side, context)
         if bounds.coded.any() and len(values):
             writer.levels(levels, counts, bounds)
-        head = SUPPORT.pack(kind, len(values))
-        return head + writer.finish(), self.quantizer.values(levels, side, counts, context)
+        header = SUPPORT_HEADER.pack(code, len(values))
+        return header + writer.finish(), self.quantizer.values(levels, side, counts, context)
 
     def decode(
         self,
         body: bytes | memoryview,
         context: PublicContext,
     ) -> tuple[Float32[np.ndarray, "k"], Support]:
-        """Read the values of a body, and their support.
+        """Decode the values of a body, and their support.
 
         Args:
-            body: What `encode` wrote.
+            body: What `encode` returned.
             context: As for `encode`.
+
+        Returns:
+            The (k,) values, and their support.
 
         Raises:
             CorruptPayload: The body cannot come from this codec. Nothing larger than the update is allocated to find
@@ -132,7 +185,7 @@ class Codec:
         parts = self._read(body, context)
         values = self.quantizer.values(parts.levels, parts.side, parts.counts, parts.context)
         if not np.isfinite(values).all():
-            raise CorruptPayload("the body holds values that are not finite")
+            raise CorruptPayload("the body holds values that are not finite, which no sender writes")
         return values, parts.support
 
     def layer_bits(
@@ -140,11 +193,19 @@ class Codec:
         body: bytes | memoryview,
         context: PublicContext,
     ) -> Float64[np.ndarray, "layers"]:
-        """Return the bits a value that a body spends on each layer: the levels' width or entropy; 0 where none is sent.
+        """Return the bits a value that a body spends on each layer: its width, or the entropy of its levels.
+
+        Positions, side information and tables are not counted; of a float format, the bits of the format.
 
         Args:
-            body: What `encode` wrote.
+            body: What `encode` returned.
             context: As for `encode`.
+
+        Returns:
+            (layers,) bits a value; 0 for a layer of which nothing is sent.
+
+        Raises:
+            CorruptPayload: The body cannot come from this codec.
         """
         parts = self._read(body, context)
         if not parts.bounds.coded.any():
@@ -159,11 +220,14 @@ class Codec:
         body: bytes | memoryview,
         context: PublicContext,
     ) -> tuple["Body", PartBits]:
-        """Return what stands in a body, and the bits that each part of it takes: they add up to all of its bytes.
+        """Return the contents of a body, and the bits that each part of it takes.
 
         Args:
-            body: What `encode` wrote.
+            body: What `encode` returned.
             context: As for `encode`.
+
+        Returns:
+            The parsed body, and the bits of its parts, which add up to 8 times its bytes.
 
         Raises:
             CorruptPayload: The body cannot come from this codec.
@@ -171,28 +235,32 @@ class Codec:
         """
         if not isinstance(self.entropy, Metered):
             raise TypeError(
-                f"{self.entropy!r} cannot tell what its parts take: give it a .meter(body), as RangeCoder has"
+                f"{self.entropy!r} does not count the bits of its parts: give it a .meter(body), as RangeCoder has"
             )
-        meter = self.entropy.meter(body[SUPPORT.size :])
+        meter = self.entropy.meter(body[SUPPORT_HEADER.size :])
         parts, bits = self._read(body, context, meter), meter.bits
         if getattr(self.quantizer, "side_holds_values", not parts.bounds.coded.any()):
             bits = replace(bits, side=0.0, value=bits.value + bits.side)
-        return parts, replace(bits, header=bits.header + 8 * SUPPORT.size)
+        return parts, replace(bits, header=bits.header + 8 * SUPPORT_HEADER.size)
 
     def _read(self, body: bytes | memoryview, context: PublicContext, reader: Reader | None = None) -> "Body":
         context = replace(context, packed=self.entropy.packed)
         layout = context.layout
-        if len(body) < SUPPORT.size:
-            raise CorruptPayload(f"a body of {len(body)} bytes holds no support")
-        kind, k = SUPPORT.unpack_from(body)
-        if kind > LISTED or k > layout.size:
-            raise CorruptPayload(f"no support of kind {kind} with {k} of {layout.size} coordinates is known")
-        reader = self.entropy.reader(body[SUPPORT.size :]) if reader is None else reader
-        support: Support | None = Everywhere() if kind == EVERYWHERE else context.public_support
-        if kind == LISTED:
+        if len(body) < SUPPORT_HEADER.size:
+            raise CorruptPayload(f"the body has {len(body)} bytes, but its header alone has {SUPPORT_HEADER.size}")
+        code, k = SUPPORT_HEADER.unpack_from(body)
+        if code > LISTED or k > layout.size:
+            raise CorruptPayload(
+                f"the body has support code {code} with {k} of {layout.size} coordinates; codes are 0 to {LISTED}"
+            )
+        reader = self.entropy.reader(body[SUPPORT_HEADER.size :]) if reader is None else reader
+        support: Support | None = Everywhere() if code == EVERYWHERE else context.public_support
+        if code == LISTED:
             support = Listed(reader.positions(k, layout.edges, _previous_positions(context)))
         if support is None or support.count(layout.size) != k:
-            raise CorruptPayload(f"the body is on {k} coordinates of kind {kind}, where the pipeline has {support}")
+            raise CorruptPayload(
+                f"the body has {k} coordinates under support code {code}, but the pipeline has {support}"
+            )
         counts = layout.counts(support)
         side = reader.raw(self.quantizer.side_bytes(counts, context))
         bounds = self.quantizer.bounds(side, context)
@@ -203,7 +271,16 @@ class Codec:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Body:
-    """What stands in a body, before the levels become values."""
+    """The parsed contents of a body, before the levels are decoded to values.
+
+    Attributes:
+        support: The coordinates of the values.
+        counts: (layers,) how many of them each layer has.
+        side: The quantiser's side information.
+        bounds: The lowest and highest level of each layer.
+        levels: A level for each value; the lowest level in layers that are not coded.
+        context: The public values of the message, with `packed` set.
+    """
 
     support: Support
     counts: Int64[np.ndarray, "layers"]
@@ -213,15 +290,17 @@ class Body:
     context: PublicContext
 
 
-def _kind(support: Support, public: Support | None) -> int:
-    """How a body says on which coordinates it is."""
+def _support_code(support: Support, public: Support | None) -> int:
+    """Return the code that a body has for a support."""
     if isinstance(support, Everywhere):
         return EVERYWHERE
     if public is not None and support == public:
         return PUBLIC
     if isinstance(support, Listed):
         return LISTED
-    raise ValueError(f"the support {support} is neither listed nor the public one, {public}: list its positions")
+    raise ValueError(
+        f"the support {support} is neither listed nor the public one, {public}: list its positions, dp.Listed(…)"
+    )
 
 
 def _previous_positions(context: PublicContext) -> Int64[np.ndarray, "k_before"] | None:

@@ -1,1 +1,1 @@
-"""What every part stands on: errors, random streams, supports, layouts, addresses, durable files."""
+"""Definitions that all other folders import: errors, random streams, supports, layouts, addresses, checks, storage."""

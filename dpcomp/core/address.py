@@ -1,20 +1,32 @@
-"""Addresses: where in a run a random stream, a charge or a message belongs."""
+"""Addresses: the place in a run of a random stream, a privacy charge or a message."""
 
 from dataclasses import dataclass
 
 from dpcomp.core.checks import whole_number
 
-SERVER = 2**32 - 1  # stands where a client's number stands, when the server acts
+SERVER = 2**32 - 1  # the client number of what the server sends
 
 
 @dataclass(frozen=True)
 class Address:
-    """(run, client, round): every random stream, charge and frame is identified by it.
+    """Identify what happens in a run by run, client and round.
 
-    A memory's is (the number of its public seed, its client or `SERVER`, the broadcasts so far).
+    An address is the key by which a repeated message or charge is recognised. Random streams are derived from its
+    numbers, a ledger charges it once, and a frame carries it. The address of a memory is the number of its public seed,
+    its client (or `dp.SERVER`), and how many broadcasts it has followed.
+
+    Attributes:
+        run: The number of the run's public seed, below 2⁶⁴.
+        client: The number of the client, below 2³²; `dp.SERVER` is the largest.
+        round: The round, from 0, below 2³².
 
     Raises:
-        TypeError, ValueError: run is no whole number below 2⁶⁴, or client or round none below 2³².
+        TypeError: One of the three is not a whole number.
+        ValueError: One of the three lies outside its range.
+
+    Example:
+        >>> Address(run=7, client=3, round=0)
+        Address(run=7, client=3, round=0)
     """
 
     run: int

@@ -1,4 +1,4 @@
-"""Values as tables of plain types: `{"Clip": {"norm": 1.0}}` is `Clip(norm=1.0)`; and back, every name checked.
+"""Conversion of parts to tables of plain types and back: `Clip(norm=1.0)` is `{"Clip": {"norm": 1.0}}`.
 
 One form serves TOML files, results and fingerprints.
 """
@@ -16,15 +16,21 @@ Calls = Mapping[str, Callable[..., Any]]
 
 
 def as_table(value: Any, where: str) -> Any:
-    """Return a value as plain types: a frozen dataclass becomes {class name: {field: value}}, a tuple a list.
+    """Convert a value to plain types: a frozen dataclass becomes {class name: {field: value}}, a tuple a list.
+
+    The table is the part's description in results and in the fingerprint that both ends compare, so it must be the same
+    in every process; numbers of other libraries become Python's.
 
     Args:
         value: None, a bool, a number, a string, a tuple, or a frozen dataclass whose fields are such values.
-        where: What the error calls the value, such as `"codec.sparsify"`.
+        where: The place of the value that errors give, such as `"codec.sparsify"`.
+
+    Returns:
+        None, a bool, a number, a string, a list, or a dict with one key.
 
     Raises:
-        TypeError: The value is, or holds, anything else. Such a part would be described by where it lies in memory, and
-            two processes would take it for two different parts.
+        TypeError: The value is, or holds, anything else. The description of such a part would contain its address in
+            memory, and two processes would take it for two different parts.
 
     Example:
         >>> from dpcomp import Clip
@@ -35,15 +41,18 @@ def as_table(value: Any, where: str) -> Any:
 
 
 def as_toml_table(value: Any, where: str) -> Any:
-    """Return a value as `as_table` does, without the fields that hold None: TOML has none.
+    """Convert a value as `as_table` does, and leave out fields that are None, for which TOML has no value.
 
     Args:
         value: As for `as_table`.
         where: As for `as_table`.
 
+    Returns:
+        As for `as_table`, without None.
+
     Raises:
         TypeError: As `as_table` does.
-        ValueError: A field holds None, and its default is something else: read back, it would hold that.
+        ValueError: A field is None, and its default is not: read back, the field would have the default.
     """
     return _as_table(value, where, omit_none=True)
 
@@ -63,44 +72,62 @@ def _as_table(value: Any, where: str, *, omit_none: bool) -> Any:
         content, place = getattr(value, item.name), f"{where}.{name}.{item.name}"
         if content is None and omit_none:
             if item.default is not None:
-                raise ValueError(f"{place} is None, which TOML cannot say, and its default is another value")
+                raise ValueError(
+                    f"{place} is None, which TOML cannot express, and its default is another value, which a reader of "
+                    "the file would get: make None the default, or give a value"
+                )
             continue
         table[item.name] = _as_table(content, place, omit_none=omit_none)
     return {name: table}
 
 
 def check_frozen(value: Any, where: str) -> None:
-    """Refuse a part that is no frozen dataclass.
+    """Check that a part is an instance of a frozen dataclass, whose description cannot change after it was taken.
+
+    Args:
+        value: The part.
+        where: The place of the part that the error gives, such as `"codec.sparsify"`.
 
     Raises:
-        TypeError: Naming the class, and what to write over it.
+        TypeError: It is not; the message says what to write above its class.
     """
     frozen = is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
     if not frozen:
         raise TypeError(
             f"{where} is {value!r}: a part is a frozen dataclass whose fields are numbers, strings, tuples or such "
-            "parts, so that every process describes it alike. Write @dataclass(frozen=True) over its class, and hand "
-            "over an instance"
+            "parts, so that every process describes it alike. Write @dataclass(frozen=True) above its class, and pass "
+            "an instance"
         )
 
 
 def from_table(value: Any, where: str, calls: Calls) -> Any:
-    """Return the value that a table describes, with its calls made.
+    """Make the value that a table describes: the inverse of `as_table`.
+
+    Only the classes in `calls` are called, by the names of their arguments; nothing is imported by name.
 
     Args:
-        value: Plain types, as a TOML file or `as_table` gives them.
-        where: What the error calls the value, such as `"codec"`.
-        calls: Class name → class, of all that may be called.
+        value: Plain types, from a TOML file or from `as_table`.
+        where: The place of the value that errors give, such as `"codec"`.
+        calls: A mapping of class names to the classes that may be called.
+
+    Returns:
+        The value; a list becomes a tuple.
 
     Raises:
-        ConfigError: A table is no call, names an unknown class or argument, or the call is refused.
+        ConfigError: A table is not of the form {class name: {argument: value}}, a class or an argument is unknown, or
+            the class refuses its arguments.
+
+    Example:
+        >>> from dpcomp import Clip
+        >>> from_table([{"Clip": {"norm": 1.0}}], "mechanism", {"Clip": Clip})
+        (Clip(norm=1.0),)
     """
     if isinstance(value, list):
         return tuple(from_table(item, where, calls) for item in value)
     if not isinstance(value, dict):
         return value
     if len(value) != 1:
-        raise ConfigError(f"{where}: {value} is no call; write {{ Name = {{ argument = … }} }}")
+        raise ConfigError(f"{where}: {value} is no call of one class; write {{ Name = {{ argument = … }} }}")
     ((name, arguments),) = value.items()
     check_known(name, calls, where)
     if not isinstance(arguments, dict):
@@ -114,21 +141,35 @@ def from_table(value: Any, where: str, calls: Calls) -> Any:
 
 
 def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Refuse the first given name that is not known there. Raises ConfigError."""
+    """Check that all names are known, and refuse the first that is not.
+
+    Args:
+        given: The names to check, such as the keys of a table.
+        known: The names that are allowed there.
+        where: The place that the error gives.
+
+    Raises:
+        ConfigError: A name is unknown; the message gives the most similar known one.
+    """
     known = list(known)
     for key in given:
         check_known(key, known, where)
 
 
 def check_known(key: str, known: Iterable[str], where: str) -> None:
-    """Refuse an unknown name, and give the known one that looks most like it.
+    """Check that a name is known.
+
+    Args:
+        key: The name to check.
+        known: The names that are allowed there.
+        where: The place that the error gives.
 
     Raises:
-        ConfigError: The name is not known.
+        ConfigError: The name is unknown; the message gives the most similar known one.
     """
     names = sorted(known)
     if not names:
-        raise ConfigError(f"{where} has {key!r}, where nothing has a name")
+        raise ConfigError(f"{where} has {key!r}, but it takes no arguments: leave it out")
     if key not in names:
         close = difflib.get_close_matches(key, names, n=1, cutoff=0.0)
         raise ConfigError(

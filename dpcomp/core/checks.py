@@ -1,13 +1,16 @@
-"""Checks of arguments, whose errors give the name, the value and what is allowed."""
+"""Checks of arguments; their errors give the name, the value, and what is allowed."""
 
 from numbers import Integral
 
 
 def whole_number(value: object, name: str, *, least: int | None = None, most: int | None = None) -> int:
-    """Return `value` as an int, if it is a whole number within the bounds; a bool is none.
+    """Check that a value is a whole number within bounds, and return it as Python's int.
+
+    Integers of NumPy and other libraries are accepted. A bool and a float are refused, even `3.0`: either is more
+    often a mistake than meant.
 
     Args:
-        value: What a caller gave.
+        value: The argument to check.
         name: What the error calls it, such as `"simulate(rounds)"`.
         least: The smallest number allowed; None for no bound.
         most: The largest number allowed; None for no bound.
@@ -16,7 +19,7 @@ def whole_number(value: object, name: str, *, least: int | None = None, most: in
         The number as Python's int.
 
     Raises:
-        TypeError: The value is no whole number.
+        TypeError: The value is not a whole number.
         ValueError: The value lies outside the bounds.
 
     Example:
@@ -29,6 +32,21 @@ def whole_number(value: object, name: str, *, least: int | None = None, most: in
     if (least is not None and number < least) or (most is not None and number > most):
         raise ValueError(f"{name} is {number}: give a whole number{_bounds(least, most)}")
     return number
+
+
+def check_type(value: object, expected: type | tuple[type, ...], message: str) -> None:
+    """Refuse a value of another type than a signature says; for arguments that callers without a type checker give.
+
+    Args:
+        value: What a caller gave.
+        expected: The type, or the types, that are allowed.
+        message: The error's message.
+
+    Raises:
+        TypeError: The value has another type.
+    """
+    if not isinstance(value, expected):
+        raise TypeError(message)
 
 
 def _bounds(least: int | None, most: int | None) -> str:

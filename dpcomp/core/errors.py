@@ -1,4 +1,4 @@
-"""The errors of dpcomp: every one says what stands where, why it is wrong, and what to do."""
+"""The errors of dpcomp: each message says what stands where, why it is wrong, and what to do."""
 
 from typing import Literal
 
@@ -6,22 +6,34 @@ Reason = Literal["pipeline", "version", "link", "repeat", "run", "direction", "t
 
 
 class DpcompError(Exception):
-    """The base of everything that dpcomp refuses."""
+    """The base class of the errors below; arguments out of range raise Python's TypeError and ValueError."""
 
 
 class NotPrivate(DpcompError):
-    """The pipeline, or a value handed to it, carries no privacy guarantee."""
+    """A pipeline, or a value given to it, has no privacy guarantee.
+
+    Raised when a pipeline is made whose stages prove no bound on what one unit adds, and when a value that is not
+    released is about to be encoded. The message names the stage and the change that would make the pipeline private.
+    """
 
 
 class CorruptPayload(DpcompError):
-    """The bytes are not what a sender sealed."""
+    """The received bytes are not what a sender wrote: they are cut, changed or of another format.
+
+    The receiver's state is unchanged, and nothing larger than one update was allocated. Ask the sender for the same
+    bytes again.
+    """
 
 
 class VersionMismatch(DpcompError):
-    """The bytes are sound, but were coded against another state, sender, run or pipeline.
+    """The received bytes are intact, but were coded against another state, sender, run or pipeline.
 
-    `reason` says against which: another `pipeline` or layout, `version` or digest of shared memory, `link` or `run` of
-    the sender; or that it is a `repeat`, runs in the wrong `direction`, or is the sender's second of a round (`twice`).
+    The receiver's state is unchanged.
+
+    Attributes:
+        reason: What differs: the `pipeline` or its layout, the `version` or digest of the shared memory, the `link` or
+            the `run` of the sender; or that the payload is a `repeat` of an accepted one, was sent in the wrong
+            `direction`, or is the second of its sender in a round (`twice`).
     """
 
     def __init__(self, message: str, reason: Reason):
@@ -30,7 +42,7 @@ class VersionMismatch(DpcompError):
 
 
 class ConfigError(DpcompError):
-    """A table or file does not describe what it should; the message says where, and what was meant."""
+    """A table or a file describes no valid configuration; the message gives the place and the nearest valid name."""
 
 
 class MissingExtra(DpcompError, ImportError):
@@ -38,4 +50,7 @@ class MissingExtra(DpcompError, ImportError):
 
 
 class BudgetExhausted(DpcompError):
-    """The ledger gives no right to draw this noise: it was spent, or was never charged."""
+    """The ledger grants no permit for this noise: the budget is spent, the permit is used up, or nothing was charged.
+
+    No noise was drawn. Stop, charge fewer steps, or use more noise; a ledger's budget cannot be raised afterwards.
+    """

@@ -6,14 +6,16 @@ from dpcomp.core.errors import MissingExtra
 
 
 def require(extra: str, *packages: str) -> None:
-    """Refuse to go on without the packages of an extra.
+    """Check that the packages of an extra are installed.
+
+    Call it where the part that needs them is first used, so that `import dpcomp` works without them.
 
     Args:
-        extra: The name that pip knows, such as "torch".
-        packages: Modules that must be importable.
+        extra: The name of the extra in dpcomp's package, such as `"torch"`.
+        packages: The modules that must be importable; they are looked up, not imported.
 
     Raises:
-        MissingExtra: Naming the packages, and the line that installs them.
+        MissingExtra: Some are not installed; the message names them, and gives the `pip install` line.
 
     Example:
         >>> require("lab", "json")

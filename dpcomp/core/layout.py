@@ -15,17 +15,33 @@ from dpcomp.core.support import Everywhere, Support
 
 @dataclass(frozen=True)
 class Layout:
-    """The layers of a flat vector, in order: their names and shapes.
+    """The layers of a flat vector, in order, each with a name and a shape.
+
+    An update is one vector of d coordinates; the layout says which of them belong to which layer of the model. Parts
+    that treat layers differently (steps, bit widths, top-k per layer) read the borders from it, and both ends must have
+    the same: its digest stands in every payload. Make one with `Layout.of`. A layer may be empty or a scalar.
+
+    Attributes:
+        shapes: A pair (name, shape) for each layer.
 
     Raises:
-        ValueError: it has no coordinates, or 2³² and more.
+        ValueError: The layers have no coordinate at all, or 2³² or more: positions take at most 32 bits on the wire.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> layout = dp.Layout.of({"weight": (10, 3), "bias": (10,)})
+        >>> layout.size, layout.sizes, layout.edges.tolist()
+        (40, (30, 10), [0, 30, 40])
     """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
     @classmethod
     def of(cls, layers: "int | Mapping[str, tuple[int, ...]] | Layout") -> "Layout":
-        """A layout from the number of coordinates, or from a mapping name → shape."""
+        """Make a layout from a mapping of names to shapes, or from a number of coordinates as one layer.
+
+        A layout is returned unchanged, so that functions can take any of the three.
+        """
         if isinstance(layers, Layout):
             return layers
         if isinstance(layers, Mapping):
@@ -45,20 +61,20 @@ class Layout:
 
     @cached_property
     def size(self) -> int:
-        """d, the number of coordinates."""
+        """d, the number of coordinates of all layers."""
         return sum(self.sizes)
 
     @cached_property
     def edges(self) -> Int64[np.ndarray, "layers_plus_one"]:
-        """Where each layer begins in the flat vector, and at the end d."""
+        """The position in the flat vector where each layer begins, and d at the end."""
         return np.cumsum([0, *self.sizes], dtype=np.int64)
 
     def split(self, vector: Shaped[np.ndarray, "d"]) -> list[Shaped[np.ndarray, "_"]]:
-        """Cut a (d,) vector into its layers, as views."""
+        """Cut a (d,) vector into its layers; the parts are flat views of it."""
         return np.split(vector, self.edges[1:-1])
 
     def spread(self, values: Shaped[np.ndarray, "layers"]) -> Shaped[np.ndarray, "d"]:
-        """Give every coordinate the value of its layer."""
+        """Return a (d,) vector in which every coordinate has the value of its layer."""
         return np.repeat(values, self.sizes)
 
     def counts(self, support: Support) -> Int64[np.ndarray, "layers"]:
@@ -69,12 +85,12 @@ class Layout:
 
     @cached_property
     def digest(self) -> bytes:
-        """8 bytes that name the layout."""
+        """8 bytes that identify the names and shapes of the layers; equal layouts have equal digests."""
         return hashlib.blake2b(repr(self.shapes).encode(), digest_size=8).digest()
 
 
 def split_by_counts(
     values: Shaped[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
 ) -> list[Shaped[np.ndarray, "_"]]:
-    """Cut values on a support into layers, as views; `counts` says how many of them each layer holds."""
+    """Cut the (k,) values of a support into layers, `counts` values each; the parts are views."""
     return np.split(values, np.cumsum(counts)[:-1])

@@ -1,4 +1,4 @@
-"""PublicContext: what both ends know when a stage or a codec runs."""
+"""PublicContext: the public values that both ends have when a stage or a codec runs."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -12,11 +12,12 @@ from dpcomp.core.support import Listed, Support
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PublicContext:
-    """The public values of one message: sender and receiver hold the same, before it is written and before it is read.
+    """The public values of one message, the same at the sender before encoding and at the receiver before decoding.
 
     Stages (`apply`), sparsifiers (`select`), public supports (`public_support`) and quantisers get it as an argument. A
-    part may depend on it in any way, since all of it is public or was released: that costs no privacy
-    (PRIVACY_RULES 7).
+    part may depend on any of it: every value is public or computed from released values, which costs no privacy
+    (PRIVACY_RULES 7). Integers and keys are the same on all machines; what a part computes from the float vectors has
+    to be bit for bit the same at both ends.
 
     Attributes:
         layout: The layers of the whole vector of d coordinates.
@@ -26,10 +27,19 @@ class PublicContext:
         mask_key: 256 public bits, the same for all messages of a version: random supports are drawn from it.
         dither_key: 256 public bits that no other message of the run has: rounding and rotation are drawn from it.
         last_broadcast: The last broadcast as a (d,) float32 vector, where the codec predicts from it; else None.
-        history: What the pipeline's part with `ReadsHistory` keeps of all broadcasts so far; None where no part asks.
-        public_support: The support that both ends compute for the message, where a part has one; the codec gets it.
-        previous_support: The last support that was listed on the same link: the next is coded by how it differs.
-        packed: Whether the codec packs levels into whole bits, as `dp.FixedWidth` does; the codec sets it.
+        history: The (h,) float32 vector that the pipeline's part with `ReadsHistory` keeps of all broadcasts so far;
+            None where no part does.
+        public_support: The support that both ends compute for the message, where a part has one; set before the codec
+            runs, so it is None in `HasPublicSupport.public_support` itself.
+        previous_support: The last support that was listed on the same link; the entropy coder may code the next one by
+            its changes. None before the first.
+        packed: Whether levels are packed into whole bits, as `dp.FixedWidth` does; the codec sets it.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> context = dp.PublicContext(layout=dp.Layout.of(1000), mask_key=dp.PublicSeed(0).key("mask", 0))
+        >>> dp.RandomK(0.01).public_support(context).count(1000)
+        10
     """
 
     layout: Layout
@@ -47,30 +57,74 @@ class PublicContext:
 
 @runtime_checkable
 class HasPublicSupport(Protocol):
-    """A stage or sparsifier whose support both ends compute from the context alone: its positions are never sent.
+    """A stage or sparsifier whose support both ends compute from the context alone, so that no position is sent.
+
+    Add the method `public_support` to a stage (with `claim` and `apply`), to a sparsifier (with `select`), or to a
+    class that is both; `select` and `apply` must use the same support. No other declaration is needed. A message has
+    one public support: a pipeline with two such parts is refused.
 
     **Privacy:** the support is a function of public and released values, so it reveals nothing (PRIVACY_RULES 2 and 7).
     """
 
     def public_support(self, context: PublicContext) -> Support:
-        """Return the support of the message that the context is about."""
+        """Return the support of the message that the context describes, the same at both ends."""
         ...
 
 
 @runtime_checkable
 class ReadsHistory(Protocol):
-    """A part that needs more of the past than the last broadcast: it says what is kept, as a fold over broadcasts.
+    """A part that needs more of the past than the last broadcast; its history is a fold over the broadcasts.
 
-    Both ends keep the (h,) float32 vector in their shared memory, so it travels in snapshots and stands in checkpoints.
-    `update_history` must give the same bits on every machine: sums and products of float32, no other functions.
+    Add the two methods to the part; it reads the result as `context.history`. Both ends keep the (h,) float32 vector in
+    their shared memory: it is sent in snapshots to clients that come back, and saved in checkpoints. h is the part's
+    choice and stays the same, such as d for a value a coordinate. A pipeline has at most one such part.
+
+    `update_history` must return the same bits on every machine: use sums, products and comparisons of float32 element
+    by element, no reductions such as `np.sum` and no functions such as `exp`. It returns a new array and leaves its
+    arguments unchanged.
+
+    A support that is chosen from its own history alone never gets news of other coordinates: give it a share of random
+    ones, drawn from `context.mask_key`.
+
+    **Privacy:** broadcasts are released values, so the history is too (PRIVACY_RULES 7).
+
+    Example:
+        >>> import dpcomp as dp
+        >>> from dpcomp.sparsify.top_k_indices import top_k_indices
+        >>> @dataclass(frozen=True)
+        ... class MovedMost:
+        ...     fraction: float
+        ...
+        ...     def initial_history(self, layout):
+        ...         return np.zeros(layout.size, np.float32)
+        ...
+        ...     def update_history(self, history, broadcast, layout):
+        ...         return np.float32(0.5) * history + broadcast * broadcast
+        ...
+        ...     def public_support(self, context):
+        ...         return dp.Listed(top_k_indices(context.history, round(self.fraction * context.layout.size)))
+        ...
+        ...     def select(self, vector, candidates, context):
+        ...         return self.public_support(context)
+        >>> mechanism = (dp.Clip(1.0), dp.Gaussian(1.0))
+        >>> pipeline = dp.Pipeline(mechanism=mechanism, codec=dp.Codec(sparsify=MovedMost(0.1)), downlink=dp.Codec())
     """
 
     def initial_history(self, layout: Layout) -> Float32[np.ndarray, "h"]:
-        """Return the history before any broadcast."""
+        """Return the (h,) history before any broadcast."""
         ...
 
     def update_history(
         self, history: Float32[np.ndarray, "h"], broadcast: Float32[np.ndarray, "d"], layout: Layout
     ) -> Float32[np.ndarray, "h"]:
-        """Return the history after one more broadcast, a (d,) vector as every end has decoded it."""
+        """Return the history after one more broadcast.
+
+        Args:
+            history: The (h,) history before it.
+            broadcast: The (d,) broadcast as every end decoded it.
+            layout: The layers of the broadcast.
+
+        Returns:
+            The (h,) history after it, a new array.
+        """
         ...

@@ -14,17 +14,17 @@ from randomgen import ChaCha
 from dpcomp.core.checks import whole_number
 
 
-def _key(kind: bytes, seed: bytes, purpose: str, place: tuple[int, ...]) -> int:
-    """A 256-bit key; no two (kind, seed, purpose, place) encode to the same bytes."""
+def _key(domain: bytes, seed: bytes, purpose: str, place: tuple[int, ...]) -> int:
+    """Derive a 256-bit key; no two (domain, seed, purpose, place) encode to the same bytes."""
     name = purpose.encode()
     material = [len(name).to_bytes(2, "little"), name]
     material += [number.to_bytes(16, "little") for number in place]
-    digest = hashlib.blake2b(b"".join(material), digest_size=32, key=seed, person=kind)
+    digest = hashlib.blake2b(b"".join(material), digest_size=32, key=seed, person=domain)
     return int.from_bytes(digest.digest(), "little")
 
 
 def _generator(key: int) -> np.random.Generator:
-    """NumPy's distributions over ChaCha20."""
+    """Return NumPy's distributions over ChaCha20."""
     return np.random.Generator(ChaCha(key=key, rounds=20))  # pyright: ignore[reportArgumentType]
 
 
@@ -32,19 +32,48 @@ LARGEST_SEED = 2**64 - 1
 
 
 class PublicSeed:
-    """A seed that all parties, and any observer, may know: masks, dither, partitions, first weights."""
+    """A seed that every party and any observer may know: for masks, dither, partitions and first weights.
+
+    One seed serves a whole run, and names it (`Address.run`). Streams with different purposes or places are
+    independent: their keys differ, and ChaCha20 is a cipher. Two seeds with one number are equal.
+
+    Args:
+        number: A whole number from 0 to 2⁶⁴ − 1.
+
+    Raises:
+        TypeError: The number is not a whole number.
+        ValueError: It lies outside the range.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> seed = dp.PublicSeed(7)
+        >>> seed.key("mask", 3) == dp.PublicSeed(7).key("mask", 3) != seed.key("mask", 4)
+        True
+        >>> seed.stream("partition").permutation(5).shape
+        (5,)
+    """
 
     def __init__(self, number: int):
         self.number = whole_number(number, "PublicSeed(number)", least=0, most=LARGEST_SEED)
 
     def key(self, purpose: str, *place: int) -> int:
-        """256 bits for `purpose` at `place`: the same on every machine."""
+        """Return the 256-bit key of a purpose and a place, the same on every machine.
+
+        Args:
+            purpose: What the key is for, such as `"mask"`.
+            place: Numbers from 0 below 2¹²⁸ that tell the keys of one purpose apart, such as round and client.
+        """
         return _key(b"dpcomp public", self.number.to_bytes(8, "little"), purpose, place)
 
     def stream(self, purpose: str, *place: int) -> np.random.Generator:
-        """A NumPy generator under that key, for what one party draws: NumPy may change its distributions.
+        """Return a NumPy generator under that key, for what one party draws alone.
 
-        What two ends must draw alike they make of raw words of the cipher under `key`.
+        NumPy may change its distributions between versions. What two ends must draw alike is made of raw words of the
+        cipher under `key` instead.
+
+        Args:
+            purpose: As for `key`.
+            place: As for `key`.
         """
         return _generator(self.key(purpose, *place))
 
@@ -59,11 +88,28 @@ class PublicSeed:
 
 
 class SecretSeed:
-    """The source of noise and of sampling draws; it never leaves its process.
+    """The source of noise and sampling draws; it stays in the process that made it.
 
-    Without a number every stream is keyed with 256 fresh bits of the system's entropy, so no two draws
-    can share noise: not in forked workers, not after a restart. With a number (research only) a stream
-    is a function of the number, the purpose and the place, and the guarantee says that noise was seeded.
+    Without a number, every call of `stream` gets a key of 256 fresh bits from the operating system, so no two draws can
+    share noise: not in forked workers, not after a restart. Use this wherever privacy matters. With a number, a stream
+    is a function of the number, the purpose and the place: for repeatable research only, since whoever knows the number
+    can subtract the noise; the guarantee then says that the noise was seeded.
+
+    A secret seed cannot be pickled or copied, and its `repr` does not show the number.
+
+    Args:
+        number: A whole number from 0 to 2⁶⁴ − 1 for repeatable research; None for fresh randomness.
+
+    Raises:
+        TypeError: The number is not a whole number; or the seed is pickled or copied.
+        ValueError: The number lies outside the range.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> dp.SecretSeed().seeded, dp.SecretSeed(7)
+        (False, SecretSeed(<seeded>))
+        >>> dp.SecretSeed().stream("noise", 0).standard_normal(3).shape
+        (3,)
     """
 
     def __init__(self, number: int | None = None):
@@ -77,7 +123,12 @@ class SecretSeed:
         return self._seed is not None
 
     def stream(self, purpose: str, *place: int) -> np.random.Generator:
-        """A generator for `purpose` at `place`, which are part of its key."""
+        """Return a NumPy generator for a purpose and a place; without a number, a fresh one at every call.
+
+        Args:
+            purpose: What is drawn, such as `"noise"`.
+            place: Numbers from 0 below 2¹²⁸ that tell the streams of one purpose apart: run, client, round, step.
+        """
         seed = os.urandom(32) if self._seed is None else self._seed
         return _generator(_key(b"dpcomp secret", seed, purpose, place))
 

@@ -10,26 +10,34 @@ from randomgen import ChaCha
 
 @dataclass(frozen=True)
 class Everywhere:
-    """All coordinates."""
+    """The support of a dense update: all coordinates. It costs no byte of positions."""
 
     def count(self, d: int) -> int:
-        """How many of d coordinates it holds."""
+        """Return the number of coordinates held, all d."""
         return d
 
     def indices(self, d: int) -> Int64[np.ndarray, "d"]:
-        """Their positions, ascending."""
+        """Return the positions 0 to d − 1; where d is large, test for the class instead."""
         return np.arange(d, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Seeded:
-    """k coordinates that `seed`, a public key of 256 bits, draws: whoever knows the key knows them."""
+    """A support of k coordinates drawn at random, without replacement, under a public key.
+
+    Whoever has the key computes the positions, so none is sent. They are drawn from raw words of ChaCha20, the same on
+    every machine and with every version of NumPy.
+
+    Attributes:
+        seed: A public key of 256 bits, such as `PublicContext.mask_key`; not a `PublicSeed`.
+        k: The number of coordinates.
+    """
 
     seed: int
     k: int
 
     def count(self, d: int) -> int:
-        """How many of d coordinates it holds.
+        """Return k, the number of coordinates held of d.
 
         Raises:
             ValueError: k is not in [0, d].
@@ -39,16 +47,30 @@ class Seeded:
         return self.k
 
     def indices(self, d: int) -> Int64[np.ndarray, "k"]:
-        """Their positions, ascending."""
+        """Return the k positions below d, ascending; the array is read-only and cached."""
         return _seeded_indices(self.seed, self.count(d), d)
 
 
 @dataclass(frozen=True, eq=False)
 class Listed:
-    """The coordinates named one by one, ascending.
+    """A support given by its positions, which are sent with the values.
+
+    This is what `TopK` chooses. Under `RangeCoder`, k of d random positions take about log₂ C(d, k) bits, and less
+    where they resemble the last support of the same link; under `FixedWidth` they take k·⌈log₂ d⌉ bits. A support from
+    released history may be `Listed` too; as a public support it costs nothing.
+
+    Attributes:
+        positions: (k,) whole numbers from 0, distinct and ascending; kept as a read-only int64 copy.
 
     Raises:
-        TypeError, ValueError: the positions are not whole, distinct, ascending numbers from 0.
+        TypeError: The positions are not whole numbers.
+        ValueError: They are not one row of distinct, ascending numbers from 0.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> support = dp.Listed(np.array([2, 5, 7]))
+        >>> support.count(10), support.indices(10).tolist()
+        (3, [2, 5, 7])
     """
 
     positions: Int64[np.ndarray, "k"]
@@ -64,17 +86,21 @@ class Listed:
         object.__setattr__(self, "positions", positions)
 
     def count(self, d: int) -> int:
-        """How many of d coordinates it holds.
+        """Return k, the number of coordinates held of d.
 
         Raises:
-            ValueError: a position is d or above.
+            ValueError: A position is d or above.
         """
         if len(self.positions) and self.positions[-1] >= d:
             raise ValueError(f"Listed: position {self.positions[-1]} lies outside a vector of {d}")
         return len(self.positions)
 
     def indices(self, d: int) -> Int64[np.ndarray, "k"]:
-        """Their positions, ascending."""
+        """Return the k positions below d, ascending.
+
+        Raises:
+            ValueError: A position is d or above.
+        """
         self.count(d)
         return self.positions
 
@@ -90,19 +116,19 @@ Support = Everywhere | Seeded | Listed
 
 @lru_cache(maxsize=8)
 def _seeded_indices(key: int, k: int, d: int) -> Int64[np.ndarray, "k"]:
-    """The first k distinct numbers below d that the stream says, sorted; of more than half, all but the first d − k.
+    """Return the first k distinct numbers below d in the stream, sorted; if k > d/2, all but the first d − k.
 
     Only raw words of the cipher are used: NumPy may change its own sampling between versions, and
     then two ends would disagree.
     """
     stream, wanted = ChaCha(key=key, rounds=20), min(k, d - k)
-    said = np.empty(0, dtype=np.int64)
-    while len(said) < wanted:
-        words = np.asarray(stream.random_raw(2 * (wanted - len(said)) + 16)) % np.uint64(d)
-        said = np.concatenate([said, words.astype(np.int64)])
-        _, first = np.unique(said, return_index=True)
-        said = said[np.sort(first)]
-    indices = np.sort(said[:wanted])
+    drawn = np.empty(0, dtype=np.int64)
+    while len(drawn) < wanted:
+        words = np.asarray(stream.random_raw(2 * (wanted - len(drawn)) + 16)) % np.uint64(d)
+        drawn = np.concatenate([drawn, words.astype(np.int64)])
+        _, first_draws = np.unique(drawn, return_index=True)
+        drawn = drawn[np.sort(first_draws)]
+    indices = np.sort(drawn[:wanted])
     if wanted < k:
         rest = np.ones(d, dtype=bool)
         rest[indices] = False

@@ -205,7 +205,7 @@ def _follow(channel: Channel, state: ClientState, broadcast: OpenedPayload) -> C
     assert memory.step is not None
     step = memory.step.dense()
     if pending is not None and pending.tracked is not None:
-        pending = replace(pending, tracked=pending.tracked.followed(step, memory.layout))
+        pending = replace(pending, tracked=pending.tracked.after_broadcast(step, memory.layout))
     return replace(state, memory=memory, model=state.model + step, pending=pending)
 
 

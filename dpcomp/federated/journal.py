@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 from dpcomp.core.errors import DpcompError
+from dpcomp.core.storage import open_database
 
 
 class Journal:
@@ -17,9 +18,8 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str]):
         self._name = str(Path(path))
         try:
-            self._database = sqlite3.connect(self._name, timeout=0.0, isolation_level=None, check_same_thread=False)
-            self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL;")
-            self._database.executescript("PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;")
+            self._database = open_database(self._name)
+            self._database.execute("PRAGMA secure_delete = ON")
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS accepted (number INTEGER PRIMARY KEY, version INTEGER, payload BLOB)"
             )

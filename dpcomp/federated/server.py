@@ -14,6 +14,7 @@ from jaxtyping import Float32
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, DpcompError, NotPrivate, VersionMismatch
+from dpcomp.core.storage import make_folder
 from dpcomp.federated.aggregation import ServerOptimizer, TrustedRelease, mean_of_released
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import LatePolicy, Reject
@@ -113,7 +114,7 @@ class Server:
         self._clients, self._folder, self._journal, self._closed = clients, None, None, False
         if folder is not None:
             self._folder = Path(folder)
-            checkpoint.make_folder(self._folder)
+            make_folder(self._folder)
             self._journal = Journal(self._folder / "journal.db")
             with ExitStack() as on_failure:
                 on_failure.callback(self._journal.close)
@@ -201,7 +202,7 @@ class Server:
     def _take_hello(self, message: bytes, sender: int) -> bytes:
         hello, _ = HELLO.unseal(message)
         self._refuse_foreign(hello.pipeline, hello.run, hello.client, sender)
-        link, then = self.memory.link(hello.client), self.memory.at(hello.pending_version)
+        link, then = self.memory.link(hello.client), self.memory.shared_at(hello.pending_version)
         same = (hello.link_count, hello.link) == (link.count, link.digest)
         known = same or hello.pending == link.digest != NO_DIGEST
         whole_link = b"" if known else write_link(link, self.memory.layout)
@@ -289,13 +290,13 @@ class Server:
         self, memory: ServerMemory, model: Float32[np.ndarray, "d"], optimizer: ServerOptimizer, history: list[bytes]
     ) -> None:
         assert self._folder is not None
-        beside: dict[str, np.ndarray] = {} if optimizer.velocity is None else {"velocity": optimizer.velocity}
+        arrays: dict[str, np.ndarray] = {} if optimizer.velocity is None else {"velocity": optimizer.velocity}
         for place, broadcast in enumerate(history):
-            beside[f"broadcast {place}"] = np.frombuffer(broadcast, dtype=np.uint8)
-        checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, beside=beside))
+            arrays[f"broadcast {place}"] = np.frombuffer(broadcast, dtype=np.uint8)
+        checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, extra_arrays=arrays))
 
     def _restore(self, folder: Path, journal: Journal) -> None:
-        memory, model, _, beside = checkpoint.load(folder / "checkpoints", self._channel)
+        memory, model, _, arrays = checkpoint.load(folder / "checkpoints", self._channel)
         if not isinstance(memory, ServerMemory) or model is None:
             raise DpcompError(f"{folder} holds no checkpoint of a server: name another folder")
         if (memory.seed, memory.pipeline) != (self.memory.seed, self.memory.pipeline):
@@ -311,8 +312,8 @@ class Server:
                     "restore the newest ledger; what is spent cannot be taken back"
                 )
         self.memory = replace(memory, older=self._still_received(memory.older))
-        self.model, self._history, self.accepted = model, _broadcasts(beside), []
-        self._optimizer = replace(self._optimizer, velocity=beside.get("velocity"))
+        self.model, self._history, self.accepted = model, _broadcasts(arrays), []
+        self._optimizer = replace(self._optimizer, velocity=arrays.get("velocity"))
         counted, self._journal = self.refusals.copy(), None  # what stands in the journal is not written again
         try:
             for version, payload in journal.payloads():
@@ -324,6 +325,6 @@ class Server:
             self._journal, self.refusals = journal, counted
 
 
-def _broadcasts(beside: Mapping[str, np.ndarray]) -> list[bytes]:
-    count = sum(name.startswith("broadcast ") for name in beside)
-    return [beside[f"broadcast {place}"].tobytes() for place in range(count)]
+def _broadcasts(arrays: Mapping[str, np.ndarray]) -> list[bytes]:
+    count = sum(name.startswith("broadcast ") for name in arrays)
+    return [arrays[f"broadcast {place}"].tobytes() for place in range(count)]

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpcomp.core.errors import DpcompError
+from dpcomp.core.extras import require
 
 if TYPE_CHECKING:
     from dpcomp.simulation import Task
+
+LAB = ("torch", "opacus", "filelock", "joblib", "matplotlib", "pandas", "rich", "sklearn", "seaborn")
 
 LoadTasks = Callable[[], "Mapping[str, Callable[[], Task]]"]
 Commands = argparse._SubParsersAction
@@ -93,6 +96,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     """
     options = parser.parse_args(arguments)
     try:
+        require("lab", *LAB)
         return options.command(options)
     except (DpcompError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -189,7 +193,7 @@ def _epsilon(options: argparse.Namespace) -> int:
         pipeline = make_pipeline(experiment)
         print(pipeline)
         task = make_task(experiment, tasks)
-        units = experiment.federation["clients"] if experiment.unit == "client" else task.population
+        units = task.population if experiment.trust_model.releases_local_steps else experiment.federation["clients"]
         print(pipeline.guarantee(experiment.steps, experiment.delta, population=units))
     return 0
 

@@ -1,4 +1,4 @@
-"""The private side: what happens to gradients before the release, and what the release costs."""
+"""The private side: the mechanism that releases clipped and noised gradients, and the accounting of its cost."""
 
 from dpcomp.privacy.clip import Clip as Clip
 from dpcomp.privacy.gaussian import Gaussian as Gaussian

@@ -1,45 +1,65 @@
-"""Budget: what may be spent at most, and how much of an event that is."""
+"""Budget: the largest (ε, δ) that may be spent, and how many steps of an event it allows."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dp_accounting import ComposedDpEvent, DpEvent
+from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
+    ComposedDpEvent,
+    DpEvent,
+)
 
 from dpcomp.privacy.epsilon import check_delta, epsilon, rdp_epsilon
 from dpcomp.privacy.events import MOST_STEPS, composed
 
-GROWTH = 1.05  # of the steps that RDP allows: the first guess at what the full rule refuses
+GROWTH = 1.05  # the full rule usually allows less than this times the steps that RDP allows
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An (ε, δ) that no client's charges may exceed, under the rule by which guarantees are given.
+    """An upper bound (ε, δ) on what the charges of each client may cost.
 
-    The first charge of an event finds how many of its steps there may be, in seconds; later ones compare two numbers.
+    A ledger with a budget refuses a charge that would exceed it, before any noise is drawn. ε is computed as for a
+    guarantee. The first charge of an event takes seconds, since its largest number of steps is computed then; later
+    charges compare two numbers.
+
+    Args:
+        epsilon: ε, a finite number above 0.
+        delta: δ, in (0, 1).
 
     Raises:
-        TypeError, ValueError: ε is no finite number above 0, or δ none in (0, 1).
+        TypeError: `epsilon` or `delta` is not a number.
+        ValueError: `epsilon` or `delta` lies outside its range.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+        >>> ledger = dp.Ledger(budget=dp.Budget(epsilon=8.0, delta=1e-5))
+        >>> permit = ledger.charge(pipeline.cost, dp.Address(run=0, client=7, round=0), steps=2)
+        >>> ledger.charge(pipeline.cost, dp.Address(run=0, client=7, round=1), steps=2)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        dpcomp.core.errors.BudgetExhausted: charging Address(run=0, client=7, round=1) would take client 7 to 4 steps...
     """
 
     epsilon: float
     delta: float
 
     def __post_init__(self):
-        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, (int, float)):
-            raise TypeError(f"Budget(epsilon={self.epsilon!r}): ε is a number above 0")
-        if not 0 < self.epsilon < math.inf:
-            raise ValueError(f"Budget(epsilon={self.epsilon}): ε is a finite number above 0")
+        _check_epsilon(self.epsilon)
         check_delta(self.delta)
         object.__setattr__(self, "epsilon", float(self.epsilon))
 
     def allows(self, spent: Mapping[DpEvent, int]) -> bool:
-        """Whether so many steps of each event lie within it.
+        """Return whether the given number of steps of each event is within the budget.
 
-        Of one event, repeated as planned: up to `admissible_steps`. Of several, which may have been chosen from
-        released results: while their Rényi DP, at one order or another, does, a filter (Feldman & Zrnic 2021, Thm 4.3;
-        over several orders: Lécuyer 2021, 2103.01379).
+        Steps of a single event count as a schedule that was fixed in advance: up to `admissible_steps` are allowed.
+        Several events may have been chosen from released results, so their Rényi DP must be within the budget at one
+        order (a Rényi filter: Feldman & Zrnic 2021, Thm 4.3; over several orders: Lécuyer 2021, arXiv 2103.01379).
+
+        Args:
+            spent: The number of steps of each event.
         """
         if len(spent) == 1:
             ((event, steps),) = spent.items()
@@ -48,12 +68,19 @@ class Budget:
         return epsilon(mixed, self.delta, adaptive=True)[0] <= self.epsilon
 
 
+def _check_epsilon(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Budget(epsilon={value!r}): ε is a number above 0")
+    if not 0 < value < math.inf:
+        raise ValueError(f"Budget(epsilon={value}): ε is a finite number above 0")
+
+
 @lru_cache(maxsize=1024)
 def admissible_steps(event: DpEvent, budget: Budget) -> int:
-    """The most steps of an event, repeated on a schedule fixed in advance, whose ε is within the budget.
+    """Return the largest number of steps of an event, on a schedule fixed in advance, whose ε is within the budget.
 
-    RDP is never below the guarantee, so what it allows is safe, and cheap to find; from there on the full rule is
-    asked. ε grows with the steps: fewer of them than a number that was found to fit do fit.
+    ε by RDP alone is never below the ε of the guarantee, and it is cheap. So the number of steps that RDP allows is a
+    safe start, from which the search goes on with the guarantee. The search relies on ε growing with the steps.
     """
 
     def by_rdp(steps: int) -> float:
@@ -62,16 +89,18 @@ def admissible_steps(event: DpEvent, budget: Budget) -> int:
     def by_guarantee(steps: int) -> float:
         return epsilon(composed(event, steps), budget.delta)[0]
 
-    safe = _last_within(by_rdp, budget.epsilon, 0, 1)
+    safe = _largest_within(by_rdp, budget.epsilon, 0, 1)
     if safe == MOST_STEPS:
         return safe
-    return _last_within(by_guarantee, budget.epsilon, safe, max(safe + 1, math.ceil(GROWTH * safe)))
+    return _largest_within(by_guarantee, budget.epsilon, safe, max(safe + 1, math.ceil(GROWTH * safe)))
 
 
-def _last_within(cost: Callable[[int], float], limit: float, low: int, high: int) -> int:
-    """The last number up to MOST_STEPS whose cost is within the limit: `low` is one; `high` may be the first beyond.
+def _largest_within(cost: Callable[[int], float], limit: float, low: int, high: int) -> int:
+    """Return the largest number up to MOST_STEPS whose cost is within the limit, for a cost that grows.
 
-    Chords find it in a handful of costs, which may take seconds each; every third cut is a halving, for what is steep.
+    `cost(low)` must be within the limit; `cost(high)` need not be. The bracket grows by doubling and shrinks by linear
+    interpolation, since a call may take seconds; each third cut halves it, because interpolation alone is slow where
+    the cost bends sharply.
     """
     below, above = cost(low), cost(high)
     while above <= limit and high < MOST_STEPS:
@@ -85,9 +114,9 @@ def _last_within(cost: Callable[[int], float], limit: float, low: int, high: int
         cuts += 1
         share = 0.5 if cuts % 3 == 0 or math.isinf(above) else (limit - below) / (above - below)
         middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
-        found = cost(middle)
-        if found <= limit:
-            low, below = middle, found
+        value = cost(middle)
+        if value <= limit:
+            low, below = middle, value
         else:
-            high, above = middle, found
+            high, above = middle, value
     return low

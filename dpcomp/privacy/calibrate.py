@@ -1,4 +1,4 @@
-"""The noise that a budget asks for."""
+"""Calibration: the least noise that meets a target ε."""
 
 import math
 from collections.abc import Callable
@@ -11,63 +11,81 @@ from dpcomp.privacy.events import composed
 
 Pipeline = TypeVar("Pipeline", bound=HasCost)
 
-CLOSE = 0.005  # ε ends at most this share below the target
-LEAST, MOST = 1e-3, 1e8  # noise multipliers that are looked at
-EVALUATIONS = 24  # of the full rule: a secant takes three or four
+TOLERANCE = 0.005  # the result's ε is at most this share below the target
+SMALLEST_NOISE, LARGEST_NOISE = 1e-3, 1e8  # the noise multipliers that are searched
+EVALUATIONS = 24  # at most, of the full rule: a secant takes three or four
 
 
 def calibrate(make_pipeline: Callable[[float], Pipeline], *, epsilon: float, delta: float, steps: int) -> Pipeline:
-    """The pipeline with the least noise found whose guarantee over `steps` releases is at most `epsilon`.
+    """Return the pipeline with the least noise whose guarantee over `steps` releases has at most the target ε.
 
-    `make_pipeline` maps a noise multiplier to a pipeline. RDP brackets the answer cheaply; then a secant on
-    log ε against log z, of the guarantee itself, ends on the safe side, within 0.5 % of the target.
+    The result's ε is at most the target, and within 0.5 % of it. The search brackets the noise multiplier by Rényi DP,
+    which is cheap, and continues with a secant on log ε against log z of the guarantee itself.
+
+    Args:
+        make_pipeline: Maps a noise multiplier to the pipeline that uses it. It is called some 50 times.
+        epsilon: The target ε, a finite number above 0.
+        delta: δ, in (0, 1).
+        steps: The number of releases, 1 or more.
+
+    Returns:
+        What `make_pipeline` returned for the noise multiplier of the result.
 
     Raises:
-        ValueError: epsilon is not a finite number above 0, delta not in (0, 1), steps 0 or below, or no noise
-            multiplier reaches epsilon.
+        TypeError: `steps` is not a whole number, or `delta` not a number.
+        ValueError: `epsilon`, `delta` or `steps` lies outside its range, or no noise multiplier reaches the target.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> def pipeline_with(noise_multiplier):
+        ...     mechanism = (dp.Clip(1.0), dp.Gaussian(noise_multiplier))
+        ...     return dp.Pipeline(mechanism=mechanism, sampling=dp.Poisson(0.01))
+        >>> pipeline = dp.calibrate(pipeline_with, epsilon=2.0, delta=1e-5, steps=1000)
+        >>> 1.99 <= pipeline.guarantee(steps=1000, delta=1e-5).epsilon <= 2.0
+        True
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise ValueError(f"calibrate(epsilon={epsilon!r}): the target is a finite number above 0")
     if steps == 0:
         raise ValueError("calibrate(steps=0): nothing is released, so nothing needs noise")
 
-    def bracketing(noise_multiplier: float) -> float:
+    def by_rdp(noise_multiplier: float) -> float:
         return rdp_epsilon(composed(make_pipeline(noise_multiplier).cost.event, steps), delta)
 
     @cache
     def excess(log_noise: float) -> float:
-        found = make_pipeline(math.exp(log_noise)).cost.guarantee(steps, delta).epsilon
-        return math.log(max(found, 1e-300) / epsilon)
+        proven = make_pipeline(math.exp(log_noise)).cost.guarantee(steps, delta).epsilon
+        return math.log(max(proven, 1e-300) / epsilon)
 
     # RDP is never below the guarantee, so its answer is safe, and usually a few percent too noisy.
-    enough = _least(bracketing, epsilon)
+    enough = _least_noise(by_rdp, epsilon)
     safe, step = math.log(enough), 0.1
     little = safe - step
-    while excess(little) <= 0 and little > math.log(LEAST):
+    while excess(little) <= 0 and little > math.log(SMALLEST_NOISE):
         safe, little, step = little, little - 2 * step, 2 * step
     for _ in range(EVALUATIONS):
-        if -CLOSE <= excess(safe) <= 0:
+        if -TOLERANCE <= excess(safe) <= 0:
             break
         slope = (excess(little) - excess(safe)) / (safe - little)
         # Aimed a little inside the target, so that the guess itself is safe more often than not.
-        guess = safe + (excess(safe) + CLOSE / 3) / slope if slope > 0 else little
+        guess = safe + (excess(safe) + TOLERANCE / 3) / slope if slope > 0 else little
         width = safe - little
         guess = min(max(guess, little + 0.02 * width), safe - 0.02 * width)
         safe, little = (guess, little) if excess(guess) <= 0 else (safe, guess)
     return make_pipeline(math.exp(safe))
 
 
-def _least(bracketing: Callable[[float], float], epsilon: float) -> float:
-    """A noise multiplier at which the cheap bound just reaches epsilon."""
-    low, high = LEAST, 1.0
-    while bracketing(high) > epsilon:
+def _least_noise(by_rdp: Callable[[float], float], epsilon: float) -> float:
+    """Return the least noise multiplier, to 0.1 %, at which ε by RDP is at most the target."""
+    low, high = SMALLEST_NOISE, 1.0
+    while by_rdp(high) > epsilon:
         low, high = high, 4 * high
-        if high > MOST:
+        if high > LARGEST_NOISE:
             raise ValueError(
-                f"calibrate: no noise multiplier up to {MOST:g} reaches ε = {epsilon:g}. Does make_pipeline give its "
-                "argument to Gaussian, and is the mechanism not unsafe?"
+                f"calibrate: no noise multiplier up to {LARGEST_NOISE:g} reaches ε = {epsilon:g}. Does make_pipeline "
+                "pass its argument to Gaussian, and is the mechanism not unsafe?"
             )
     while high / low > 1.001:
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if bracketing(middle) <= epsilon else (middle, high)
+        low, high = (low, middle) if by_rdp(middle) <= epsilon else (middle, high)
     return high

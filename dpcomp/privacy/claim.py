@@ -1,10 +1,10 @@
-"""What is known about a value on its way to the release, and the fold of stages that proves it."""
+"""Claims: the sensitivity or release that a mechanism has proven of a value; and how stages carry them to the noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from dp_accounting import DpEvent
+from dp_accounting import DpEvent  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.public_context import PublicContext
@@ -12,16 +12,27 @@ from dpcomp.core.public_context import PublicContext
 
 @dataclass(frozen=True, kw_only=True)
 class Unbounded:
-    """One unit may move the value, or its support, without bound."""
+    """The claim that nothing bounds what one unit adds to the value.
 
-    because: str  # a clause that a refusal begins with
-    remedy: str  # a sentence that it ends with, without the full stop
+    Args:
+        because: Why, as a clause that an error begins with.
+        remedy: What to do, as a sentence that the error ends with, without the full stop.
+        support_is_public: Whether the value's support is a function of public or released values.
+    """
+
+    because: str
+    remedy: str
     support_is_public: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounded:
-    """Adding or removing one unit moves the value by at most `l2` in Euclidean norm."""
+    """The claim that adding or removing one unit moves the value by at most `l2` in Euclidean norm.
+
+    Args:
+        l2: The L2 sensitivity.
+        support_is_public: Whether the value's support is a function of public or released values.
+    """
 
     l2: float
     support_is_public: bool = True
@@ -29,7 +40,12 @@ class Bounded:
 
 @dataclass(frozen=True, kw_only=True)
 class Released:
-    """The value is the output of a mechanism that costs `event`; whatever is made of it is free."""
+    """The claim that the value is the output of a mechanism; post-processing of it costs no privacy.
+
+    Args:
+        event: What the mechanism costs, as a `dp_accounting` event.
+        support_is_public: Whether the value's support is a function of public or released values.
+    """
 
     event: DpEvent
     support_is_public: bool = True
@@ -45,29 +61,49 @@ RAW = Unbounded(
 
 @runtime_checkable
 class Stage(Protocol):
-    """One step of a mechanism: it turns a claim about its input into one about its output."""
+    """A step of a mechanism, which derives a claim on its output from the claim on its input.
+
+    A stage is a frozen dataclass; its docstring has a paragraph **Privacy:** that says why its claim holds.
+    """
 
     def claim(self, before: Claim, where: str) -> Claim:
-        """The claim on the output, given that on the input; `where` names the stage in errors.
+        """Return the claim on the output.
+
+        Args:
+            before: The claim on the input.
+            where: What errors call the stage, such as `"Clip (stage 1)"`.
 
         Raises:
-            NotPrivate: on that input the stage has nothing to prove anything with.
-            ValueError: the stage does not belong at this place.
+            NotPrivate: No claim follows from the one on the input.
+            ValueError: The stage does not belong at this place.
         """
         ...
 
 
 @runtime_checkable
 class Transform(Stage, Protocol):
-    """A stage before the noise."""
+    """A stage before the noise: it maps per-unit gradients, or their sum, to new ones."""
 
     def apply(self, value: Any, context: PublicContext) -> Any:
-        """Return what becomes of a `Units` or a `Total` (unit_gradients.py) in the round that the context is about."""
+        """Transform the gradients.
+
+        Args:
+            value: `Units` before the clip, a `Total` after it (dpcomp/privacy/unit_gradients.py).
+            context: What both ends know in this round; a public support depends on nothing else.
+
+        Returns:
+            A `Units` or a `Total` of the same layout.
+        """
         ...
 
 
-def carried(stages: Sequence[Stage]) -> Claim:
-    """What is known after the stages, in order, of raw gradients."""
+def claim_after(stages: Sequence[Stage]) -> Claim:
+    """Return the claim on the output of the stages, applied in order to raw gradients.
+
+    Raises:
+        NotPrivate: A stage can prove nothing of its input.
+        ValueError: A stage does not belong at its place.
+    """
     claim: Claim = RAW
     for number, stage in enumerate(stages, start=1):
         claim = stage.claim(claim, f"{type(stage).__name__} (stage {number})")
@@ -75,18 +111,18 @@ def carried(stages: Sequence[Stage]) -> Claim:
 
 
 def fold(stages: Sequence[Stage]) -> Released:
-    """Carry the claim through the stages to the release.
+    """Return the claim on the output of a whole mechanism, which must be a release on a public support.
 
     Raises:
-        NotPrivate: a stage has nothing to stand on, or the last one leaves the value unreleased.
-        ValueError: a stage stands where it cannot.
+        NotPrivate: A stage can prove nothing of its input, or no noise is added at the end.
+        ValueError: A stage does not belong at its place.
     """
-    claim = carried(stages)
+    claim = claim_after(stages)
     if isinstance(claim, Released) and claim.support_is_public:
         return claim
     chain = ", ".join(type(stage).__name__ for stage in stages) or "nothing"
     raise NotPrivate(
         f"the mechanism ({chain}) ends without noise, so its output has no guarantee. "
-        "End it with Clip(norm), Gaussian(noise_multiplier), or, to study it as it is, "
-        "wrap it: dp.unsafe(why, *stages)"
+        "End it with Clip(norm), Gaussian(noise_multiplier), or wrap it, to study it without a guarantee: "
+        "dp.unsafe(why, *stages)"
     )

@@ -1,30 +1,49 @@
-"""Clipping: the sum of units, each scaled into a ball."""
+"""Clipping: scale each unit to a bounded norm, and sum the units."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_lazy_array
+from array_api_compat import (
+    array_namespace,
+    is_lazy_array,  # pyright: ignore[reportUnknownVariableType]  # its signature names packages that may be missing
+)
 from jaxtyping import Float
 
 from dpcomp.core.public_context import PublicContext
 from dpcomp.privacy.claim import Bounded, Claim, Unbounded
 from dpcomp.privacy.unit_gradients import Total, Units
 
-ROWS = 64  # units added in float32 at a time
-BLOCK = 512  # squares added in float32 at a time: at 4,096 a constant vector's norm is off by 2·10⁻⁶
+UNITS_PER_SUM = 64  # units added in float32 at a time
+SQUARES_PER_SUM = 512  # squares added in float32 at a time: at 4,096 a constant vector's norm is off by 2·10⁻⁶
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Scale each unit x by min(1, C/(‖x‖ + 10⁻⁶)), C = `norm`, and add them up (Abadi et al. 2016, Alg. 1).
+    """Scale each unit x by min(1, C/(‖x‖ + 10⁻⁶)), where C is `norm`, and sum the units.
 
-    The 10⁻⁶ is Opacus', and errs on the safe side. A unit whose norm is not finite contributes zero.
+    The norm is that of the whole unit, over all layers. The 10⁻⁶ is that of Opacus, and errs on the safe side. A unit
+    whose norm is not finite contributes zero.
+
+    Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
 
     **Privacy:** each scaled unit has norm ≤ C(1 + 10⁻⁵) in floating point, so adding or removing one moves
     the sum by no more, whatever the unit holds. Sums are float64 (NumPy, torch); JAX without 64-bit mode rounds
     a sum of n units to n·2⁻²⁴·C: give it micro-batches of at most 128.
+
+    Args:
+        norm: C, the largest L2 norm of a unit, a finite number above 0.
+
+    Raises:
+        ValueError: `norm` is not a finite number above 0.
+
+    Example:
+        >>> import numpy as np
+        >>> import dpcomp as dp
+        >>> (total,) = dp.Clip(1.0).sum((np.array([[30.0, 40.0], [0.1, 0.2]]),))
+        >>> print(total.round(3))
+        [0.7 1. ]
     """
 
     norm: float
@@ -35,20 +54,35 @@ class Clip:
         object.__setattr__(self, "norm", float(self.norm))
 
     def claim(self, before: Claim, where: str) -> Claim:
-        """What was unbounded a unit is bounded in sum."""
+        """Return `Bounded(l2=norm)` for units that nothing bounds.
+
+        Raises:
+            ValueError: The units were clipped before, or their support is not public.
+        """
         if not isinstance(before, Unbounded) or not before.support_is_public:
             raise ValueError(f"{where} meets a sum: units are clipped once, before they are added up")
         return Bounded(l2=self.norm)
 
     def apply(self, value: Units | Total, context: PublicContext) -> Total:
-        """The clipped sum."""
+        """Clip each unit and sum the units.
+
+        Raises:
+            ValueError: `value` is a sum already.
+        """
         if isinstance(value, Total):
             raise ValueError(f"{self} meets a sum: units are clipped once, before they are added up")
         sums = self.sum(value.layers)
         return Total(layers=sums, layout=value.layout, support=value.support, units=value.count)
 
     def sum(self, layers: tuple[Float[Any, "n _"], ...]) -> tuple[Float[Any, "_"], ...]:
-        """∑ᵢ min(1, C/(‖xᵢ‖ + 10⁻⁶)) xᵢ, layer by layer, the norm over all layers of the unit."""
+        """Return ∑ᵢ min(1, C/(‖xᵢ‖ + 10⁻⁶)) xᵢ, layer by layer; the norm is over all layers of the unit.
+
+        Args:
+            layers: An (n, m) array a layer, of one framework: n units, m coordinates of the layer.
+
+        Returns:
+            An (m,) array a layer.
+        """
         xp = array_namespace(*layers)
         norms = unit_norms(layers)
         finite = xp.isfinite(norms)
@@ -68,14 +102,14 @@ class Clip:
 
 
 def unit_norms(layers: tuple[Float[Any, "n _"], ...]) -> Float[Any, "n"]:
-    """‖xᵢ‖ over all layers of each unit, to a relative error of 10⁻⁶ up to 10⁸ coordinates."""
+    """Return the (n,) norms ‖xᵢ‖ over all layers of each unit, to a relative error of 10⁻⁶ up to 10⁸ coordinates."""
     xp = array_namespace(*layers)
     with np.errstate(over="ignore", invalid="ignore"):  # a square that overflows is an infinite norm: meant
         return xp.sqrt(sum(_squared_norms(x) for x in layers))
 
 
 def _squared_norms(x: Float[Any, "n m"]) -> Float[Any, "n"]:
-    """‖xᵢ‖² of each row.
+    """Return ‖xᵢ‖² of each row.
 
     One long float32 sum reads low (torch's by 0.7–1.2 % at 10⁷ coordinates), so squares are added in
     blocks, and the blocks in float64, or, where a framework has none, in blocks again.
@@ -83,20 +117,23 @@ def _squared_norms(x: Float[Any, "n m"]) -> Float[Any, "n"]:
     xp, (n, m) = array_namespace(x), x.shape
     floats = xp.__array_namespace_info__().dtypes(kind="real floating")
     widest = floats.get("float64", floats["float32"])
-    whole = m - m % BLOCK
+    whole = m - m % SQUARES_PER_SUM
     if whole == 0:
         return xp.astype(xp.linalg.vector_norm(x, axis=1), widest) ** 2
-    blocks = xp.reshape(x[:, :whole], (n, whole // BLOCK, BLOCK))
+    blocks = xp.reshape(x[:, :whole], (n, whole // SQUARES_PER_SUM, SQUARES_PER_SUM))
     squares = _squared_norms(xp.astype(xp.linalg.vector_norm(blocks, axis=2), widest))
     return squares if whole == m else squares + _squared_norms(x[:, whole:])
 
 
 def _weighted_sum(factors: Float[Any, "n"], x: Float[Any, "n m"]) -> Float[Any, "m"]:
-    """∑ᵢ fᵢxᵢ; a float32 sum of n units of norm C is off by n·2⁻²⁴·C, so only a few rows are added in float32."""
+    """Return ∑ᵢ fᵢxᵢ, in float64.
+
+    A float32 sum of n units of norm C is off by n·2⁻²⁴·C, so only a few rows are added in float32.
+    """
     xp = array_namespace(x)
     total = None
-    for start in range(0, max(1, x.shape[0]), ROWS):
-        rows = xp.astype(factors[start : start + ROWS], x.dtype) @ x[start : start + ROWS]
+    for start in range(0, max(1, x.shape[0]), UNITS_PER_SUM):
+        rows = xp.astype(factors[start : start + UNITS_PER_SUM], x.dtype) @ x[start : start + UNITS_PER_SUM]
         if rows.dtype != x.dtype:
             raise ValueError(
                 f"a product of {x.dtype} came out as {rows.dtype}: automatic mixed precision would round units above "

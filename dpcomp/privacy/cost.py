@@ -1,10 +1,13 @@
-"""Cost: what one release costs, and all that a guarantee says besides its numbers."""
+"""Cost: the privacy event of a release, with the unit, trust and sampling under which it holds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from dp_accounting import ComposedDpEvent, DpEvent
+from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
+    ComposedDpEvent,
+    DpEvent,
+)
 
 from dpcomp.privacy.epsilon import epsilon
 from dpcomp.privacy.events import composed
@@ -15,21 +18,21 @@ IDEALISED = "the Gaussian is idealised as real numbers"
 FIXED = "the schedule was fixed in advance"
 ADAPTIVE = "events were mixed, so an RDP filter is assumed"
 SEEDED = "the noise was SEEDED with a number: whoever knows it can take it away; for research alone"
-SEEN = "cohort sizes and message lengths are seen by the channel, and by readers of a run's rows"
+SIZES_SEEN = "cohort sizes and message lengths are seen by the channel, and by readers of a run's rows"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The event of one release, sampling included, with the unit, trust and sampling that it holds for.
+    """The privacy cost of a single release: its event, and the unit, trust and sampling under which that holds.
 
-    Ledger, budget, calibration and guarantee work on costs; `pipeline.cost` gives a pipeline's.
+    The ledger, budgets, calibration and guarantees take costs. `pipeline.cost` is the cost of a pipeline.
 
     Args:
-        event: What one release costs, as `dp_accounting` names it.
+        event: The release with its sampling, as a `dp_accounting` event.
         unit: What one neighbour adds or removes, "example" or "client".
         trust: Who sees values before the noise, "nobody" or "server".
-        sampling: How units are sampled, in words.
-        why_unsafe: Why there is no guarantee; empty where there is one.
+        sampling: How units are sampled, in words, as a guarantee prints it.
+        why_unsafe: Why there is no guarantee; empty if there is one.
 
     Example:
         >>> import dpcomp as dp
@@ -46,30 +49,31 @@ class Cost:
 
     @property
     def trust_model(self) -> TrustModel:
-        """The unit and the trust as one value, which says what follows from them."""
+        """The unit and the trust as a `TrustModel`."""
         return TrustModel(unit=self.unit, trust=self.trust)
 
     def guarantee(self, steps: int, delta: float, *, population: int | None = None) -> Guarantee:
         """Return the guarantee of `steps` releases at this cost, on a schedule that was fixed in advance.
 
         Args:
-            steps: How many releases, 0 or more.
+            steps: The number of releases, 0 or more.
             delta: δ, in (0, 1).
-            population: The public number of units, to hold δ against.
+            population: The public number of units N; the guarantee then says whether δ is below 1/N.
 
         Raises:
-            TypeError, ValueError: `steps` is no whole number from 0 on, or δ none in (0, 1).
+            TypeError: `steps` is not a whole number, or `delta` not a number.
+            ValueError: `steps`, `delta` or `population` lies outside its range.
         """
         return guarantee_of([(self, steps)], delta, population=population)
 
 
 @runtime_checkable
 class HasCost(Protocol):
-    """Whatever costs privacy when it is run: a pipeline."""
+    """A mechanism with a privacy cost, such as a `Pipeline`."""
 
     @property
     def cost(self) -> Cost:
-        """What one release of it costs."""
+        """The cost of a single release."""
         ...
 
 
@@ -78,20 +82,21 @@ def guarantee_of(
 ) -> Guarantee:
     """Return the guarantee of several charges against the same data.
 
-    Charges for one event compose as planned in advance; charges for different events may have been chosen from released
-    results, and are accounted by a Rényi filter (Feldman & Zrnic 2021, Thm 4.3).
+    Charges for a single event compose as a schedule that was fixed in advance. Different events may have been chosen
+    from released results, so they are accounted by a Rényi filter (Feldman & Zrnic 2021, Thm 4.3).
 
     Args:
-        charges: (cost, steps) pairs of one unit and trust, at least one.
+        charges: (cost, steps) pairs, at least one pair; all have the same unit and trust.
         delta: δ, in (0, 1).
-        population: The public number of units, to hold δ against.
-        seeded: Whether noise was drawn from a number that somebody may know.
+        population: The public number of units N; the guarantee then says whether δ is below 1/N.
+        seeded: Whether noise was drawn from a number, which somebody may know.
 
     Returns:
-        One guarantee that names every sampling and every reason for unsafety.
+        A guarantee that names each sampling, and each reason why a mechanism is unsafe.
 
     Raises:
-        TypeError, ValueError: The steps are no whole numbers from 0 on, or δ none in (0, 1).
+        TypeError: Steps are not a whole number, or `delta` is not a number.
+        ValueError: Steps, `delta` or `population` lie outside their range.
     """
     steps_of: dict[DpEvent, int] = {}
     for cost, steps in charges:
@@ -103,7 +108,7 @@ def guarantee_of(
     if first.trust_model.releases_local_steps and not first.trust_model.server_sees_clean:
         assumptions.append("an example lies with one client")
     if first.trust_model.server_sees_clean:
-        assumptions.append(SEEN)
+        assumptions.append(SIZES_SEEN)
     if reasons := "; ".join(dict.fromkeys(cost.why_unsafe for cost, _ in charges if cost.why_unsafe)):
         assumptions.insert(0, f"UNSAFE, no guarantee: {reasons}")
     if seeded:

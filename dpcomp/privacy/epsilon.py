@@ -1,9 +1,12 @@
-"""The ε of an event, by dp_accounting: the smaller of Rényi DP and a pessimistic privacy loss distribution."""
+"""ε of an event, by dp_accounting: the smaller of Rényi DP and a pessimistic privacy loss distribution (PLD)."""
+
+# dp_accounting ships no types, and offers no public way to compose losses in extended precision.
+# pyright: reportMissingTypeStubs=false, reportPrivateUsage=false
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -19,24 +22,40 @@ from dpcomp.privacy.events import gaussians_in
 
 # Below 1.02 dp_accounting's conversion is not stable; above 2,048 its binomials are not.
 ORDERS = (1.02, 1.05, *np.arange(11, 30) / 10, *range(3, 33), *np.geomspace(40, 2048, 30).round())
-ROUNDING = 1e-4  # the share of ε that the grid may add
+GRID_ERROR = 1e-4  # the share of ε that the grid may add
 REFINEMENTS = 3  # of the grid, each four times finer
-CELLS = 2**17  # the largest grid, before and after composition
-BOUND_ORDERS = np.array([-20.0, -5.0, -1.0, 1.0, 5.0, 20.0])  # in units of one over the grid's length
-LARGE = 10_000.0  # an RDP value above it is the answer: no grid resolves what is left
-SMALLEST_DELTA = 1e-12
+LARGEST_GRID = 2**17  # the most points of a grid, before and after composition
+BOUND_ORDERS = np.array([-20.0, -5.0, -1.0, 1.0, 5.0, 20.0])  # times the number of grid points
+LARGEST_PLD_EPSILON = 10_000.0  # above it ε by RDP is the result: no grid is fine enough to improve it
+SMALLEST_PLD_DELTA = 1e-12  # below it likewise
 
 
 def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) -> tuple[float, str]:
-    """The smallest ε that is proven for the event under add/remove adjacency, and by what.
+    """Compute the smallest proven ε of an event under add/remove adjacency.
 
-    ε = min(RDP, pessimistic PLD) for one event repeated on a schedule that was fixed in advance. Where events are
-    mixed, or `adaptive` says that they were chosen from released results, RDP alone, whose sums hold under a filter
-    (Feldman & Zrnic 2021, Thm 4.3). One answer in bounded time and memory for any input; never NaN or negative.
+    For a single event repeated on a schedule that was fixed in advance, ε is the smaller of RDP and the pessimistic
+    PLD. For different events, or with `adaptive`, it is RDP alone, whose sums hold under a filter (Feldman & Zrnic
+    2021, Thm 4.3). Time and memory are bounded for any input, and ε is never NaN or negative.
+
+    Args:
+        event: Gaussians, on all units or on a Poisson sample, repeated and composed; or a non-private event.
+        delta: δ, in (0, 1).
+        adaptive: Whether noise, rate or number of steps may have been chosen from released results.
+
+    Returns:
+        ε, and the accountant that gave it: "RDP", "PLD", or "none" where nothing or no noise is accounted.
 
     Raises:
-        TypeError, ValueError: δ is no number in (0, 1).
-        NotPrivate: the event is made of anything but Gaussians, on all units or a Poisson sample.
+        TypeError: `delta` is not a number.
+        ValueError: `delta` lies outside (0, 1).
+        NotPrivate: The event holds anything but Gaussians, on all units or on a Poisson sample.
+
+    Example:
+        >>> from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+        >>> event = SelfComposedDpEvent(PoissonSampledDpEvent(0.01, GaussianDpEvent(1.0)), 1000)
+        >>> value, accountant = epsilon(event, delta=1e-5)
+        >>> round(value, 2), accountant
+        (1.83, 'PLD')
     """
     check_delta(delta)
     parts = gaussians_in(event)
@@ -53,9 +72,12 @@ def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) ->
 
 
 def rdp_epsilon(event: dp_event.DpEvent, delta: float) -> float:
-    """ε by Rényi DP at fixed orders (Mironov, Talwar & Zhang 2019; conversion: Canonne, Kamath & Steinke 2020).
+    """Compute ε by Rényi DP at fixed orders, which is cheap and never below `epsilon`.
 
-    Raises: as `epsilon`.
+    Source: Mironov, Talwar & Zhang 2019; for the conversion to ε: Canonne, Kamath & Steinke 2020.
+
+    Raises:
+        TypeError, ValueError, NotPrivate: As `epsilon` does.
     """
     check_delta(delta)
     parts = gaussians_in(event)
@@ -64,11 +86,12 @@ def rdp_epsilon(event: dp_event.DpEvent, delta: float) -> float:
     return _rdp(parts, delta)[0] if parts else 0.0
 
 
-def check_delta(delta: float) -> None:
-    """Refuse what is no δ.
+def check_delta(delta: object) -> None:
+    """Refuse a value that is not a δ.
 
     Raises:
-        TypeError, ValueError: it is no number in (0, 1).
+        TypeError: The value is not a number.
+        ValueError: The value lies outside (0, 1).
     """
     if isinstance(delta, bool) or not isinstance(delta, (int, float, np.floating)):
         raise TypeError(f"delta={delta!r}: δ is a float in (0, 1), such as 1e-5")
@@ -77,11 +100,11 @@ def check_delta(delta: float) -> None:
 
 
 def _rdp(parts: Counter[tuple[float, float]], delta: float) -> tuple[float, float]:
-    """ε and the order that gave it."""
+    """Return ε and the order that gave it."""
     curve = np.sum([count * _rdp_curve(rate, noise) for (rate, noise), count in parts.items()], axis=0)
     with _quiet():
-        found, order = compute_epsilon(ORDERS, curve.tolist(), float(delta))
-    return max(0.0, float(found)), float(order)
+        value, order = compute_epsilon(ORDERS, curve.tolist(), float(delta))
+    return max(0.0, float(value)), float(order)
 
 
 @lru_cache(maxsize=4096)
@@ -95,8 +118,8 @@ def _rdp_curve(rate: float, noise: float) -> Float64[np.ndarray, "orders"]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without a line in the log for every order that dp_accounting leaves out."""
+def _quiet() -> Generator[None, None, None]:
+    """Silence the line that dp_accounting logs for each order that it leaves out."""
     logger = absl_logging.get_absl_logger()
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -109,60 +132,60 @@ def _quiet() -> Iterator[None]:
 
 @lru_cache(maxsize=4096)
 def _pld_epsilon(rate: float, noise: float, count: int, delta: float, by_rdp: float, order: float) -> float:
-    """ε by the privacy loss distribution, infinite where it cannot be had.
+    """Return ε by the privacy loss distribution; infinity where it cannot be computed.
 
-    Unsampled releases compose to one Gaussian, whose ε is known exactly (Balle & Wang 2018, Thm 8); it is raised
+    Unsampled releases compose to a single Gaussian, whose ε is known exactly (Balle & Wang 2018, Thm 8); it is raised
     by more than the tolerance of the root search.
 
     Connecting the dots on a grid of step h adds about h²/12·order to ε a release (Doroshenko et al. 2022), so h
-    follows from the RDP value and its order; where RDP proves far off, h shrinks until ε stays.
+    follows from the RDP value and its order. Where RDP turns out to be far too large, h shrinks until ε stays.
     """
     if rate == 1:
         return gaussian_mechanism.get_epsilon_gaussian(noise / math.sqrt(count), delta) * (1 + 1e-7) + 1e-11
-    if not 0 < by_rdp < LARGE or delta < SMALLEST_DELTA:
+    if not 0 < by_rdp < LARGEST_PLD_EPSILON or delta < SMALLEST_PLD_DELTA:
         return math.inf
-    step = math.sqrt(12 * ROUNDING * by_rdp / (count * order))
-    found = _epsilon_on_grid(rate, noise, count, delta, step)
+    step = math.sqrt(12 * GRID_ERROR * by_rdp / (count * order))
+    value = _epsilon_on_grid(rate, noise, count, delta, step)
     for _ in range(REFINEMENTS):
-        if found == 0 or found > by_rdp / 1.5:
+        if value == 0 or value > by_rdp / 1.5:
             break
-        step, before = step / 4, found
-        found = min(found, _epsilon_on_grid(rate, noise, count, delta, step))
-        if found > (1 - ROUNDING) * before:
+        step, before = step / 4, value
+        value = min(value, _epsilon_on_grid(rate, noise, count, delta, step))
+        if value > (1 - GRID_ERROR) * before:
             break
-    return found
+    return value
 
 
 def _epsilon_on_grid(rate: float, noise: float, count: int, delta: float, step: float) -> float:
-    """ε on a grid of this step, or of the least one that fits the memory.
+    """Return ε on a grid of this step, or of the smallest larger step whose grid fits into memory.
 
-    dp_accounting composes by FFT in float64, whose error of about 1e-17 a release reads low once δ is as small:
-    2.71 where 2.75 is right at rate 1e-3, noise 1, 10⁵ releases, δ = 1e-11. Handed masses in extended precision
-    it computes in that; what is left of the error, one unit of rounding a release, is taken off δ.
+    dp_accounting composes by FFT in float64. Its error of about 1e-17 a release makes ε too small once δ is as small:
+    2.71 where 2.75 is right at rate 1e-3, noise 1, 10⁵ releases, δ = 1e-11. Given masses in extended precision it
+    computes in extended precision; the error that remains, one unit of rounding a release, is subtracted from δ.
     """
     left, tail = delta - count * float(np.finfo(np.longdouble).eps), 1e-6 * delta
     if left <= delta / 2:
         return math.inf
     reach = 0.5 / noise**2 + 9 / noise  # of one release's loss: nine deviations
-    step = max(step, reach / CELLS)
+    step = max(step, reach / LARGEST_GRID)
     while True:
         single = _single_release(rate, noise, step)
         bounds = [_convolution_bounds(pmf, count, tail) for pmf in single]
-        cells = max(high - low for low, high in bounds)
-        if cells <= CELLS:
+        points = max(high - low for low, high in bounds)
+        if points <= LARGEST_GRID:
             return max(0.0, *(float(pmf.self_compose(count, tail).get_epsilon_for_delta(left)) for pmf in single))
-        step *= 1.1 * cells / CELLS
+        step *= 1.1 * points / LARGEST_GRID
 
 
 def _convolution_bounds(pmf: pld_pmf.DensePLDPmf, count: int, tail: float) -> tuple[int, int]:
-    """Where the composed masses begin and end; a few orders are enough to see whether they fit."""
+    """Return where the composed masses begin and end; a few orders are enough to see whether they fit."""
     orders: Any = BOUND_ORDERS / pmf.size
     masses: Any = pmf._probs
     return common.compute_self_convolve_bounds(masses, count, tail, orders)
 
 
 def _single_release(rate: float, noise: float, step: float) -> list[pld_pmf.DensePLDPmf]:
-    """The losses of one release, for removing and for adding a unit, on a grid, in extended precision."""
+    """Return the losses of a single release, for removing and for adding a unit, on a grid, in extended precision."""
     with _quiet():
         losses = privacy_loss_distribution.from_gaussian_mechanism(
             noise, value_discretization_interval=step, sampling_prob=rate, use_connect_dots=True

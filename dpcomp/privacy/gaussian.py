@@ -3,40 +3,57 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dp_accounting import GaussianDpEvent
+from dp_accounting import GaussianDpEvent  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
 from jaxtyping import Float
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.privacy.claim import Bounded, Claim, Released, Unbounded
 
-LEAST, MOST = 1e-9, 1e9  # beyond, no accountant's arithmetic is sound
+SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-9, 1e9  # beyond, no accountant's arithmetic is sound
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Add N(0, (z·C)²) to every coordinate of the sum, z = `noise_multiplier`, C the claim's l2.
+    """Add N(0, (z·C)²) to each coordinate of the sum, where z is `noise_multiplier` and C the sum's L2 sensitivity.
 
-    **Privacy:** for adjacency that moves the sum by at most C this is the Gaussian mechanism with noise
-    multiplier z (Dwork & Roth 2014, App. A; Balle & Wang 2018); its event is `GaussianDpEvent(z)`. z = 0 is for
-    `dp.unsafe` alone.
+    It is the last stage of a mechanism. The pipeline draws the noise, so that each release has a permit of the ledger.
+
+    Source: Dwork & Roth 2014, "The Algorithmic Foundations of Differential Privacy", Appendix A; Balle & Wang 2018.
+
+    **Privacy:** adding or removing one unit moves the sum by at most C, so this is the Gaussian mechanism with noise
+    multiplier z; its event is `GaussianDpEvent(z)`.
+
+    Args:
+        noise_multiplier: z, the noise's standard deviation ÷ C, from 10⁻⁹ to 10⁹; 0 inside `dp.unsafe` alone.
+
+    Raises:
+        ValueError: `noise_multiplier` lies outside its range.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(0.5), dp.Gaussian(2.0)))
+        >>> pipeline.cost.event
+        GaussianDpEvent(noise_multiplier=2.0)
     """
 
     noise_multiplier: float
 
     def __post_init__(self):
-        if not (self.noise_multiplier == 0 or LEAST <= self.noise_multiplier <= MOST):
-            raise ValueError(f"{self}: the noise multiplier is 0, or lies between {LEAST:g} and {MOST:g}")
+        if not (self.noise_multiplier == 0 or SMALLEST_MULTIPLIER <= self.noise_multiplier <= LARGEST_MULTIPLIER):
+            raise ValueError(
+                f"{self}: the noise multiplier is 0, or lies between {SMALLEST_MULTIPLIER:g} and {LARGEST_MULTIPLIER:g}"
+            )
         object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
 
     def claim(self, before: Claim, where: str) -> Claim:
-        """What was bounded is released.
+        """Return `Released(event=GaussianDpEvent(noise_multiplier))` for a bounded sum.
 
         Raises:
-            NotPrivate: the sum is unbounded, its support private, or z = 0.
-            ValueError: the value is released already.
+            NotPrivate: The sum is unbounded, its support private, or the noise multiplier 0.
+            ValueError: The value is released already.
         """
         if isinstance(before, Unbounded):
-            raise NotPrivate(f"{before.because}, so {where} has nothing bounded to hide. {before.remedy}")
+            raise NotPrivate(f"{before.because}, so {where} gives no guarantee. {before.remedy}")
         if not isinstance(before, Bounded):
             raise ValueError(f"{where} meets a value that is released already: noise is added once")
         if not before.support_is_public:
@@ -46,11 +63,17 @@ class Gaussian:
             )
         if self.noise_multiplier == 0:
             raise NotPrivate(
-                f"{where} has noise multiplier 0 and hides nothing: ε = ∞. Give it noise, or study the "
+                f"{where} has noise multiplier 0 and adds no noise: ε = ∞. Give it one above 0, or study the "
                 "mechanism as dp.unsafe(why, *stages)"
             )
         return Released(event=GaussianDpEvent(self.noise_multiplier))
 
     def add(self, total: Float[Any, "k"], standard_normal: Float[Any, "k"], l2: float) -> Float[Any, "k"]:
-        """total + z·l2·n; the noise n is an argument, so that no trace can freeze it."""
+        """Return total + z·l2·noise. The noise is an argument, so that a traced function draws it anew each time.
+
+        Args:
+            total: The (k,) sum.
+            standard_normal: (k,) independent draws of N(0, 1).
+            l2: The sum's L2 sensitivity.
+        """
         return total + (self.noise_multiplier * l2) * standard_normal

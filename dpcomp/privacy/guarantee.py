@@ -1,62 +1,85 @@
-"""Guarantee: what was proven, as a value that names everything it depends on."""
+"""Guarantee: a proven (ε, δ), with everything that it depends on."""
 
 import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from typing import Literal
 
 from dpcomp.privacy.epsilon import check_delta
+from dpcomp.privacy.trust import Trust, TrustModel, Unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
-    """An (ε, δ) with the unit, adjacency, sampling, steps, accountant, trust and assumptions that it holds under.
+    """A differential-privacy guarantee: (ε, δ), and the conditions under which it holds.
 
-    Prints as one line, ε rounded up: the printed number is never smaller than the true one.
+    `print` gives a single line, with ε rounded up: the printed number is never smaller than the proven number.
+
+    Args:
+        epsilon: ε, 0 or more; `math.inf` for no guarantee.
+        delta: δ, in (0, 1).
+        unit: What one neighbour adds or removes, "example" or "client".
+        adjacency: How neighbours differ, "add/remove".
+        sampling: How units are sampled, in words; "none" for all units in each step.
+        steps: The number of releases.
+        accountant: What computed ε: "PLD", "RDP" or "none".
+        trust: Who sees values before the noise, "nobody" or "server".
+        assumptions: What the proof assumes besides.
 
     Raises:
-        TypeError, ValueError: ε is not ≥ 0, δ not in (0, 1), unit or trust unknown, or assumptions a bare string.
+        TypeError: `delta` is not a number, or `assumptions` is a string.
+        ValueError: `epsilon` or `delta` lies outside its range, or `unit` or `trust` is unknown.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(2.0)), sampling=dp.Poisson(0.1))
+        >>> guarantee = pipeline.guarantee(steps=100, delta=1e-5)
+        >>> round(guarantee.epsilon, 3)
+        2.338
+        >>> print(guarantee)  # doctest: +ELLIPSIS
+        ε ≤ 2.34 at δ = 1e-05 · one example, add/remove · Poisson 0.1 × 100 · PLD · trusts nobody · ...
     """
 
     epsilon: float
     delta: float
-    unit: Literal["example", "client"]
+    unit: Unit
     adjacency: str
     sampling: str
     steps: int
     accountant: str
-    trust: Literal["nobody", "server"]
+    trust: Trust
     assumptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.epsilon >= 0:
-            raise ValueError(f"Guarantee: epsilon={self.epsilon} is not a number ≥ 0; use math.inf for no guarantee.")
+            raise ValueError(f"Guarantee: epsilon={self.epsilon} is not a number ≥ 0; use math.inf for no guarantee")
         check_delta(self.delta)
-        for name, value, words in (
-            ("unit", self.unit, ("example", "client")),
-            ("trust", self.trust, ("nobody", "server")),
-        ):
-            if value not in words:
-                raise ValueError(f"Guarantee: {name}={value!r} is unknown; use one of {words}.")
+        _ = self.trust_model  # refuses an unknown unit or trust
         if isinstance(self.assumptions, str):
-            raise TypeError("Guarantee: assumptions is one string; pass a tuple of strings.")
+            raise TypeError("Guarantee: assumptions is a single string; pass a tuple of strings")
+
+    @property
+    def trust_model(self) -> TrustModel:
+        """The unit and the trust as a `TrustModel`."""
+        return TrustModel(unit=self.unit, trust=self.trust)
 
     def __str__(self) -> str:
         bound = "ε = ∞" if math.isinf(self.epsilon) else f"ε ≤ {rounded_up(self.epsilon)}"
         sampling = "unsampled" if self.sampling == "none" else self.sampling
-        trust = {"nobody": "trusts nobody", "server": "for the released model; trusts the server and the channel"}[
-            self.trust
-        ]
         line = [f"{bound} at δ = {self.delta:g}", f"one {self.unit}, {self.adjacency}", f"{sampling} × {self.steps}"]
-        line += [self.accountant, trust] + (["; ".join(self.assumptions)] if self.assumptions else [])
+        line += [self.accountant, self.trust_model.words] + (["; ".join(self.assumptions)] if self.assumptions else [])
         return " ".join(" · ".join(line).split())
 
 
 def delta_note(delta: float, population: int | None = None) -> str:
-    """Says what δ is worth against the number of units N: δ ≥ 1/N allows publishing a unit as it is.
+    """Compare δ with 1 ÷ the number of units N, in words: δ ≥ 1/N allows a mechanism that publishes a whole unit.
+
+    Args:
+        delta: δ, in (0, 1).
+        population: The public number of units N; None if it is not public.
 
     Raises:
-        TypeError, ValueError: δ is no number in (0, 1), or N is below 1.
+        TypeError: `delta` is not a number.
+        ValueError: `delta` lies outside (0, 1), or `population` is below 1.
     """
     check_delta(delta)
     if population is None:

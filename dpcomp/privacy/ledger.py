@@ -1,4 +1,4 @@
-"""The ledger: what was spent, durable before any noise exists; and the permit to draw that noise."""
+"""Ledger: records privacy charges durably before noise is drawn, and gives the permits to draw it."""
 
 import json
 import os
@@ -8,11 +8,15 @@ import weakref
 from collections import Counter
 from pathlib import Path
 
-from dp_accounting import DpEvent, NonPrivateDpEvent
+from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
+    DpEvent,
+    NonPrivateDpEvent,
+)
 
 from dpcomp.core.address import Address
-from dpcomp.core.checks import whole_number
+from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.errors import BudgetExhausted, DpcompError
+from dpcomp.core.storage import open_database
 from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost, guarantee_of
 from dpcomp.privacy.events import MOST_STEPS, read_event, write_event
@@ -45,12 +49,19 @@ CREATE TRIGGER charges_hold BEFORE UPDATE ON charges
     BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
 """
 
-
 TOTALS = "SELECT client, event, basis, SUM(steps) FROM charges GROUP BY client, event, basis ORDER BY client, basis"
 
 
 class Permit:
-    """The right to draw noise at one address, for so many steps of one cost; a ledger alone gives it."""
+    """The right to draw noise at an address, for a number of steps at a cost; `Ledger.charge` gives it.
+
+    A permit is used up step by step, is valid in the process that charged alone, and cannot be copied or pickled.
+
+    Attributes:
+        address: Where the noise may be drawn.
+        steps: The number of releases that were charged.
+        used: The number of releases that were made.
+    """
 
     def __init__(self, ledger: "Ledger", address: Address, cost: Cost, steps: int):
         self._ledger, self._process, self._lock = ledger, os.getpid(), threading.Lock()
@@ -58,18 +69,17 @@ class Permit:
         self.address, self.steps, self.used = address, steps, 0
 
     def spend(self, cost: Cost, *, seeded: bool) -> int:
-        """Use one step, for a release at that cost.
+        """Use a step of the permit for a release.
 
         Args:
-            cost: What the release costs; it must be what was charged.
-            seeded: Whether the noise comes from a number that somebody may know; the ledger records it.
+            cost: The cost of the release; it must be the cost that was charged.
+            seeded: Whether the noise comes from a number, which somebody may know; the ledger records it.
 
         Returns:
             The number of the step, from 0.
 
         Raises:
-            BudgetExhausted: No step is left, another cost was charged, or this is another process than the one that
-                was charged.
+            BudgetExhausted: No step is left, another cost was charged, or another process charged.
         """
         if os.getpid() != self._process:
             raise BudgetExhausted(f"{self} was given to another process: charge the ledger in the one that draws")
@@ -91,14 +101,29 @@ class Permit:
 
 
 class Ledger:
-    """An append-only record of charges: in memory, or, given a path, durable on disk (SQLite, fsynced).
+    """An append-only record of privacy charges, in memory or durable on disk (SQLite, synced at each charge).
 
-    A ledger on disk is open in one process at a time. It stands apart from every checkpoint: nothing takes
-    a charge back. With a budget, which is kept with the charges, it refuses what would exceed it for a client.
+    A ledger on disk can be open in a single process at a time. No checkpoint holds it, so restoring a checkpoint takes
+    no charge back. A budget is stored with the charges and cannot be changed; a charge that would exceed it for a
+    client is refused.
+
+    Args:
+        path: The file; None keeps the ledger in memory.
+        budget: The largest (ε, δ) of each client; None for no limit, or for the budget that the file holds.
 
     Raises:
-        DpcompError: the file cannot be opened, is open in another process, is no ledger, or has another budget.
-        BudgetExhausted: what was charged before exceeds the budget that it now gets.
+        DpcompError: The file cannot be opened, is open in another process, is not a ledger, has another format number,
+            or has another budget.
+        BudgetExhausted: A client has spent more than the budget already.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(2.0)), sampling=dp.Poisson(0.1))
+        >>> with dp.Ledger() as ledger:
+        ...     for round_number in range(100):
+        ...         permit = ledger.charge(pipeline.cost, dp.Address(run=0, client=7, round=round_number))
+        ...     print(ledger.guarantee(delta=1e-5))  # doctest: +ELLIPSIS
+        ε ≤ 2.34 at δ = 1e-05 · one example, add/remove · Poisson 0.1 × 100 · ...
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, budget: Budget | None = None):
@@ -107,39 +132,39 @@ class Ledger:
         self._seeded: set[tuple[str, int]] = set()
         self._spent: dict[int, Counter[tuple[str, str]]] = {}  # client → (event, basis), as text → steps
         try:
-            self._database = sqlite3.connect(self._name, timeout=0.0, isolation_level=None, check_same_thread=False)
-            self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL;")
-            self._database.executescript("PRAGMA synchronous = FULL;")
+            self._database = open_database(self._name)
             self._refuse_other_format()
             for client, event, basis, steps in self._database.execute(TOTALS):
                 self._spent.setdefault(client, Counter())[event, basis] = steps
         except sqlite3.OperationalError as error:
             raise DpcompError(
-                f"the ledger {self._name} cannot be opened ({error}): is its folder there, and is it open in "
-                "another process? One process at a time holds a ledger"
+                f"the ledger {self._name} cannot be opened ({error}): does its folder exist, and is it open in "
+                "another process? A single process at a time may hold a ledger"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise DpcompError(f"{self._name} is no ledger ({error}): name another file, or restore this one") from error
+            raise DpcompError(f"{self._name} is no ledger ({error}): give another path, or restore the file") from error
         self._finalizer = weakref.finalize(self, _close, self._database, self._process)
         self._lock = threading.Lock()
         self.budget = self._kept_budget(budget)
 
     def charge(self, cost: Cost, address: Address, steps: int = 1) -> Permit:
-        """Record releases at an address, durably, and give the right to make them.
+        """Record the cost of releases at an address durably, and return the permit to make them.
+
+        An address is charged once. Its noise may exist already, and a second draw would be a second release: re-send
+        the stored bytes, or forfeit the round.
 
         Args:
-            cost: What one release costs: `pipeline.cost`.
+            cost: The cost of a single release: `pipeline.cost`.
             address: Where the releases are made: `memory.address`.
-            steps: How many releases, 1 or more.
+            steps: The number of releases, 1 or more.
 
         Returns:
-            A permit for so many steps, in this process alone.
+            A permit for that number of releases, in this process alone.
 
         Raises:
-            BudgetExhausted: The charge would exceed the budget; or the address was charged before. Its noise may exist
-                already, and a second draw would be a second release: re-send the stored bytes, or forfeit the round.
-            TypeError: The cost is none, or `steps` is no whole number.
-            ValueError: `steps` is below 1, or the ledger is about another unit or trust.
+            BudgetExhausted: The charge would exceed the budget, or the address was charged before.
+            TypeError: `cost` is not a `Cost`, or `steps` not a whole number.
+            ValueError: `steps` is below 1, or the ledger holds charges for another unit or trust.
             DpcompError: Another process opened the ledger.
 
         Example:
@@ -149,8 +174,7 @@ class Ledger:
             >>> dp.Ledger().charge(pipeline.cost, memory.address, steps=3)
             Permit(Address(run=0, client=7, round=0), 0 of 3 steps used)
         """
-        if not isinstance(cost, Cost):
-            raise TypeError(f"charge(cost={cost!r}): it is what one release costs, pipeline.cost")
+        check_type(cost, Cost, f"charge(cost={cost!r}): a Cost is charged, such as pipeline.cost")
         steps = whole_number(steps, "charge(steps)", least=1, most=MOST_STEPS)
         if os.getpid() != self._process:
             raise DpcompError(f"the ledger {self._name} was opened by another process: open it in the one that charges")
@@ -171,18 +195,24 @@ class Ledger:
         return Permit(self, address, cost, steps)
 
     def charged(self, address: Address) -> bool:
-        """Whether an address was charged: its noise may have been drawn, and nothing more may be released there."""
+        """Return whether an address was charged; its noise may have been drawn, and no more may be released there."""
         key = (str(address.run), address.client, address.round)
-        found = self._database.execute("SELECT 1 FROM charges WHERE (run, client, round) = (?, ?, ?)", key)
-        return found.fetchone() is not None
+        row = self._database.execute("SELECT 1 FROM charges WHERE (run, client, round) = (?, ?, ?)", key)
+        return row.fetchone() is not None
 
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
-        """The guarantee of everything charged so far: the largest over clients, each composed with itself.
+        """Return the guarantee of all charges so far: the largest over clients, whose data are disjoint.
 
-        `population` is the public number of units, if there is one, to hold δ against.
+        Args:
+            delta: δ, in (0, 1).
+            population: The public number of units N; the guarantee then says whether δ is below 1/N.
+
+        Raises:
+            TypeError: `delta` is not a number.
+            ValueError: `delta` or `population` lies outside its range.
         """
         if not self._spent:
-            # No steps of any event cost nothing; a guarantee has to name a unit and a trust.
+            # Zero steps of any event cost nothing, but a guarantee has to name a unit and a trust.
             nothing = Cost(event=NonPrivateDpEvent(), unit="example", trust="nobody", sampling="none")
             return nothing.guarantee(0, delta, population=population)
         seeded = self._database.execute("SELECT COUNT(*) FROM seeded").fetchone()[0] > 0
@@ -203,7 +233,7 @@ class Ledger:
             self._seeded.add(who)
 
     def close(self) -> None:
-        """Let another process open it."""
+        """Close the file, so that another process may open it."""
         self._finalizer()
 
     def __enter__(self) -> "Ledger":
@@ -216,7 +246,7 @@ class Ledger:
         return f"Ledger({self._name!r})"
 
     def _kept_budget(self, budget: Budget | None) -> Budget | None:
-        """The budget that stands in the ledger, or that from now on stands there."""
+        """Return the budget that the file holds; if it holds none, store the given budget."""
         row = self._database.execute("SELECT epsilon, delta FROM budgets").fetchone()
         kept = None if row is None else Budget(*row)
         if kept is None and budget is not None:
@@ -244,31 +274,31 @@ class Ledger:
         held = _from_text(*next(iter(next(iter(self._spent.values())))))
         if held.trust_model != cost.trust_model:
             raise ValueError(
-                f"{self} is about one {held.unit} and trusts {held.trust}; this charge is about one {cost.unit} "
-                f"and trusts {cost.trust}. They do not compose: keep a ledger for each"
+                f"{self} holds charges for unit={held.unit!r} with trust={held.trust!r}; this charge is for "
+                f"unit={cost.unit!r} with trust={cost.trust!r}. They do not compose: keep a ledger for each"
             )
 
     def _refuse_other_format(self) -> None:
-        """Refuse a file that another version wrote, by its number; a new file gets this version's."""
-        found = self._database.execute("PRAGMA user_version").fetchone()[0]
+        """Refuse a file with another format number; a new file gets the present number."""
+        number = self._database.execute("PRAGMA user_version").fetchone()[0]
         empty = self._database.execute("SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)").fetchone()[0]
         if empty:
             self._database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
-        elif found != FORMAT:
+        elif number != FORMAT:
             self._database.close()
             raise DpcompError(
-                f"{self._name} has ledger format {found}, not {FORMAT}: use the version of dpcomp that wrote it"
+                f"{self._name} has ledger format {number}, not {FORMAT}: use the version of dpcomp that wrote it"
             )
 
 
 def _close(database: sqlite3.Connection, process: int) -> None:
-    # A forked child that closed its copy would check-point and remove the log that its parent still writes.
+    # A forked child that closed its copy would checkpoint and remove the log that its parent still writes.
     if os.getpid() == process:
         database.close()
 
 
 def _by_event(spent: Counter[tuple[str, str]]) -> dict[DpEvent, int]:
-    """Add the steps up by event, on whatever basis they were charged."""
+    """Sum the steps of each event, over the bases on which they were charged."""
     steps_of: dict[DpEvent, int] = {}
     for (event, _), steps in spent.items():
         steps_of[read_event(event)] = steps_of.get(read_event(event), 0) + steps
@@ -276,7 +306,7 @@ def _by_event(spent: Counter[tuple[str, str]]) -> dict[DpEvent, int]:
 
 
 def _as_text(cost: Cost) -> tuple[str, str]:
-    """Write a cost as the two columns of a row: its event, and the basis that it was charged on."""
+    """Write a cost as two columns of a row: its event; and its basis, which is all else."""
     basis = {"unit": cost.unit, "trust": cost.trust, "sampling": cost.sampling, "why_unsafe": cost.why_unsafe}
     return write_event(cost.event), json.dumps(basis, sort_keys=True)
 

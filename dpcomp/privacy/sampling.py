@@ -1,18 +1,38 @@
-"""How units are sampled."""
+"""Sampling: which units take part in a release."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from dp_accounting import DpEvent, PoissonSampledDpEvent
+from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
+    DpEvent,
+    PoissonSampledDpEvent,
+)
 from jaxtyping import Int64
 
 
 @dataclass(frozen=True)
 class Poisson:
-    """Each unit takes part with probability `rate`, by a secret coin of its own.
+    """Sample each unit independently with probability `rate`.
 
-    **Privacy:** amplifies by sub-sampling (Mironov et al. 2019; Zhu et al. 2022) as long as the draws stay
-    secret. The rate is a public constant, never computed from the data's length.
+    Source: Mironov, Talwar & Zhang 2019, "Rényi Differential Privacy of the Sampled Gaussian Mechanism"; Zhu, Dong &
+    Wang 2022.
+
+    **Privacy:** sub-sampling amplifies as long as the draws stay secret. The rate is a public constant, never computed
+    from the data's length.
+
+    Args:
+        rate: The probability, in (0, 1].
+
+    Raises:
+        ValueError: `rate` lies outside (0, 1].
+
+    Example:
+        >>> import dpcomp as dp
+        >>> mechanism = (dp.Clip(1.0), dp.Gaussian(1.0))
+        >>> sampled = dp.Pipeline(mechanism=mechanism, sampling=dp.Poisson(0.01))
+        >>> full = dp.Pipeline(mechanism=mechanism)
+        >>> sampled.guarantee(100, delta=1e-5).epsilon < 0.1 * full.guarantee(100, delta=1e-5).epsilon
+        True
     """
 
     rate: float
@@ -23,9 +43,17 @@ class Poisson:
         object.__setattr__(self, "rate", float(self.rate))
 
     def amplify(self, event: DpEvent) -> DpEvent:
-        """The event on a sample."""
+        """Return the cost of the event on a Poisson sample: `PoissonSampledDpEvent`, or the event itself at rate 1."""
         return event if self.rate == 1 else PoissonSampledDpEvent(self.rate, event)
 
     def draw(self, n: int, stream: np.random.Generator) -> Int64[np.ndarray, "chosen"]:
-        """The positions, of n, that take part; often about n·rate, and sometimes none."""
+        """Draw which of n units take part.
+
+        Args:
+            n: The number of units.
+            stream: A secret stream, such as `SecretSeed().stream("sample", step)`.
+
+        Returns:
+            Their positions, ascending; about n·rate of them, sometimes none.
+        """
         return np.flatnonzero(stream.random(n) < self.rate)

@@ -1,4 +1,4 @@
-"""TrustModel: who may see values before the noise, and all that follows from it."""
+"""TrustModel: who may see values before the noise, and what follows for noise, sampling and ledger."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,9 +10,9 @@ End = Literal["client", "server"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrustModel:
-    """What one neighbour adds or removes, and who is trusted with values before the noise.
+    """A trust model: what one neighbour adds or removes, and who may see values before the noise.
 
-    The rest of the library asks the properties below instead of testing the pair:
+    The rest of the library asks its properties instead of testing the pair of unit and trust:
 
     | unit | trust | noise_at | amplified | server_sees_clean | ledger_of |
     |---|---|---|---|---|---|
@@ -22,11 +22,11 @@ class TrustModel:
     | example | server | – no guarantee – | | | |
 
     Args:
-        unit: "example" or "client".
-        trust: "nobody" or "server".
+        unit: What one neighbour adds or removes, "example" or "client".
+        trust: Who sees values before the noise, "nobody" or "server".
 
     Raises:
-        ValueError: The unit or the trust is none of these.
+        ValueError: The unit or the trust is unknown.
 
     Example:
         >>> TrustModel(unit="client", trust="server").noise_at
@@ -49,37 +49,37 @@ class TrustModel:
 
     @property
     def amplified(self) -> bool:
-        """Whether sampling units lowers the cost: only where nobody untrusted sees who was sampled."""
+        """Whether sampling amplifies: only if nobody who is not trusted sees which units were sampled."""
         return self.trust == "server" or self.unit == "example"
 
     @property
     def server_sees_clean(self) -> bool:
-        """Whether updates reach the server without noise, so that what it decodes was never released."""
+        """Whether updates reach the server without noise; what it decodes is then not released."""
         return self.trust == "server"
 
     @property
     def ledger_of(self) -> End:
-        """Whose ledger is charged: each client's own, or the one at the server."""
+        """The end whose ledger is charged: each client has a ledger, or the server has the only one."""
         return self.noise_at
 
     @property
     def releases_local_steps(self) -> bool:
-        """Whether every local step of a client is a release of its own."""
+        """Whether each local step of a client is a release."""
         return self.unit == "example"
 
     @property
     def units_per_release(self) -> int | None:
-        """The most units that one release may hold; None for no limit."""
+        """The most units that a release may hold; None for no limit."""
         return 1 if (self.unit, self.trust) == ("client", "nobody") else None
 
     @property
     def cohort_is_secret(self) -> bool:
-        """Whether who takes part in a round must stay with the server, because amplification rests on it."""
+        """Whether the server must keep secret which clients take part in a round, since amplification relies on it."""
         return self.unit == "client" and self.amplified
 
     @property
     def why_refused(self) -> str:
-        """Why no mechanism has a guarantee under this model, and what to use; empty where one may."""
+        """Why no mechanism has a guarantee under this model, and what to use instead; empty for the other models."""
         if (self.unit, self.trust) == ("example", "server"):
             return (
                 "unit='example' with trust='server': a client's clean local steps move its update by no bounded amount "
@@ -89,7 +89,7 @@ class TrustModel:
 
     @property
     def words(self) -> str:
-        """Who is trusted, as a guarantee prints it."""
+        """Who is trusted, in the words that a guarantee prints."""
         return (
             "for the released model; trusts the server and the channel" if self.server_sees_clean else "trusts nobody"
         )

@@ -1,20 +1,22 @@
-"""What a mechanism works on: per-unit gradients, layer by layer, and their sum (NumPy, torch or JAX)."""
+"""Per-unit gradients and their sum, layer by layer, as arrays of NumPy, torch or JAX."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 from jaxtyping import Float, Float64
 
+from dpcomp.core.checks import check_type
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Everywhere, Support
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Layers:
-    """Layer arrays whose last axis runs over the supported coordinates of the layer."""
+    """Arrays, one a layer, whose last axis runs over the coordinates of the layer that are in the support."""
 
     layers: tuple[Any, ...]
     layout: Layout
@@ -22,9 +24,11 @@ class _Layers:
 
 
 def _restricted(value: _Layers, support: Support) -> tuple[Any, ...]:
-    """The layers on a smaller support."""
+    """Return the layers on a smaller support."""
     if value.support != Everywhere():
-        raise ValueError(f"the coordinates are already restricted to {type(value.support).__name__}: restrict once")
+        raise ValueError(
+            f"the coordinates are already restricted to {type(value.support).__name__}: restrict them once"
+        )
     edges = np.cumsum([0, *(layer.shape[-1] for layer in value.layers)])
     indices = support.indices(value.layout.size)
     cuts = np.searchsorted(indices, edges)
@@ -33,39 +37,55 @@ def _restricted(value: _Layers, support: Support) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Units(_Layers):
-    """The gradients of n units: an (n, m) array a layer, m the layer's supported coordinates."""
+    """The gradients of n units.
+
+    Args:
+        layers: An (n, m) array a layer, where m is the number of the layer's coordinates in the support.
+        layout: The layers of the whole vector.
+        support: Which coordinates the arrays hold.
+    """
 
     @property
     def count(self) -> int:
-        """n."""
+        """The number of units n."""
         return self.layers[0].shape[0]
 
     def restrict(self, support: Support) -> "Units":
-        """The same on a smaller support."""
+        """Return the units on a smaller support.
+
+        Raises:
+            ValueError: They were restricted before.
+        """
         return replace(self, layers=_restricted(self, support), support=support)
 
     @classmethod
     def of(cls, block: Any, layout: Layout) -> "Units":
-        """A block as the mechanism wants it: rows of at least float32.
+        """Make units of a block of gradients: a row a unit, in float32 or wider.
 
-        A block is a tuple of (n, …) arrays, one a layer of the layout, or a single (n, d) array.
+        Args:
+            block: A tuple of (n, …) arrays, one a layer of the layout, or a single (n, d) array.
+            layout: The layers of the whole vector.
 
         Raises:
-            ValueError: the shapes do not fit the layout, or the arrays hold no floats.
+            ValueError: The shapes do not fit the layout, or the arrays do not hold floats.
         """
-        arrays = tuple(block) if isinstance(block, (tuple, list)) else (block,)
-        found = [int(np.prod(array.shape[1:])) if array.ndim else -1 for array in arrays]
-        wanted = [layout.size] if len(arrays) == 1 else list(layout.sizes)
-        if found != wanted or len({array.shape[0] for array in arrays}) != 1:
+        arrays = tuple(cast(Sequence[Any], block)) if isinstance(block, (tuple, list)) else (block,)
+        given = [math.prod(array.shape[1:]) if array.ndim else -1 for array in arrays]
+        expected = [layout.size] if len(arrays) == 1 else list(layout.sizes)
+        if given != expected or len({array.shape[0] for array in arrays}) != 1:
             shapes = [tuple(array.shape) for array in arrays]
             raise ValueError(
-                f"a block of shapes {shapes} does not fit the layout: it wants (n, …) arrays with "
-                f"{wanted} coordinates a unit, one a layer, and one n for all"
+                f"a block of shapes {shapes} does not fit the layout: give an (n, …) array a layer with "
+                f"{expected} coordinates a unit, and the same n for all layers"
             )
         return cls(layers=tuple(map(_rows, arrays)), layout=layout)
 
     def masked(self, mask: Callable[[Float[Any, "n d"]], Float[Any, "n d"]]) -> "Units":
-        """Each whole unit through `mask`, a map of rows: the one place that needs all layers at once."""
+        """Map whole units, over all layers at once, such as by top-k over the whole vector.
+
+        Args:
+            mask: Maps an (n, d) array, a row a unit, to another; a row of the result depends on the same row alone.
+        """
         xp = array_namespace(*self.layers)
         widths = [layer.shape[1] for layer in self.layers]
         rows = mask(xp.concat(self.layers, axis=1))
@@ -74,7 +94,7 @@ class Units(_Layers):
         return replace(self, layers=layers)
 
     def sum(self) -> "Total":
-        """The plain sum over units, clipped by nothing."""
+        """Sum the units without clipping them."""
         xp = array_namespace(*self.layers)
         sums = tuple(xp.sum(layer, axis=0) for layer in self.layers)
         return Total(layers=sums, layout=self.layout, support=self.support, units=self.count)
@@ -82,45 +102,58 @@ class Units(_Layers):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Total(_Layers):
-    """The sum over units: one row a layer. Totals of micro-batches add up.
+    """The sum over the units of a micro-batch; totals of micro-batches are added with `+`.
 
-    It says how many units it holds (as private as they are), and which mechanism made it, so that no other adds
-    noise to it: `pipeline.clip` sets that, stages leave it None.
+    Args:
+        layers: An (m,) array a layer, where m is the number of the layer's coordinates in the support.
+        layout: The layers of the whole vector.
+        support: Which coordinates the arrays hold.
+        units: The number of units in the sum, a private value.
+        mechanism: The mechanism that clipped the units, which `pipeline.clip` sets; no other may add noise to the sum.
     """
 
     units: int
     mechanism: Any = None
 
     def restrict(self, support: Support) -> "Total":
-        """The same on a smaller support."""
+        """Return the sum on a smaller support.
+
+        Raises:
+            ValueError: It was restricted before.
+        """
         return replace(self, layers=_restricted(self, support), support=support)
 
     def __add__(self, other: "Total") -> "Total":
         if other is self:
             raise ValueError("this total was added to itself: every unit would count twice")
-        mine = (self.layout, self.support, self.mechanism)
-        if not isinstance(other, Total) or (other.layout, other.support, other.mechanism) != mine:
-            raise ValueError("totals add up when they have one layout, one support and one mechanism: these differ")
+        check_type(other, Total, f"a total is added to a total, not to a {type(other).__name__}")
+        for name, mine, theirs in (
+            ("layout", self.layout, other.layout),
+            ("support", self.support, other.support),
+            ("mechanism", self.mechanism, other.mechanism),
+        ):
+            if mine != theirs:
+                raise ValueError(f"two totals of different {name} were added: clip both by one pipeline, in one round")
         if [layer.shape for layer in self.layers] != [layer.shape for layer in other.layers]:
-            raise ValueError("totals add up when their blocks were cut into the same layers: these differ")
+            raise ValueError("two totals of blocks with different layers were added: cut all blocks of a batch alike")
         sums = tuple(mine + theirs for mine, theirs in zip(self.layers, other.layers, strict=True))
         return replace(self, layers=sums, units=self.units + other.units)
 
     def vector(self) -> Float64[np.ndarray, "k"]:
-        """The sum on its support, on the host."""
+        """Return the sum on its k supported coordinates, as a (k,) array of NumPy."""
         return np.concatenate([on_host(layer) for layer in self.layers])
 
 
 def on_host(array: Any) -> Float64[np.ndarray, "..."]:
-    """A framework's array as NumPy's."""
+    """Return an array of any framework as an array of NumPy."""
     return np.asarray(array.cpu() if is_torch_array(array) else array, dtype=np.float64)
 
 
 def _rows(array: Any) -> Float[Any, "n m"]:
-    """Each unit's coordinates in a row, in float32 or wider: half precision cannot hold a norm."""
+    """Return the coordinates of each unit in a row, in float32 or wider: half precision cannot hold a norm."""
     xp = array_namespace(array)
     if not xp.isdtype(array.dtype, "real floating") and "float" not in str(array.dtype):
-        raise ValueError(f"a block of {array.dtype}: gradients are floats")
+        raise ValueError(f"a block holds {array.dtype}: gradients are floats, of 16 bits or more")
     if xp.finfo(array.dtype).bits < 32:
         array = xp.astype(array, xp.float32)
-    return xp.reshape(array, (array.shape[0], int(np.prod(array.shape[1:]))))
+    return xp.reshape(array, (array.shape[0], math.prod(array.shape[1:])))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32
 
+from dpcomp.core.extras import require
 from dpcomp.core.layout import Layout
 from dpcomp.privacy.guarantee import Guarantee
 
@@ -68,6 +69,7 @@ class Run:
             >>> float(run.table()["payload_bytes"].mean())
             119.0
         """
+        require("lab", "pandas")
         import pandas as pd
 
         return pd.DataFrame(list(self.rows))

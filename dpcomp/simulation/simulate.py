@@ -75,35 +75,21 @@ def simulate(
         NotPrivate: The model mixes examples, or `participation` stands beside a pipeline that draws clients itself.
 
     Example:
-        Five clients learn the signs of 60 numbers, and send the top half of each noisy update in 4 bits:
+        Five clients learn handwritten digits, and send the top 5 % of each noisy update in 4 bits:
 
-        >>> import torch
         >>> import dpcomp as dp
+        >>> from dpcomp.lab.tasks import digits
         >>> from dpcomp.simulation import simulate
         >>> from dpcomp.training.pytorch import PyTorch
-        >>> class Signs:
-        ...     name, population = "signs", 60
-        ...     def train(self):
-        ...         inputs = torch.linspace(-1, 1, 60)[:, None]
-        ...         return inputs, (inputs[:, 0] > 0).long()
-        ...     def test(self):
-        ...         return self.train()
-        ...     def model(self, seed):
-        ...         module = torch.nn.Linear(1, 2)
-        ...         torch.nn.init.zeros_(module.weight)
-        ...         torch.nn.init.zeros_(module.bias)
-        ...         return module
-        ...     def loss(self, outputs, targets):
-        ...         return torch.nn.functional.cross_entropy(outputs, targets)
         >>> pipeline = dp.Pipeline(
         ...     mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)),
-        ...     codec=dp.Codec(sparsify=dp.TopK(0.5), quantize=dp.Uniform(4)),
+        ...     codec=dp.Codec(sparsify=dp.TopK(0.05), quantize=dp.Uniform(4)),
         ...     sampling=dp.Poisson(0.25),
         ... )
-        >>> trainer = PyTorch(local_steps=2, learning_rate=1.0)
-        >>> run = simulate(Signs(), pipeline, clients=5, rounds=3, trainer=trainer, progress=False)
+        >>> trainer = PyTorch(local_steps=2, learning_rate=2.0)
+        >>> run = simulate(digits(), pipeline, clients=5, rounds=3, trainer=trainer, delta=1e-4, progress=False)
         >>> print(run.guarantee)  # doctest: +ELLIPSIS
-        ε ≤ ... at δ = 1e-05 · one example, add/remove · Poisson 0.25 × 6 · PLD · trusts nobody · ...
+        ε ≤ ... at δ = 0.0001 · one example, add/remove · Poisson 0.25 × 6 · PLD · trusts nobody · ...
         >>> [row["participants"] for row in run.rows]
         [5, 5, 5]
     """

@@ -1,4 +1,4 @@
-"""Which coordinates stay."""
+"""Sparsifiers: which coordinates of an update are kept."""
 
 from dpcomp.sparsify.random_k import RandomK as RandomK
 from dpcomp.sparsify.top_k import TopK as TopK

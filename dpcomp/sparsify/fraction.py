@@ -1,4 +1,4 @@
-"""A share of the coordinates: what the sparsifiers have in common."""
+"""Fraction: the base class of the sparsifiers that keep a fixed share of the coordinates."""
 
 from dataclasses import dataclass
 
@@ -7,24 +7,35 @@ from dpcomp.privacy.claim import Claim, Released
 
 @dataclass(frozen=True)
 class Fraction:
-    """A share of the coordinates."""
+    """A sparsifier that keeps a fixed share of the coordinates: the density k/d.
+
+    Attributes:
+        fraction: The density, in (0, 1].
+
+    Raises:
+        ValueError: The fraction lies outside (0, 1].
+    """
 
     fraction: float
 
     def __post_init__(self):
         if not 0 < self.fraction <= 1:
-            raise ValueError(f"{self}: the share of coordinates to keep lies in (0, 1]")
+            raise ValueError(f"{self}: the fraction of coordinates to keep lies in (0, 1]")
         object.__setattr__(self, "fraction", float(self.fraction))
 
     def count(self, d: int) -> int:
-        """k for d coordinates: the nearest whole number, and at least one if there are any."""
+        """Return k = round(fraction·d) for d coordinates, at least one unless d is 0."""
         return min(d, max(1, round(self.fraction * d)))
 
     def refuse_after_noise(self, before: Claim, where: str) -> None:
-        """Refuse a place behind the noise: there the codec chooses.
+        """Check that the stage stands before the noise; after it, choosing coordinates is the codec's task.
+
+        Args:
+            before: The claim about the stage's input.
+            where: The name and place of the stage, for the error.
 
         Raises:
-            ValueError: the value is released already.
+            ValueError: The input is already released.
         """
         if isinstance(before, Released):
             raise ValueError(f"{where} stands after the noise: make it the codec's, dp.Codec(sparsify={self})")

@@ -1,4 +1,4 @@
-"""Exact selection: where the k largest magnitudes stand, in about the time it takes to read the vector."""
+"""Exact selection of the k largest magnitudes, in about the time it takes to read the vector."""
 
 import math
 from collections.abc import Callable
@@ -7,27 +7,38 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt
 
-BLOCK = 2**18  # coordinates: their keys about fill a core's own cache; smaller blocks cost more calls than they save
-SAMPLE = 2**16  # magnitudes at most, and one in 64: more of them cost more than the better bound saves
+SCAN_BLOCK = 2**18  # coordinates scanned at once: their keys about fill a core's own cache; fewer cost more calls
+SAMPLE_SIZE = 2**16  # magnitudes at most, and one in 64: more of them cost more than the better bound saves
 
 
 def top_k_indices(x: Any, k: int) -> Int64[np.ndarray, "k"]:
-    """The positions of the k largest magnitudes of a row (d,), ascending; of equal ones the lower position wins.
+    """Return the positions of the k largest magnitudes of a vector, ascending; of equal ones the lower position wins.
 
-    A sample gives a threshold that is almost surely a little below the k-th magnitude; one pass over the
-    vector collects the few above it, and only they are ranked. The guess costs time when it is wrong,
-    never exactness: then all magnitudes are partitioned. Everything works on the floats' own bits without
-    the sign, unsigned integers that rank as the magnitudes do, with infinity and NaN above all the rest.
+    The result is exact: that of a full stable sort. A sample gives a threshold that is almost surely a little below the
+    k-th magnitude; one pass over the vector collects the few values above it, and only they are ranked. Where the
+    threshold was wrong, all magnitudes are partitioned, which takes longer. Everything works on the floats' own bits
+    without the sign, unsigned integers that rank as the magnitudes do, with infinity and NaN above all the rest.
 
-    float16, float32 and float64 are ranked as they are, other real numbers as float64. Beside what it
-    returns it holds a few blocks and the candidates; only the partition copies the vector.
+    float16, float32 and float64 are ranked as they are, other real numbers as float64. Beside the result it
+    holds a few blocks and the candidates; only the partition copies the vector.
+
+    Args:
+        x: A (d,) array, or anything that NumPy reads as one: a torch or JAX array on the CPU, a list.
+        k: How many positions to return, from 0 to d.
+
+    Returns:
+        The (k,) positions, ascending, as int64.
 
     Raises:
-        ValueError: k is not in [0, d], or some value is not finite.
+        ValueError: x is not one row, k is not in [0, d], or some value is NaN or infinite.
+
+    Example:
+        >>> top_k_indices([0.5, -4.0, 1.0, 3.0], 2)
+        array([1, 3])
     """
     x = np.asarray(x)
     if x.ndim != 1 or not 0 <= k <= len(x):
-        raise ValueError(f"top_k_indices: k = {k} of an array of shape {x.shape}; it wants a row and 0 ≤ k ≤ d")
+        raise ValueError(f"top_k_indices: k = {k} of an array of shape {x.shape}; give a row (d,) and 0 ≤ k ≤ d")
     if x.dtype not in (np.float16, np.float32, np.float64):
         x = x.astype(np.float64, casting="same_kind")
     if k == 0:  # the largest magnitude alone says whether all are finite
@@ -38,17 +49,17 @@ def top_k_indices(x: Any, k: int) -> Int64[np.ndarray, "k"]:
 
 
 def sample_positions(d: int, n: int) -> Int64[np.ndarray, "n"]:
-    """One position out of each of n equal stretches of d coordinates, the same at every call.
+    """Return one position out of each of n equal stretches of d coordinates, the same at every call.
 
-    Within its stretch it moves by the golden ratio (Knuth, TAOCP 3, 6.4): an even stride would see one
-    tap of every 3 x 3 kernel and nothing else, whenever 9 divides it.
+    From stretch to stretch the position within it moves by the golden ratio (Knuth, TAOCP 3, 6.4): an even stride would
+    meet only one weight of every 3 x 3 kernel, whenever 9 divides it.
     """
     stretch, numbers = d // n, np.arange(n, dtype=np.int64)
     return numbers * stretch + ((numbers * 2654435769 % 2**32 * stretch) >> 32)
 
 
 def _by_sample(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"] | None:
-    """The k largest, if a sample of the keys leads to them; otherwise None.
+    """Return the positions of the k largest, if the threshold from a sample leads to them; otherwise None.
 
     The number of sampled keys among the k largest has a standard deviation of at most the root of its
     expectation; four of them on either side miss about once in 10,000 vectors. Where fewer than k keys exceed
@@ -56,13 +67,13 @@ def _by_sample(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"] | 
     zeros are taken, and nothing is ranked.
     """
     d = len(bits)
-    n = min(d // 64, SAMPLE)
+    n = min(d // 64, SAMPLE_SIZE)
     rank = _four_deviations_above(n * k / d)
     if rank >= n:
         return None
     sample = _keys(bits[sample_positions(d, n)])
     threshold, limit = _kth(sample, rank), _four_deviations_above(rank) * d // n
-    above, keys = _first(bits, np.greater, threshold, limit + 1)
+    above, keys = _first_positions(bits, np.greater, threshold, limit + 1)
     _refuse_unranked(bits, keys.max(initial=threshold))
     if len(above) > limit:
         return None
@@ -73,8 +84,8 @@ def _by_sample(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"] | 
         return above[kept]
     if np.count_nonzero(sample == threshold) == 1:  # hardly equal to many: looking for them would cost a pass
         return None
-    ties, _ = _first(bits, np.equal, threshold, k - len(above))
-    return _merged(above, ties) if len(above) + len(ties) == k else None
+    ties, _ = _first_positions(bits, np.equal, threshold, k - len(above))
+    return _merge_ascending(above, ties) if len(above) + len(ties) == k else None
 
 
 def _four_deviations_above(count: float) -> int:
@@ -82,52 +93,52 @@ def _four_deviations_above(count: float) -> int:
 
 
 def _by_partition(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"]:
-    """The k largest, with the k-th key of all found first."""
-    kth, room = _kth(_keys(bits), k), k + BLOCK
-    found, keys = _first(bits, np.greater_equal, kth, room)
-    if len(found) < room:  # all of them, and as a rule no tie too many
+    """Return the positions of the k largest, by a partition of all keys that gives the k-th."""
+    kth, room = _kth(_keys(bits), k), k + SCAN_BLOCK
+    candidates, keys = _first_positions(bits, np.greater_equal, kth, room)
+    if len(candidates) < room:  # all of them, and as a rule no tie too many
         _refuse_unranked(bits, keys.max())
-        surplus = len(found) - k
-        return np.delete(found, np.flatnonzero(keys == kth)[-surplus:]) if surplus else found
-    above, keys = _first(bits, np.greater, kth, k)
+        surplus = len(candidates) - k
+        return np.delete(candidates, np.flatnonzero(keys == kth)[-surplus:]) if surplus else candidates
+    above, keys = _first_positions(bits, np.greater, kth, k)
     _refuse_unranked(bits, keys.max(initial=kth))
-    ties, _ = _first(bits, np.equal, kth, k - len(above))
-    return _merged(above, ties)
+    ties, _ = _first_positions(bits, np.equal, kth, k - len(above))
+    return _merge_ascending(above, ties)
 
 
 def _refuse_unranked(bits: UInt[np.ndarray, "d"], largest: Any) -> None:
-    """An error if the largest key found is that of no finite number."""
+    """Raise ValueError if the largest key is not that of a finite number; it counts all such values."""
     floats = f"f{bits.dtype.itemsize}"
     if largest >= _keys(np.array([np.inf], dtype=floats).view(bits.dtype))[0]:
         unranked = len(bits) - int(np.count_nonzero(np.isfinite(bits.view(floats))))
-        raise ValueError(f"top_k_indices: {unranked} of {len(bits)} values are NaN or infinite: nothing ranks them")
+        raise ValueError(f"top_k_indices: {unranked} of {len(bits)} values are NaN or infinite: they have no rank")
 
 
-def _merged(above: Int64[np.ndarray, "m"], ties: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "k"]:
+def _merge_ascending(above: Int64[np.ndarray, "m"], ties: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "k"]:
     return np.sort(np.concatenate([above, ties]), kind="stable")  # it merges ascending runs
 
 
 def _kth(keys: UInt[np.ndarray, "d"], k: int) -> Any:
-    """The k-th largest key; the array is left in another order."""
+    """Return the k-th largest key; the array is left in another order."""
     keys.partition(len(keys) - k)
     return keys[len(keys) - k]
 
 
-def _first(
+def _first_positions(
     bits: UInt[np.ndarray, "d"], compare: Callable[..., np.ndarray], threshold: Any, limit: int
 ) -> tuple[Int64[np.ndarray, "m"], UInt[np.ndarray, "m"]]:
-    """The first positions, at most `limit`, whose keys compare so with the threshold; and the keys.
+    """Return the first positions, at most `limit`, whose keys satisfy the comparison with the threshold; and the keys.
 
-    NumPy looks up sparse hits one by one, at 20 ns each. Of words of eight that hold any it finds an eighth as many,
-    and faster still where a tenth of all are true: so as many are put behind the end, and cut off again.
+    NumPy looks up sparse hits one by one, at 20 ns each. There are at most an eighth as many words of eight hits that
+    hold any; and it is faster still where a tenth of all are true, so as many are added after the end, and cut off.
     """
-    positions, found = np.empty(limit, dtype=np.int64), np.empty(limit, dtype=bits.dtype)
-    size = min(BLOCK, -(-len(bits) // 8) * 8)  # whole words of eight hits
+    positions, found_keys = np.empty(limit, dtype=np.int64), np.empty(limit, dtype=bits.dtype)
+    size = min(SCAN_BLOCK, -(-len(bits) // 8) * 8)  # whole words of eight hits
     keys, hits = np.empty(size, dtype=bits.dtype), np.empty(size, dtype=bool)
     words, occupied = hits.view(np.uint64), np.ones(size // 8 + size // 64 + 1, dtype=bool)
     count = 0
-    for start in range(0, len(bits), BLOCK):
-        block = bits[start : start + BLOCK]
+    for start in range(0, len(bits), SCAN_BLOCK):
+        block = bits[start : start + SCAN_BLOCK]
         _keys(block, out=keys[: len(block)])
         compare(keys[: len(block)], threshold, out=hits[: len(block)])
         hits[len(block) :] = False
@@ -137,13 +148,13 @@ def _first(
         within = (places[among >> 3] * 8 + (among & 7))[: limit - count]
         end = count + len(within)
         np.add(within, start, out=positions[count:end])
-        keys.take(within, out=found[count:end], mode="clip")
+        keys.take(within, out=found_keys[count:end], mode="clip")
         count = end
         if count == limit:
             break
-    return positions[:count], found[:count]
+    return positions[:count], found_keys[:count]
 
 
 def _keys(bits: UInt[np.ndarray, "d"], out: UInt[np.ndarray, "d"] | None = None) -> UInt[np.ndarray, "d"]:
-    """The bits of floats without their sign, which doubling pushes out."""
+    """Return the bits of floats without the sign, which doubling shifts out."""
     return np.add(bits, bits, out=out)

@@ -1,1 +1,1 @@
-"""What travels, and what both ends remember of it."""
+"""The wire: payloads, the four steps of a round's exchange, and what both ends remember between rounds."""

@@ -1,4 +1,4 @@
-"""What a payload spends its bits on, read as by an end that has yet to accept it; nothing changes."""
+"""Measure the bits that each part of a payload takes, without accepting it."""
 
 from dataclasses import replace
 
@@ -13,12 +13,15 @@ from dpcomp.wire.payload import BodyParts, body_parts
 
 
 def layer_bits(channel: Channel, payload: bytes, memory: ClientMemory | ServerMemory) -> dict[str, float]:
-    """Return the bits a value that a payload spends on each layer, by the layer's name.
+    """Measure the bits that a payload spends on a value of each layer.
 
     Args:
-        channel: What both ends are built from.
+        channel: The channel of both ends: `pipeline.channel`.
         payload: A client's payload or a broadcast.
-        memory: As in `measure_payload`.
+        memory: A memory from before the payload, as for `measure_payload`.
+
+    Returns:
+        Bits a value, by the layer's name.
 
     Raises:
         CorruptPayload, VersionMismatch: As `measure_payload` does.
@@ -29,17 +32,21 @@ def layer_bits(channel: Channel, payload: bytes, memory: ClientMemory | ServerMe
 
 
 def measure_payload(channel: Channel, payload: bytes, memory: ClientMemory | ServerMemory) -> tuple[Body, PartBits]:
-    """Return what stands in a payload, and the bits that each part of it takes: they add up to 8·len(payload).
+    """Measure the bits of each part of a payload; they add up to 8·len(payload).
 
     Args:
-        channel: What both ends are built from.
+        channel: The channel of both ends: `pipeline.channel`.
         payload: A client's payload or a broadcast.
-        memory: From before the payload: the server's or the sender's for a client's payload, any end's for a broadcast.
+        memory: A memory from before the payload: for a client's payload that of the server or of the sender, for a
+            broadcast that of any end.
+
+    Returns:
+        The decoded levels and support, and the bits by part.
 
     Raises:
         CorruptPayload: The bytes are damaged.
-        VersionMismatch: They are sound, but do not follow on what this memory knows.
-        TypeError: The codec's entropy coder has no meter.
+        VersionMismatch: The bytes are sound, but were coded against another state than this memory's.
+        TypeError: The codec's entropy coder cannot measure.
     """
     codec, parts = _parts(channel, payload, memory)
     body, bits = codec.measure(parts.coded, parts.context)
@@ -47,7 +54,7 @@ def measure_payload(channel: Channel, payload: bytes, memory: ClientMemory | Ser
 
 
 def _parts(channel: Channel, payload: bytes, memory: ClientMemory | ServerMemory) -> tuple[Codec, BodyParts]:
-    """The codec of a payload, and the parts of its body."""
+    """Return the codec of a payload, and the parts of its body."""
     opened = OpenedPayload.of(payload)
     refuse_other_state(channel, opened.frame, memory)
     if opened.frame.client == SERVER:

@@ -1,4 +1,4 @@
-"""Channel: what both ends of a link are built from, without the private side."""
+"""Channel: the codecs and checks that client and server share, without the private side."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,17 +24,17 @@ CLEAN_UPLINK = Unbounded(
 
 @dataclass(frozen=True, kw_only=True)
 class Channel:
-    """How updates travel up and broadcasts travel down; `pipeline.channel` gives a pipeline's.
+    """The codecs of both directions, and the claim that sent values must have; `pipeline.channel` is a pipeline's.
 
-    Two ends understand each other if their channels have one identity and their memories one layout.
+    Both ends must have channels of the same identity and memories of the same layout; other payloads are refused.
 
     Args:
         identity: 8 bytes that name the pipeline: the digest of its canonical description.
         uplink: The codec of updates.
         downlink: The codec of broadcasts.
-        feedback: Whether a sender remembers what its codec dropped.
-        claim: What the mechanism's releases are known to be; what else calls itself released is refused.
-        server_sees_clean: Whether updates go up without noise, so that what the server decodes was never released.
+        feedback: Whether a sender adds what its codec dropped to its next update.
+        claim: The claim on the mechanism's releases; a value with any other claim is not sent.
+        server_sees_clean: Whether updates are sent without noise; what the server decodes is then not released.
         stages: The parts of the mechanism that have a public support or read history.
     """
 
@@ -47,7 +47,7 @@ class Channel:
     stages: tuple[object, ...] = ()
 
     def fingerprint(self, layout: Layout) -> bytes:
-        """Return the 8 bytes that name this channel and a layout; both ends must have the same."""
+        """Return the 8 bytes that name this channel with a layout; they must be the same at both ends."""
         return digest(self.identity, layout.digest)
 
     def genesis(self, layout: Layout, seed: PublicSeed) -> bytes:
@@ -56,7 +56,7 @@ class Channel:
 
     @property
     def uplink_claim(self) -> Claim:
-        """What the server knows of an update that it has decoded."""
+        """The claim on an update that the server has decoded."""
         return CLEAN_UPLINK if self.server_sees_clean else self.claim
 
     @property
@@ -66,22 +66,26 @@ class Channel:
 
     @cached_property
     def history_reader(self) -> ReadsHistory | None:
-        """The part whose history both ends keep."""
+        """The part that reads history, which both ends then keep; None if there is none.
+
+        Raises:
+            ValueError: Two different parts read history.
+        """
         parts = (*self.stages, self.uplink.sparsify, self.downlink.sparsify)
         readers = list(dict.fromkeys(part for part in parts if isinstance(part, ReadsHistory)))
         if len(readers) > 1:
-            raise ValueError(f"{readers[0]} and {readers[1]} both keep a history: a pipeline has one at most")
+            raise ValueError(f"{readers[0]} and {readers[1]} both read history: a pipeline has at most one such part")
         return readers[0] if readers else None
 
     def context(
         self, memory: ClientMemory | ServerMemory, sender: int | None = None, link: Link | None = None
     ) -> PublicContext:
-        """Return what both ends know of the next message of a sender.
+        """Return the public context of the next message of a sender, without its supports.
 
         Args:
-            memory: Either end's.
-            sender: A client's number, or SERVER; None for the end whose memory it is.
-            link: That client's link, where the memory is the server's; None for the memory's own.
+            memory: The memory of either end.
+            sender: A client's number, or SERVER; None for the end that the memory belongs to.
+            link: The sender's link, if the memory is the server's and the sender a client; None for the memory's own.
         """
         sender = memory.address.client if sender is None else sender
         link = memory.sending_link if link is None else link
@@ -99,10 +103,10 @@ class Channel:
     def message_context(
         self, codec: Codec, memory: ClientMemory | ServerMemory, sender: int | None = None, link: Link | None = None
     ) -> PublicContext:
-        """Return what both ends know of the next message of a sender, with its supports, as a codec wants it.
+        """Return the public context of the next message of a sender, with its supports, for a codec.
 
         Args:
-            codec: The channel's uplink or downlink, as the message's direction asks.
+            codec: The uplink for a client's message, the downlink for a broadcast.
             memory: As for `context`.
             sender: As for `context`.
             link: As for `context`.
@@ -127,13 +131,13 @@ class Channel:
         listed: Support | None,
         layout: Layout,
     ) -> Shared:
-        """Return shared memory after a broadcast: every end computes the same.
+        """Return shared memory after a broadcast; all ends compute the same bits.
 
         Args:
-            shared: Shared memory before it.
-            chained: The hash chain after its payload.
-            broadcast: The (d,) vector that it was decoded to.
-            listed: The support whose positions its body lists, if it lists any.
+            shared: Shared memory before the broadcast.
+            chained: The digest of the hash chain after the broadcast's payload.
+            broadcast: The (d,) vector that the payload decodes to.
+            listed: The support, if the payload lists its positions; else None.
             layout: The layers of the vector.
         """
         history = shared.history
@@ -142,29 +146,31 @@ class Channel:
         return shared.advanced(chained, broadcast if self.predicts else None, listed, history)
 
     def refuse_foreign_memory(self, memory: ClientMemory | ServerMemory) -> None:
-        """Refuse a memory that another pipeline made: its residual may hold what this one must not send.
+        """Refuse a memory of another pipeline, whose residual may hold values that this pipeline must not send.
 
         Raises:
-            VersionMismatch: The memory's fingerprint is another one.
+            VersionMismatch: The memory has another fingerprint.
         """
         if memory.pipeline != self.fingerprint(memory.layout):
             raise VersionMismatch(
-                f"the memory is of pipeline {memory.pipeline.hex()}, not of this one: make a fresh one with "
-                "pipeline.init_client or pipeline.init_server",
+                f"the memory is of pipeline {memory.pipeline.hex()}, this pipeline is "
+                f"{self.fingerprint(memory.layout).hex()}: make a new memory with pipeline.init_client or "
+                "pipeline.init_server",
                 reason="pipeline",
             )
 
     def refuse_unreleased(self, claim: Claim) -> None:
-        """Refuse a value that is not this pipeline's release, or derived from it.
+        """Refuse a value that was not released by this pipeline.
 
         Raises:
-            NotPrivate: Saying what the value is instead.
+            NotPrivate: The claim is another; the message says why, and what to do.
         """
         if isinstance(claim, Released) and claim != self.claim:
             raise NotPrivate(
-                f"the update was released by another mechanism ({claim.event}): its cost is not this one's"
+                f"the update was released by another mechanism, at the cost {claim.event}; this pipeline's is "
+                f"{self.claim.event}: send it with the pipeline that released it"
             )
         if not isinstance(claim, Released):
             because = claim.because if isinstance(claim, Unbounded) else "the value is clipped, but carries no noise"
             remedy = claim.remedy if isinstance(claim, Unbounded) else "Add the noise first"
-            raise NotPrivate(f"{because}, so it may not leave: {remedy}")
+            raise NotPrivate(f"{because}, so it may not leave. {remedy}")

@@ -1,8 +1,9 @@
-"""Checkpoints: a memory, and what stands beside it, on disk as a whole or not at all; never pickled, never a ledger.
+"""Checkpoint: save a memory, a model and a pending payload on disk, and load them again.
 
-A folder holds numbered generations, each a safetensors file. A new one is written under another name, synced,
-renamed, and its folder synced; only then the generation before the last goes. A file that is torn or foreign is
-named in a warning, and the one before it is used.
+A folder holds numbered generations, each a safetensors file. A new generation is written under another name, synced,
+renamed, and its folder synced; only then is the generation before the last deleted. So a crash leaves a whole
+generation at any moment. A file that is torn or foreign is named in a warning, and the generation before it is loaded.
+A checkpoint is never pickled, and never holds a ledger: restoring it must take no charge back.
 """
 
 import hashlib
@@ -17,108 +18,139 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]  # its PathLike has no parameter
 
-from dpcomp.codec.wiener import Tracked
+from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.address import Address
 from dpcomp.core.errors import DpcompError, VersionMismatch
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed
+from dpcomp.core.storage import atomic_write, make_folder
 from dpcomp.core.support import Listed
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ClientMemory, Link, Pending, ServerMemory, Shared
 
 FORMAT = "dpcomp checkpoint 3"
-KEPT = 2  # generations
+GENERATIONS_KEPT = 2
 SUFFIX = ".safetensors"
 
 Arrays = dict[str, np.ndarray]
-Facts = dict[str, Any]
+Record = dict[str, Any]  # plain values, written as JSON
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds: a memory; the (d,) vector of parameters; a payload without an answer; other arrays."""
+    """The content of a checkpoint.
+
+    Attributes:
+        memory: The memory of a client or of the server.
+        model: The parameters as a (d,) vector.
+        pending: The payload that has no reply yet.
+        extra_arrays: Other arrays, by name.
+    """
 
     memory: ClientMemory | ServerMemory
     model: Float32[np.ndarray, "d"] | None = None
     pending: Pending | None = None
-    beside: Mapping[str, np.ndarray] = MappingProxyType({})
+    extra_arrays: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
-    """Write the next generation, durably, and return its path.
+    """Write the next generation durably.
 
-    The memory's last `step` is left out: the model has taken it.
+    The memory's `step` is not saved, since the model was moved by it before.
+
+    Args:
+        folder: Where the generations are; it is created if it does not exist.
+        checkpoint: What to save.
+
+    Returns:
+        The path of the generation.
 
     Raises:
-        ValueError: the model is not of the memory's layout.
+        ValueError: The model does not have the shape (d,) of the memory's layout.
+        OSError: The file cannot be written; earlier generations are as they were.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import dpcomp as dp
+        >>> from dpcomp.wire import checkpoint
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+        >>> memory = pipeline.init_client(10, dp.PublicSeed(0), client=7)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = checkpoint.save(folder, checkpoint.Checkpoint(memory, np.ones(10, np.float32)))
+        ...     loaded = checkpoint.load(folder, pipeline.channel)
+        >>> path.name, loaded.memory.address == memory.address, loaded.model.sum()
+        ('0000000000.safetensors', True, np.float32(10.0))
     """
     place = Path(folder)
     make_folder(place)
-    arrays, facts = _packed(checkpoint)
-    text = json.dumps(facts, sort_keys=True)
+    arrays, record = _packed(checkpoint)
+    text = json.dumps(record, sort_keys=True)
     generations = _generations(place)
     number = int(generations[-1].stem) + 1 if generations else 0
-    path, unfinished = place / f"{number:010d}{SUFFIX}", place / "unfinished"
-    save_file(arrays, unfinished, {"format": FORMAT, "facts": text, "digest": _digest(text, arrays)})
-    _sync(unfinished)
-    os.replace(unfinished, path)
-    _sync(place)
-    for old in generations[: 1 - KEPT]:
+    path = place / f"{number:010d}{SUFFIX}"
+    with atomic_write(path, draft_name="unfinished") as draft:
+        save_file(arrays, draft, {"format": FORMAT, "facts": text, "digest": _digest(text, arrays)})
+    for old in generations[: 1 - GENERATIONS_KEPT]:
         old.unlink()
     return path
 
 
 def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
-    """The newest whole generation; a warning names each newer one that is none.
+    """Load the newest whole generation; a warning names each newer file that is damaged, which is set aside.
+
+    Args:
+        folder: Where `save` wrote the generations.
+        channel: The channel of the pipeline that they were saved with: `pipeline.channel`.
+
+    Returns:
+        What was saved, bit for bit, apart from the memory's `step`.
 
     Raises:
-        FileNotFoundError: the folder holds no checkpoint.
-        DpcompError: no generation in it is whole.
-        VersionMismatch: it is whole, but of another pipeline.
+        FileNotFoundError: The folder holds no checkpoint.
+        DpcompError: No generation in the folder is whole.
+        VersionMismatch: The newest whole generation is of another pipeline or layout.
+
+    Example:
+        >>> import tempfile
+        >>> import dpcomp as dp
+        >>> from dpcomp.wire import checkpoint
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoint.load(folder, pipeline.channel)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: ... holds no checkpoint (*.safetensors): ...
     """
     generations = _generations(Path(folder))
     if not generations:
         raise FileNotFoundError(
-            f"{folder} holds no checkpoint (*{SUFFIX}): begin with pipeline.init_client or name another"
+            f"{folder} holds no checkpoint (*{SUFFIX}): begin with pipeline.init_client, or give another folder"
         )
     refused: dict[Path, str] = {}
     for path in reversed(generations):
         try:
-            arrays, facts = _read(path)
+            arrays, record = _read(path)
         except DpcompError as error:
             refused[path] = str(error)
             continue
         for torn, reason in refused.items():
             warnings.warn(f"{reason}; {path.name} is used, which is older", stacklevel=2)
-            torn.rename(torn.with_suffix(".torn"))  # or it would pass for the generation in reserve
-        return _unpacked(arrays, facts, channel, path)
-    raise DpcompError(f"no checkpoint in {folder} is whole: {'; '.join(refused.values())}. Restore one, or begin anew")
-
-
-def make_folder(place: Path) -> None:
-    """A folder, and those above it, that outlive the machine's next crash."""
-    made = [folder for folder in (place, *place.parents) if not folder.exists()]
-    place.mkdir(parents=True, exist_ok=True)
-    for folder in made:
-        _sync(folder.parent)
+            torn.rename(torn.with_suffix(".torn"))  # or it would count as the generation in reserve
+        return _unpacked(arrays, record, channel, path)
+    raise DpcompError(
+        f"no checkpoint in {folder} is whole: {'; '.join(refused.values())}. Restore a file, or begin anew"
+    )
 
 
 def _generations(place: Path) -> list[Path]:
-    """Ascending."""
+    """Return the paths of all generations, oldest first."""
     return sorted(path for path in place.glob(f"*{SUFFIX}") if path.stem.isdigit())
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """Of everything that a checkpoint says."""
+    """Return the digest of all that a checkpoint holds."""
     state = hashlib.blake2b(text.encode(), digest_size=16)
     for name, array in sorted(arrays.items()):
         state.update(repr((name, array.dtype.str, array.shape)).encode())
@@ -126,102 +158,107 @@ def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
     return state.hexdigest()
 
 
-def _read(path: Path) -> tuple[Arrays, Facts]:
+def _read(path: Path) -> tuple[Arrays, Record]:
     try:
-        with safe_open(path, framework="numpy") as opened:
-            said = opened.metadata() or {}
-            if said.get("format") != FORMAT:  # before its arrays are read: another program's may have any type
+        reader: Any = safe_open(path, framework="numpy")  # the package ships no types
+        with reader as opened:
+            header: dict[str, str] = opened.metadata() or {}
+            if header.get("format") != FORMAT:  # before its arrays are read: another program's may have any type
                 raise DpcompError(
-                    f"{path} has the format {said.get('format')!r}, not {FORMAT!r}: another program's, or version's"
+                    f"{path} has the format {header.get('format')!r}, not {FORMAT!r}: another program or version of "
+                    "dpcomp wrote it"
                 )
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
+            arrays: Arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise DpcompError(f"{path} is torn, or no checkpoint ({error})") from error
-    if said.get("digest") != _digest(said.get("facts", ""), arrays):
-        raise DpcompError(f"{path} is damaged: its digest does not fit")
-    return arrays, json.loads(said["facts"])
+    if header.get("digest") != _digest(header.get("facts", ""), arrays):
+        raise DpcompError(f"{path} is damaged: its digest does not match its content")
+    return arrays, json.loads(header["facts"])
 
 
-def _packed(checkpoint: Checkpoint) -> tuple[Arrays, Facts]:
-    memory, arrays = checkpoint.memory, {f"beside {name}": value for name, value in checkpoint.beside.items()}
+def _packed(checkpoint: Checkpoint) -> tuple[Arrays, Record]:
+    memory, arrays = checkpoint.memory, {f"beside {name}": value for name, value in checkpoint.extra_arrays.items()}
     if checkpoint.model is not None:
         arrays["model"] = np.array(checkpoint.model, dtype=np.float32)
         if arrays["model"].shape != (memory.layout.size,):
             raise ValueError(f"save: the model has shape {arrays['model'].shape}, not ({memory.layout.size},)")
     _keep("residual", memory.residual, arrays)
-    facts: Facts = {
+    record: Record = {
         "pipeline": memory.pipeline.hex(),
         "layout": memory.layout.shapes,
         "seed": memory.seed.number,
         "shared": _pack_shared("shared", memory.shared, arrays),
     }
     if isinstance(memory, ServerMemory):
-        facts["older"] = [_pack_shared(f"older {place}", shared, arrays) for place, shared in enumerate(memory.older)]
-        facts["links"] = {
+        record["older"] = [_pack_shared(f"older {place}", shared, arrays) for place, shared in enumerate(memory.older)]
+        record["links"] = {
             str(client): _pack_link(f"link {client}", link, arrays) for client, link in memory.links.items()
         }
-        return arrays, facts
-    facts["client"] = memory.client
-    facts["link"] = _pack_link("link", memory.link, arrays)
-    facts["noise"] = _pack_tracked("tracked", memory.tracked, arrays)
+        return arrays, record
+    record["client"] = memory.client
+    record["link"] = _pack_link("link", memory.link, arrays)
+    record["noise"] = _pack_tracked("tracked", memory.tracked, arrays)
     if checkpoint.pending is not None:
         pending = checkpoint.pending
         arrays |= {"payload": np.frombuffer(pending.payload, dtype=np.uint8), "update": pending.update}
         _keep("pending residual", pending.residual, arrays)
-        facts["pending link"] = _pack_link("pending link", pending.link, arrays)
-        facts["pending noise"] = _pack_tracked("pending tracked", pending.tracked, arrays)
-    return arrays, facts
+        record["pending link"] = _pack_link("pending link", pending.link, arrays)
+        record["pending noise"] = _pack_tracked("pending tracked", pending.tracked, arrays)
+    return arrays, record
 
 
-def _unpacked(arrays: Arrays, facts: Facts, channel: Channel, path: Path) -> Checkpoint:
-    layout = Layout(tuple((name, tuple(shape)) for name, shape in facts["layout"]))
+def _unpacked(arrays: Arrays, record: Record, channel: Channel, path: Path) -> Checkpoint:
+    layout = Layout(tuple((name, tuple(shape)) for name, shape in record["layout"]))
     fingerprint = channel.fingerprint(layout)
-    if facts["pipeline"] != fingerprint.hex():
+    if record["pipeline"] != fingerprint.hex():
         raise VersionMismatch(
-            f"{path} is of pipeline and layout {facts['pipeline']}, this one is {fingerprint.hex()}: "
+            f"{path} is of pipeline and layout {record['pipeline']}, this pipeline is {fingerprint.hex()}: "
             "load it with the pipeline that it was saved with",
             reason="pipeline",
         )
-    shared = _read_shared("shared", facts["shared"], arrays)
-    both: Facts = {"pipeline": fingerprint, "layout": layout, "seed": PublicSeed(facts["seed"]), "shared": shared}
+    shared = _read_shared("shared", record["shared"], arrays)
+    both: Record = {"pipeline": fingerprint, "layout": layout, "seed": PublicSeed(record["seed"]), "shared": shared}
     both["residual"] = arrays.get("residual")
     model = arrays.get("model")
-    beside = {name.removeprefix("beside "): value for name, value in arrays.items() if name.startswith("beside ")}
-    if "client" not in facts:
-        links = {int(client): _read_link(f"link {client}", said, arrays) for client, said in facts["links"].items()}
-        older = tuple(_read_shared(f"older {place}", said, arrays) for place, said in enumerate(facts["older"]))
-        return Checkpoint(ServerMemory(**both, links=MappingProxyType(links), older=older), model, None, beside)
-    link, tracked = _read_link("link", facts["link"], arrays), _read_tracked("tracked", facts["noise"], arrays)
-    memory, pending = ClientMemory(**both, client=facts["client"], link=link, tracked=tracked), None
-    if "pending link" in facts:
+    extra_arrays = {name.removeprefix("beside "): value for name, value in arrays.items() if name.startswith("beside ")}
+    if "client" not in record:
+        links = {
+            int(client): _read_link(f"link {client}", link_record, arrays)
+            for client, link_record in record["links"].items()
+        }
+        older = tuple(_read_shared(f"older {place}", old, arrays) for place, old in enumerate(record["older"]))
+        return Checkpoint(ServerMemory(**both, links=MappingProxyType(links), older=older), model, None, extra_arrays)
+    link, tracked = _read_link("link", record["link"], arrays), _read_tracked("tracked", record["noise"], arrays)
+    memory, pending = ClientMemory(**both, client=record["client"], link=link, tracked=tracked), None
+    if "pending link" in record:
         pending = Pending(
             payload=arrays["payload"].tobytes(),
             update=arrays["update"],
-            link=_read_link("pending link", facts["pending link"], arrays),
+            link=_read_link("pending link", record["pending link"], arrays),
             residual=arrays.get("pending residual"),
-            tracked=_read_tracked("pending tracked", facts["pending noise"], arrays),
+            tracked=_read_tracked("pending tracked", record["pending noise"], arrays),
         )
-    return Checkpoint(memory, model, pending, beside)
+    return Checkpoint(memory, model, pending, extra_arrays)
 
 
-def _pack_shared(name: str, shared: Shared, arrays: Arrays) -> Facts:
+def _pack_shared(name: str, shared: Shared, arrays: Arrays) -> Record:
     _keep(f"{name} reference", shared.reference, arrays)
     _keep(f"{name} history", shared.history, arrays)
     _keep_listed(name, shared.last_support, arrays)
     return {"version": shared.version, "digest": shared.digest.hex()}
 
 
-def _read_shared(name: str, said: Facts, arrays: Arrays) -> Shared:
+def _read_shared(name: str, record: Record, arrays: Arrays) -> Shared:
     return Shared(
-        version=said["version"],
-        digest=bytes.fromhex(said["digest"]),
+        version=record["version"],
+        digest=bytes.fromhex(record["digest"]),
         reference=arrays.get(f"{name} reference"),
         history=arrays.get(f"{name} history"),
         last_support=_listed(name, arrays),
     )
 
 
-def _pack_link(name: str, link: Link, arrays: Arrays) -> Facts:
+def _pack_link(name: str, link: Link, arrays: Arrays) -> Record:
     _keep_listed(name, link.last_support, arrays)
     return {
         "count": link.count,
@@ -231,27 +268,27 @@ def _pack_link(name: str, link: Link, arrays: Arrays) -> Facts:
     }
 
 
-def _read_link(name: str, said: Facts, arrays: Arrays) -> Link:
+def _read_link(name: str, record: Record, arrays: Arrays) -> Link:
     return Link(
-        count=said["count"],
-        digest=bytes.fromhex(said["digest"]),
-        last=None if said["last"] is None else Address(**said["last"]),
-        last_version=said["last_version"],
+        count=record["count"],
+        digest=bytes.fromhex(record["digest"]),
+        last=None if record["last"] is None else Address(**record["last"]),
+        last_version=record["last_version"],
         last_support=_listed(name, arrays),
     )
 
 
-def _pack_tracked(name: str, tracked: Tracked | None, arrays: Arrays) -> float | None:
+def _pack_tracked(name: str, tracked: TrackedSignal | None, arrays: Arrays) -> float | None:
     if tracked is None:
         return None
     arrays |= {f"{name} {item}": getattr(tracked, item) for item in ("total", "weight", "factors")}
     return tracked.noise
 
 
-def _read_tracked(name: str, noise: float | None, arrays: Arrays) -> Tracked | None:
+def _read_tracked(name: str, noise: float | None, arrays: Arrays) -> TrackedSignal | None:
     if noise is None:
         return None
-    return Tracked(arrays[f"{name} total"], arrays[f"{name} weight"], arrays[f"{name} factors"], noise)
+    return TrackedSignal(arrays[f"{name} total"], arrays[f"{name} weight"], arrays[f"{name} factors"], noise)
 
 
 def _keep(name: str, array: np.ndarray | None, arrays: Arrays) -> None:

@@ -1,4 +1,4 @@
-"""The four messages of a round: send and receive upwards, broadcast and follow downwards."""
+"""The exchange of a round: a client sends and the server receives, the server broadcasts and clients follow."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.core.address import SERVER
+from dpcomp.core.checks import check_type
 from dpcomp.core.errors import VersionMismatch
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import LINK_BYTES, Frame, OpenedPayload, chained
@@ -18,23 +19,21 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[bytes,
     """Encode a client's update.
 
     Args:
-        channel: What both ends are built from.
-        update: A release, or what was derived from it; under a trusted server, the clean update.
-        memory: The sender's.
+        channel: The channel of both ends: `pipeline.channel`.
+        update: A release or a value derived from it; the clean update, if the server is trusted.
+        memory: The sender's memory; a residual in it is added to the update.
 
     Returns:
-        The payload, and the sender's memory once it is accepted.
+        The payload, and the sender's memory for the time after the server accepts the payload.
 
     Raises:
         NotPrivate: The server is not trusted, and the update was not released by this pipeline.
-        VersionMismatch: Another pipeline made the memory.
-        TypeError: The update or the memory is of another type.
+        VersionMismatch: The memory is of another pipeline.
+        TypeError: `update` is not an `Update`, or `memory` not a `ClientMemory`.
         ValueError: The update has another client or layout, or values that are not finite.
     """
-    if not isinstance(memory, ClientMemory):
-        raise TypeError(f"send: a client sends, with a ClientMemory, not a {type(memory).__name__}")
-    if not isinstance(update, Update):
-        raise TypeError(f"send: an update is what release gave, or .derive of it, not a {type(update).__name__}")
+    check_type(memory, ClientMemory, f"send: a client sends, with a ClientMemory, not a {type(memory).__name__}")
+    check_type(update, Update, f"send: give an Update, from release or its .derive, not a {type(update).__name__}")
     if not channel.server_sees_clean:
         channel.refuse_unreleased(update.claim)
     if update.address.client != memory.client:
@@ -52,22 +51,25 @@ def receive(channel: Channel, payload: bytes | OpenedPayload, memory: ServerMemo
     """Decode a client's payload at the server.
 
     Args:
-        channel: What both ends are built from.
-        payload: The bytes, or what `OpenedPayload.of` gave for them.
-        memory: The server's.
+        channel: The channel of both ends: `pipeline.channel`.
+        payload: The bytes, or what `OpenedPayload.of` returned for them.
+        memory: The server's memory, which is not changed.
 
     Returns:
-        The update, and the server's memory once it accepts the payload.
+        The update, and the server's memory for the time after it accepts the payload.
 
     Raises:
         CorruptPayload: The bytes are damaged.
-        VersionMismatch: They are sound, but were coded against another state; the memory stays as it is.
+        VersionMismatch: The bytes are sound, but were coded against another state; or the payload would be the second
+            of a client in a round, where the server is trusted.
+        TypeError: `memory` is not a `ServerMemory`.
     """
-    if not isinstance(memory, ServerMemory):
-        raise TypeError(f"receive: the server receives, with a ServerMemory, not a {type(memory).__name__}")
+    check_type(
+        memory, ServerMemory, f"receive: the server receives, with a ServerMemory, not a {type(memory).__name__}"
+    )
     opened = OpenedPayload.of(payload)
-    frame, then = opened.frame, replace(memory, shared=memory.at(opened.frame.version))
-    refuse_other_state(channel, frame, then)
+    frame, at_payload = opened.frame, replace(memory, shared=memory.shared_at(opened.frame.version))
+    refuse_other_state(channel, frame, at_payload)
     if frame.client == SERVER:
         raise VersionMismatch(
             "this payload is a broadcast: clients follow it, the server does not receive it", reason="direction"
@@ -75,16 +77,18 @@ def receive(channel: Channel, payload: bytes | OpenedPayload, memory: ServerMemo
     link = memory.link(frame.client)
     if link.last is not None and link.last.run != frame.run:
         raise VersionMismatch(
-            f"client {frame.client} sends for run {frame.run}; its run here is {link.last.run}", reason="run"
+            f"client {frame.client} sends for run {frame.run}; the server runs {link.last.run}: build both ends with "
+            "one PublicSeed",
+            reason="run",
         )
     refuse_other_link(frame, link)
     if channel.server_sees_clean and link.last_version == frame.version:
         raise VersionMismatch(
-            f"client {frame.client} sends twice at version {frame.version}: two updates of a client in a round "
-            "are twice the sensitivity",
+            f"client {frame.client} sends a second update at version {frame.version}: two updates of a client in a "
+            "round have twice the sensitivity. Wait for the next broadcast",
             reason="twice",
         )
-    update, listed = decode(channel, channel.uplink, opened, channel.uplink_claim, then, link)
+    update, listed = decode(channel, channel.uplink, opened, channel.uplink_claim, at_payload, link)
     link = link.advanced(chained(link.digest, opened.payload), frame.address, frame.version, listed)
     return update, memory.accepted(frame.client, link)
 
@@ -95,22 +99,21 @@ def broadcast(
     """Encode the server's step for all clients.
 
     Args:
-        channel: What both ends are built from.
-        aggregate: A release or what was derived from it; where the server is not trusted all that it has is released,
-            so a plain (d,) vector will do.
-        memory: The server's.
+        channel: The channel of both ends: `pipeline.channel`.
+        aggregate: A release or a value derived from it. If the server is not trusted, all that it has is released, and
+            a plain (d,) vector may be given.
+        memory: The server's memory, which is not changed.
 
     Returns:
-        The payload that brings every client from this version to the next, and the server's memory at the next.
+        The payload that brings each client to the next version, and the server's memory at the next version.
 
     Raises:
         NotPrivate: The aggregate was not released by this pipeline.
-        VersionMismatch: Another pipeline made the memory.
-        TypeError: The memory is no server's.
+        VersionMismatch: The memory is of another pipeline.
+        TypeError: `memory` is not a `ServerMemory`.
         ValueError: The aggregate has another layout, or values that are not finite.
     """
-    if not isinstance(memory, ServerMemory):
-        raise TypeError(f"broadcast: the server sends, with a ServerMemory, not a {type(memory).__name__}")
+    check_type(memory, ServerMemory, f"broadcast: the server sends, with a ServerMemory, not a {type(memory).__name__}")
     if not isinstance(aggregate, Update):
         aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=channel.uplink_claim)
     channel.refuse_unreleased(aggregate.claim)
@@ -130,38 +133,44 @@ def follow(channel: Channel, payload: bytes | OpenedPayload, memory: ClientMemor
     """Decode a broadcast at a client.
 
     Args:
-        channel: What both ends are built from.
-        payload: The bytes, or what `OpenedPayload.of` gave for them.
-        memory: The client's.
+        channel: The channel of both ends: `pipeline.channel`.
+        payload: The bytes, or what `OpenedPayload.of` returned for them.
+        memory: The client's memory, which is not changed.
 
     Returns:
-        The client's memory at the next version; its `step` is what the model moves by.
+        The client's memory at the next version; its `step` is the update to add to the model.
 
     Raises:
         CorruptPayload: The bytes are damaged.
-        VersionMismatch: They are sound, but do not follow on what this client knows.
+        VersionMismatch: The bytes are sound, but the broadcast does not lead on from this client's version.
     """
     opened = OpenedPayload.of(payload)
     frame = opened.frame
     refuse_other_state(channel, frame, memory)
     if frame.client != SERVER:
         raise VersionMismatch(
-            f"this payload is an update of client {frame.client}: the server receives it", reason="direction"
+            f"this payload is an update of client {frame.client}: the server receives it, clients do not follow it",
+            reason="direction",
         )
     decoded, listed = decode(channel, channel.downlink, opened, channel.claim, memory, memory.broadcast_link)
     chain = chained(memory.shared.digest, opened.payload)
     shared = channel.shared_after(memory.shared, chain, decoded.dense(), listed, memory.layout)
     tracked = memory.tracked
     if tracked is not None:
-        tracked = tracked.followed(decoded.dense(), memory.layout)
+        tracked = tracked.after_broadcast(decoded.dense(), memory.layout)
     return replace(memory, shared=shared, step=decoded, tracked=tracked)
 
 
 def refuse_other_state(channel: Channel, frame: Frame, memory: ClientMemory | ServerMemory) -> None:
     """Refuse a payload of another pipeline, or coded against other shared memory.
 
+    Args:
+        channel: The channel of both ends: `pipeline.channel`.
+        frame: The payload's frame.
+        memory: The reader's memory.
+
     Raises:
-        VersionMismatch: Saying which of both.
+        VersionMismatch: The `reason` is "pipeline" or "version".
     """
     channel.refuse_foreign_memory(memory)
     shared = memory.shared
@@ -173,28 +182,29 @@ def refuse_other_state(channel: Channel, frame: Frame, memory: ClientMemory | Se
         )
     if (frame.version, frame.shared) != (shared.version, shared.digest):
         raise VersionMismatch(
-            f"the payload was coded against version {frame.version} ({frame.shared.hex()}), this end stands at "
-            f"version {shared.version} ({shared.digest.hex()}): resync before it is used",
+            f"the payload was coded against version {frame.version} ({frame.shared.hex()}), this end is at version "
+            f"{shared.version} ({shared.digest.hex()}): resync it before the payload is used",
             reason="version",
         )
 
 
 def refuse_other_link(frame: Frame, link: Link) -> None:
-    """Refuse a payload whose sender remembers other payloads than this link.
+    """Refuse a payload that was coded against another link than the given link.
 
     Raises:
-        VersionMismatch: It repeats an accepted payload, follows on one that is missing, or on other ones.
+        VersionMismatch: The payload repeats an accepted payload, or its sender counts payloads as accepted that the
+            reader does not have; the `reason` is "repeat" or "link".
     """
     if frame.link_count != link.count:
         repeated = frame.link_count < link.count
         raise VersionMismatch(
             f"client {frame.client} sends its payload number {frame.link_count}; the server has accepted {link.count} "
-            f"of it: {'a repeat' if repeated else 'one went missing'}",
+            f"payloads of this client: {'it is a repeat' if repeated else 'a payload is missing, resync the client'}",
             reason="repeat" if repeated else "link",
         )
     if frame.link != link.digest[:LINK_BYTES]:
         raise VersionMismatch(
-            f"client {frame.client} remembers other payloads ({frame.link.hex()}) than the {link.count} that were "
-            f"accepted of it here ({link.digest[:LINK_BYTES].hex()}): resync it",
+            f"client {frame.client} has the digest {frame.link.hex()} for its {link.count} accepted payloads, the "
+            f"server has {link.digest[:LINK_BYTES].hex()}: resync the client",
             reason="link",
         )

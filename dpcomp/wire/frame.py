@@ -1,4 +1,4 @@
-"""The frame: the wire format around every body, as one table; and the format of any such table."""
+"""Frame: the header of each payload, and how a header is written, read and checked."""
 
 import hashlib
 import struct
@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Generic, TypeVar, get_type_hints
 
 from dpcomp.core.address import Address
+from dpcomp.core.checks import check_type
 from dpcomp.core.errors import CorruptPayload
 
 CHECKSUM_BYTES = 8
@@ -15,7 +16,7 @@ Record = TypeVar("Record")
 
 
 def digest(*parts: bytes) -> bytes:
-    """8 bytes of BLAKE2b: integrity, not authentication, which is the transport's."""
+    """Return 8 bytes of BLAKE2b over the parts: for integrity; authentication is left to the transport."""
     state = hashlib.blake2b(digest_size=CHECKSUM_BYTES)
     for part in parts:
         state.update(part)
@@ -23,9 +24,13 @@ def digest(*parts: bytes) -> bytes:
 
 
 class Format(Generic[Record]):
-    """magic ‖ the record's fields ‖ length of the body ‖ checksum of all but itself ‖ body; little-endian.
+    """Writes and reads messages: magic ‖ fields of a record ‖ length of the body ‖ checksum ‖ body, little-endian.
 
-    A record is a dataclass whose fields are annotated with their `struct` formats, in wire order.
+    The checksum covers all but itself.
+
+    Args:
+        record: A dataclass whose fields are annotated with their `struct` formats, in wire order.
+        magic: The first bytes of each message; the last of them is the format number.
     """
 
     def __init__(self, record: type[Record], magic: bytes):
@@ -36,35 +41,37 @@ class Format(Generic[Record]):
         self.header_bytes = self._header.size + CHECKSUM_BYTES
 
     def seal(self, record: Record, body: bytes = b"") -> bytes:
-        """The message."""
+        """Write a message."""
         header = self._header.pack(self._magic, *(getattr(record, name) for name in self._names), len(body))
         return b"".join((header, digest(header, body), body))
 
     def unseal(self, message: bytes) -> tuple[Record, bytes]:
-        """The record and the body of an undamaged message.
+        """Check a message, and return its record and body.
 
         Raises:
-            CorruptPayload: the bytes are not what was sealed. Nothing of them is used before that is known.
+            CorruptPayload: The message is damaged, or has another format. It is raised before any content is used.
+            TypeError: `message` is not bytes.
         """
-        if not isinstance(message, (bytes, bytearray, memoryview)):
-            raise TypeError(f"a message is bytes, not {type(message).__name__}")
+        check_type(message, (bytes, bytearray, memoryview), f"a message is bytes, not {type(message).__name__}")
         message = bytes(message)
         record, body_bytes = self._read_header(message)
         header, body = message[: self._header.size], message[self.header_bytes :]
         if body_bytes != len(body):
             raise CorruptPayload(f"the header announces {body_bytes} bytes; {len(body)} follow it")
         if digest(header, body) != message[self._header.size : self.header_bytes]:
-            raise CorruptPayload("the checksum does not fit: the message was damaged; ask for it again")
+            raise CorruptPayload("the checksum does not match: the message was damaged on the way; send it again")
         return record, body
 
     def record_of(self, message: bytes) -> Record:
-        """Read the record of a message that this end made or unsealed before: no checksum is computed."""
+        """Read the record of a message that this end sealed or unsealed before; its checksum is not computed again."""
         return self._read_header(message)[0]
 
     def _read_header(self, message: bytes) -> tuple[Record, int]:
         """Read the record and the announced length of the body."""
         if len(message) < self.header_bytes:
-            raise CorruptPayload(f"{len(message)} bytes are no message: the header alone has {self.header_bytes}")
+            raise CorruptPayload(
+                f"{len(message)} bytes are no message: the header alone takes {self.header_bytes} bytes"
+            )
         magic, *values, body_bytes = self._header.unpack(message[: self._header.size])
         if magic[:-1] == self._magic[:-1] and magic != self._magic:
             raise CorruptPayload(
@@ -76,16 +83,17 @@ class Format(Generic[Record]):
         return self._record(**dict(zip(self._names, values, strict=True))), body_bytes
 
     def begins(self, message: bytes) -> bool:
-        """Whether a message says of itself that it has this format."""
+        """Return whether a message begins with the magic of this format."""
         return message[: len(self._magic)] == self._magic
 
     def split(self, stream: bytes) -> list[bytes]:
-        """The messages of a stream in which one follows the other; they are not yet unsealed.
+        """Cut a stream of messages into its messages, without unsealing them.
 
         Raises:
-            CorruptPayload: the stream ends within a message.
+            CorruptPayload: The stream ends within a message.
         """
-        messages, begin = [], 0
+        messages: list[bytes] = []
+        begin = 0
         while begin < len(stream):
             if len(stream) - begin < self.header_bytes:
                 raise CorruptPayload(f"a stream of {len(stream)} bytes ends within the header at {begin}")
@@ -99,20 +107,31 @@ class Format(Generic[Record]):
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What every payload says of itself."""
+    """The header of a payload: whose it is, and which state it was coded against.
 
-    pipeline: Annotated[bytes, "8s"]  # the fingerprint of codec, mechanism and layout
+    Attributes:
+        pipeline: The fingerprint of codec, mechanism and layout.
+        run: The run of the payload's address.
+        client: The sender's number.
+        round: The round of the payload's address.
+        version: The version of shared memory that the payload was coded against.
+        shared: The digest of that shared memory.
+        link_count: The number of payloads of this client that were accepted before.
+        link: The beginning of the digest of those payloads.
+    """
+
+    pipeline: Annotated[bytes, "8s"]
     run: Annotated[int, "Q"]
     client: Annotated[int, "I"]
     round: Annotated[int, "I"]
-    version: Annotated[int, "I"]  # of the shared memory that it was coded against
-    shared: Annotated[bytes, "8s"]  # its digest
-    link_count: Annotated[int, "I"]  # payloads of this client that were accepted before
-    link: Annotated[bytes, f"{LINK_BYTES}s"]  # the beginning of the digest of those
+    version: Annotated[int, "I"]
+    shared: Annotated[bytes, "8s"]
+    link_count: Annotated[int, "I"]
+    link: Annotated[bytes, f"{LINK_BYTES}s"]
 
     @property
     def address(self) -> Address:
-        """Where the payload belongs."""
+        """The address of the update in the payload."""
         return Address(self.run, self.client, self.round)
 
 
@@ -122,13 +141,13 @@ HEADER_BYTES = PAYLOAD.header_bytes
 
 
 def chained(digest_before: bytes, payload: bytes) -> bytes:
-    """Return the hash chain after a payload; its header holds the checksum of header and body, and stands for both."""
+    """Return the hash chain after a payload; the header alone is hashed, since it holds the checksum of the whole."""
     return digest(digest_before, bytes(payload[:HEADER_BYTES]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedPayload:
-    """A payload whose checksum was verified, once: its frame and its body."""
+    """A payload whose checksum was verified: its frame and body."""
 
     payload: bytes
     frame: Frame
@@ -136,11 +155,11 @@ class OpenedPayload:
 
     @classmethod
     def of(cls, payload: "bytes | OpenedPayload") -> "OpenedPayload":
-        """Verify a payload, or return one that was verified before.
+        """Verify the checksum of a payload, unless it was verified before.
 
         Raises:
-            CorruptPayload: The bytes are damaged, no payload, or of another format number.
-            TypeError: It is not bytes.
+            CorruptPayload: The bytes are damaged, are no payload, or have another format number.
+            TypeError: `payload` is not bytes.
         """
         if isinstance(payload, OpenedPayload):
             return payload

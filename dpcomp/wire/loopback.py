@@ -1,4 +1,4 @@
-"""Loopback: both ends of a channel in one process, with nothing between them."""
+"""Loopback: client and server of a channel in the same process, without a network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from dpcomp.wire.update import Update
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Delivery:
-    """A payload that went up.
+    """A client's payload that the server has accepted.
 
     Attributes:
         payload: The bytes.
         received: The update as the server decoded it.
-        server_before: The server's memory from before it, which measures it (`bits_by_part`).
+        server_before: The server's memory before it, with which `measure_payload` measures the payload.
     """
 
     payload: bytes
@@ -28,12 +28,12 @@ class Delivery:
 
 
 class Loopback:
-    """Delivers every message of one server and its clients at once, for studies, benchmarks and tests.
+    """Delivers the messages of a server and its clients at once, for studies, benchmarks and tests.
 
     Args:
-        channel: What both ends are built from: `pipeline.channel`.
-        server: `pipeline.init_server(layout, seed)`.
-        clients: Their memories by number; all are followed by every broadcast.
+        channel: The channel of both ends: `pipeline.channel`.
+        server: The server's memory: `pipeline.init_server(layout, seed)`.
+        clients: The clients' memories, by client number; each client follows each broadcast.
 
     Example:
         >>> import numpy as np
@@ -54,7 +54,11 @@ class Loopback:
         self.channel, self.server, self.clients = channel, server, dict(clients)
 
     def send(self, update: Update) -> Delivery:
-        """Send an update of the client that its address names, and receive it. Raises as `send` and `receive` do."""
+        """Send an update, from the client that its address names, and receive it at the server.
+
+        Raises:
+            NotPrivate, VersionMismatch, ValueError: As `exchange.send` and `exchange.receive` do.
+        """
         client, before = update.address.client, self.server
         payload, memory = exchange.send(self.channel, update, self.clients[client])
         received, self.server = exchange.receive(self.channel, payload, before)
@@ -62,7 +66,11 @@ class Loopback:
         return Delivery(payload=payload, received=received, server_before=before)
 
     def broadcast(self, aggregate: Update | Float32[np.ndarray, "d"]) -> bytes:
-        """Broadcast a step and let every client follow it; return the payload. Raises as `broadcast` does."""
+        """Broadcast a step, let each client follow it, and return the payload.
+
+        Raises:
+            NotPrivate, VersionMismatch, ValueError: As `exchange.broadcast` does.
+        """
         payload, self.server = exchange.broadcast(self.channel, aggregate, self.server)
         self.clients = {
             client: exchange.follow(self.channel, payload, memory) for client, memory in self.clients.items()

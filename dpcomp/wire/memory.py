@@ -1,4 +1,4 @@
-"""What each end remembers: values that only messages replace by new ones."""
+"""Memory: what each end remembers between messages; a message replaces a memory by a new value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.codec.wiener import Tracked
+from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.address import SERVER, Address
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed
@@ -17,14 +17,14 @@ from dpcomp.wire.update import Update
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shared:
-    """What everyone knows: a function of the broadcasts alone.
+    """The state that all ends share: a function of the broadcasts alone.
 
     Attributes:
-        version: How many broadcasts there were.
-        digest: A hash chain over them.
-        reference: The last broadcast as a (d,) vector, where a codec predicts from it.
-        last_support: The last support that a broadcast listed position by position.
-        history: What the part with `ReadsHistory` keeps of all broadcasts, where there is such a part.
+        version: The number of broadcasts so far.
+        digest: The hash chain over them.
+        reference: The last broadcast as a (d,) vector, if a codec predicts from it; else None.
+        last_support: The last support whose positions a broadcast listed.
+        history: The (h,) vector that the part with `ReadsHistory` keeps of all broadcasts; None without such a part.
     """
 
     version: int = 0
@@ -40,13 +40,13 @@ class Shared:
         listed: Support | None,
         history: Float32[np.ndarray, "h"] | None,
     ) -> "Shared":
-        """Return shared memory after one more broadcast.
+        """Return shared memory after another broadcast.
 
         Args:
-            chained: The hash chain after its payload.
-            reference: The broadcast, where a codec predicts from it.
-            listed: The support whose positions its body lists; None where it lists none.
-            history: The history after it.
+            chained: The hash chain after the broadcast's payload.
+            reference: The broadcast as a (d,) vector, if a codec predicts from it; else None.
+            listed: The support, if the payload lists its positions; else None.
+            history: The history after the broadcast.
         """
         return Shared(
             version=self.version + 1,
@@ -59,14 +59,14 @@ class Shared:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What one client and the server know of each other: the payloads of that client that were accepted.
+    """The state that a client and the server share: a function of the client's accepted payloads.
 
     Attributes:
-        count: How many.
-        digest: A hash chain over them.
-        last: The address of the last one.
-        last_version: The version of shared memory that it was coded against; -1 before any.
-        last_support: The last support that one of them listed: the next may be coded by how it differs.
+        count: The number of accepted payloads.
+        digest: The hash chain over them.
+        last: The address of the last accepted payload.
+        last_version: The version of shared memory that it was coded against; -1 before the first.
+        last_support: The last support whose positions a payload listed; the next is coded by its difference from it.
     """
 
     count: int = 0
@@ -76,17 +76,29 @@ class Link:
     last_support: Listed | None = None
 
     def advanced(self, chained: bytes, address: Address, version: int, listed: Support | None) -> "Link":
-        """Return the link after one more accepted payload; `listed` is the support that its body lists, or None."""
+        """Return the link after another accepted payload.
+
+        Args:
+            chained: The hash chain after the payload.
+            address: The payload's address.
+            version: The version of shared memory that it was coded against.
+            listed: The support, if the payload lists its positions; else None.
+        """
         last_support = listed if isinstance(listed, Listed) else self.last_support
         return Link(count=self.count + 1, digest=chained, last=address, last_version=version, last_support=last_support)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Memory:
-    """What both ends' memories hold.
+    """What the memories of client and server have in common.
 
-    `pipeline` is the fingerprint of the pipeline and layout; `residual` what this sender's codec dropped so far, None
-    without feedback; `step` the last broadcast, as every end decoded it: what the model moves by.
+    Attributes:
+        pipeline: The fingerprint of the pipeline and layout.
+        layout: The layers of the vector.
+        seed: The public seed of the run.
+        shared: The state that all ends share.
+        residual: What this sender's codec has dropped so far, as a (d,) vector; None without feedback.
+        step: The last broadcast as all ends decoded it, which is added to the model; None before the first.
     """
 
     pipeline: bytes
@@ -102,20 +114,26 @@ class _Memory:
 
     @property
     def broadcast_link(self) -> Link:
-        """The link that broadcasts travel on, one for all clients; shared memory has counted them already."""
+        """The link of the broadcasts. It counts none, since shared memory counts them for all clients."""
         return Link(last_support=self.shared.last_support)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClientMemory(_Memory):
-    """What one client remembers; `pipeline.init_client` makes it.
+    """The memory of a client; `pipeline.init_client` makes it.
 
-    `tracked` is the signal variance of the broadcasts, where the codec's allocator sees the privacy noise.
+    Attributes:
+        client: The client's number.
+        link: The state that this client shares with the server.
+        tracked: The signal variance of the broadcasts, if the codec's allocator uses the privacy noise; else None.
+
+    Raises:
+        ValueError: `client` is the server's number.
     """
 
     client: int
     link: Link = Link()
-    tracked: Tracked | None = None
+    tracked: TrackedSignal | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -124,31 +142,42 @@ class ClientMemory(_Memory):
 
     @property
     def address(self) -> Address:
-        """Where this client stands: the run is named by its public seed, the round by the shared version."""
+        """The address of this client's next release: its run is the public seed's number, its round the version."""
         return Address(self.seed.number, self.client, self.shared.version)
 
     @property
     def sending_link(self) -> Link:
-        """The link that this client's payloads travel on."""
+        """The link of this client's payloads."""
         return self.link
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pending:
-    """A payload that may have left and has no reply yet, and what it makes of its sender once it is accepted.
+    """A payload that may have been sent and has no reply yet, and its sender's memory once it is accepted.
 
-    `update` is the (d,) vector that was released and paid for; it goes into the residual should the payload be refused.
+    Attributes:
+        payload: The sealed bytes.
+        update: The (d,) vector that was released and charged; it is added to the residual if the payload is refused.
+        link: The sender's link after the payload is accepted.
+        residual: The sender's residual after the payload is accepted.
+        tracked: The sender's tracked variances after the payload is accepted.
     """
 
     payload: bytes
     update: Float32[np.ndarray, "d"]
     link: Link
     residual: Float32[np.ndarray, "d"] | None
-    tracked: Tracked | None
+    tracked: TrackedSignal | None
 
     @classmethod
     def of(cls, payload: bytes, update: Update, after: ClientMemory) -> "Pending":
-        """Keep what `send` gave for an update: its payload, and the memory after it is accepted."""
+        """Make a pending payload of what `send` returned for an update.
+
+        Args:
+            payload: The payload.
+            update: The update that was sent.
+            after: The sender's memory after the payload is accepted.
+        """
         return cls(
             payload=payload, update=update.dense(), link=after.link, residual=after.residual, tracked=after.tracked
         )
@@ -156,9 +185,11 @@ class Pending:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ServerMemory(_Memory):
-    """What the server remembers; `pipeline.init_server` makes it. Its residual is the downlink's.
+    """The memory of the server; `pipeline.init_server` makes it. Its residual is that of the downlink.
 
-    `older` are earlier shared memories, against which late payloads are still received.
+    Attributes:
+        links: The link of each client that has sent a payload, by the client's number.
+        older: Earlier shared memories, against which late payloads are still decoded.
     """
 
     links: Mapping[int, Link] = field(default_factory=lambda: MappingProxyType({}))
@@ -166,22 +197,22 @@ class ServerMemory(_Memory):
 
     @property
     def address(self) -> Address:
-        """Where the server stands."""
+        """The address of the server's next release."""
         return Address(self.seed.number, SERVER, self.shared.version)
 
     @property
     def sending_link(self) -> Link:
-        """The link that broadcasts travel on."""
+        """The link of the broadcasts."""
         return self.broadcast_link
 
-    def at(self, version: int) -> Shared:
-        """Return the shared memory that a payload of this version is checked against; the present one, if not kept."""
+    def shared_at(self, version: int) -> Shared:
+        """Return shared memory at a version, to check a payload of that version; the present, if it is not kept."""
         return next((shared for shared in self.older if shared.version == version), self.shared)
 
     def link(self, client: int) -> Link:
-        """Return what is known of a client; of a new one, an empty link."""
+        """Return the link of a client; an empty link for a client that has sent nothing."""
         return self.links.get(client, Link())
 
     def accepted(self, client: int, link: Link) -> "ServerMemory":
-        """Return this memory with one client's link replaced."""
+        """Return this memory with the link of a client replaced."""
         return replace(self, links=MappingProxyType({**self.links, client: link}))

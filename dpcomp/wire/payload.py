@@ -1,12 +1,12 @@
-"""From an update to a sealed payload and back: what the two directions of an exchange share.
+"""Encode an update as a payload, and decode it; the same for both directions.
 
-What a sender does, in this order:
+A sender computes, in this order:
 
-    target      = residual + update            feedback: what earlier payloads left out (Seide et al. 2014)
-    target      = s²/(s² + σ²) · target        where the allocator sees the privacy noise; then without feedback
-    innovation  = target − gain · broadcast    where the codec predicts; gain is one number a layer
+    target      = residual + update            error feedback: what earlier payloads dropped (Seide et al. 2014)
+    target      = s²/(s² + σ²) · target        if the allocator uses the privacy noise; then without feedback
+    innovation  = target − gain · broadcast    if the codec predicts; gain is a number a layer
     payload     = innovation on the codec's support, quantised and coded
-    residual    = innovation − decoded innovation, and so target − what the receiver has
+    residual    = innovation − decoded innovation, which is target − what the receiver decodes
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.codec.codec import Codec
-from dpcomp.codec.wiener import Tracked
+from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Everywhere, Listed
@@ -28,13 +28,13 @@ from dpcomp.wire.update import Update
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
-    """What encoding an update gives.
+    """An encoded update.
 
     Attributes:
         payload: The sealed bytes.
-        decoded: What their reader will find in them.
+        decoded: The update that a reader decodes from them.
         listed: The support, if the body lists its positions; else None.
-        residual: What the sender's codec dropped, (d,); None without feedback.
+        residual: What the codec dropped, as a (d,) vector; None without feedback.
     """
 
     payload: bytes
@@ -43,44 +43,49 @@ class Encoded:
     residual: Float32[np.ndarray, "d"] | None
 
 
-def signal_estimate(update: Update, tracked: Tracked, clients: int) -> tuple[Update, Tracked]:
-    """Return the Wiener estimate of the signal in an update, and the tracked variances after it.
+def signal_estimate(update: Update, tracked: TrackedSignal, clients: int) -> tuple[Update, TrackedSignal]:
+    """Estimate the signal in a noisy update by a Wiener factor a layer.
 
     Args:
-        update: A release that says how much privacy noise it has.
+        update: A release with a known `noise_stddev`.
         tracked: The signal variance of each layer, as tracked from the broadcasts.
-        clients: How many updates the server averages.
+        clients: The number of updates that the server averages.
+
+    Returns:
+        The estimate, and the tracked variances after it was sent.
 
     Raises:
-        ValueError: The update does not say how much noise it has.
+        ValueError: The update's `noise_stddev` is None.
     """
     if update.noise_stddev is None:
         raise ValueError(
-            "the codec's allocator sees the privacy noise, but this update does not say how much it has: use plain "
-            "SGD locally, or update.derive(vector, noise_stddev=…)"
+            "the codec's allocator uses the privacy noise, but noise_stddev of this update is None: use plain SGD "
+            "locally, or update.derive(vector, noise_stddev=…)"
         )
-    tracked = tracked.sent(update.noise_stddev, clients)
+    tracked = tracked.with_factors(update.noise_stddev, clients)
     factors = update.layout.spread(tracked.factors.astype(np.float32))
     return update.derive(factors * update.dense(), noise_stddev=None), tracked
 
 
 def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory | ServerMemory) -> Encoded:
-    """Encode an update of the end whose memory is given.
+    """Encode an update.
 
     Args:
-        channel: What both ends are built from.
+        channel: The channel of both ends: `pipeline.channel`.
         codec: The channel's uplink for a client, its downlink for the server.
-        update: What to send.
-        memory: The sender's.
+        update: The update to send.
+        memory: The sender's memory.
 
     Raises:
-        VersionMismatch: Another pipeline made the memory.
+        VersionMismatch: The memory is of another pipeline.
         ValueError: The update has another layout, or values that are not finite.
     """
     channel.refuse_foreign_memory(memory)
     layout, shared, link = memory.layout, memory.shared, memory.sending_link
     if update.layout != layout:
-        raise ValueError(f"the update has layout {update.layout}, the memory {layout}: they are not of one model")
+        raise ValueError(
+            f"the update has layout {update.layout}, the memory {layout}: build both with the layout of the model"
+        )
     innovation = update.dense() if memory.residual is None else memory.residual + update.dense()
     _refuse_not_finite(innovation)
     candidates, gains, prediction = update.support, b"", None
@@ -125,12 +130,12 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BodyParts:
-    """A payload's body before it is decoded.
+    """The parts of a payload's body, not yet decoded.
 
     Attributes:
-        gains: A byte a layer, where the codec predicts; else empty.
-        coded: What the codec wrote.
-        context: What both ends know of the message.
+        gains: The prediction's gains, a byte a layer, if the codec predicts; else empty.
+        coded: The body of the codec.
+        context: The public context of the message.
     """
 
     gains: bytes | memoryview
@@ -144,11 +149,11 @@ def body_parts(
     """Cut the body of a payload into its parts, without decoding them.
 
     Args:
-        channel: What both ends are built from.
-        codec: The channel's uplink or downlink, as the payload's direction asks.
+        channel: The channel of both ends: `pipeline.channel`.
+        codec: The channel's uplink for a client's payload, its downlink for a broadcast.
         opened: The payload.
-        memory: The reader's, at the version that the payload was coded against.
-        link: The sender's link; of a broadcast, `memory.broadcast_link`.
+        memory: The reader's memory, at the version that the payload was coded against.
+        link: The sender's link; for a broadcast, `memory.broadcast_link`.
 
     Raises:
         CorruptPayload: The body is shorter than its gains.
@@ -157,7 +162,7 @@ def body_parts(
     if codec.predict and memory.shared.reference is not None:
         gains = len(memory.layout.sizes)
         if len(view) < gains:
-            raise CorruptPayload(f"a body of {len(view)} bytes holds no gains of {gains} layers")
+            raise CorruptPayload(f"a body of {len(view)} bytes is too short for the gains of {gains} layers")
     context = channel.message_context(codec, memory, opened.frame.client, link)
     return BodyParts(gains=view[:gains], coded=view[gains:], context=context)
 
@@ -173,18 +178,18 @@ def decode(
     """Decode the update in a payload.
 
     Args:
-        channel: What both ends are built from.
-        codec: The channel's uplink or downlink, as the payload's direction asks.
+        channel: The channel of both ends: `pipeline.channel`.
+        codec: The channel's uplink for a client's payload, its downlink for a broadcast.
         opened: The payload.
-        claim: What is known of what it holds.
-        memory: The reader's, at the version that the payload was coded against.
-        link: The sender's link; of a broadcast, `memory.broadcast_link`.
+        claim: The claim on the values in it.
+        memory: The reader's memory, at the version that the payload was coded against.
+        link: The sender's link; for a broadcast, `memory.broadcast_link`.
 
     Returns:
-        The update; and its support, if the body lists it.
+        The update; and its support, if the body lists its positions, else None.
 
     Raises:
-        CorruptPayload: The body cannot come from this codec.
+        CorruptPayload: No sender with this codec writes such a body.
     """
     layout, prediction = memory.layout, None
     parts = body_parts(channel, codec, opened, memory, link)
@@ -213,5 +218,5 @@ def _with_prediction(innovation: Update, prediction: Float32[np.ndarray, "d"] | 
 def _refuse_not_finite(target: Float32[np.ndarray, "d"]) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         total = target.sum()
-    if not np.isfinite(total) and not np.isfinite(target).all():  # the sum may overflow; it hides nothing
-        raise ValueError("the update holds values that are not finite: nothing was sent; look at the model")
+    if not np.isfinite(total) and not np.isfinite(target).all():  # a finite vector may have an infinite sum
+        raise ValueError("the update holds values that are not finite, so nothing was sent: has the model diverged?")

@@ -1,10 +1,11 @@
-"""Updates: flat vectors with named layers, and the address they belong to."""
+"""Update: a flat vector with named layers, a support and an address."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from array_api_compat import is_torch_array
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from dpcomp.core.address import Address
 from dpcomp.core.layout import Layout
@@ -12,23 +13,44 @@ from dpcomp.core.support import Everywhere, Support
 from dpcomp.privacy.claim import Claim, Unbounded
 
 UNKNOWN = Unbounded(
-    because="the update was made by hand, from nobody knows what",
+    because="the update was made by hand, so nothing is known of its values",
     remedy="Make it with pipeline.release, or with .derive(values) of a released update",
 )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Update:
-    """A flat vector on its support.
+    """A flat vector with named layers: its values on a support, and the address that it belongs to.
 
-    `values` has one float32 a supported coordinate, in ascending order of position. `claim` is what is
-    known about them: only a pipeline's `release` (or `receive`, of what was released) makes it `Released`.
+    A pipeline's `release` makes updates with a released claim, and so does `receive` of a payload that holds a release.
+    An update that is made by hand may be sent to a trusted server alone.
+
+    Args:
+        values: (k,) floats, a value for each coordinate of the support, in ascending order of position. They are
+            copied into a read-only float32 array of NumPy; a torch tensor will do.
+        layout: The layers of the whole vector of d coordinates.
+        address: The run, client and round that it belongs to.
+        support: Which k coordinates it holds.
+        claim: What is proven of the values.
+        noise_stddev: The standard deviation of the privacy noise in the values; None if it is not known.
 
     Raises:
-        ValueError: the values are not one row of as many as the support holds.
+        ValueError: The number of values is not that of the support.
+
+    Example:
+        >>> import numpy as np
+        >>> import dpcomp as dp
+        >>> update = dp.Update(
+        ...     values=np.array([1.0, -2.0]),
+        ...     layout=dp.Layout.of(4),
+        ...     address=dp.Address(run=0, client=7, round=0),
+        ...     support=dp.Listed(np.array([1, 3])),
+        ... )
+        >>> update.dense().tolist()
+        [0.0, 1.0, 0.0, -2.0]
     """
 
-    values: Float32[np.ndarray, "k"]
+    values: Float[Any, "k"]
     layout: Layout
     address: Address
     support: Support = field(default_factory=Everywhere)
@@ -48,23 +70,25 @@ class Update:
         object.__setattr__(self, "values", values)
 
     def dense(self) -> Float32[np.ndarray, "d"]:
-        """The whole vector; zero where the support is not. On `Everywhere` it is `values` itself, read-only."""
+        """Return the whole (d,) vector, zero outside the support; on `Everywhere` it is `values` itself, read-only."""
         if isinstance(self.support, Everywhere):
             return self.values
         vector = np.zeros(self.layout.size, dtype=np.float32)
         vector[self.support.indices(self.layout.size)] = self.values
         return vector
 
-    def derive(self, vector: Float32[np.ndarray, "d"], noise_stddev: float | None = None) -> "Update":
-        """Another vector computed from this update and public values alone, restricted to its support.
-
-        `noise_stddev` is that of the privacy noise in the new values, if the caller can say it.
+    def derive(self, vector: Float[Any, "d"], noise_stddev: float | None = None) -> "Update":
+        """Return an update with other values, which were computed from this update and public values alone.
 
         **Privacy:** post-processing of a release is a release (Dwork & Roth 2014, Prop. 2.1), so the
-        claim is kept. Nothing private may have entered `vector`.
+        claim is kept. No private value may have entered `vector`.
+
+        Args:
+            vector: (d,) floats; the new values are those on this update's support.
+            noise_stddev: The standard deviation of the privacy noise in the new values; None if it is not known.
 
         Raises:
-            ValueError: the vector is not of shape (d,).
+            ValueError: The vector does not have the shape (d,).
         """
         vector = np.asarray(vector, dtype=np.float32)
         if vector.shape != (self.layout.size,):

@@ -57,5 +57,5 @@ def test_ranges_span_the_seeds_here_and_a_devices_memory_there():
 
 
 def test_no_report_says_what_to_run():
-    with pytest.raises(ValueError, match="dpcomp study cost"):
+    with pytest.raises(ValueError, match="study cost first"):
         measured_costs([])

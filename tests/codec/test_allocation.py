@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpcomp as dp
-from dpcomp.codec.rate import entropy, step_for_rate
-from dpcomp.codec.widths import best_choice, cheapest_widths
+from dpcomp.codec.rate import rate_at_step, step_for_rate
+from dpcomp.codec.widths import best_columns, best_widths
 from dpcomp.core.public_context import PublicContext
 
 CODERS = (dp.RangeCoder(), dp.FixedWidth())
@@ -55,7 +55,7 @@ class TestWithAnEntropyCoder:
 
     def test_it_is_one_step_for_all_layers(self, law, bits):
         values, _ = layered(law)
-        steps = dp.Waterfill(bits).coded(values, np.array(SIZES))
+        steps = dp.Waterfill(bits).steps(values, np.array(SIZES))
         spent, error = bits_and_error(dp.Codec(quantize=dp.Uniform(dp.Waterfill(bits))), values)
         same, baseline = bits_and_error(dp.Codec(quantize=dp.Uniform(dp.FixedStep(steps[0]))), values)
         assert len(set(steps)) == 1
@@ -83,7 +83,7 @@ def test_the_choice_is_as_good_as_the_best_of_all(data, rows, budget):
     costs = np.array(
         [[0, *sorted(data.draw(st.lists(st.integers(1, 30), min_size=2, max_size=2)))] for _ in range(rows)]
     )
-    chosen, lines = best_choice(errors, costs, budget), np.arange(rows)
+    chosen, lines = best_columns(errors, costs, budget), np.arange(rows)
     assert costs[lines, chosen].sum() <= budget
     every = (np.array(columns) for columns in product(range(3), repeat=rows))
     best = min(errors[lines, columns].sum() for columns in every if costs[lines, columns].sum() <= budget)
@@ -94,7 +94,7 @@ def test_a_giant_layer_does_not_leave_the_budget_unused():
     rng = np.random.default_rng(0)
     layers = [rng.laplace(size=n).astype(np.float32) for n in (100_000, 50, 50)]
     for bits in (2, 3, 4, 7):
-        assert cheapest_widths(layers, bits)[0][0] == bits
+        assert best_widths(layers, bits)[0][0] == bits
 
 
 def test_a_layer_without_bits_is_decoded_as_zero_and_comes_back_when_it_matters():
@@ -147,9 +147,9 @@ def test_a_budget_that_is_none_is_refused_at_birth(make):
         make()
 
 
-@pytest.mark.parametrize("clients", [0, -1, 2.5])
-def test_a_mean_over_no_whole_number_of_clients_is_refused(clients):
-    with pytest.raises(ValueError, match="clients"):
+@pytest.mark.parametrize(("clients", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError)])
+def test_a_mean_over_no_whole_number_of_clients_is_refused(clients, error):
+    with pytest.raises(error, match="clients"):
         dp.Waterfill(2, clients=clients)
 
 
@@ -162,7 +162,7 @@ def test_a_step_that_is_none_is_refused(size):
 @pytest.mark.parametrize("bits", [1, 2, 5, 9])
 def test_a_step_has_the_rate_it_was_searched_for(bits):
     values = np.random.default_rng(0).laplace(size=200_000).astype(np.float32)
-    assert entropy(values, step_for_rate([values], bits)) == pytest.approx(bits, rel=0.01)
+    assert rate_at_step(values, step_for_rate([values], bits)) == pytest.approx(bits, rel=0.01)
 
 
 @pytest.mark.parametrize("coder", CODERS, ids=str)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from dpcomp.codec.entropy.alphabet import Alphabet, frequency_bytes, leading_bits, without_low_bits
+from dpcomp.codec.entropy.alphabet import Alphabet, frequency_bytes, levels_to_symbols, symbols_to_levels
 from dpcomp.codec.entropy.integers import IntegerReader, IntegerWriter
 from dpcomp.core.errors import CorruptPayload
 
@@ -16,8 +16,8 @@ TOP = 2**15 - 1
 @pytest.mark.parametrize("leading", range(1, 17))
 def test_a_symbol_and_its_low_bits_are_the_level(leading):
     levels = np.arange(-TOP, TOP + 1)
-    symbols, below = leading_bits(levels, leading)
-    smallest, open_bits = without_low_bits(symbols, leading)
+    symbols, below = levels_to_symbols(levels, leading)
+    smallest, open_bits = symbols_to_levels(symbols, leading)
     np.testing.assert_array_equal(open_bits, below)
     lower = np.abs(levels) & ((1 << below) - 1)
     np.testing.assert_array_equal(smallest + np.sign(smallest) * lower, levels)
@@ -29,16 +29,16 @@ def test_a_symbol_and_its_low_bits_are_the_level(leading):
 @given(counts=st.dictionaries(st.integers(-TOP, TOP), st.integers(1, 10**6), min_size=1, max_size=40))
 def test_a_table_is_read_as_it_was_written(counts):
     present = np.array(sorted(counts))
-    alphabet = Alphabet.of(present, np.array([counts[level] for level in present]))
+    alphabet = Alphabet.fit(present, np.array([counts[level] for level in present]))
     writer = IntegerWriter()
     alphabet.write(writer)
     reader = IntegerReader(writer.finish())
-    found = Alphabet.read(reader, TOP)
+    read = Alphabet.read(reader, TOP)
     assert reader.left == 0
-    assert (found.leading, found.lowest) == (alphabet.leading, alphabet.lowest)
-    np.testing.assert_array_equal(found.table, alphabet.table)
-    symbols = leading_bits(present, alphabet.leading)[0] - alphabet.lowest
-    assert (found.weights[symbols] > 0).all()
+    assert (read.leading, read.lowest) == (alphabet.leading, alphabet.lowest)
+    np.testing.assert_array_equal(read.table, alphabet.table)
+    symbols = levels_to_symbols(present, alphabet.leading)[0] - alphabet.lowest
+    assert (read.weights[symbols] > 0).all()
 
 
 @settings(max_examples=100, deadline=None)
@@ -57,7 +57,7 @@ def test_a_table_of_garbage_is_sound_or_corrupt(garbage, largest):
         alphabet = Alphabet.read(IntegerReader(garbage), largest)
     except CorruptPayload:
         return
-    reach = without_low_bits(np.array([alphabet.lowest, alphabet.lowest + len(alphabet.table) - 1]), alphabet.leading)[
+    reach = symbols_to_levels(np.array([alphabet.lowest, alphabet.lowest + len(alphabet.table) - 1]), alphabet.leading)[
         0
     ]
     assert (np.abs(reach) <= largest).all()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import entr
 
 import dpcomp as dp
-from dpcomp.codec.entropy.positions import merged, split
+from dpcomp.codec.entropy.positions import merge_with_previous, split_by_previous
 from dpcomp.core.public_context import PublicContext
 
 CODEC = dp.Codec(quantize=dp.Uniform(2))
@@ -43,9 +43,9 @@ def test_a_support_costs_what_is_new_in_it(density, overlap):
     previous = np.sort(rng.choice(d, round(density * d), replace=False))
     positions = following(previous, d, overlap, rng)
     layout = dp.Layout.of(d)
-    told = bits_a_position(positions, layout, previous)
-    assert told <= 1.003 * index_cost(overlap, density) + 8 * 40 / len(positions)
-    assert told <= bits_a_position(positions, layout) + 8 * 2 / len(positions)
+    bits = bits_a_position(positions, layout, previous)
+    assert bits <= 1.003 * index_cost(overlap, density) + 8 * 40 / len(positions)
+    assert bits <= bits_a_position(positions, layout) + 8 * 2 / len(positions)
 
 
 def test_a_support_that_resembles_the_last_one_by_chance_alone_costs_no_more():
@@ -62,9 +62,9 @@ def test_layers_of_their_own_density_are_coded_by_it():
     positions = np.flatnonzero(np.concatenate(kept))
     layered = dp.Layout.of({str(number): (size,) for number, size in enumerate(sizes)})
     ideal = sum(size * (entr(p) + entr(1 - p)) for size, p in zip(sizes, densities, strict=True)) / np.log(2)
-    told = bits_a_position(positions, layered)
-    assert told <= 1.01 * ideal / len(positions)
-    assert told < 0.9 * bits_a_position(positions, dp.Layout.of(sum(sizes)))
+    bits = bits_a_position(positions, layered)
+    assert bits <= 1.01 * ideal / len(positions)
+    assert bits < 0.9 * bits_a_position(positions, dp.Layout.of(sum(sizes)))
 
 
 @settings(max_examples=200, deadline=None)
@@ -73,8 +73,8 @@ def test_what_is_split_is_merged_again(data, d):
     subset = st.lists(st.booleans(), min_size=d, max_size=d).map(np.flatnonzero)
     positions, previous = data.draw(subset), data.draw(subset)
     cut = data.draw(st.integers(0, d))
-    kept, new = split(positions, previous, np.array([0, cut, d]))
-    np.testing.assert_array_equal(merged(kept.ranks, new.ranks, previous), positions)
+    kept, new = split_by_previous(positions, previous, np.array([0, cut, d]))
+    np.testing.assert_array_equal(merge_with_previous(kept.ranks, new.ranks, previous), positions)
     assert kept.counts.tolist() == [
         np.isin(part, previous).sum() for part in np.split(positions, [np.searchsorted(positions, cut)])
     ]
@@ -92,14 +92,14 @@ def test_any_support_arrives_after_any_other(data, sizes):
     assert CODEC.decode(body, common)[1] == dp.Listed(positions)
 
 
-def test_over_rounds_both_ends_tell_a_slow_support_by_its_changes():
+def test_over_rounds_both_ends_code_a_slow_support_by_its_changes():
     d, rng = 50_000, np.random.default_rng(4)
     codec = dp.Codec(sparsify=dp.TopK(0.02), quantize=dp.Uniform(4))
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=codec, feedback=False)
     memory, server = pipeline.init_client(d, dp.PublicSeed(0), client=1), pipeline.init_server(d, dp.PublicSeed(0))
     steady, sizes = rng.standard_t(2, d), []
     for _ in range(4):
-        values = steady + 0.1 * rng.standard_normal(d)
+        values = (steady + 0.1 * rng.standard_normal(d)).astype(np.float32)
         update = dp.Update(values=values, layout=memory.layout, address=memory.address, claim=pipeline.claim)
         payload, after = pipeline.send(update, memory)
         lost, _ = pipeline.send(update, memory)  # made again from the same memory, it is the same

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from dpcomp.codec.wiener import Tracked
+from dpcomp.codec.wiener import TrackedSignal
 
 SIZES = (20_000, 20_000, 20_000)
 LAYOUT = dp.Layout.of({str(number): (size,) for number, size in enumerate(SIZES)})
@@ -53,9 +53,9 @@ def test_the_signal_is_found_under_the_noise():
     *_, (_, _, _, memories, _) = federation(noisy_pipeline(6), 20)
     for memory in memories:
         assert memory.tracked is not None
-        assert np.sqrt(memory.tracked.signal[:2]) == pytest.approx(SIGNALS[:2], rel=0.1)
+        assert np.sqrt(memory.tracked.variance[:2]) == pytest.approx(SIGNALS[:2], rel=0.1)
         # The last layer is far below the noise of the mean: no more is known of it than that.
-        assert memory.tracked.signal[2] < NOISE**2 / CLIENTS
+        assert memory.tracked.variance[2] < NOISE**2 / CLIENTS
 
 
 def test_seeing_the_noise_comes_nearer_to_the_signal_for_the_same_bytes():
@@ -74,26 +74,27 @@ def test_seeing_the_noise_comes_nearer_to_the_signal_for_the_same_bytes():
 
 
 def test_a_layer_that_was_given_no_bits_drifts_back():
-    tracked = Tracked.nothing(LAYOUT)
+    tracked = TrackedSignal.initial(LAYOUT)
     for _ in range(20):
-        tracked = tracked.sent(NOISE, CLIENTS).followed(np.ones(LAYOUT.size, np.float32), LAYOUT)
-    before = tracked.signal[2]
+        tracked = tracked.with_factors(NOISE, CLIENTS).after_broadcast(np.ones(LAYOUT.size, np.float32), LAYOUT)
+    before = tracked.variance[2]
     silent = np.where(np.arange(LAYOUT.size) < 40_000, 1, 0).astype(np.float32)
     for _ in range(10):
-        tracked = tracked.sent(NOISE, CLIENTS).followed(silent, LAYOUT)
-    assert tracked.signal[2] > 2 * before
+        tracked = tracked.with_factors(NOISE, CLIENTS).after_broadcast(silent, LAYOUT)
+    assert tracked.variance[2] > 2 * before
 
 
 def test_before_anything_was_seen_updates_go_as_they_are():
-    tracked = Tracked.nothing(LAYOUT)
-    assert np.isnan(tracked.signal).all()
-    assert tracked.sent(NOISE, CLIENTS).factors.tolist() == [1.0, 1.0, 1.0]
+    tracked = TrackedSignal.initial(LAYOUT)
+    assert np.isnan(tracked.variance).all()
+    assert tracked.with_factors(NOISE, CLIENTS).factors.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_an_update_that_does_not_say_its_noise_is_refused():
     pipeline = noisy_pipeline(2)
     memory = pipeline.init_client(LAYOUT, dp.PublicSeed(0), client=0)
-    update = dp.Update(values=np.ones(LAYOUT.size), layout=LAYOUT, address=memory.address, claim=pipeline.claim)
+    values = np.ones(LAYOUT.size, np.float32)
+    update = dp.Update(values=values, layout=LAYOUT, address=memory.address, claim=pipeline.claim)
     with pytest.raises(ValueError, match="noise_stddev"):
         pipeline.send(update, memory)
 

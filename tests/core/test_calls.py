@@ -65,8 +65,8 @@ def test_a_part_of_ones_own_is_written_and_read():
         dp.Pipeline.from_toml(pipeline.to_toml())
 
 
-def test_none_that_toml_cannot_say_is_refused():
-    with pytest.raises(ValueError, match=re.escape("sparsify.Halves.name is None, which TOML cannot say")):
+def test_none_that_toml_cannot_express_is_refused():
+    with pytest.raises(ValueError, match=re.escape("sparsify.Halves.name is None, which TOML cannot express")):
         as_toml_table(Halves(name=None), "sparsify")
 
 

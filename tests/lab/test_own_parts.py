@@ -25,14 +25,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpcomp.core.layout import Layout
+from dpcomp.core.public_context import PublicContext
 
 
 @dataclass(frozen=True)
 class Own:
     fraction: float
 
-    def select(self, vector, candidates, layout: Layout, mask_key):
+    def select(self, vector, candidates, context: PublicContext):
         return candidates
 """
 

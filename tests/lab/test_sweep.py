@@ -62,12 +62,12 @@ class Fragile:
     needs: str
     deadly: bool = False
 
-    def select(self, vector, candidates, layout, mask_key):
+    def select(self, vector, candidates, context):
         if not Path(self.needs).exists():
             if self.deadly:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("it is not there\\nand that is that")
-        return TopK(0.5).select(vector, candidates, layout, mask_key)
+        return TopK(0.5).select(vector, candidates, context)
 '''
 
 

@@ -171,7 +171,7 @@ def test_a_delta_out_of_range_is_refused(delta):
 def test_steps_are_whole_numbers(steps):
     with pytest.raises(TypeError, match="whole number"):
         composed(FASHION, steps)
-    with pytest.raises(ValueError, match="fewer than 0"):
+    with pytest.raises(ValueError, match="is -1: give a whole number from 0 on"):
         composed(FASHION, -1)
 
 

@@ -103,7 +103,7 @@ def test_noise_stands_on_the_public_support_alone():
     memory = memory_of(MASKED, 40)
     ones = np.ones((2, 40), np.float32)
     update = MASKED.release([ones], memory, dp.SecretSeed(), dp.Ledger().charge(MASKED.cost, memory.address))
-    assert update.support == pipeline.stages[0].public_support(pipeline.channel.context(memory))
+    assert update.support == MASKED.stages[0].public_support(MASKED.channel.context(memory))
     np.testing.assert_array_equal(np.flatnonzero(update.dense()), update.support.indices(40))
 
 

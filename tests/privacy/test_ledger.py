@@ -80,7 +80,7 @@ def test_a_permit_is_for_its_pipeline_its_client_and_its_steps():
     permit = ledger.charge(PIPELINE.cost, memory.address, steps=2)
     louder = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(0.5)), sampling=dp.Poisson(0.1))
     with pytest.raises(dp.BudgetExhausted, match="charged for"):
-        louder.release([], louder.init(10, seed=dp.PublicSeed(5), client=3), secret, permit)
+        louder.release([], louder.init_client(10, seed=dp.PublicSeed(5), client=3), secret, permit)
     with pytest.raises(ValueError, match="cannot release for client 4"):
         PIPELINE.release([], PIPELINE.init_client(10, seed=dp.PublicSeed(5), client=4), secret, permit)
     first, second = (PIPELINE.release([], memory, secret, permit) for _ in range(2))
@@ -97,7 +97,7 @@ def test_a_permit_is_worth_nothing_in_a_forked_process():
         "permit = dp.Ledger().charge(pipeline.cost, dp.Address(5, 3, 0))\n"
         "if child := os.fork():\n"
         "    os.waitpid(child, 0)\n"
-        "permit.spend(pipeline, seeded=False)\n"
+        "permit.spend(pipeline.cost, seeded=False)\n"
         "print('spent')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -119,7 +119,7 @@ def test_an_empty_ledger_has_spent_nothing():
 
 def test_an_unsafe_charge_is_remembered_as_such():
     ledger = dp.Ledger()
-    ledger.charge(dp.Pipeline(mechanism=dp.unsafe("a look")), HERE)
+    ledger.charge(dp.Pipeline(mechanism=dp.unsafe("a look")).cost, HERE)
     assert ledger.guarantee(1e-5).epsilon == math.inf
     assert "a look" in str(ledger.guarantee(1e-5))
 
@@ -132,10 +132,20 @@ def test_units_and_trusts_are_not_mixed():
         ledger.charge(other.cost, dp.Address(5, 3, 1))
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
-def test_steps_are_whole_and_at_least_one(steps):
-    with pytest.raises(ValueError, match="at least 1"):
-        dp.Ledger().charge(PIPELINE.cost, HERE, steps=steps)
+@pytest.mark.parametrize(
+    ("steps", "error"),
+    [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), (10**12 + 1, ValueError)],
+)
+def test_steps_are_whole_and_at_least_one(steps, error):
+    ledger = dp.Ledger()
+    with pytest.raises(error, match=f"is {steps}: give a whole number from 1 to 1,000,000,000,000"):
+        ledger.charge(PIPELINE.cost, HERE, steps=steps)
+    assert not ledger.charged(HERE)
+
+
+def test_a_ledger_charges_costs_alone():
+    with pytest.raises(TypeError, match="a Cost is charged"):
+        dp.Ledger().charge(PIPELINE, HERE)
 
 
 def test_many_charges_stay_fast():

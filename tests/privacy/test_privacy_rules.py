@@ -8,7 +8,8 @@ import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 
 import dpcomp as dp
-from dpcomp.privacy.epsilon import composed, epsilon
+from dpcomp.privacy.epsilon import epsilon
+from dpcomp.privacy.events import composed
 
 Z, D = 1.1, 400
 GAUSSIAN = (dp.Clip(1.0), dp.Gaussian(Z))
@@ -151,13 +152,13 @@ def test_rule_12_what_an_allocator_tracks_is_the_broadcasts_alone():
     clean = dp.Update(values=np.ones(50), layout=memory.layout, address=memory.address, noise_stddev=1.0)
     with pytest.raises(dp.NotPrivate):
         pipeline.send(clean, memory)
-    before = memory.tracked.signal
+    before = memory.tracked.variance
     released = pipeline.release([], memory, dp.SecretSeed(), dp.Ledger().charge(pipeline.cost, memory.address))
     payload, memory = pipeline.send(released, memory)
-    np.testing.assert_array_equal(memory.tracked.signal, before)  # sending says nothing; following does
+    np.testing.assert_array_equal(memory.tracked.variance, before)  # sending says nothing; following does
     estimate, server = pipeline.receive(payload, server)
     memory = pipeline.follow(pipeline.broadcast(estimate, server)[0], memory)
-    assert np.isfinite(memory.tracked.signal).all()
+    assert np.isfinite(memory.tracked.variance).all()
 
 
 def test_rule_10_a_clean_uplink_with_feedback_is_clipped_again_and_noised_everywhere():

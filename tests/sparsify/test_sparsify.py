@@ -194,7 +194,7 @@ def test_one_percent_is_chosen_in_the_time_of_a_few_copies(d, copies, rounds):
 def test_a_bad_guess_costs_at_most_a_quarter_more_than_a_partition(seen, partitions):
     d, k, rounds = 11_200_000, 112_000, 9
     x = np.random.default_rng(0).standard_normal(d, dtype=np.float32)
-    x[selection.sample_positions(d, selection.SAMPLE)] = np.linspace(*seen, selection.SAMPLE)
+    x[selection.sample_positions(d, selection.SAMPLE_SIZE)] = np.linspace(*seen, selection.SAMPLE_SIZE)
     magnitude = np.abs(x)
     seconds = fastest_seconds(
         rounds, ours=lambda: top_k_indices(x, k), partition=lambda: np.partition(magnitude, d - k)
@@ -216,7 +216,7 @@ def test_k_lies_between_none_and_all(k):
 
 
 def test_only_a_row_is_ranked():
-    with pytest.raises(ValueError, match="wants a row"):
+    with pytest.raises(ValueError, match="give a row"):
         top_k_indices(np.zeros((2, 3), np.float32), 1)
 
 
@@ -363,24 +363,26 @@ def test_per_layer_every_layer_keeps_its_own_share(sizes, fraction, candidate_sh
 
 
 def test_one_layer_is_ranked_as_the_whole_vector():
-    x, layout = smooth(), dp.Layout.of(LONG)
-    chosen = [dp.TopK(0.01, per=per).select(x, dp.Everywhere(), layout, 0) for per in ("vector", "layer")]
+    x, context = smooth(), PublicContext(layout=dp.Layout.of(LONG))
+    chosen = [dp.TopK(0.01, per=per).select(x, dp.Everywhere(), context) for per in ("vector", "layer")]
     assert chosen[0] == chosen[1]
 
 
 def test_the_codecs_top_k_lists_no_coordinate_that_it_drops(monkeypatch):
     monkeypatch.setattr(dp.Everywhere, "indices", lambda self, d: pytest.fail(f"it listed all {d}"))
     for per in ("vector", "layer"):
-        chosen = dp.TopK(0.01, per=per).select(smooth(), dp.Everywhere(), dp.Layout.of(LONG), 0)
+        context = PublicContext(layout=dp.Layout.of(LONG))
+        chosen = dp.TopK(0.01, per=per).select(smooth(), dp.Everywhere(), context)
         assert chosen.count(LONG) == FEW
 
 
 def test_random_k_looks_at_the_key_and_never_at_the_values():
     rng = np.random.default_rng(4)
     layout, stage = dp.Layout.of(50), dp.RandomK(0.1)
-    chosen = {stage.select(rng.standard_normal(50), dp.Everywhere(), layout, mask_key=1) for _ in range(5)}
+    first, second = (PublicContext(layout=layout, mask_key=key) for key in (1, 2))
+    chosen = {stage.select(rng.standard_normal(50), dp.Everywhere(), first) for _ in range(5)}
     assert len(chosen) == 1
-    assert stage.select(rng.standard_normal(50), dp.Everywhere(), layout, mask_key=2) not in chosen
+    assert stage.select(rng.standard_normal(50), dp.Everywhere(), second) not in chosen
 
 
 @FRAMEWORKS

@@ -19,10 +19,10 @@ class PerLayer:
 
     bits: tuple[int, ...]
 
-    def packed(self, values, counts):
-        return self.widths(len(counts)), self.coded(values, counts)
+    def widths_and_steps(self, values, counts):
+        return self.widths(len(counts)), self.steps(values, counts)
 
-    def coded(self, values, counts):
+    def steps(self, values, counts):
         layers = np.split(np.abs(values.astype(np.float64)), np.cumsum(counts)[:-1])
         tops = [2 ** (bits - 1) - 1 for bits in self.widths(len(counts))]
         return tuple(float(layer.max(initial=0)) / top for layer, top in zip(layers, tops, strict=True))

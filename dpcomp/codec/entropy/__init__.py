@@ -1,4 +1,4 @@
-"""The entropy slot: from positions and levels to bytes and back."""
+"""The entropy slot: positions and levels become bytes, without loss."""
 
 from dpcomp.codec.entropy.coder import EntropyCoder as EntropyCoder
 from dpcomp.codec.entropy.fixed_width import FixedWidth as FixedWidth

@@ -1,7 +1,7 @@
-"""The model of a group of levels, as bytes that both ends read alike: a table of frequencies.
+"""The model of a group of levels: a table of symbol frequencies, as bytes that both ends read the same way.
 
-Small levels have a symbol each. Large ones, where the tables of wide quantisers would cost more than they
-save, share one: a level's leading bits are its symbol, the bits below have equal chances (as in Moffat &
+Small levels have a symbol each. Large ones share symbols, since the tables of wide quantisers would cost more than they
+save: a level's leading bits are its symbol, and the bits below have equal probabilities (as in Moffat &
 Anh 2006, and in the exponents of floating point).
 """
 
@@ -11,31 +11,47 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt8
 
 from dpcomp.codec.entropy.integers import IntegerReader, IntegerWriter
+from dpcomp.codec.rate import MAX_LEVEL_BITS
 from dpcomp.core.errors import CorruptPayload
 
-WIDEST = 16  # bits of a level
-EXACT = WIDEST  # leading bits that are all bits: every level is a symbol of its own
-LEADING_BITS = (EXACT, 5, 3)  # what a writer tries
+ALL_BITS = MAX_LEVEL_BITS  # leading bits that are all bits: every level is a symbol of its own
+LEADING_BITS_TRIED = (ALL_BITS, 5, 3)  # by the writer, which takes the cheapest
 
 
 @dataclass(frozen=True, eq=False)
 class Alphabet:
-    """Symbols from `lowest` on, with a frequency each (none: it does not occur), of levels' `leading` bits."""
+    """The symbols of a group of levels, and their frequencies.
+
+    Attributes:
+        leading: How many leading bits of a level make its symbol; ALL_BITS makes every level a symbol.
+        lowest: The lowest symbol.
+        table: (symbols,) a byte for each symbol from `lowest` on, see `frequency_bytes`; 0 if it does not occur.
+    """
 
     leading: int
     lowest: int
     table: UInt8[np.ndarray, "symbols"]
 
     @classmethod
-    def of(cls, present: Int64[np.ndarray, "m"], occurrences: Int64[np.ndarray, "m"]) -> "Alphabet":
-        """The cheapest model of levels that occur so often."""
-        return min((cls._with(present, occurrences, leading) for leading in LEADING_BITS), key=lambda pair: pair[1])[0]
+    def fit(cls, present: Int64[np.ndarray, "m"], occurrences: Int64[np.ndarray, "m"]) -> "Alphabet":
+        """Return the model with which the levels and the table together take the fewest bits.
+
+        Args:
+            present: The distinct levels, ascending.
+            occurrences: How often each occurs, above 0.
+
+        Returns:
+            The best of the models with the numbers of leading bits that are tried.
+        """
+        fits = (cls._fit_leading(present, occurrences, leading) for leading in LEADING_BITS_TRIED)
+        return min(fits, key=lambda fit: fit[1])[0]
 
     @classmethod
-    def _with(
+    def _fit_leading(
         cls, present: Int64[np.ndarray, "m"], occurrences: Int64[np.ndarray, "m"], leading: int
     ) -> tuple["Alphabet", float]:
-        symbols, below = leading_bits(present, leading)
+        """Return the model with so many leading bits, and the bits that levels and table take under it."""
+        symbols, below = levels_to_symbols(present, leading)
         lowest = int(symbols.min())
         counts = np.bincount(symbols - lowest, weights=occurrences).astype(np.int64)
         alphabet = cls(leading, lowest, frequency_bytes(counts))
@@ -47,7 +63,7 @@ class Alphabet:
         return alphabet, float(bits) + 8 * len(writer.finish())
 
     def write(self, writer: IntegerWriter) -> None:
-        """Its integers."""
+        """Append the model to the integers before the stream."""
         writer.number(self.leading)
         writer.signed(self.lowest)
         writer.number(len(self.table))
@@ -60,11 +76,17 @@ class Alphabet:
 
     @classmethod
     def read(cls, reader: IntegerReader, largest: int) -> "Alphabet":
-        """What was written, of levels of magnitude up to `largest`."""
+        """Read a model of levels of magnitude up to `largest`.
+
+        Raises:
+            CorruptPayload: The table is empty, longer than its length field, or has symbols beyond the largest level.
+        """
         leading, lowest, length = reader.number(), reader.signed(), reader.number()
-        limit = int(leading_bits(np.array([largest]), leading)[0][0]) if 1 <= leading <= WIDEST else -1
+        limit = int(levels_to_symbols(np.array([largest]), leading)[0][0]) if 1 <= leading <= MAX_LEVEL_BITS else -1
         if not -limit <= lowest <= lowest + length - 1 <= limit:
-            raise CorruptPayload(f"a table of {length} symbols from {lowest} on, where levels end at {largest}")
+            raise CorruptPayload(
+                f"a frequency table has {length} symbols from {lowest} on, but levels end at {largest}"
+            )
         table = np.zeros(length, dtype=np.uint8)
         at = 0
         while at < length:
@@ -72,22 +94,32 @@ class Alphabet:
             table[at] = byte
             at += 1 if byte else reader.number()
         if at != length or not table.any():
-            raise CorruptPayload("a table of level frequencies is empty, or longer than it says")
+            raise CorruptPayload(
+                "a frequency table of levels is empty, or longer than its length field, which no sender writes"
+            )
         return cls(leading, lowest, table)
 
     @property
     def weights(self) -> Float64[np.ndarray, "symbols"]:
-        """The whole numbers that the bytes mean: (8 + mantissa)·2^exponent, or none."""
+        """The frequencies that the bytes encode, whole numbers: (8 + mantissa)·2^exponent; 0 for a byte of 0."""
         steps = self.table.astype(np.int64) - 1
         numbers = (8 + steps % 8) << np.maximum(steps // 8, 0)
         return np.where(self.table > 0, numbers, 0).astype(np.float64)
 
 
-def leading_bits(
+def levels_to_symbols(
     levels: Int32[np.ndarray, "m"] | Int64[np.ndarray, "m"], leading: int
 ) -> tuple[Int64[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
-    """Each level's symbol, with the level's sign, and how many bits below the symbol leaves open."""
-    if leading == EXACT:
+    """Return each level's symbol, which has the level's sign, and how many low bits it leaves open.
+
+    Args:
+        levels: The (m,) levels.
+        leading: How many leading bits make a symbol.
+
+    Returns:
+        The (m,) symbols, ordered as the levels are; and the (m,) numbers of open bits.
+    """
+    if leading == ALL_BITS:
         return levels.astype(np.int64), np.zeros(len(levels), dtype=np.int64)
     magnitude = np.abs(levels).astype(np.int64)
     below = np.maximum(np.frexp(magnitude)[1] - leading, 0).astype(np.int64)
@@ -95,11 +127,19 @@ def leading_bits(
     return np.where(levels < 0, -symbol, symbol), below
 
 
-def without_low_bits(
+def symbols_to_levels(
     symbols: Int32[np.ndarray, "m"] | Int64[np.ndarray, "m"], leading: int
 ) -> tuple[Int64[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
-    """The smallest magnitude of each symbol, with its sign, and how many bits below are open."""
-    if leading == EXACT:
+    """Return the level of smallest magnitude with each symbol, and how many low bits are open in it.
+
+    Args:
+        symbols: The (m,) symbols.
+        leading: How many leading bits make a symbol.
+
+    Returns:
+        The (m,) levels with the open bits 0; and the (m,) numbers of open bits.
+    """
+    if leading == ALL_BITS:
         return symbols.astype(np.int64), np.zeros(len(symbols), dtype=np.int64)
     magnitude = np.abs(symbols).astype(np.int64)
     below = np.maximum((magnitude >> (leading - 1)) - 1, 0)
@@ -108,10 +148,10 @@ def without_low_bits(
 
 
 def frequency_bytes(occurrences: Int64[np.ndarray, "symbols"]) -> UInt8[np.ndarray, "symbols"]:
-    """One byte a symbol: 0 where it never occurs, else its frequency with three bits after the leading one.
+    """Return one byte a symbol: 0 where it never occurs, else its frequency with three bits after the leading one.
 
-    Frequencies are off by a sixteenth at most, which costs below 0.001 bits a symbol, and span 31 octaves, so
-    that a level that occurs once in a million takes no more of the model than that.
+    Frequencies are off by a sixteenth at most, which costs less than 0.001 bits a symbol, and span 31 octaves, so
+    that a level that occurs once in a million is given no larger a probability than that.
     """
     scaled = occurrences * (15 * 2.0**30 / max(1, int(occurrences.max())))
     mantissa, exponent = np.frexp(np.maximum(scaled, 8.0))

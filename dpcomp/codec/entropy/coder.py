@@ -1,4 +1,4 @@
-"""What an entropy slot is: something that writes positions and levels, and reads them again."""
+"""The protocols of an entropy coder: a writer, a reader and, for measurements, a meter of one body."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from dpcomp.codec.quantize.quantizer import Bounds
 
 @runtime_checkable
 class Writer(Protocol):
-    """Writes one body, part after part."""
+    """Encodes one body, part after part: positions (if listed), side information, levels (if any), finish."""
 
     def positions(
         self,
@@ -19,53 +19,83 @@ class Writer(Protocol):
         edges: Int64[np.ndarray, "layers_plus_one"],
         previous: Int64[np.ndarray, "k_before"] | None,
     ) -> None:
-        """Ascending positions in the layers between the edges; `previous` are the last ones, if both ends know them."""
+        """Encode the positions of a listed support.
+
+        Args:
+            positions: The (k,) positions, ascending, below the last edge.
+            edges: The position where each layer begins, and d at the end.
+            previous: The positions listed last on the same link, which the reader has too; None if there are none.
+        """
         ...
 
     def raw(self, part: bytes) -> None:
-        """Bytes as they are."""
+        """Write bytes unchanged, such as side information."""
         ...
 
     def levels(self, levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
-        """Levels, `counts` of them a layer, within its bounds."""
+        """Encode the levels of a quantiser.
+
+        Args:
+            levels: The (m,) levels, layer after layer.
+            counts: How many of them each layer has.
+            bounds: The lowest and highest level of each layer; a layer where they are equal is not encoded.
+        """
         ...
 
     def finish(self) -> bytes:
-        """All of it."""
+        """Return the body."""
         ...
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Reads one body, in the order in which it was written; what cannot have been written is CorruptPayload."""
+    """Decodes one body, in the order in which it was written.
+
+    Every method raises CorruptPayload where the body cannot come from the writer, and allocates no more memory than an
+    update takes: the bytes may come from anybody.
+    """
 
     def positions(
         self, k: int, edges: Int64[np.ndarray, "layers_plus_one"], previous: Int64[np.ndarray, "k_before"] | None
     ) -> Int64[np.ndarray, "k"]:
-        """k ascending positions."""
+        """Decode the k ascending positions of a listed support.
+
+        Args:
+            k: How many there are.
+            edges: As for the writer.
+            previous: As for the writer.
+
+        Returns:
+            The (k,) positions.
+        """
         ...
 
     def raw(self, length: int) -> bytes:
-        """Bytes as they are."""
+        """Return the next `length` bytes that were written unchanged."""
         ...
 
     def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
-        """Levels, `counts` of them a layer."""
+        """Decode the levels, `counts` of them in each layer; layers that are not coded get their lowest level."""
         ...
 
     def finish(self) -> None:
-        """Nothing may be left."""
+        """Check that the body ends here."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartBits:
-    """What each part of a message takes on the wire, in bits; the parts add up to all of it, exactly.
+    """The bits that each part of a message takes on the wire; they add up to all of it, exactly.
 
-    `header` frames the rest; `index` says where values stand, `value` what they are, as floats or as coded
-    levels; `side` is what levels need beside them: steps, scales, widths, gains, and tables of frequencies. Where
-    parts share one coded stream each takes its information under the coder's model, in whole parts of 2^−10 of a
-    bit; what filling up whole bytes and words adds stands under `rounding`.
+    Parts that share one coded stream each have their information under the coder's model, in whole parts of 2⁻¹⁰ of a
+    bit; what filling up whole bytes and words adds is `rounding`.
+
+    Attributes:
+        header: The frame of the message, and the support header of the body.
+        index: The positions of the values.
+        side: What the levels need beside them: steps, scales, widths, gains, and frequency tables.
+        value: The values, as floats or as coded levels.
+        rounding: What is left to whole bytes and words.
     """
 
     header: float = 0.0
@@ -76,42 +106,46 @@ class PartBits:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The bits of the whole message."""
         return self.header + self.index + self.side + self.value + self.rounding
 
 
 @runtime_checkable
 class Meter(Reader, Protocol):
-    """A reader that can tell what each part of the body takes."""
+    """A reader that also counts the bits of each part of the body."""
 
     @property
     def bits(self) -> PartBits:
-        """Of a body that was read to its end."""
+        """The bits of each part, once the body was read to its end."""
         ...
 
 
 @runtime_checkable
 class Metered(Protocol):
-    """An entropy coder whose bodies can be measured."""
+    """An entropy coder whose bodies can be measured, by `Codec.measure`. Optional for a coder of your own."""
 
     def meter(self, body: bytes | memoryview) -> Meter:
-        """A meter of one body."""
+        """Return a meter of one body."""
         ...
 
 
 @runtime_checkable
 class EntropyCoder(Protocol):
-    """The slot's configuration; `packed` says that levels take whole bits, whatever they are."""
+    """The protocol of an entropy coder, the last slot of a codec. Write it as a frozen dataclass.
+
+    Writer and reader must compute their models from the same integers: a float that differs in its last bit between two
+    machines destroys the stream.
+    """
 
     @property
     def packed(self) -> bool:
-        """Whether a level costs its width."""
+        """Whether a level takes the whole bits of its layer's width; allocators then choose widths, else steps."""
         ...
 
     def writer(self) -> Writer:
-        """A fresh writer, for one body."""
+        """Return a new writer, for one body."""
         ...
 
     def reader(self, body: bytes | memoryview) -> Reader:
-        """A reader of one body."""
+        """Return a reader of one body."""
         ...

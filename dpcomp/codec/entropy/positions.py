@@ -1,8 +1,8 @@
-"""A listed support as ranks in smaller worlds: what was sent before, the rest, and each layer of them.
+"""Listed supports as ranks among candidates: the places of the last support, all other places, and layers of them.
 
-Random positions in a world of n places cost log₂ C(n, k) bits. Where a support resembles the last one of its
-sender, two worlds are cheaper than one: the places of the last support, most of which are kept, and all
-others, few of which are new. Where layers differ in density, a world a layer is cheaper. The writer says which.
+k random positions among n places take log₂ C(n, k) bits. If a support resembles the last one of its sender, two sets
+of candidates take fewer: the places of the last support, most of which are kept, and all others, few of which are new.
+If layers differ in density, a density for each layer takes fewer. The writer chooses, and sends its choice.
 """
 
 from dataclasses import dataclass
@@ -13,58 +13,82 @@ from scipy.special import entr
 
 
 @dataclass(frozen=True, eq=False)
-class World:
-    """Ascending ranks among edges[-1] places, cut into layers at the edges."""
+class CandidateSet:
+    """A set of candidate places, cut into layers, and the ranks of the chosen ones among them.
+
+    Attributes:
+        ranks: (k,) ascending numbers below edges[-1], the number of candidates.
+        edges: The rank where each layer begins, and the number of candidates at the end.
+    """
 
     ranks: Int64[np.ndarray, "k"]
     edges: Int64[np.ndarray, "layers_plus_one"]
 
     @property
     def counts(self) -> Int64[np.ndarray, "layers"]:
-        """How many of the ranks lie in each layer."""
+        """The number of chosen places in each layer."""
         return np.diff(np.searchsorted(self.ranks, self.edges))
 
-    def whole(self) -> "World":
-        """The same ranks, without the cuts."""
-        return World(self.ranks, self.edges[[0, -1]])
+    def as_one_layer(self) -> "CandidateSet":
+        """Return the same candidates and ranks without the borders between layers."""
+        return CandidateSet(self.ranks, self.edges[[0, -1]])
 
     @property
     def bits(self) -> float:
-        """What its layers cost, each under its own density, with a count a layer."""
+        """Estimate the bits of the ranks, each layer under its own density, with the bytes of a count a layer."""
         counts = self.counts
         side = np.sum(np.searchsorted([1 << 7, 1 << 14, 1 << 21, 1 << 28], counts, side="right") + 1)
         return float(np.sum(support_bits(np.diff(self.edges), counts)) + 8 * side)
 
 
 def support_bits(places: Int64[np.ndarray, "m"], counts: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, "m"]:
-    """n·H₂(k/n): the information of k random positions among n, to within half a logarithm (Cover & Thomas, 11.40)."""
+    """Return n·H₂(k/n): the bits of k random positions among n, to within half a logarithm (Cover & Thomas, 11.40)."""
     share = counts / np.maximum(places, 1)
     return places * (entr(share) + entr(1 - share)) / np.log(2)
 
 
-def split(
+def split_by_previous(
     positions: Int64[np.ndarray, "k"],
     previous: Int64[np.ndarray, "k_before"],
     edges: Int64[np.ndarray, "layers_plus_one"],
-) -> tuple[World, World]:
-    """The positions that were there before, ranked among `previous`, and the new ones, ranked among the others."""
+) -> tuple[CandidateSet, CandidateSet]:
+    """Split a support into the positions that the previous support had, and the new ones.
+
+    Args:
+        positions: The (k,) positions, ascending.
+        previous: The positions of the previous support, ascending.
+        edges: The position where each layer begins, and d at the end.
+
+    Returns:
+        The kept positions, as ranks among the previous ones; and the new ones, as ranks among all others.
+    """
     before = np.searchsorted(previous, positions)
     kept = np.zeros(len(positions), dtype=bool)
     inside = before < len(previous)
     kept[inside] = previous[before[inside]] == positions[inside]
     edges_before = np.searchsorted(previous, edges)
-    return World(before[kept], edges_before), World((positions - before)[~kept], edges - edges_before)
+    new = CandidateSet((positions - before)[~kept], edges - edges_before)
+    return CandidateSet(before[kept], edges_before), new
 
 
-def merged(
+def merge_with_previous(
     kept: Int64[np.ndarray, "k_kept"], new: Int64[np.ndarray, "k_new"], previous: Int64[np.ndarray, "k_before"]
 ) -> Int64[np.ndarray, "k"]:
-    """The positions that were split."""
+    """Return the positions of a support from its two sets of ranks: the inverse of `split_by_previous`.
+
+    Args:
+        kept: The ranks of the kept positions among the previous ones.
+        new: The ranks of the new positions among all others.
+        previous: The positions of the previous support, ascending.
+
+    Returns:
+        The (k,) positions, ascending.
+    """
     skipped = np.searchsorted(previous - np.arange(len(previous)), new, side="right")
     return np.sort(np.concatenate([previous[kept], new + skipped]))
 
 
-def cheaper(world: World) -> World:
-    """With one density for all, or with one a layer."""
-    whole = world.whole()
-    return world if world.bits < whole.bits else whole
+def cheaper_layering(candidates: CandidateSet) -> CandidateSet:
+    """Return the candidates with their layers, or as one layer, whichever takes fewer bits."""
+    one_layer = candidates.as_one_layer()
+    return candidates if candidates.bits < one_layer.bits else one_layer

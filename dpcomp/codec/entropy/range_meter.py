@@ -1,4 +1,4 @@
-"""The measuring half of the range coder: what of its one stream each part takes."""
+"""The meter of the range coder: how much of its one stream each part takes."""
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
@@ -8,12 +8,12 @@ from dpcomp.codec.entropy.integers import IntegerReader
 from dpcomp.codec.entropy.range_reader import RangeReader
 from dpcomp.codec.quantize.quantizer import Bounds
 
-CHANCE_BITS = 24  # in which the coder holds a chance
-FINEST = 2**10  # parts of a bit that are told apart: sums of such are exact
+PROBABILITY_BITS = 24  # in which the coder holds a probability
+PARTS_OF_A_BIT = 2**10  # to which information is rounded: sums of such are exact
 
 
 class RangeMeter(RangeReader):
-    """Reads a body, and adds up the information of every symbol and the integers that its model takes."""
+    """Decodes a body, and adds up the information of every symbol and the integers that its model takes."""
 
     def __init__(self, body: bytes | memoryview):
         super().__init__(body)
@@ -26,19 +26,19 @@ class RangeMeter(RangeReader):
     def positions(
         self, k: int, edges: Int64[np.ndarray, "layers_plus_one"], previous: Int64[np.ndarray, "k_before"] | None
     ) -> Int64[np.ndarray, "k"]:
-        """k ascending positions; the counts that their models are made of are theirs."""
+        """Decode k positions; the counts that their models are made from are part of the index."""
         information, left = self._information, self._side.left
         positions = super().positions(k, edges, previous)
         self._index += self._information - information + 8 * (left - self._side.left)
         return positions
 
     def raw(self, length: int) -> bytes:
-        """Bytes as they are."""
+        """Return the next bytes unchanged, as side information."""
         self._side_bits += 8 * length
         return super().raw(length)
 
     def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
-        """Levels, `counts` of them a layer; their tables are side information."""
+        """Decode the levels, `counts` of them in each layer; their tables are side information."""
         information, left = self._information, self._side.left
         levels = super().levels(counts, bounds)
         self._value += self._information - information
@@ -47,8 +47,8 @@ class RangeMeter(RangeReader):
 
     @property
     def bits(self) -> PartBits:
-        """Rounding is what the coder's whole words, and its products of whole numbers, add to the information."""
-        index, value = (round(part * FINEST) / FINEST for part in (self._index, self._value))
+        """The bits of each part; rounding is what the coder's whole words, and its integer arithmetic, add."""
+        index, value = (round(part * PARTS_OF_A_BIT) / PARTS_OF_A_BIT for part in (self._index, self._value))
         rest = self._body_bits - self._header - index - self._side_bits - value
         return PartBits(header=float(self._header), index=index, side=self._side_bits, value=value, rounding=rest)
 
@@ -57,17 +57,17 @@ class RangeMeter(RangeReader):
         self._information += information(symbols, weights)
         return symbols
 
-    def _equal_chances(self, bits: int, count: int) -> Int64[np.ndarray, "count"]:
+    def _equal_probabilities(self, bits: int, count: int) -> Int64[np.ndarray, "count"]:
         self._information += bits * count
-        return super()._equal_chances(bits, count)
+        return super()._equal_probabilities(bits, count)
 
 
 def information(symbols: Int32[np.ndarray, "m"], weights: Float64[np.ndarray, "alphabet"]) -> float:
-    """−Σ log₂ of the chances that the coder gives these symbols.
+    """Return −Σ log₂ of the probabilities that the coder gives these symbols, in bits.
 
-    It holds chances in 2^24 parts: one for every symbol, so that none is impossible, the others by the weights,
+    It holds probabilities in 2^24 parts: one for every symbol, so that none is impossible, the others by the weights,
     rounded down cumulatively (constriction's `Categorical(perfect=False)`).
     """
-    cuts = np.floor(np.cumsum(weights) * ((2**CHANCE_BITS - len(weights)) / weights.sum()))
-    chances = np.diff(cuts, prepend=0.0) + 1
-    return float(np.bincount(symbols, minlength=len(weights)) @ (CHANCE_BITS - np.log2(chances)))
+    cuts = np.floor(np.cumsum(weights) * ((2**PROBABILITY_BITS - len(weights)) / weights.sum()))
+    parts = np.diff(cuts, prepend=0.0) + 1
+    return float(np.bincount(symbols, minlength=len(weights)) @ (PROBABILITY_BITS - np.log2(parts)))

@@ -1,4 +1,4 @@
-"""The quantize slot: from values to whole numbers and back."""
+"""The quantise slot: values become whole numbers (levels) and side information, and are decoded from them."""
 
 from dpcomp.codec.quantize.floats import Float16 as Float16
 from dpcomp.codec.quantize.floats import Float32 as Float32

@@ -1,4 +1,4 @@
-"""What a quantiser is."""
+"""The protocol of a quantiser, and what all quantisers share."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,32 +13,76 @@ from dpcomp.core.public_context import PublicContext
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """The lowest and the highest level of each layer; a layer where they are the same is not coded."""
+    """The lowest and the highest level that each layer may have.
+
+    The entropy coder reads from them how many bits hold a level, and refuses levels outside. A layer whose bounds are
+    equal has nothing to code: its levels are not sent.
+
+    Attributes:
+        lowest: (layers,) the lowest level of each layer.
+        highest: (layers,) the highest.
+    """
 
     lowest: Int32[np.ndarray, "layers"]
     highest: Int32[np.ndarray, "layers"]
 
     @property
     def coded(self) -> Bool[np.ndarray, "layers"]:
-        """Which layers have levels on the wire."""
+        """Which layers have their levels sent."""
         return self.highest > self.lowest
 
     @property
     def widths(self) -> Int64[np.ndarray, "layers"]:
-        """Bits that hold any level of a layer."""
+        """The bits that hold any level of each layer."""
         return np.frexp(self.highest - self.lowest)[1].astype(np.int64)
 
 
 @runtime_checkable
 class Quantizer(Protocol):
-    """Makes levels of values, and values of levels; `counts` says how many of them each layer holds.
+    """The protocol of a quantiser: values become levels and side information at the sender, values again at both ends.
 
-    What both ends compute of a body must be the same to the last bit: whole numbers, and products of float32s.
+    A message is the side information (bytes, sent as they are), then the levels (whole numbers, which the entropy coder
+    codes). The sender calls `levels`; the receiver calls `side_bytes`, reads so many bytes, calls `bounds`, reads the
+    levels and calls `values`. The sender calls `values` too, to know what the receiver decodes: so `values` must return
+    the same bits on both machines. Use whole numbers and products of float32; draw randomness from `context.dither_key`
+    alone. The entropy coders are made for levels within 2¹⁵ − 1 in magnitude. Write a quantiser as a frozen dataclass.
 
-    Three attributes are optional. `side_holds_values`: whether the bytes before the levels are the values themselves,
-    as in a float format, so that their bits are counted as values; left out, they are where a body has no levels.
-    `allocates`: whether layers get bits of their own. `averaged_clients`: of how many updates the server wants the
-    mean, where the quantiser needs to know.
+    A quantiser without levels, such as a float format, puts the values in the side information: its `bounds` are equal
+    in every layer, and its `levels` an empty array.
+
+    Three attributes are optional:
+
+    - `side_holds_values` (bool): the side information is the values, as in a float format, so `measure` counts its bits
+      as values. If absent, it is taken to be so in a body without levels.
+    - `allocates` (bool): layers get rates of their own, as from an allocator. Absent is False.
+    - `averaged_clients` (int or None): the number of updates that the server averages, for a quantiser that separates
+      signal from privacy noise; its values are then Wiener estimates. Absent is None.
+
+    **Privacy:** a quantiser works on released values, so it may use them in any way (PRIVACY_RULES 1 and 12).
+
+    Example:
+        >>> import dpcomp as dp
+        >>> @dataclass(frozen=True)
+        ... class FixedSign:
+        ...     scale: float
+        ...     unbiased = False
+        ...
+        ...     def side_bytes(self, counts, context):
+        ...         return 0
+        ...
+        ...     def bounds(self, side, context):
+        ...         zeros = np.zeros(len(context.layout.shapes), np.int32)
+        ...         return Bounds(zeros, zeros + 1)
+        ...
+        ...     def levels(self, values, counts, context):
+        ...         return (values >= 0).astype(np.int32), b""
+        ...
+        ...     def values(self, levels, side, counts, context):
+        ...         return np.float32(self.scale) * (2 * levels - 1).astype(np.float32)
+        >>> codec, context = dp.Codec(quantize=FixedSign(0.5)), dp.PublicContext(layout=dp.Layout.of(2))
+        >>> body, decoded = codec.encode(np.array([0.3, -2.0], np.float32), dp.Everywhere(), context)
+        >>> decoded
+        array([ 0.5, -0.5], dtype=float32)
     """
 
     @property
@@ -47,46 +91,78 @@ class Quantizer(Protocol):
         ...
 
     def bounds(self, side: bytes, context: PublicContext) -> Bounds:
-        """The levels that each layer can have, when `side` stands before them."""
+        """Return the lowest and highest level of each layer of `context.layout`, given the side information."""
         ...
 
     def levels(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> tuple[Int32[np.ndarray, "m"], bytes]:
-        """A level a value (of no use where no layer is coded), and what stands before them on the wire."""
+        """Quantise values, at the sender.
+
+        Args:
+            values: The (k,) values, layer after layer; they must stay unchanged.
+            counts: How many of them each layer has; they add up to k.
+            context: The public values of the message.
+
+        Returns:
+            A level for each value (in layers that are not coded, any), and the side information.
+        """
         ...
 
     def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
-        """How many bytes stand before the levels."""
+        """Return the length of the side information in bytes, which may depend on its arguments alone."""
         ...
 
     def values(
         self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
-        """What the levels stand for.
+        """Decode values, at both ends.
+
+        Args:
+            levels: A level for each value, within the bounds; the lowest level in layers that are not coded.
+            side: The side information.
+            counts: How many of the k values each layer has.
+            context: The public values of the message.
+
+        Returns:
+            The (k,) decoded values, a new array.
 
         Raises:
-            CorruptPayload: the side bytes cannot come from this quantiser.
+            CorruptPayload: The side information cannot come from this quantiser.
         """
         ...
 
 
-def refuse_outside(levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
-    """Refuse levels that their layer's quantiser does not have.
+def refuse_levels_outside(levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
+    """Check that the levels of every layer lie within its bounds.
+
+    Args:
+        levels: The levels, layer after layer.
+        counts: How many of them each layer has.
+        bounds: The lowest and highest level of each layer.
 
     Raises:
-        CorruptPayload: there is one.
+        CorruptPayload: A level lies outside.
     """
     layers = pairwise(np.cumsum([0, *counts]))
     for (start, stop), lowest, highest in zip(layers, bounds.lowest, bounds.highest, strict=True):
         if stop > start and not (lowest <= levels[start:stop].min() and levels[start:stop].max() <= highest):
-            raise CorruptPayload("a level lies outside its layer's quantiser")
+            raise CorruptPayload(f"a level lies outside its layer's bounds, {lowest} to {highest}")
 
 
 def scale_layers(
     values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], scales: Float32[np.ndarray, "layers"]
 ) -> Float32[np.ndarray, "k"]:
-    """The values, each times its layer's scale, in their own place."""
+    """Multiply the values of each layer by its scale, in place.
+
+    Args:
+        values: The (k,) values, layer after layer; they are overwritten.
+        counts: How many of them each layer has.
+        scales: Each layer's scale.
+
+    Returns:
+        The same array.
+    """
     for (start, stop), scale in zip(pairwise(np.cumsum([0, *counts])), scales, strict=True):
         values[start:stop] *= scale
     return values

@@ -1,28 +1,50 @@
-"""Evenly spaced levels."""
+"""Uniform: evenly spaced levels, with a step for each layer."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64, UInt16
+from jaxtyping import Float32, Int32, Int64
 
-from dpcomp.codec.allocation import WIDEST, Allocator, Equal
+from dpcomp.codec.allocation import Allocator, Equal
+from dpcomp.codec.quantize.bfloat16 import read_scales, round_up_to_bfloat16, widen_bfloat16
 from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
 from dpcomp.codec.quantize.rounding import Nearest, Rounding
-from dpcomp.core.errors import CorruptPayload
+from dpcomp.codec.rate import LARGEST_LEVEL, MAX_LEVEL_BITS
 from dpcomp.core.public_context import PublicContext
-
-LARGEST_STEP = 0x7F7F  # the upper half of the largest float32
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Round to evenly spaced levels, symmetric about 0, with a step for each layer.
+    """Round to evenly spaced levels, symmetric about 0, with a step Δ for each layer.
 
-    `bits` is a whole number b, and then the levels are the 2^b − 1 that span the layer's largest magnitude; or an
-    allocator, which gives each layer its own width where levels are packed, and its own step where they are
-    entropy-coded. `rounding` is to the nearest (biased), stochastic or dithered (unbiased). A step is rounded up
-    to the upper half of a float32: two bytes that mean the same number on every machine.
+    With a whole number of bits b, each layer has 2^b − 1 levels that span its largest magnitude: Δ = max |x| ÷
+    (2^(b−1) − 1). With an allocator, each layer has a width of its own if levels are packed, and a step of its own if
+    they are entropy-coded. The squared error is about Δ²/12 a value where the levels are not clipped. `FixedWidth`
+    spends b bits on a value, `RangeCoder` the entropy of the levels: 2.6 to 2.9 of 4 bits on Gaussian layers of 10⁶ to
+    10⁴ values.
+
+    Side information is two bytes a layer for the step, rounded up to a bfloat16, the same number on every machine; and
+    half a byte a layer for the width, if an allocator chose it.
+
+    **Privacy:** post-processing of a release (PRIVACY_RULES 1). The step of a clean layer would be an observable of
+    private data (PRIVACY_RULES, rule zero).
+
+    Attributes:
+        bits: A whole number from 2 to 16, or an allocator: `Equal`, `Waterfill`, `FixedStep` or one of your own.
+        rounding: `Nearest` (biased, smallest error), `Stochastic` or `Dithered` (both unbiased).
+
+    Raises:
+        TypeError: `bits` is neither a whole number nor an allocator, or `rounding` is not a rounding rule.
+        ValueError: `bits` lies outside 2 to 16.
+
+    Example:
+        >>> import dpcomp as dp
+        >>> context = dp.PublicContext(layout=dp.Layout.of(4))
+        >>> values = np.array([0.7, -0.2, 0.0, 0.36], dtype=np.float32)
+        >>> _, decoded = dp.Codec(quantize=dp.Uniform(4)).encode(values, dp.Everywhere(), context)
+        >>> [round(float(value), 3) for value in decoded]  # the step is 0.7/7, rounded up
+        [0.701, -0.2, 0.0, 0.4]
     """
 
     bits: int | Allocator
@@ -32,110 +54,97 @@ class Uniform:
         if not isinstance(self.bits, Allocator):
             object.__setattr__(self, "bits", Equal(self.bits).bits)
         if not isinstance(self.rounding, Rounding) or isinstance(self.rounding, type):
-            raise TypeError(f"Uniform(rounding={self.rounding!r}): dp.Nearest(), dp.Stochastic() or dp.Dithered()")
+            raise TypeError(
+                f"Uniform(rounding={self.rounding!r}) is no rounding rule: give dp.Nearest(), dp.Stochastic() or "
+                "dp.Dithered()"
+            )
 
     side_holds_values = False
 
     @property
     def allocates(self) -> bool:
-        """Whether layers get bits of their own."""
+        """Whether an allocator gives layers rates of their own."""
         return not isinstance(self.bits, int)
 
     @property
     def averaged_clients(self) -> int | None:
-        """Of how many updates the server wants the mean, where the allocator sees the privacy noise."""
+        """The number of updates that the server averages, if the allocator separates signal from noise; else None."""
         return getattr(self.bits, "averaged_clients", None)
 
     @property
     def unbiased(self) -> bool:
-        """As the rounding is; but what an allocator gives no bits at all is decoded as zero."""
+        """Whether the rounding is unbiased; a layer to which an allocator gives no bits is decoded as zeros even so."""
         return self.rounding.unbiased
 
     def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
-        """Two a layer for its step; half a byte for its width, where an allocator chose it."""
-        return 2 * len(counts) + (len(counts) + 1) // 2 * self._says_widths(context)
+        """Return two bytes a layer for its step, and half a byte for its width, if an allocator chose it."""
+        return 2 * len(counts) + (len(counts) + 1) // 2 * self._sends_widths(context)
 
     def bounds(self, side: bytes, context: PublicContext) -> Bounds:
-        """±(2^(width−1) − 1)."""
-        widths = self._widths_said(side, context)
+        """Return ±(2^(width−1) − 1) for each layer."""
+        widths = self._decoded_widths(side, context)
         tops = np.where(widths > 0, (1 << np.maximum(widths - 1, 0)) - 1, 0).astype(np.int32)
         return Bounds(-tops, tops)
 
     def levels(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> tuple[Int32[np.ndarray, "k"], bytes]:
-        """The whole numbers, and each layer's step."""
+        """Return the rounded and clipped ratios value ÷ step, and the steps and widths as side information."""
         edges = np.cumsum([0, *counts])
         layers = list(pairwise(edges))
-        said = b""
+        width_bytes = b""
         if isinstance(self.bits, int):
-            largest = np.array([_largest(values[start:stop]) for start, stop in layers])
+            largest = np.array([_largest_magnitude(values[start:stop]) for start, stop in layers])
             spacing = largest / (2 ** (self.bits - 1) - 1)
         elif context.packed:
-            widths, spacing = self.bits.packed(values, counts)
-            said = _nibbles(widths)
+            widths, spacing = self.bits.widths_and_steps(values, counts)
+            width_bytes = _pack_widths(widths)
         else:
-            largest = np.array([_largest(values[start:stop]) for start, stop in layers])
-            spacing = np.maximum(self.bits.coded(values, counts), largest / (2 ** (WIDEST - 1) - 1))
-        steps = _rounded_up(np.asarray(spacing, dtype=np.float64))
-        tops = self.bounds(bytes(2 * len(counts)) + said, context).highest
+            largest = np.array([_largest_magnitude(values[start:stop]) for start, stop in layers])
+            spacing = np.maximum(self.bits.steps(values, counts), largest / LARGEST_LEVEL)
+        steps = round_up_to_bfloat16(np.asarray(spacing, dtype=np.float64))
+        tops = self.bounds(bytes(2 * len(counts)) + width_bytes, context).highest
         ratio = np.zeros_like(values)
-        for step, (start, stop) in zip(widened(steps), layers, strict=True):
+        for step, (start, stop) in zip(widen_bfloat16(steps), layers, strict=True):
             if step > 0:
                 np.divide(values[start:stop], step, out=ratio[start:stop])
-        ratio += self.rounding.shift(len(values), context.dither_key)
+        ratio += self.rounding.sender_offset(len(values), context.dither_key)
         np.rint(ratio, out=ratio)
         for top, (start, stop) in zip(tops, layers, strict=True):
             np.clip(ratio[start:stop], -top, top, out=ratio[start:stop])
-        return ratio.astype(np.int32), steps.astype("<u2").tobytes() + said
+        return ratio.astype(np.int32), steps.astype("<u2").tobytes() + width_bytes
 
     def values(
         self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
-        """(level − dither) × the layer's step."""
-        steps = np.frombuffer(side[: 2 * len(counts)], dtype="<u2").astype(np.uint16)
-        if (steps > LARGEST_STEP).any():
-            raise CorruptPayload("a quantiser's step is negative or not finite")
+        """Return (level − receiver offset) × the layer's step."""
+        scale, largest = read_scales(side[: 2 * len(counts)]), np.finfo(np.float32).max
         ratio = levels.astype(np.float32)
-        ratio -= self.rounding.taken_off(len(levels), context.dither_key)
-        scale, largest = widened(steps), np.finfo(np.float32).max
+        ratio -= self.rounding.receiver_offset(len(levels), context.dither_key)
         with np.errstate(over="ignore"):
             scale_layers(ratio, counts, scale)
-        if scale.max(initial=0) > largest / 2**WIDEST:  # half a step more than the largest float is that float
+        if scale.max(initial=0) > largest / 2**MAX_LEVEL_BITS:  # half a step more than the largest float is that float
             np.clip(ratio, -largest, largest, out=ratio)
         return ratio
 
-    def _says_widths(self, context: PublicContext) -> bool:
+    def _sends_widths(self, context: PublicContext) -> bool:
         return context.packed and not isinstance(self.bits, int)
 
-    def _widths_said(self, side: bytes, context: PublicContext) -> Int64[np.ndarray, "layers"]:
+    def _decoded_widths(self, side: bytes, context: PublicContext) -> Int64[np.ndarray, "layers"]:
         layers = len(context.layout.shapes)
-        if self._says_widths(context):
+        if self._sends_widths(context):
             packed = np.frombuffer(side[2 * layers :], dtype=np.uint8)
             codes = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:layers].astype(np.int64)
             return codes + (codes > 0)
-        return np.full(layers, self.bits if isinstance(self.bits, int) else WIDEST)
+        return np.full(layers, self.bits if isinstance(self.bits, int) else MAX_LEVEL_BITS)
 
 
-def _nibbles(widths: tuple[int, ...]) -> bytes:
-    """Half a byte a layer: 0 for none, else the width less one."""
+def _pack_widths(widths: tuple[int, ...]) -> bytes:
+    """Pack each width into half a byte: 0 for no bits, else the width less one."""
     codes = np.zeros(len(widths) + len(widths) % 2, dtype=np.uint8)
     codes[: len(widths)] = [max(width - 1, 0) for width in widths]
     return (codes[::2] | codes[1::2] << 4).tobytes()
 
 
-def _largest(values: Float32[np.ndarray, "n"]) -> float:
+def _largest_magnitude(values: Float32[np.ndarray, "n"]) -> float:
     return abs(max(float(values.max()), -float(values.min()))) if len(values) else 0.0
-
-
-def _rounded_up(steps: Float64[np.ndarray, "layers"]) -> UInt16[np.ndarray, "layers"]:
-    """The upper halves of the float32s that are no smaller, as far as they are finite."""
-    capped = np.minimum(steps, np.finfo(np.float32).max)
-    words = capped.astype(np.float32).view(np.uint32)
-    words += words.view(np.float32) < capped  # the next float32 up
-    return np.minimum((words >> 16) + ((words & 0xFFFF) > 0), LARGEST_STEP).astype(np.uint16)
-
-
-def widened(halves: UInt16[np.ndarray, "layers"]) -> Float32[np.ndarray, "layers"]:
-    """The float32s whose upper halves these are."""
-    return (halves.astype(np.uint32) << 16).view(np.float32)

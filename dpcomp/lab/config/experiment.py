@@ -20,6 +20,7 @@ from dpcomp.core.errors import ConfigError
 from dpcomp.lab.config.federation_keys import FEDERATION_KEYS
 from dpcomp.lab.config.own_parts import Import, imported
 from dpcomp.pipeline import Pipeline
+from dpcomp.privacy.trust import TrustModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,13 @@ class Experiment:
     @property
     def steps(self) -> int:
         """How many releases a client's data go through, if it takes part in every round."""
-        local_steps = self.federation.get("local_steps", 1) if self.unit == "example" else 1
+        local_steps = self.federation.get("local_steps", 1) if self.trust_model.releases_local_steps else 1
         return self.federation["rounds"] * local_steps
 
     @property
-    def unit(self) -> str:
-        """What one neighbour adds or removes: "example" or "client"."""
-        return self.pipeline.get("unit", "example")
+    def trust_model(self) -> TrustModel:
+        """The unit and the trust of its pipeline."""
+        return TrustModel(unit=self.pipeline.get("unit", "example"), trust=self.pipeline.get("trust", "nobody"))
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -87,8 +87,8 @@ class ResultsFile:
             for path, _ in loose:
                 for file in path.parent.iterdir():  # the report, and what killed processes have left beside it
                     file.unlink(missing_ok=True)
-            for folder in sorted(self.running.rglob("*/"), reverse=True):  # those of finished trials, deepest first
-                _remove_empty(folder)
+            for folder, _, _ in os.walk(self.running, topdown=False):  # those of finished trials
+                _remove_empty(Path(folder))
             (self.running / LOCK).unlink()  # whoever waits for this file sees that it is gone, and makes another
             _remove_empty(self.running)
 
@@ -113,7 +113,8 @@ class ResultsFile:
         return found
 
     def _loose(self) -> Iterator[tuple[Path, Report]]:
-        for path in sorted(self.running.rglob(REPORT)):
+        # A walk goes on where another process, which folds, removes a folder in the middle of it.
+        for path in sorted(Path(folder) / REPORT for folder, _, files in os.walk(self.running) if REPORT in files):
             try:
                 report = _parsed(path.read_text(encoding="utf-8"))
             except FileNotFoundError:  # another process folds it in

@@ -42,7 +42,7 @@ def parts(module: torch.nn.Module, vector: Float32[np.ndarray, "d"]) -> list[tor
             f"a vector of shape {vector.shape} does not fit {layout.size} trainable parameters: give one of shape "
             f"({layout.size},)"
         )
-    rows = np.split(vector, layout.edges[1:-1])
+    rows = layout.split(vector)
     return [torch.tensor(row).reshape(shape) for row, (_, shape) in zip(rows, layout.shapes, strict=True)]
 
 

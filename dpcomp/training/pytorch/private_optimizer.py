@@ -198,7 +198,7 @@ class PrivateOptimizer(DPOptimizer):
             BudgetExhausted: No round is open, or its permit has no step left for this pipeline.
         """
         memory, permit = self._round()
-        total, self._total = self._total or self._pipeline.nothing(memory), None
+        total, self._total = self._total or self._pipeline.empty_total(memory), None
         self._released = self._pipeline.noise(total, memory, self._secret, permit)
         self._steps += 1
         gradients = parts(self._model, self._released.dense())

@@ -1,0 +1,39 @@
+"""Steps and scales as bfloat16, the upper half of a float32: two bytes that are the same number on every machine."""
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt16
+
+from dpcomp.core.errors import CorruptPayload
+
+LARGEST = 0x7F7F  # the largest finite bfloat16
+
+
+def round_to_bfloat16(scales: Float64[np.ndarray, "layers"]) -> UInt16[np.ndarray, "layers"]:
+    """Round non-negative numbers to the nearest finite bfloat16, within 2⁻⁸ of them; return its 16 bits."""
+    words = scales.astype(np.float32).view(np.uint32)
+    return np.minimum((words + 0x8000) >> 16, LARGEST).astype(np.uint16)
+
+
+def round_up_to_bfloat16(steps: Float64[np.ndarray, "layers"]) -> UInt16[np.ndarray, "layers"]:
+    """Round non-negative numbers up to a bfloat16, or to the largest finite one; return its 16 bits."""
+    capped = np.minimum(steps, np.finfo(np.float32).max)
+    words = capped.astype(np.float32).view(np.uint32)
+    words += words.view(np.float32) < capped  # the next float32 up
+    return np.minimum((words >> 16) + ((words & 0xFFFF) > 0), LARGEST).astype(np.uint16)
+
+
+def widen_bfloat16(halves: UInt16[np.ndarray, "layers"]) -> Float32[np.ndarray, "layers"]:
+    """Return the float32s whose upper halves these are."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def read_scales(side: bytes) -> Float32[np.ndarray, "layers"]:
+    """Read the scale or step of each layer from side information of two bytes a layer.
+
+    Raises:
+        CorruptPayload: A scale is negative or not finite.
+    """
+    halves = np.frombuffer(side, dtype="<u2").astype(np.uint16)
+    if (halves > LARGEST).any():
+        raise CorruptPayload("a layer's scale or step is negative or not finite, which no sender writes")
+    return widen_bfloat16(halves)
