@@ -54,7 +54,10 @@ class Life:
         different = set()
         while len(different) < messages:
             assert ours.poll(SILENCE), "the client says nothing"
-            message = ours.recv_bytes()
+            try:
+                message = ours.recv_bytes()
+            except (EOFError, OSError):
+                pytest.fail("the client ended by itself")
             different.add(message)
             self._tell(ours, self.handle(message))
             # Once it was answered, a client trains, unless it has charged this round before: then it asks anew.
