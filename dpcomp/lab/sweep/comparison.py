@@ -57,6 +57,7 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
                 means[home / outcome.point.name] = accuracy = _mean_accuracy(outcome)
                 if list(outcome.point.labels.values()) == [REFERENCE]:
                     means[home / REFERENCE] = accuracy
+                reference = means.get(home / REFERENCE, means.get(home.parent / REFERENCE))
                 rows.append(
                     {
                         "method": (home / outcome.point.name).relative_to(folder).as_posix(),
