@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.core.support import Seeded
 from analysis.figures import efficiency, energy, overlap
 from analysis.tables.noise_losses import (
     at_equal_density,
@@ -45,7 +46,7 @@ def rounds_of(seed: int, batch: int = 30) -> Rounds:
         density: tuple(
             dp.Total(layers=(vector[support.indices(LAYOUT.size)],), layout=LAYOUT, support=support, units=batch)
             for vector, support in zip(
-                vectors, [dp.RandomK(density).support(LAYOUT.size, mask) for mask in masks], strict=True
+                vectors, [Seeded(seed=mask, k=dp.RandomK(density).count(LAYOUT.size)) for mask in masks], strict=True
             )
         )
         for density in DENSITIES

@@ -111,8 +111,8 @@ def test_a_device_and_a_schedule_are_arguments_like_others(tmp_path):
         "[tune]\nlearning_rate = [0.5, 1.0]", ""
     )
     arguments = make_arguments(load(config(tmp_path, text)))
-    assert arguments["device"] == "cuda"
-    assert arguments["learning_rate"] == Cosine(peak=0.2, rounds=20, warm_up=2)
+    assert arguments["trainer"].device == "cuda"
+    assert arguments["trainer"].learning_rate == Cosine(peak=0.2, rounds=20, warm_up=2)
 
 
 def test_every_key_of_a_federation_goes_where_it_is_known():
