@@ -31,7 +31,8 @@ CLAIMS = {  # what was measured of each; in brackets stand the paper's names of 
         [allocation.eps_8.packed.water_filled_2_bits.accuracy] % by layer,
         [allocation.eps_8.packed.equal_2_bits.accuracy] % equal""",
     "scrambling": f"""{LOSS.format("cifar10.300", "alone")} to {LOSS.format("fashion_mnist.2000", "alone")} %;
-        with error feedback {LOSS.format("fashion_mnist.300", "feedback")} to {LOSS.format("cifar10.300", "feedback")} %""",
+        with error feedback {LOSS.format("fashion_mnist.300", "feedback")} to
+        {LOSS.format("cifar10.300", "feedback")} %""",
     "local_steps": """[local_steps.equal_steps.iid.8.1.accuracy] % with 1,
         [local_steps.equal_steps.iid.8.3.accuracy] % with 3, [local_steps.equal_steps.iid.8.5.accuracy] % with 5""",
     "delta_coding": "it saves [delta_coding.0.saved] % without noise, [delta_coding.0_25.saved] % at z = ¼",
