@@ -78,7 +78,7 @@ class Pipeline:
         TypeError: A part is no frozen dataclass, or of another type than its place wants.
         ValueError: A part stands where it cannot.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> pipeline = dp.Pipeline(
         ...     sampling=dp.Poisson(0.1),
@@ -441,7 +441,7 @@ class Pipeline:
         Raises:
             BudgetExhausted, NotPrivate, VersionMismatch, TypeError, ValueError: As `clip` and `noise` do.
 
-        Example:
+        Examples:
             >>> import numpy as np
             >>> import dpcomp as dp
             >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))

@@ -45,7 +45,7 @@ class Delivery:
     Raises:
         ValueError: A time is negative or not finite, or the bytes are not positive.
 
-    Example:
+    Examples:
         >>> raw = Delivery(payload_bytes=4_000_000, encode_seconds=0.01)
         >>> coded = Delivery(payload_bytes=1_000_000, encode_seconds=0.25)
         >>> round(coded.seconds(8e6), 2)

@@ -24,7 +24,7 @@ from dpcomp.wire.frame import HEADER_BYTES
 def compression_ratio(coordinates: int, payload_bytes: float) -> float:
     """Compute dense float32 bytes ÷ payload bytes, headers included.
 
-    Example:
+    Examples:
         >>> compression_ratio(26_010, 424)
         245.37735849056602
     """
@@ -66,7 +66,7 @@ def bytes_at_energy(payload_bytes: Sequence[float], captured_energy: Sequence[fl
     Raises:
         ValueError: There are no payloads, or not one energy for each.
 
-    Example:
+    Examples:
         >>> round(bytes_at_energy([100, 400], [0.2, 0.4], share=0.3))
         200
     """

@@ -31,7 +31,7 @@ def kendall_tau(reference: Float[np.ndarray, "d"], other: Float[np.ndarray, "d"]
     Raises:
         ValueError: The vectors differ in shape, or a value is not finite.
 
-    Example:
+    Examples:
         >>> round(kendall_tau(np.array([1.0, -2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, -4.0])), 3)
         0.667
     """
@@ -49,7 +49,7 @@ def spearman_rho(reference: Float[np.ndarray, "d"], other: Float[np.ndarray, "d"
     Raises:
         ValueError: The vectors differ in shape, or a value is not finite.
 
-    Example:
+    Examples:
         >>> round(spearman_rho(np.array([1.0, -2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, -4.0])), 3)
         0.8
     """
@@ -72,7 +72,7 @@ def overlap(reference: Float[np.ndarray, "d"], other: Float[np.ndarray, "d"], k:
     Raises:
         ValueError: The vectors differ in shape, k is outside of [0, d], or a value is not finite.
 
-    Example:
+    Examples:
         >>> overlap(np.array([1.0, -5.0, 3.0, 4.0]), np.array([6.0, 5.0, -3.0, 4.0]), k=2)
         0.5
     """
@@ -125,7 +125,7 @@ def rank_biased_overlap(
         ValueError: The vectors differ in shape, a value is not finite, p is outside of [0, 1), or the depth is outside
             of [0, d].
 
-    Example:
+    Examples:
         >>> round(rank_biased_overlap(np.array([3.0, 2.0, 1.0]), np.array([2.0, -3.0, 1.0]), p=0.5), 3)
         0.5
     """
@@ -193,7 +193,7 @@ def top_k_energy(clean: Float[np.ndarray, "d"], other: Float[np.ndarray, "d"], k
     Raises:
         ValueError: The vectors differ in shape, k is outside of [0, d], or a value is not finite.
 
-    Example:
+    Examples:
         >>> top_k_energy(np.array([3.0, 0.0, 4.0]), np.array([2.0, 5.0, -4.0]), k=2)
         0.64
     """

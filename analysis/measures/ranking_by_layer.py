@@ -49,7 +49,7 @@ def ranking_table(
     Raises:
         ValueError: A vector has not the layout's size, a value is not finite, or the fraction or p is out of range.
 
-    Example:
+    Examples:
         >>> table = ranking_table(
         ...     np.array([3.0, 1.0, 0.0, 4.0]), np.array([1.0, 2.0, 0.0, 5.0]), Layout.of({"a": (2,), "b": (2,)}), 0.5
         ... )

@@ -16,7 +16,7 @@ def ranking(vector: Float[np.ndarray, "d"], depth: int) -> Int64[np.ndarray, "de
     Raises:
         ValueError: The depth is outside of [0, d], or a value is not finite.
 
-    Example:
+    Examples:
         >>> ranking(np.array([1.0, -3.0, 2.0, 3.0]), depth=3).tolist()
         [1, 3, 2]
     """
@@ -37,7 +37,7 @@ def support_overlap(reference: Int64[np.ndarray, "n"], support: Int64[np.ndarray
     Given the support before as reference, it is the overlap of consecutive supports; given the clean top-k, the
     precision of a noisy support, which is its recall too where both have k coordinates. NaN for an empty support.
 
-    Example:
+    Examples:
         >>> support_overlap(np.array([0, 3, 5, 8]), np.array([3, 4, 5, 9]))
         0.5
     """
@@ -52,7 +52,7 @@ def captured_energy(clean: Float[np.ndarray, "d"], support: Support) -> float:
     Raises:
         ValueError: A value is not finite, or the support has a coordinate that the vector has not.
 
-    Example:
+    Examples:
         >>> captured_energy(np.array([3.0, 0.0, 4.0]), Listed(np.array([1, 2])))
         0.64
     """
@@ -80,7 +80,7 @@ def smallest_support(clean: Float[np.ndarray, "d"], noisy: Float[np.ndarray, "d"
         ValueError: The vectors differ in shape, a value is not finite, the share is outside of [0, 1], or the clean
             vector is zero.
 
-    Example:
+    Examples:
         >>> smallest_support(np.array([3.0, 0.0, 4.0]), np.array([2.0, 5.0, 4.0]), share=0.6).positions.tolist()
         [1, 2]
     """

@@ -39,7 +39,7 @@ def gaussian_retention(*, density: float, snr: float) -> TopKRetention:
     Raises:
         ValueError: The density is not in (0, 1), or the SNR is negative.
 
-    Example:
+    Examples:
         >>> remains = gaussian_retention(density=0.01, snr=1.0)
         >>> print(f"{remains.recall:.2f} {remains.overlap:.2f} {remains.captured_energy:.2f}")
         0.23 0.10 0.05
@@ -72,7 +72,7 @@ def gaussian_overlap(*, density: float, correlation: float) -> float:
     Raises:
         ValueError: The density is not in (0, 1), or the correlation is not in [−1, 1].
 
-    Example:
+    Examples:
         >>> [round(gaussian_overlap(density=0.1, correlation=c), 3) for c in (0.0, 0.5, 1.0)]
         [0.1, 0.245, 1.0]
     """
@@ -102,7 +102,7 @@ def small_snr_recall(*, density: float, snr: float) -> float:
     Raises:
         ValueError: The density is not in (0, 1), or the SNR is negative.
 
-    Example:
+    Examples:
         >>> round(small_snr_recall(density=0.01, snr=0.01), 4)  # noise alone gives 0.01
         0.0127
     """

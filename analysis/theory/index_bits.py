@@ -13,7 +13,7 @@ def binary_entropy(probability: float) -> float:
     Raises:
         ValueError: The probability is not in [0, 1].
 
-    Example:
+    Examples:
         >>> binary_entropy(0.5)
         1.0
     """
@@ -43,7 +43,7 @@ def temporal_index_bits(*, density: float, overlap: float) -> float:
     Raises:
         ValueError: The density or the overlap is outside of its range.
 
-    Example:
+    Examples:
         >>> round(temporal_index_bits(density=0.01, overlap=0.8), 2)
         2.8
         >>> round(temporal_index_bits(density=0.01, overlap=0.01), 2)  # as good as random
@@ -81,7 +81,7 @@ def efficiency_loss(*, density: float, value_bits: float, overlap: float, noisy_
     Raises:
         ValueError: `value_bits` is negative, or `temporal_index_bits` refuses the density or an overlap.
 
-    Example:
+    Examples:
         >>> loss = efficiency_loss(density=0.01, value_bits=8, overlap=0.8, noisy_overlap=0.01)
         >>> f"{loss:.1%}"
         '32.8%'
@@ -119,7 +119,7 @@ def noise_floor_rate(*, clients: float, noise_share: float, noise_multiplier: fl
     Raises:
         ValueError: An argument is not positive.
 
-    Example:
+    Examples:
         >>> rate = noise_floor_rate(clients=10, noise_share=0.1, noise_multiplier=1.0, coordinates=26_000)
         >>> round(rate * 26_000 / 8)  # bytes an update
         9
@@ -154,7 +154,7 @@ def prediction_bits(*, snr: float, clients: float, correlation: float = 1.0) -> 
     Raises:
         ValueError: An argument is outside of its range, or the broadcast equals the update (ρ² = 1).
 
-    Example:
+    Examples:
         >>> round(prediction_bits(snr=10.0, clients=10), 2), round(prediction_bits(snr=0.01, clients=10), 4)
         (1.66, 0.0006)
     """

@@ -29,7 +29,7 @@ class SelectionProbabilities:
         energy_shares: Each coordinate's share of ‖g‖² (d,).
         k: Size of the supports.
 
-    Example:
+    Examples:
         >>> rng = np.random.default_rng(0)
         >>> clean = rng.standard_t(3, size=10_000)
         >>> moved = clean + rng.standard_normal(10_000)

@@ -71,7 +71,7 @@ def vector_retention(vector: Float[np.ndarray, "d"], *, k: int, noise_stddev: fl
     Raises:
         ValueError: An argument is outside of its range.
 
-    Example:
+    Examples:
         >>> clean = np.random.default_rng(0).standard_t(3, size=10_000)
         >>> remains = vector_retention(clean, k=100, noise_stddev=1.0)
         >>> print(f"{remains.recall:.2f} {remains.overlap:.2f} {remains.captured_energy:.2f}")
@@ -127,7 +127,7 @@ def distribution_retention(distribution: SymmetricDistribution, *, density: floa
         ValueError: An argument is outside of its range; or the panels hold a probability that differs from 1 by more
             than 10⁻⁹, so that the distribution is not smooth or not symmetric.
 
-    Example:
+    Examples:
         >>> from scipy.stats import laplace
         >>> remains = distribution_retention(laplace(), density=0.01, snr=1.0)
         >>> print(f"{remains.recall:.2f} {remains.overlap:.2f} {remains.captured_energy:.2f}")

@@ -28,7 +28,7 @@ class RemoteSource:
     Raises:
         ValueError: There is no layer, the three differ in length, or a value is outside of its range.
 
-    Example:
+    Examples:
         >>> source = RemoteSource(variances=(4.0, 1.0), noise_variances=(1.0, 1.0), sizes=(100, 900))
         >>> round(source.noise_floor, 3), round(source.distortion(1.0), 3)
         (0.53, 0.68)

@@ -118,7 +118,7 @@ class Waterfill:
         TypeError: `clients` is not a whole number.
         ValueError: `bits` or `clients` lies outside its range.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> values = np.random.default_rng(0).standard_normal(2000).astype(np.float32)
         >>> values[:1000] *= 8  # three bits more than the second layer needs

@@ -69,7 +69,7 @@ class Codec:
     Raises:
         TypeError: A slot has something that lacks the methods of its protocol.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> vector = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
         >>> codec = dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4))

@@ -25,7 +25,7 @@ class LastBroadcast:
 
     **Privacy:** the broadcast is public, and the gain is computed from what is sent (PRIVACY_RULES 12).
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> broadcast = np.array([1.0, -2.0, 4.0, 1.0, -3.0, 2.0], dtype=np.float32)
         >>> update = np.array([0.5, -1.1, 2.0, 0.4, -1.5, 1.1], dtype=np.float32)

@@ -24,7 +24,7 @@ class Address:
         TypeError: One of the three is not a whole number.
         ValueError: One of the three lies outside its range.
 
-    Example:
+    Examples:
         >>> Address(run=7, client=3, round=0)
         Address(run=7, client=3, round=0)
     """

@@ -32,7 +32,7 @@ def as_table(value: Any, where: str) -> Any:
         TypeError: The value is, or holds, anything else. The description of such a part would contain its address in
             memory, and two processes would take it for two different parts.
 
-    Example:
+    Examples:
         >>> from dpcomp import Clip
         >>> as_table((Clip(1.0), None), "mechanism")
         [{'Clip': {'norm': 1.0}}, None]
@@ -117,7 +117,7 @@ def from_table(value: Any, where: str, calls: Calls) -> Any:
         ConfigError: A table is not of the form {class name: {argument: value}}, a class or an argument is unknown, or
             the class refuses its arguments.
 
-    Example:
+    Examples:
         >>> from dpcomp import Clip
         >>> from_table([{"Clip": {"norm": 1.0}}], "mechanism", {"Clip": Clip})
         (Clip(norm=1.0),)

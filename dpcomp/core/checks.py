@@ -22,7 +22,7 @@ def whole_number(value: object, name: str, *, least: int | None = None, most: in
         TypeError: The value is not a whole number.
         ValueError: The value lies outside the bounds.
 
-    Example:
+    Examples:
         >>> whole_number(3, "rounds", least=1)
         3
     """

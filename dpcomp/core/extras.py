@@ -17,7 +17,7 @@ def require(extra: str, *packages: str) -> None:
     Raises:
         MissingExtra: Some are not installed; the message names them, and gives the `pip install` line.
 
-    Example:
+    Examples:
         >>> require("lab", "json")
     """
     missing = [package for package in packages if find_spec(package) is None]

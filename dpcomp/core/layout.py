@@ -27,7 +27,7 @@ class Layout:
     Raises:
         ValueError: The layers have no coordinate at all, or 2³² or more: positions take at most 32 bits on the wire.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> layout = dp.Layout.of({"weight": (10, 3), "bias": (10,)})
         >>> layout.size, layout.sizes, layout.edges.tolist()

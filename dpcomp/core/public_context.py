@@ -35,7 +35,7 @@ class PublicContext:
             its changes. None before the first.
         packed: Whether levels are packed into whole bits, as `dp.FixedWidth` does; the codec sets it.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> context = dp.PublicContext(layout=dp.Layout.of(1000), mask_key=dp.PublicSeed(0).key("mask", 0))
         >>> dp.RandomK(0.01).public_support(context).count(1000)
@@ -88,7 +88,7 @@ class ReadsHistory(Protocol):
 
     **Privacy:** broadcasts are released values, so the history is too (PRIVACY_RULES 7).
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> from dpcomp.sparsify.top_k_indices import top_k_indices
         >>> @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class PublicSeed:
         TypeError: The number is not a whole number.
         ValueError: It lies outside the range.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> seed = dp.PublicSeed(7)
         >>> seed.key("mask", 3) == dp.PublicSeed(7).key("mask", 3) != seed.key("mask", 4)
@@ -104,7 +104,7 @@ class SecretSeed:
         TypeError: The number is not a whole number; or the seed is pickled or copied.
         ValueError: The number lies outside the range.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> dp.SecretSeed().seeded, dp.SecretSeed(7)
         (False, SecretSeed(<seeded>))

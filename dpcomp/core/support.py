@@ -66,7 +66,7 @@ class Listed:
         TypeError: The positions are not whole numbers.
         ValueError: They are not one row of distinct, ascending numbers from 0.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> support = dp.Listed(np.array([2, 5, 7]))
         >>> support.count(10), support.indices(10).tolist()

@@ -32,7 +32,7 @@ class Participant:
     Raises:
         DpcompError: The folder is another client's, or the ledger is older than the checkpoint.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import dpcomp as dp
         >>> from dpcomp.federated import Participant, Server, TimedOut, ReplyReceived

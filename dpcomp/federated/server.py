@@ -72,7 +72,7 @@ class Server:
         ValueError: `trusted_release` is missing where the server is trusted, or given where it is not, or is of another
             pipeline.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import dpcomp as dp
         >>> from dpcomp.federated import Server

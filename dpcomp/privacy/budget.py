@@ -32,7 +32,7 @@ class Budget:
         TypeError: `epsilon` or `delta` is not a number.
         ValueError: `epsilon` or `delta` lies outside its range.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
         >>> ledger = dp.Ledger(budget=dp.Budget(epsilon=8.0, delta=1e-5))

@@ -35,7 +35,7 @@ def calibrate(make_pipeline: Callable[[float], Pipeline], *, epsilon: float, del
         TypeError: `steps` is not a whole number, or `delta` not a number.
         ValueError: `epsilon`, `delta` or `steps` lies outside its range, or no noise multiplier reaches the target.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> def pipeline_with(noise_multiplier):
         ...     mechanism = (dp.Clip(1.0), dp.Gaussian(noise_multiplier))

@@ -38,7 +38,7 @@ class Clip:
     Raises:
         ValueError: `norm` is not a finite number above 0.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import dpcomp as dp
         >>> (total,) = dp.Clip(1.0).sum((np.array([[30.0, 40.0], [0.1, 0.2]]),))

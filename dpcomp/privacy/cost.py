@@ -34,7 +34,7 @@ class Cost:
         sampling: How units are sampled, in words, as a guarantee prints it.
         why_unsafe: Why there is no guarantee; empty if there is one.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(2.0)), sampling=dp.Poisson(0.1))
         >>> print(pipeline.cost.guarantee(steps=100, delta=1e-5))  # doctest: +ELLIPSIS

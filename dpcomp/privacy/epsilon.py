@@ -50,7 +50,7 @@ def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) ->
         ValueError: `delta` lies outside (0, 1).
         NotPrivate: The event holds anything but Gaussians, on all units or on a Poisson sample.
 
-    Example:
+    Examples:
         >>> from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
         >>> event = SelfComposedDpEvent(PoissonSampledDpEvent(0.01, GaussianDpEvent(1.0)), 1000)
         >>> value, accountant = epsilon(event, delta=1e-5)

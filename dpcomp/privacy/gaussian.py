@@ -29,7 +29,7 @@ class Gaussian:
     Raises:
         ValueError: `noise_multiplier` lies outside its range.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(0.5), dp.Gaussian(2.0)))
         >>> pipeline.cost.event

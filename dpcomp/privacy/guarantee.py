@@ -29,7 +29,7 @@ class Guarantee:
         TypeError: `delta` is not a number, or `assumptions` is a string.
         ValueError: `epsilon` or `delta` lies outside its range, or `unit` or `trust` is unknown.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(2.0)), sampling=dp.Poisson(0.1))
         >>> guarantee = pipeline.guarantee(steps=100, delta=1e-5)

@@ -116,7 +116,7 @@ class Ledger:
             or has another budget.
         BudgetExhausted: A client has spent more than the budget already.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(2.0)), sampling=dp.Poisson(0.1))
         >>> with dp.Ledger() as ledger:
@@ -167,7 +167,7 @@ class Ledger:
             ValueError: `steps` is below 1, or the ledger holds charges for another unit or trust.
             DpcompError: Another process opened the ledger.
 
-        Example:
+        Examples:
             >>> import dpcomp as dp
             >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
             >>> memory = pipeline.init_client(10, dp.PublicSeed(0), client=7)

@@ -26,7 +26,7 @@ class Poisson:
     Raises:
         ValueError: `rate` lies outside (0, 1].
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> mechanism = (dp.Clip(1.0), dp.Gaussian(1.0))
         >>> sampled = dp.Pipeline(mechanism=mechanism, sampling=dp.Poisson(0.01))

@@ -28,7 +28,7 @@ class TrustModel:
     Raises:
         ValueError: The unit or the trust is unknown.
 
-    Example:
+    Examples:
         >>> TrustModel(unit="client", trust="server").noise_at
         'server'
     """

@@ -42,7 +42,7 @@ def unsafe(why: str, *stages: Stage) -> Unsafe:
     Raises:
         ValueError: `why` is empty or not a string.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> pipeline = dp.Pipeline(mechanism=dp.unsafe("a baseline without noise", dp.Clip(1.0)))
         >>> pipeline.guarantee(steps=100, delta=1e-5).epsilon

@@ -32,7 +32,7 @@ class Faults:
         TypeError, ValueError: A probability is not in [0, 1], or a number of ticks or rounds is no whole number from 1
             on.
 
-    Example:
+    Examples:
         >>> from dpcomp.simulation import Faults
         >>> Faults(drop=0.3, crash=0.01).patience
         12

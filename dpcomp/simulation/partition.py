@@ -51,7 +51,7 @@ class Dirichlet:
     Raises:
         ValueError: The concentration is not above 0.
 
-    Example:
+    Examples:
         Two clients share 100 examples of two classes, most of each class with one client:
 
         >>> import numpy as np

@@ -52,7 +52,7 @@ class Run:
     def table(self) -> "pd.DataFrame":
         """Return the rows as a pandas DataFrame, one row for each round.
 
-        Example:
+        Examples:
             Two rounds as a simulation would have made them:
 
             >>> import numpy as np

@@ -74,7 +74,7 @@ def simulate(
         TypeError, ValueError: A number lies outside its range, or the task does not suit the trainer.
         NotPrivate: The model mixes examples, or `participation` stands beside a pipeline that draws clients itself.
 
-    Example:
+    Examples:
         Five clients learn handwritten digits, and send the top 5 % of each noisy update in 4 bits:
 
         >>> import dpcomp as dp

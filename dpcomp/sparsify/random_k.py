@@ -35,7 +35,7 @@ class RandomK(Fraction):
     Raises:
         ValueError: The fraction lies outside (0, 1].
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> pipeline = dp.Pipeline(mechanism=(dp.RandomK(0.1), dp.Clip(1.0), dp.Gaussian(1.0)))
         >>> context = dp.PublicContext(layout=dp.Layout.of(1000), mask_key=dp.PublicSeed(0).key("mask", 0))

@@ -41,7 +41,7 @@ class TopK(Fraction):
     Raises:
         ValueError: The fraction lies outside (0, 1], or `per` is neither "vector" nor "layer".
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> vector = np.array([0.1, -3.0, 0.0, 2.0], dtype=np.float32)
         >>> context = dp.PublicContext(layout=dp.Layout.of(4))

@@ -32,7 +32,7 @@ def top_k_indices(x: Any, k: int) -> Int64[np.ndarray, "k"]:
     Raises:
         ValueError: x is not one row, k is not in [0, d], or some value is NaN or infinite.
 
-    Example:
+    Examples:
         >>> top_k_indices([0.5, -4.0, 1.0, 3.0], 2)
         array([1, 3])
     """

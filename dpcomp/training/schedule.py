@@ -31,7 +31,7 @@ class Cosine:
     Raises:
         TypeError, ValueError: The peak is not finite and above 0, or the warm-up is not shorter than the rounds.
 
-    Example:
+    Examples:
         >>> [round(Cosine(peak=1.0, rounds=4).rate(number), 2) for number in range(4)]
         [1.0, 0.85, 0.5, 0.15]
     """

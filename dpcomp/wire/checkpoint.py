@@ -70,7 +70,7 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
         ValueError: The model does not have the shape (d,) of the memory's layout.
         OSError: The file cannot be written; earlier generations are as they were.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import numpy as np
         >>> import dpcomp as dp
@@ -112,7 +112,7 @@ def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
         DpcompError: No generation in the folder is whole.
         VersionMismatch: The newest whole generation is of another pipeline or layout.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import dpcomp as dp
         >>> from dpcomp.wire import checkpoint

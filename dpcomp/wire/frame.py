@@ -76,7 +76,7 @@ class Format(Generic[Record]):
         if magic[:-1] == self._magic[:-1] and magic != self._magic:
             raise CorruptPayload(
                 f"the message has format number {magic[-1]}, and this dpcomp reads number {self._magic[-1]}: "
-                "both ends must run versions with one format number (docs/formats.md)"
+                "both ends must run versions with one format number (docs/reference/formats.md)"
             )
         if magic != self._magic:
             raise CorruptPayload(f"the message begins with {magic!r}; this format begins with {self._magic!r}")

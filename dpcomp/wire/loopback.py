@@ -33,7 +33,7 @@ class Loopback:
         server: The server's memory: `pipeline.init_server(layout, seed)`.
         clients: The clients' memories, by client number; each client follows each broadcast.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import dpcomp as dp
         >>> from dpcomp.wire.loopback import Loopback

@@ -37,7 +37,7 @@ class Update:
     Raises:
         ValueError: The number of values is not that of the support.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import dpcomp as dp
         >>> update = dp.Update(

@@ -1,6 +1,7 @@
 """The public names, and what importing them loads."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,16 @@ def test_the_list_for_type_checkers_is_the_list_that_is_loaded():
     }
     assert imported == dp._MODULES
     assert set(dp.__all__) <= set(dir(dp))
+
+
+def test_the_page_of_the_api_names_every_public_name():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "api" / "index.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(dp._MODULES)
+    for line in rows:
+        (folder,) = re.findall(r"\[(dpcomp\.\w+)\]", line)
+        for name in re.findall(r"`(\w+)`", line):
+            assert f"{dp._MODULES[name]}.".startswith(f"{folder}.")
 
 
 def test_a_name_that_is_none_is_refused():

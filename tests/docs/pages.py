@@ -7,9 +7,9 @@ A block's language says what is done with it:
     sh       each line that begins with `dpcomp` is run as that command, in this process
     text     is for readers
 
-An HTML comment on the line above a block changes that:
+A title, as in ```python title="mine.py", is a file that the block is written to; such a block is not executed. An HTML
+comment on the line above a block changes what is done, too:
 
-    <!-- file: mine.py -->       the block is written to that file, and not executed
     <!-- output -->              the block is what the block before it printed; `...` stands for anything
     <!-- not run: reason -->     the block is shown only
 """
@@ -29,17 +29,19 @@ from types import ModuleType
 from markdown_it import MarkdownIt
 
 LANGUAGES = {"python", "toml", "sh", "text"}
-COMMENT = re.compile(r"<!--\s*(?P<word>file|output|not run)(?::\s*(?P<value>.*?))?\s*-->\s*$")
+INFO = re.compile(r'(?P<language>\w*)(?: title="(?P<file>[^"]+)")?\s*$')
+COMMENT = re.compile(r"<!--\s*(?P<word>output|not run)(?::\s*(?P<value>.*?))?\s*-->\s*$")
 LAX = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A fenced block: its language and text, the line of the page on which the text begins, and its comment."""
+    """A fenced block: its language, file and text, the line of the page on which the text begins, and its comment."""
 
     language: str
     text: str
     line: int
+    file: str = ""
     word: str = ""
     value: str = ""
 
@@ -53,8 +55,10 @@ def blocks_of(page: Path) -> Iterator[Block]:
         elif token.type == "fence":
             assert token.map is not None
             word, value = comment.group("word", "value") if comment else ("", "")
-            language, line = token.info.strip(), token.map[0] + 2
-            yield Block(language=language, text=token.content, line=line, word=word, value=value or "")
+            line, info = token.map[0] + 2, INFO.match(token.info)
+            assert info, f'{page}:{line}: a block of {token.info!r}; write a language, and perhaps title="file"'
+            language, file = info.group("language", "file")
+            yield Block(language=language, text=token.content, line=line, file=file or "", word=word, value=value or "")
             comment = None
         elif token.type.endswith("_open"):
             comment = None
@@ -71,8 +75,8 @@ def run_page(page: Path) -> None:
             assert block.language in LANGUAGES, f"{where}: a block of language {block.language!r}; use {LANGUAGES}"
             if block.word == "not run":
                 assert block.value, f"{where}: say why it is not run"
-            elif block.word == "file":
-                Path(block.value).write_text(block.text, encoding="utf-8")
+            elif block.file:
+                Path(block.file).write_text(block.text, encoding="utf-8")
             elif block.word == "output":
                 same = doctest.OutputChecker().check_output(block.text, printed, LAX)
                 assert same, f"{where}: the page says\n{block.text}\nand the block before it printed\n{printed}"

@@ -1,8 +1,9 @@
-"""Every example in a docstring of dpcomp runs, and prints what it says it prints."""
+"""Every example in a docstring of dpcomp runs, prints what it says it prints, and can be shown on the site."""
 
 import doctest
 import importlib
 import pkgutil
+import re
 
 import pytest
 
@@ -26,3 +27,9 @@ def test_the_example_prints_what_it_says(example, tmp_path, monkeypatch):
     result = doctest.DocTestRunner(optionflags=LAX).run(example)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("example", list(examples()), ids=lambda example: example.name)
+def test_the_example_stands_in_a_section_that_the_site_shows_as_code(example):
+    before = example.docstring.split(">>>")[0]
+    assert re.findall(r"^ *([A-Z]\w+):$", before, flags=re.MULTILINE)[-1:] == ["Examples"]  # Google's style

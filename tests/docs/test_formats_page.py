@@ -1,6 +1,8 @@
 """The page about formats has the numbers and fields of the code."""
 
+import json
 import re
+import sqlite3
 import struct
 from dataclasses import fields
 from pathlib import Path
@@ -8,11 +10,15 @@ from typing import get_type_hints
 
 import pytest
 
+import dpcomp as dp
 from dpcomp.federated.messages import HELLO, REPLY, Hello, Reply
+from dpcomp.lab.results import results_file
+from dpcomp.privacy import ledger
 from dpcomp.wire import checkpoint
 from dpcomp.wire.frame import PAYLOAD, Frame
 
-PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
 FORMATS = {"payload": (PAYLOAD, Frame), "hello": (HELLO, Hello), "reply": (REPLY, Reply)}
 
 
@@ -45,3 +51,27 @@ def test_the_checkpoints_number_is_that_of_the_code():
     row = re.search(r"^\| \[checkpoint\]\(#checkpoint\) \| `(.*?)` \| (\d+) \|", PAGE, flags=re.MULTILINE)
     assert row.group(1) == checkpoint.FORMAT
     assert checkpoint.FORMAT.endswith(f" {row.group(2)}")
+
+
+@pytest.mark.parametrize(("name", "number"), [("ledger", ledger.FORMAT), ("result", results_file.FORMAT)])
+def test_the_number_of_a_file_is_that_of_the_code(name, number):
+    row = re.search(rf"^\| \[{name}\]\(#{name}\) \| .*? \| (\d+) \|", PAGE, flags=re.MULTILINE)
+    assert int(row.group(1)) == number
+
+
+def test_the_tables_of_a_ledger_are_those_of_the_code(tmp_path):
+    dp.Ledger(tmp_path / "some.db").close()
+    database = sqlite3.connect(tmp_path / "some.db")
+    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    expected = {
+        table: [column for _, column, *_ in database.execute(f"PRAGMA table_info({table})")] for table in tables
+    }
+    database.close()
+    rows = re.findall(r"^\| `(\w+)` \| (`.*?`) \| ", section("ledger"), flags=re.MULTILINE)
+    assert {table: re.findall(r"`(\w+)`", columns) for table, columns in rows} == expected
+
+
+def test_the_keys_of_a_result_are_those_of_the_tracked_results():
+    keys = re.findall(r"^\| `(\w+)` \| ", section("result"), flags=re.MULTILINE)
+    for line in (ROOT / "results" / "demo.jsonl").read_text(encoding="utf-8").splitlines():
+        assert json.loads(line).keys() | {"recorded_in"} == set(keys)

@@ -37,6 +37,7 @@ def test_every_block_of_the_page_runs(page, tmp_path, monkeypatch):
         ("```sh\ndpcomp epsilon nowhere.toml\n```\n", AssertionError),
         ("<!-- not run: -->\n```python\n1 / 0\n```\n", AssertionError),
         ("```\nno language\n```\n", AssertionError),
+        ("```python title=unquoted.py\nvalue = 3\n```\n", AssertionError),
     ],
 )
 def test_a_page_that_does_not_run_is_noticed(text, error, tmp_path, monkeypatch):
@@ -52,11 +53,12 @@ def test_files_output_and_what_is_not_run_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     page = tmp_path / "page.md"
     page.write_text(
-        "<!-- file: written.py -->\n```python\nvalue = 3\n```\n\n"
+        '```python title="written.py"\nvalue = 3\n```\n\n'
         "```python\nimport written\nprint(written.value, 'and more')\n```\n\n"
         "It prints\n\n<!-- output -->\n```text\n3 ...\n```\n\n"
         "<!-- not run: it would fail -->\n```python\n1 / 0\n```\n",
         encoding="utf-8",
     )
     run_page(page)
-    assert [block.word for block in blocks_of(page)] == ["file", "", "output", "not run"]
+    assert [block.file for block in blocks_of(page)] == ["written.py", "", "", ""]
+    assert [block.word for block in blocks_of(page)] == ["", "", "output", "not run"]

@@ -23,7 +23,7 @@ class RangeCoder:
     **Privacy:** the length of a message depends on what is coded, which is free for released values; of a clean uplink
     to a trusted server it is visible to whoever sees the channel (PRIVACY_RULES 20).
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> import numpy as np
         >>> values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)

@@ -60,7 +60,7 @@ class Quantizer(Protocol):
 
     **Privacy:** a quantiser works on released values, so it may use them in any way (PRIVACY_RULES 1 and 12).
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> @dataclass(frozen=True)
         ... class FixedSign:

@@ -36,7 +36,7 @@ class Rotated:
 
     **Privacy:** post-processing of a release. The signs are public, so they hide nothing (PRIVACY_RULES 16).
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> values = np.random.default_rng(0).standard_normal(1024).astype(np.float32)
         >>> context = dp.PublicContext(layout=dp.Layout.of(1024), dither_key=dp.PublicSeed(0).key("dither", 0))

@@ -38,7 +38,7 @@ class Uniform:
         TypeError: `bits` is neither a whole number nor an allocator, or `rounding` is not a rounding rule.
         ValueError: `bits` lies outside 2 to 16.
 
-    Example:
+    Examples:
         >>> import dpcomp as dp
         >>> context = dp.PublicContext(layout=dp.Layout.of(4))
         >>> values = np.array([0.7, -0.2, 0.0, 0.36], dtype=np.float32)

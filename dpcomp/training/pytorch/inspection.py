@@ -64,7 +64,7 @@ def private_model(module: nn.Module, example: Tensor) -> PrivateModel:
     Raises:
         NotPrivate: The module mixes examples, or keeps them in a buffer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dpcomp.training.pytorch import private_model
         >>> private_model(torch.nn.BatchNorm1d(4), torch.zeros(4))

@@ -16,7 +16,7 @@ def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def layout_of(module: torch.nn.Module) -> Layout:
     """Return the layout of a module's trainable parameters.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layout_of(torch.nn.Linear(3, 2)).shapes
         (('weight', (2, 3)), ('bias', (2,)))

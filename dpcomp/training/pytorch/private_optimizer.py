@@ -47,7 +47,7 @@ class PrivateOptimizer(DPOptimizer):
         NotPrivate: The pipeline does not release local steps, or the model was not inspected.
         ValueError: The divisor is not above 0, or the optimiser's parameters are not the model's trainable ones.
 
-    Example:
+    Examples:
         >>> import torch, dpcomp as dp
         >>> from dpcomp.training.pytorch import PrivateOptimizer, private_model
         >>> model = private_model(torch.nn.Linear(4, 2), torch.zeros(4))

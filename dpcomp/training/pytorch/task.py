@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class SupervisedTask(Protocol):
     """A data set, a model and a loss, as tensors and a module on the CPU.
 
-    Example:
+    Examples:
         A task of 60 made-up examples in two classes:
 
         >>> import torch

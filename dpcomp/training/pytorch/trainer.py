@@ -45,7 +45,7 @@ class PyTorch:
     Raises:
         TypeError, ValueError: A number lies outside its range.
 
-    Example:
+    Examples:
         >>> from dpcomp.training.pytorch import PyTorch
         >>> PyTorch(local_steps=3, learning_rate=0.1).local_steps
         3
