@@ -46,7 +46,7 @@ def test_a_grid_is_the_product_of_its_axes_in_the_order_of_the_file(of_grid):
     assert list(found[0].labels) == ["TopK.fraction", "local_steps", "TopKOverlap.fraction"]
     last = found[-1].experiment
     assert make_pipeline(last).codec == dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4))
-    assert make_arguments(last)["local_steps"] == 3
+    assert make_arguments(last)["trainer"].local_steps == 3
     assert found[-1].title == "TopK.fraction=0.01, local_steps=3, TopKOverlap.fraction=0.5"
     assert found[-1].name == "TopK.fraction=0.01,TopKOverlap.fraction=0.5,local_steps=3"
 
@@ -91,7 +91,7 @@ def test_an_axis_of_ones_own_sets_paths_together(of_grid):
         ('"epsilon.low" = [1]', "a plain value"),
         ('"federation.probes.0" = [1]', "the nearest is 'TopKOverlap'"),
         ('"pipeline.codec.Codec.quantize.Uniform.bits.Equal.bits" = [4]', "bits is 4, and has no key 'Equal'"),
-        ('"pipeline.codec.Codec.entropy" = [{ FixedWidth = { wide = 1 } }]', "where nothing has a name"),
+        ('"pipeline.codec.Codec.entropy" = [{ FixedWidth = { wide = 1 } }]', "takes no arguments"),
         ('"federation.local_steps" = 3', "write a list of values"),
         ('"federation.local_steps" = []', "has no values"),
         ('"federation.local_steps" = [1, 1.0]', "stands there twice"),
