@@ -1,9 +1,7 @@
 """The exchange of a round: a client sends and the server receives, the server broadcasts and clients follow."""
 
 from dataclasses import replace
-
-import numpy as np
-from jaxtyping import Float32
+from typing import Any
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.checks import check_type
@@ -93,9 +91,7 @@ def receive(channel: Channel, payload: bytes | OpenedPayload, memory: ServerMemo
     return update, memory.accepted(frame.client, link)
 
 
-def broadcast(
-    channel: Channel, aggregate: Update | Float32[np.ndarray, "d"], memory: ServerMemory
-) -> tuple[bytes, ServerMemory]:
+def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[bytes, ServerMemory]:
     """Encode the server's step for all clients.
 
     Args:

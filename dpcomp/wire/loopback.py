@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
-from jaxtyping import Float32
+from typing import Any
 
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
@@ -65,7 +63,7 @@ class Loopback:
         self.clients[client] = memory
         return Delivery(payload=payload, received=received, server_before=before)
 
-    def broadcast(self, aggregate: Update | Float32[np.ndarray, "d"]) -> bytes:
+    def broadcast(self, aggregate: Any) -> bytes:
         """Broadcast a step, let each client follow it, and return the payload.
 
         Raises:

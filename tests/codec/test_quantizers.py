@@ -302,7 +302,7 @@ def test_rotations_differ_from_key_to_key():
 
 @pytest.mark.parametrize("quantizer", ALL, ids=str)
 def test_its_repr_makes_it_again(quantizer):
-    again = eval(repr(quantizer), vars(dp))  # noqa: S307
+    again = eval(repr(quantizer), {name: getattr(dp, name) for name in dp.__all__})  # noqa: S307
     assert again == quantizer
     assert hash(again) == hash(quantizer)
 

@@ -40,7 +40,7 @@ def test_every_reference_is_cited_and_every_citation_is_a_reference():
 
 
 def test_every_figure_is_drawn_and_told_of():
-    drawn = {path.stem for path in (ROOT / "docs" / "figures").glob("*.pdf")}
+    drawn = {path.stem for path in (ROOT / "docs" / "figures").glob("*.png")}
     shown = re.findall(r"\\includegraphics(?:\[[^\]]*\])?\{(\w+)\}", TEXT)
     assert set(shown) == drawn
     labels = set(re.findall(r"\\label\{(fig:\w+)\}", TEXT))

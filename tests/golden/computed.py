@@ -128,7 +128,7 @@ class Exchange:
         uplinks, updates = [], []
         for number, vector in enumerate(vectors):
             memory = self.clients[number]
-            support = self.pipeline.nothing(memory).support  # everywhere, or RandomK's of the mechanism
+            support = self.pipeline.empty_total(memory).support  # everywhere, or RandomK's of the mechanism
             update = dp.Update(
                 values=vector[support.indices(len(vector))],
                 layout=self.layout,

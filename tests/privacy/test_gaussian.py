@@ -24,7 +24,7 @@ def pure_noise(secret, d, *, client=4, run=9, round_number=0, steps=1):
     """What each step of one charge releases from nothing."""
     memory, ledger = memory_of(PIPELINE, d, client, run), dp.Ledger()
     permit = ledger.charge(PIPELINE.cost, dp.Address(run, client, round_number), steps)
-    return [PIPELINE.noise(PIPELINE.nothing(memory), memory, secret, permit).values for _ in range(steps)]
+    return [PIPELINE.noise(PIPELINE.empty_total(memory), memory, secret, permit).values for _ in range(steps)]
 
 
 @pytest.mark.parametrize(("pipeline", "d"), [(PIPELINE, 10**6), (MASKED, 4 * 10**6)], ids=["everywhere", "masked"])

@@ -11,9 +11,8 @@ from scipy.special import gammaln
 import dpcomp as dp
 from dpcomp.codec.entropy.range_meter import information
 from dpcomp.core.public_context import PublicContext
-from dpcomp.wire.bits_by_part import layer_bits, measure
+from dpcomp.wire.bits_by_part import layer_bits, measure_payload
 from dpcomp.wire.frame import HEADER_BYTES
-from dpcomp.wire.payload import common_of
 from tests.wire.test_round_trip import messages
 
 ENTROPIES = st.sampled_from([dp.FixedWidth(), dp.RangeCoder()])
@@ -42,7 +41,7 @@ def test_the_parts_of_any_body_add_up_to_its_bytes(message, entropy, quantize, d
     assert min(bits.index, bits.side, bits.value) >= 0
     assert -1e-3 * len(values) <= bits.rounding <= ROUNDING_BITS + 7 * (len(layout.shapes) + 2)
     assert found.support == support
-    assert codec.quantizer.values(found.levels, found.side, found.counts, found.common).tobytes() == decoded.tobytes()
+    assert codec.quantizer.values(found.levels, found.side, found.counts, found.context).tobytes() == decoded.tobytes()
     if not isinstance(support, dp.Listed):
         assert bits.index == 0
 
@@ -155,16 +154,16 @@ def test_every_payload_of_a_run_is_measured_by_whoever_has_yet_to_accept_it(code
         _, bits = measure_payload(pipeline.channel, payload, server)
         assert measure_payload(pipeline.channel, payload, before)[1] == bits
         assert total(bits) == 8 * len(payload)
-        common = common_of(pipeline, codec, before, before.client, before.link)
+        common = pipeline.channel.message_context(codec, before)
         _, body_bits = codec.measure(payload[HEADER_BYTES + (gains // 8 if number else 0) :], common)
         assert bits == replace(
             body_bits, header=body_bits.header + 8 * HEADER_BYTES, side=body_bits.side + (gains if number else 0)
         )
         estimate, after = pipeline.receive(payload, server)
         for late in (after, memory):
-            for look in (measure, layer_bits) if late is after else (measure,):
+            for look in (measure_payload, layer_bits) if late is after else (measure_payload,):
                 with pytest.raises(dp.VersionMismatch, match="payload number"):
-                    look(pipeline, payload, late)
+                    look(pipeline.channel, payload, late)
         down, server = pipeline.broadcast(estimate.dense(), after)
         body, bits = measure_payload(pipeline.channel, down, memory)
         assert total(bits) == 8 * len(down)

@@ -142,7 +142,7 @@ def test_another_pipelines_checkpoint_is_refused(tmp_path):
 
 
 def test_a_model_of_another_size_is_refused(tmp_path):
-    client, _ = ends(PIPELINES["top"].channel)
+    client, _ = ends(PIPELINES["top"])
     with pytest.raises(ValueError, match=r"the model has shape \(3,\)"):
         checkpoint.save(tmp_path, Checkpoint(client, np.zeros(3, np.float32)))
     assert not list(tmp_path.iterdir())

@@ -150,18 +150,18 @@ def test_a_repeat_is_refused():
     _, server = PLAIN.receive(payload, server)
     refused(PLAIN.receive, payload, server, "a repeat")
     down, after = PLAIN.broadcast(random_vector(1), server)
-    refused(PLAIN.follow, down, PLAIN.follow(down, memory), "stands at version 1")
-    refused(PLAIN.receive, payload, after, "stands at version 1")
+    refused(PLAIN.follow, down, PLAIN.follow(down, memory), "is at version 1")
+    refused(PLAIN.receive, payload, after, "is at version 1")
 
 
 def test_a_lost_message_is_noticed():
     memory, server = both_ends(PLAIN)
     _, memory = PLAIN.send(update_of(PLAIN, memory, random_vector(0)), memory)
     payload, _ = PLAIN.send(update_of(PLAIN, memory, random_vector(1)), memory)
-    refused(PLAIN.receive, payload, server, "one went missing")
+    refused(PLAIN.receive, payload, server, "a payload is missing")
     _, server = PLAIN.broadcast(random_vector(2), server)
     down, _ = PLAIN.broadcast(random_vector(3), server)
-    refused(PLAIN.follow, down, memory, "version 1 .* stands at version 0")
+    refused(PLAIN.follow, down, memory, "version 1 .* is at version 0")
 
 
 def test_another_version_is_refused_even_of_the_same_number():
@@ -170,7 +170,7 @@ def test_another_version_is_refused_even_of_the_same_number():
     _, other_history = PLAIN.broadcast(random_vector(1), server)
     payload, _ = PLAIN.send(update_of(PLAIN, memory, random_vector(2)), PLAIN.follow(down, memory))
     refused(PLAIN.receive, payload, other_history, "resync")
-    refused(PLAIN.receive, payload, server, "version 1 .* stands at version 0")
+    refused(PLAIN.receive, payload, server, "version 1 .* is at version 0")
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ class Session:
         d, rng = self.layout.size, self.rng
         masks = [stage for stage in self.pipeline.stages if isinstance(stage, dp.RandomK)]
         if masks and rng.random() < 0.8:
-            return masks[0].public_support(pipeline.channel.context(memory))
+            return masks[0].public_support(self.pipeline.channel.context(memory))
         listed = dp.Listed(np.flatnonzero(rng.random(d) < one_of(rng, (0.0, 0.1, 0.6, 1.0))))
         seeded = dp.Seeded(int(rng.integers(2**63)), int(rng.integers(d + 1)))
         return one_of(rng, (dp.Everywhere(), listed, seeded))
@@ -240,7 +240,7 @@ class Session:
         fate = one_of(self.rng, FATES)
         self.fates[fate] = self.fates.get(fate, 0) + 1
         if fate == "never arrives":
-            self.late_policy.append(payload)
+            self.late.append(payload)
         elif fate == "replaced":
             other = self.update(memory)
             replacement, after_other = self.sent(other, memory)

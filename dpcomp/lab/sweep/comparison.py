@@ -17,7 +17,7 @@ MEASURES = (
     *("seeds", "accuracy_percent", "deviation", "payload_bytes", "compression_ratio"),
     *("uplink_bytes", "downlink_bytes", "epsilon"),
 )
-REFERENCE = "dense"  # the config beside a method's that it is compared with
+REFERENCE = "dense"  # the config beside a method's, or the label in its grid, that it is compared with
 
 
 def standings_in(target: Path) -> tuple[Standing, ...]:
@@ -55,13 +55,15 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
             if outcome.reports:
                 home = standing.config.with_suffix("")
                 means[home / outcome.point.name] = accuracy = _mean_accuracy(outcome)
+                if list(outcome.point.labels.values()) == [REFERENCE]:
+                    means[home / REFERENCE] = accuracy
                 rows.append(
                     {
                         "method": (home / outcome.point.name).relative_to(folder).as_posix(),
                         "tuning": outcome.tuning or "none",
                         "tried": outcome.tried,
                         **measured(outcome.reports),
-                        "rounds_behind": rounds_behind(accuracy, means.get(home.parent / REFERENCE)),
+                        "rounds_behind": rounds_behind(accuracy, means.get(home / REFERENCE, means.get(home.parent / REFERENCE))),
                     }
                 )
     if not rows:

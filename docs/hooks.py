@@ -1,0 +1,43 @@
+"""Pages of the API: one for each folder of dpcomp, made when the site is built.
+
+A page holds the folder's modules and those below them, so a new module is on the site without a change here.
+"""
+
+import pkgutil
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+FOLDER = "reference/api"
+PACKAGE = Path(__file__).parents[1] / "dpcomp"
+PAGE = """# {name}
+
+::: {name}
+    options:
+      show_root_heading: false
+"""
+
+
+def folders() -> list[str]:
+    """Return the full names of dpcomp's folders, and of its modules that stand in none, by the alphabet."""
+    return sorted(f"dpcomp.{module.name}" for module in pkgutil.iter_modules([str(PACKAGE)]))
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List the pages below the entry "API" of the navigation."""
+    (reference,) = (entry["Reference"] for entry in config.nav or () if "Reference" in entry)
+    (api,) = (entry["API"] for entry in reference if "API" in entry)
+    api += [{name: _path(name)} for name in folders()]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages."""
+    for name in folders():
+        files.append(File.generated(config, _path(name), content=PAGE.format(name=name)))
+    return files
+
+
+def _path(name: str) -> str:
+    return f"{FOLDER}/{name.removeprefix('dpcomp.')}.md"
