@@ -39,9 +39,7 @@ def rounds_of(seed: int, batch: int = 30) -> Rounds:
     rng, public = np.random.default_rng(seed), dp.PublicSeed(seed)
     steady = rng.standard_t(4, LAYOUT.size) * np.repeat([0.2, 0.1], LAYOUT.sizes)
     vectors = [(steady + 0.05 * rng.standard_t(4, LAYOUT.size)).astype(np.float32) for _ in range(3)]
-    contexts = [
-        dp.PublicContext(layout=LAYOUT, mask_key=public.key("mask", number)) for number in range(len(vectors))
-    ]
+    contexts = [dp.PublicContext(layout=LAYOUT, mask_key=public.key("mask", number)) for number in range(len(vectors))]
     whole = [dp.Total(layers=(vector,), layout=LAYOUT, units=batch) for vector in vectors]
     restricted = {
         density: tuple(
