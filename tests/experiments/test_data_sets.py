@@ -38,7 +38,7 @@ def test_other_digits_are_refused(monkeypatch):
 
 def test_every_module_is_a_task_that_worker_processes_find():
     modules = {path.stem for path in Path(tasks.__file__).parent.glob("*.py")} - {"__init__"}
-    assert set(TASKS) == modules | {"digits"}
+    assert set(TASKS) >= modules | {"digits"}
     assert set(DATA_SETS) == {recipe.name for recipe in RECIPES} | {"digits"}
     assert pickle.loads(pickle.dumps(TASKS)) == TASKS
     for name in TASKS:

@@ -91,7 +91,7 @@ def test_an_axis_of_ones_own_sets_paths_together(of_grid):
         ('"epsilon.low" = [1]', "a plain value"),
         ('"federation.probes.0" = [1]', "the nearest is 'TopKOverlap'"),
         ('"pipeline.codec.Codec.quantize.Uniform.bits.Equal.bits" = [4]', "bits is 4, and has no key 'Equal'"),
-        ('"pipeline.codec.Codec.entropy" = [{ FixedWidth = { wide = 1 } }]', "takes no arguments"),
+        ('"pipeline.codec.Codec.entropy" = [{ FixedWidth = { wide = 1 } }]', "takes no arguments: leave it out"),
         ('"federation.local_steps" = 3', "write a list of values"),
         ('"federation.local_steps" = []', "has no values"),
         ('"federation.local_steps" = [1, 1.0]', "stands there twice"),

@@ -63,7 +63,9 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
                         "tuning": outcome.tuning or "none",
                         "tried": outcome.tried,
                         **measured(outcome.reports),
-                        "rounds_behind": rounds_behind(accuracy, means.get(home / REFERENCE, means.get(home.parent / REFERENCE))),
+                        "rounds_behind": rounds_behind(
+                            accuracy, means.get(home / REFERENCE, means.get(home.parent / REFERENCE))
+                        ),
                     }
                 )
     if not rows:
