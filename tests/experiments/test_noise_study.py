@@ -40,13 +40,13 @@ def rounds_of(seed: int, batch: int = 30) -> Rounds:
     rng, public = np.random.default_rng(seed), dp.PublicSeed(seed)
     steady = rng.standard_t(4, LAYOUT.size) * np.repeat([0.2, 0.1], LAYOUT.sizes)
     vectors = [(steady + 0.05 * rng.standard_t(4, LAYOUT.size)).astype(np.float32) for _ in range(3)]
-    masks = [public.key("mask", number) for number in range(len(vectors))]
+    contexts = [dp.PublicContext(layout=LAYOUT, mask_key=public.key("mask", number)) for number in range(len(vectors))]
     whole = [dp.Total(layers=(vector,), layout=LAYOUT, units=batch) for vector in vectors]
     restricted = {
         density: tuple(
             dp.Total(layers=(vector[support.indices(LAYOUT.size)],), layout=LAYOUT, support=support, units=batch)
             for vector, support in zip(
-                vectors, [Seeded(seed=mask, k=dp.RandomK(density).count(LAYOUT.size)) for mask in masks], strict=True
+                vectors, [dp.RandomK(density).public_support(context) for context in contexts], strict=True
             )
         )
         for density in DENSITIES

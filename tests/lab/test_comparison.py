@@ -146,3 +146,13 @@ def test_the_reference_is_the_dense_method_beside_it(tmp_path):
     assert table["dense"] == 0
     assert 0 < table["a_sparse_one"] < 2
     assert pd.isna(table["deeper/alone"])
+
+
+def test_the_reference_of_a_grid_is_its_own_dense_point_wherever_it_stands(tmp_path):
+    grid = '[grid.method]\nsparse = { "pipeline.feedback" = true }\ndense = { "pipeline.feedback" = false }\n'
+    finished(config_in(tmp_path, "dense", UNTUNED), {"seed-0": [0.1, 0.2]})
+    config = config_in(tmp_path, "both", UNTUNED + grid)
+    finished(config, {"method=sparse/seed-0": [0.3, 0.5], "method=dense/seed-0": [0.4, 0.6]})
+    table = compare(tmp_path).set_index("method")["rounds_behind"]
+    assert 0 < table["both/method=sparse"] < 1
+    assert table["both/method=dense"] == 0

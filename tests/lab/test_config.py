@@ -10,8 +10,9 @@ from dpcomp.lab.config.calls import CALLS
 from dpcomp.lab.config.experiment import load
 from dpcomp.lab.config.federation_keys import FEDERATION_KEYS
 from dpcomp.lab.tasks import SHIPPED_TASKS
-from dpcomp.simulation import simulate
+from dpcomp.simulation import Dirichlet, Faults, simulate
 from dpcomp.simulation.probes import TopKOverlap
+from dpcomp.simulation.unversioned import Unversioned
 from dpcomp.training.schedule import Cosine
 
 TEXT = """
@@ -110,14 +111,38 @@ def test_a_device_and_a_schedule_are_arguments_like_others(tmp_path):
     text = TEXT.replace("rounds = 20\n", f'rounds = 20\ndevice = "cuda"\n{rate}\n', 1).replace(
         "[tune]\nlearning_rate = [0.5, 1.0]", ""
     )
-    arguments = make_arguments(load(config(tmp_path, text)))
-    assert arguments["trainer"].device == "cuda"
-    assert arguments["trainer"].learning_rate == Cosine(peak=0.2, rounds=20, warm_up=2)
+    trainer = make_arguments(load(config(tmp_path, text)))["trainer"]
+    assert trainer.device == "cuda"
+    assert trainer.learning_rate == Cosine(peak=0.2, rounds=20, warm_up=2)
+
+
+VALUES = {  # no value is a default's, and no two of one type are equal
+    "clients": 7,
+    "rounds": 11,
+    "partition": Dirichlet(0.3),
+    "participation": dp.Poisson(0.5),
+    "evaluate_every": 13,
+    "protocol": Unversioned(),
+    "faults": Faults(drop=0.1),
+    "probes": (TopKOverlap(0.01),),
+    "local_steps": 3,
+    "learning_rate": 0.25,
+    "momentum": 0.125,
+    "expected_batch_size": 17.0,
+    "local_sampling": dp.Poisson(0.4),
+    "physical_batch_size": 19,
+    "device": "cuda",
+    "server_learning_rate": 0.75,
+    "server_momentum": 0.375,
+}
 
 
 def test_every_key_of_a_federation_goes_where_it_is_known():
-    values = simulation_arguments({key: key for key in FEDERATION_KEYS})
-    assert set(values) <= set(inspect.signature(simulate).parameters)
-    assert sorted(values.values()) == sorted(FEDERATION_KEYS)
-    server = {argument for owner, argument in FEDERATION_KEYS.values() if owner == "server"}
-    assert server <= set(inspect.signature(ServerOptimizer).parameters)
+    assert VALUES.keys() == FEDERATION_KEYS.keys()
+    arguments = simulation_arguments(VALUES)
+    assert set(arguments) <= set(inspect.signature(simulate).parameters)
+    arrived = vars(arguments.pop("trainer")) | arguments
+    server = arguments.pop("server")
+    assert isinstance(server, ServerOptimizer)
+    arrived |= {f"server_{name}": value for name, value in vars(server).items()}
+    assert {key: arrived[key] for key in VALUES} == VALUES

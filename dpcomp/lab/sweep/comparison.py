@@ -39,7 +39,8 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
     """Return a row a method, from the results that count.
 
     A method is a point of a config, with its best tuning. Columns: method, tuning, tried, MEASURES, and rounds_behind:
-    how many rounds before its end the REFERENCE beside it stood where the method ends (mean over seeds).
+    how many rounds before its end the REFERENCE of its grid, or else the one beside its config, stood where the method
+    ends (mean over seeds).
 
     Args:
         standings: As `standings_in` returns them.
@@ -49,26 +50,31 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
         ConfigError: No trial is finished.
     """
     folder = target if target.is_dir() else target.parent
-    rows, means = [], {}
-    for standing in standings:
-        for outcome in standing.outcomes():
-            if outcome.reports:
-                home = standing.config.with_suffix("")
-                means[home / outcome.point.name] = accuracy = _mean_accuracy(outcome)
-                if list(outcome.point.labels.values()) == [REFERENCE]:
-                    means[home / REFERENCE] = accuracy
-                reference = means.get(home / REFERENCE, means.get(home.parent / REFERENCE))
-                rows.append(
-                    {
-                        "method": (home / outcome.point.name).relative_to(folder).as_posix(),
-                        "tuning": outcome.tuning or "none",
-                        "tried": outcome.tried,
-                        **measured(outcome.reports),
-                        "rounds_behind": rounds_behind(
-                            accuracy, means.get(home / REFERENCE, means.get(home.parent / REFERENCE))
-                        ),
-                    }
-                )
+    finished = [
+        (standing.config.with_suffix(""), outcome)
+        for standing in standings
+        for outcome in standing.outcomes()
+        if outcome.reports
+    ]
+    accuracies = {home / outcome.point.name: _mean_accuracy(outcome) for home, outcome in finished}
+    in_grid = {
+        home: accuracies[home / outcome.point.name]
+        for home, outcome in finished
+        if list(outcome.point.labels.values()) == [REFERENCE]
+    }
+    rows = []
+    for home, outcome in finished:
+        place = home / outcome.point.name
+        reference = in_grid.get(home, accuracies.get(home.parent / REFERENCE))
+        rows.append(
+            {
+                "method": place.relative_to(folder).as_posix(),
+                "tuning": outcome.tuning or "none",
+                "tried": outcome.tried,
+                **measured(outcome.reports),
+                "rounds_behind": rounds_behind(accuracies[place], reference),
+            }
+        )
     if not rows:
         notes = [note for standing in standings for note in standing.notes()]
         raise ConfigError("; ".join([f"{target} holds no config with a finished trial: sweep it first", *notes]))
