@@ -1,4 +1,4 @@
-"""The pipeline: a mechanism and a codec, who is trusted, and what a release costs."""
+"""Pipeline: a private mechanism and a codec as a single value, with its privacy cost."""
 
 import json
 import tomllib
@@ -49,7 +49,7 @@ from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.update import Update
 
-# What a pipeline may be made of, by the names that a table calls them.
+# The classes that a table may name, by their names.
 PARTS: dict[str, type] = {
     part.__name__: part
     for part in (
@@ -62,21 +62,29 @@ PARTS: dict[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """What happens to gradients on their way to the model, and what it costs in privacy.
+    """A mechanism and a codec: how gradients are privatised, compressed, sent and applied, and at what privacy cost.
+
+    The mechanism is checked when the pipeline is made, so a pipeline without a guarantee does not exist, except with
+    `dp.unsafe`. A pipeline holds no state: memories and updates go through its methods. A client's side of a round is
+    `release` (which is `clip` and `noise`), `send` and `follow`; the server's is `receive` and `broadcast`.
+
+    **Privacy:** the guarantee is that of the mechanism, which ends with the noise; all that the codec does is
+    post-processing of released values (PRIVACY_RULES 1). If the server is trusted, the updates are sent clean, and the
+    server releases their sum (PRIVACY_RULES 10 and 22).
 
     Args:
-        mechanism: The private side, in order: stages that end in `Gaussian`, or `dp.unsafe(why, *stages)`.
-        codec: The public side: how updates are coded.
+        mechanism: The stages of the private side in order, the last of them `Gaussian`; or `dp.unsafe(why, *stages)`.
+        codec: How updates are coded.
         downlink: How broadcasts are coded; None for the same as `codec`.
-        sampling: How units take part; None for all of them, always.
-        feedback: Whether a sender remembers what its codec dropped, and adds it to the next update.
+        sampling: How units are sampled for a release; None for all units in each release.
+        feedback: Whether a sender adds what its codec dropped to its next update (error feedback).
         unit: What one neighbour adds or removes, "example" or "client".
         trust: Who may see values before the noise, "nobody" or "server".
 
     Raises:
-        NotPrivate: The parts, in this order and under this trust, have no guarantee.
-        TypeError: A part is no frozen dataclass, or of another type than its place wants.
-        ValueError: A part stands where it cannot.
+        NotPrivate: The stages, in this order and under this trust, have no guarantee.
+        TypeError: A part is not a frozen dataclass, or has the wrong type for its argument.
+        ValueError: Two parts do not work together, or a stage does not belong at its place.
 
     Examples:
         >>> import dpcomp as dp
@@ -111,7 +119,7 @@ class Pipeline:
             self._check_estimates()
         if masks and any(codec.predict for codec in codecs):
             raise ValueError(
-                "predict= expects whole updates, and a support in the mechanism makes parts: leave one out"
+                "predict= needs whole updates, but a support in the mechanism sends parts of them: leave one out"
             )
         # Raise now what they would raise at the first release or message.
         _ = self.claim, self._noise_l2, self.channel.history_reader
@@ -122,32 +130,38 @@ class Pipeline:
             object.__setattr__(self, "mechanism", tuple(stages))
         for number, stage in enumerate(self.stages, start=1):
             if not isinstance(stage, Stage) or isinstance(stage, type):
-                raise TypeError(f"mechanism: {stage!r} (stage {number}) is no stage, like dp.Clip(1.0)")
+                raise TypeError(f"mechanism: {stage!r} (stage {number}) is no stage: give one such as dp.Clip(1.0)")
         for name, expected in (("codec", Codec), ("downlink", Codec | None), ("sampling", Poisson | None)):
             if not isinstance(getattr(self, name), expected):
                 raise TypeError(f"Pipeline({name}={getattr(self, name)!r}): it must be a {expected}")
-        _ = self.trust_model, self._description  # refuse an unknown unit or trust, and a part that has no description
+        _ = (
+            self.trust_model,
+            self._description,
+        )  # refuse an unknown unit or trust, and a part that is no frozen dataclass
 
     def _check_estimates(self) -> None:
-        """Refuse what an allocator that sees the noise would get wrong."""
+        """Refuse settings under which the signal estimates of an allocator that uses the noise are wrong."""
         masked = any(isinstance(stage, HasPublicSupport) for stage in self.stages)
         if self.feedback or self.codec.sparsify or masked:
             raise ValueError(
-                f"{self.codec.quantize} estimates the signal in whole updates, from their variance and the noise's; "
-                "what error feedback adds, TopK chooses or RandomK leaves has another one: feedback=False and no "
-                "sparsifier, or leave out clients="
+                f"{self.codec.quantize} estimates the signal from the variances of whole updates and of the noise; "
+                "error feedback and sparsifiers change the variance. Set feedback=False and use no sparsifier, or "
+                "leave out clients="
             )
         if self.trust_model.server_sees_clean:
-            raise ValueError(f"{self.codec.quantize} sees privacy noise, but trust='server' sends none: no clients=")
+            raise ValueError(
+                f"{self.codec.quantize} uses the noise in updates, but with trust='server' they have none: leave out "
+                "clients="
+            )
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The mechanism's stages, guaranteed or not."""
+        """The stages of the mechanism, with or without a guarantee."""
         return self.mechanism.stages if isinstance(self.mechanism, Unsafe) else self.mechanism
 
     @property
     def trust_model(self) -> TrustModel:
-        """The unit and the trust as one value, which says what follows from them."""
+        """The unit and the trust as a `TrustModel`."""
         return TrustModel(unit=self.unit, trust=self.trust)
 
     @property
@@ -161,23 +175,23 @@ class Pipeline:
 
     @cached_property
     def claim(self) -> Released:
-        """What the mechanism's output is known to be."""
+        """The claim on the mechanism's output: released, at the cost of an event."""
         if isinstance(self.mechanism, Unsafe):
             return Released(event=NonPrivateDpEvent())
         claim = fold(self.stages)
         for number, stage in enumerate(self.stages, start=1):
             if isinstance(stage, Gaussian) != (number == len(self.stages)):
                 raise NotPrivate(
-                    f"{type(stage).__name__} (stage {number} of {len(self.stages)}): a mechanism ends in its one "
-                    "Gaussian, whose noise the pipeline draws. Put other stages before it, what follows into the codec"
+                    f"{type(stage).__name__} (stage {number} of {len(self.stages)}): a mechanism has a single "
+                    "Gaussian, which is its last stage. Put other stages before it, or into the codec"
                 )
         return claim
 
     @cached_property
     def _noise_l2(self) -> float:
-        """What the noise multiplier multiplies: the bound that the stages before the noise prove.
+        """The L2 sensitivity that the noise multiplier scales: the bound that the stages before the noise prove.
 
-        Unsafe stages prove none: there it is the last clip norm.
+        Unsafe stages prove no bound; for them it is the norm of the last clip.
         """
         if self._noise is None:
             return 0.0
@@ -187,12 +201,12 @@ class Pipeline:
                 return before.l2
         norms = [stage.norm for stage in self.stages if isinstance(stage, Clip)]
         if not norms:
-            raise NotPrivate(f"{self._noise} has no Clip before it that says how much noise that is: put one there")
+            raise NotPrivate(f"{self._noise} has no Clip before it, whose norm scales the noise: add one")
         return norms[-1]
 
     @property
     def cost(self) -> Cost:
-        """What one release costs, sampling included where it amplifies, and the unit and trust that it holds for."""
+        """The cost of a single release; its event includes the sampling if that amplifies."""
         return self._cost
 
     @cached_property
@@ -209,7 +223,7 @@ class Pipeline:
 
     @property
     def channel(self) -> Channel:
-        """What wire and federation need of this pipeline: its codecs, and what is released."""
+        """The channel of this pipeline, which the wire and both ends of a federation take."""
         return self._channel
 
     @cached_property
@@ -228,7 +242,7 @@ class Pipeline:
     @cached_property
     def _description(self) -> dict[str, Any]:
         """All fields as plain types."""
-        # Of this class alone: a subclass that only looks on (simulation/probes.py) is the same pipeline on the wire.
+        # Of this class alone: a subclass that only observes (simulation/probes.py) is the same pipeline on the wire.
         table: dict[str, Any] = {}
         for item in fields(Pipeline):
             value = getattr(self, item.name)
@@ -238,12 +252,13 @@ class Pipeline:
         return table
 
     def to_table(self) -> dict[str, Any]:
-        """Return the pipeline as plain types, as `[pipeline]` of a TOML file has it: class names with their fields.
+        """Return the pipeline as the table `[pipeline]` of a TOML file: plain types, class names with their fields.
 
-        None is left out, since TOML has none. An unsafe mechanism is its stages, and `unsafe` its reason.
+        Fields that are None are left out, since TOML has no None. Of an unsafe mechanism, `mechanism` holds the stages
+        and `unsafe` the reason.
 
         Raises:
-            ValueError: A field holds None though its default is something else.
+            ValueError: A field is None, but its default is not, so reading the table would change it.
         """
         table: dict[str, Any] = {}
         for item in fields(Pipeline):
@@ -260,15 +275,16 @@ class Pipeline:
 
     @classmethod
     def from_table(cls, table: dict[str, Any], parts: Iterable[type] = ()) -> "Pipeline":
-        """Return the pipeline that a table describes.
+        """Make the pipeline that a table describes.
 
         Args:
-            table: Plain types, as `to_table` gives them.
-            parts: Classes beyond dpcomp's own that the table may call.
+            table: Plain types, as `to_table` returns them.
+            parts: Your own classes that the table may name.
 
         Raises:
-            ConfigError: A name means nothing, or a call is refused.
+            ConfigError: A name is unknown, or a part refuses its arguments.
             NotPrivate: The pipeline has no guarantee.
+            TypeError, ValueError: As the constructor does.
         """
         calls: Calls = {**PARTS, **{part.__name__: part for part in parts}}
         check_keys(table, (*(item.name for item in fields(Pipeline)), "unsafe"), "[pipeline]")
@@ -281,15 +297,16 @@ class Pipeline:
 
     @classmethod
     def from_toml(cls, text: str, parts: Iterable[type] = ()) -> "Pipeline":
-        """Return the pipeline that a TOML text describes.
+        """Make the pipeline that a TOML text describes.
 
         Args:
-            text: What `to_toml` gave, or what was written by hand in the same form.
-            parts: Classes beyond dpcomp's own that the text may call.
+            text: TOML, as `to_toml` returns it.
+            parts: Your own classes that the text may name.
 
         Raises:
-            ConfigError: The text is no TOML, a name means nothing, or a call is refused.
+            ConfigError: The text is not TOML, a name is unknown, or a part refuses its arguments.
             NotPrivate: The pipeline has no guarantee.
+            TypeError, ValueError: As the constructor does.
         """
         try:
             return cls.from_table(tomllib.loads(text), parts)
@@ -300,27 +317,29 @@ class Pipeline:
         """Return the guarantee of `steps` releases, on a schedule that was fixed in advance.
 
         Args:
-            steps: How many releases one unit's data go through, 0 or more.
+            steps: The number of releases, 0 or more.
             delta: δ, in (0, 1).
-            population: The public number of units, to hold δ against.
+            population: The public number of units N; the guarantee then says whether δ is below 1/N.
 
         Raises:
-            TypeError, ValueError: `steps` is no whole number from 0 on, or δ none in (0, 1).
+            TypeError: `steps` is not a whole number, or `delta` not a number.
+            ValueError: `steps`, `delta` or `population` lies outside its range.
         """
         return self.cost.guarantee(steps, delta, population=population)
 
-    # The two ends, at the start of a run.
+    # The memories of both ends at the start of a run.
 
     def init_client(self, layout: Any, seed: PublicSeed, client: int) -> ClientMemory:
-        """Return a new client's memory.
+        """Make the memory of a new client.
 
         Args:
-            layout: d, or a mapping from layer name to shape, or a `Layout`.
-            seed: The public seed of the run, the same at all ends.
-            client: The client's number, from 0.
+            layout: The number of coordinates d, a mapping from layer name to shape, or a `Layout`.
+            seed: The public seed of the run, the same at all ends; its number names the run.
+            client: The client's number, from 0 to 2³² − 2.
 
         Raises:
-            TypeError: The seed is no `PublicSeed`.
+            TypeError: `seed` is not a `PublicSeed`.
+            ValueError: The layout has no coordinates, or `client` lies outside its range.
         """
         layout = Layout.of(layout)
         return ClientMemory(
@@ -330,12 +349,20 @@ class Pipeline:
         )
 
     def init_server(self, layout: Any, seed: PublicSeed) -> ServerMemory:
-        """Return the server's memory before the first round; the arguments are those of `init_client`."""
+        """Make the memory of the server before the first round.
+
+        Args:
+            layout: As for `init_client`.
+            seed: As for `init_client`.
+
+        Raises:
+            TypeError, ValueError: As `init_client` does.
+        """
         return ServerMemory(**self._memory_at_start(Layout.of(layout), seed))
 
     def _memory_at_start(self, layout: Layout, seed: PublicSeed) -> dict[str, Any]:
         if not isinstance(seed, PublicSeed):
-            raise TypeError(f"seed={seed!r}: masks are drawn from a dp.PublicSeed(number), which everybody may know")
+            raise TypeError(f"seed={seed!r}: give a dp.PublicSeed(number), the same at all ends; it may be public")
         return {
             "pipeline": self.channel.fingerprint(layout),
             "layout": layout,
@@ -344,17 +371,18 @@ class Pipeline:
             "residual": np.zeros(layout.size, dtype=np.float32) if self.feedback else None,
         }
 
-    # The private side: from blocks to the release.
+    # The private side.
 
     def clip(self, block: Any, memory: ClientMemory | ServerMemory) -> Total:
-        """Run the mechanism up to its noise on one micro-batch.
+        """Apply the stages before the noise to a micro-batch, and sum its units.
 
         Args:
-            block: A tuple of (n, …) arrays (torch, JAX or NumPy), one a layer, or one (n, d) array: n units.
-            memory: Of the end that releases.
+            block: The gradients of n units: a tuple of (n, …) arrays (torch, JAX or NumPy), one a layer, or a single
+                (n, d) array.
+            memory: The memory of the end that releases.
 
         Returns:
-            The sum over the units; totals of micro-batches add up.
+            The sum over the units; totals of micro-batches are added with `+`.
 
         Raises:
             ValueError: The block does not fit the memory's layout.
@@ -367,34 +395,38 @@ class Pipeline:
         return replace(total, mechanism=self.mechanism)
 
     def empty_total(self, memory: ClientMemory | ServerMemory) -> Total:
-        """Return the total of an empty batch, whose release is pure noise."""
+        """Return the total of an empty batch; its release is pure noise."""
         return self.clip(np.zeros((0, memory.layout.size), dtype=np.float32), memory)
 
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
-        """Release a total: add fresh noise to it, for one step of the permit.
+        """Add fresh noise to a total, which uses a step of the permit.
 
-        The noise is ChaCha20's, drawn and added in float64 and rounded once. Its stream is placed by the permit's
-        address and step.
+        The noise is drawn by ChaCha20, drawn and added in float64, and rounded to float32 once. Its stream derives from
+        the secret, the permit's address and the step, so no two releases share noise.
+
+        **Privacy:** the noise is scaled by the bound that the stages before it prove, and the release was charged
+        before, since the permit exists (PRIVACY_RULES, hazards 1 to 4 and 17).
 
         Args:
-            total: What this pipeline's `clip` gave, or a sum of such totals.
-            memory: Of the end that draws the noise.
-            secret: Where the noise comes from.
-            permit: What `ledger.charge` gave for this pipeline's cost and the memory's address.
+            total: What this pipeline's `clip` returned, or a sum of such totals.
+            memory: The memory of the end that adds the noise.
+            secret: The source of the noise.
+            permit: What `ledger.charge(pipeline.cost, memory.address)` returned.
 
         Returns:
-            An update whose claim is this pipeline's release.
+            An update with this pipeline's released claim.
 
         Raises:
-            BudgetExhausted: The permit has no step left, or another cost was charged.
-            NotPrivate: The noise belongs to the other end, another mechanism made the total, or it holds more than the
-                one unit of a client.
-            VersionMismatch: Another pipeline made the memory.
-            TypeError, ValueError: The secret or permit is none, or the permit is of another client.
+            BudgetExhausted: The permit has no step left, or was charged for another cost.
+            NotPrivate: The other end adds the noise under this trust, another mechanism made the total, or a client's
+                total holds more units than its update.
+            VersionMismatch: The memory is of another pipeline.
+            TypeError: `secret` is not a `SecretSeed`, or `permit` not a `Permit`.
+            ValueError: The permit is of another client.
         """
         if not isinstance(secret, SecretSeed) or not isinstance(permit, Permit):
             raise TypeError(
-                f"a release wants a dp.SecretSeed and a permit of ledger.charge, not {secret!r} and {permit!r}"
+                f"a release needs a dp.SecretSeed and a permit of ledger.charge, not {secret!r} and {permit!r}"
             )
         self.channel.refuse_foreign_memory(memory)
         noise_at, end = self.trust_model.noise_at, "server" if isinstance(memory, ServerMemory) else "client"
@@ -406,22 +438,25 @@ class Pipeline:
         if permit.address.client != memory.address.client:
             raise ValueError(f"{permit} cannot release for client {memory.address.client}: charge memory.address")
         if total.mechanism != self.mechanism:
-            raise NotPrivate("this total was not made by this pipeline's clip: its noise would be for another bound")
+            raise NotPrivate(
+                "this total was not made by this pipeline's clip, so its sensitivity may be another: clip the block "
+                "with this pipeline"
+            )
         most = self.trust_model.units_per_release
         if most is not None and total.units > most:
             raise NotPrivate(
-                f"{total.units} units in one client's release: with unit='client' the client's whole update is the one "
+                f"{total.units} units in a client's release: with unit='client' the client's whole update is the only "
                 "unit, a block of shape (1, d)"
             )
         step = permit.spend(self.cost, seeded=secret.seeded)
-        vector, place = total.vector(), permit.address
+        vector, address = total.vector(), permit.address
         if self._noise:
-            stream = secret.stream("noise", place.run, place.client, place.round, step)
+            stream = secret.stream("noise", address.run, address.client, address.round, step)
             vector = self._noise.add(vector, stream.standard_normal(len(vector)), self._noise_l2)
         return Update(
             values=vector.astype(np.float32),
             layout=memory.layout,
-            address=place,
+            address=address,
             support=total.support,
             claim=self.claim,
             noise_stddev=self._noise.noise_multiplier * self._noise_l2 if self._noise else 0.0,
@@ -430,13 +465,16 @@ class Pipeline:
     def release(
         self, blocks: Iterable[Any], memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit
     ) -> Update:
-        """Clip every block, add the totals up, and add the noise; no blocks at all release pure noise.
+        """Clip each block, sum the totals, and add noise; without any block the release is pure noise.
 
         Args:
-            blocks: Micro-batches, each as `clip` takes it.
-            memory: Of the end that draws the noise.
-            secret: Where the noise comes from.
-            permit: What `ledger.charge` gave for this pipeline's cost and the memory's address.
+            blocks: Micro-batches of a batch, each as `clip` takes it.
+            memory: The memory of the end that adds the noise.
+            secret: The source of the noise.
+            permit: What `ledger.charge(pipeline.cost, memory.address)` returned.
+
+        Returns:
+            An update with this pipeline's released claim.
 
         Raises:
             BudgetExhausted, NotPrivate, VersionMismatch, TypeError, ValueError: As `clip` and `noise` do.
@@ -458,44 +496,72 @@ class Pipeline:
             total = part if total is None else total + part
         return self.noise(self.empty_total(memory) if total is None else total, memory, secret, permit)
 
-    # The public side: over the wire and back.
+    # The public side.
 
     def send(self, update: Update, memory: ClientMemory) -> tuple[bytes, ClientMemory]:
-        """Encode an update; return the payload, and the sender's memory once it is accepted.
+        """Encode a client's update.
+
+        Args:
+            update: A release or a value derived from it; the clean update, if the server is trusted.
+            memory: The client's memory; it is not changed.
+
+        Returns:
+            The payload, and the client's memory for the time after the server accepts the payload.
 
         Raises:
             NotPrivate: The server is not trusted, and the update was not released by this pipeline.
-            VersionMismatch: Another pipeline made the memory.
-            TypeError, ValueError: The update is of another client or layout, or not finite.
+            VersionMismatch: The memory is of another pipeline.
+            TypeError: `update` is not an `Update`, or `memory` not a `ClientMemory`.
+            ValueError: The update has another client or layout, or values that are not finite.
         """
         return exchange.send(self.channel, update, memory)
 
     def receive(self, payload: bytes, memory: ServerMemory) -> tuple[Update, ServerMemory]:
-        """Decode a client's payload; return the update, and the server's memory once it accepts it.
+        """Decode a client's payload at the server.
+
+        Args:
+            payload: The bytes that the client sent.
+            memory: The server's memory; it is not changed.
+
+        Returns:
+            The update, and the server's memory for the time after it accepts the payload.
 
         Raises:
             CorruptPayload: The bytes are damaged.
-            VersionMismatch: They are sound, but do not follow on what the server knows.
+            VersionMismatch: The bytes are sound, but were coded against another state.
         """
         return exchange.receive(self.channel, payload, memory)
 
     def broadcast(self, aggregate: Any, memory: ServerMemory) -> tuple[bytes, ServerMemory]:
-        """Encode the server's step; return the payload for all clients, and the server's memory at the next version.
+        """Encode the server's step for all clients.
 
-        `aggregate` is an update, or, where the server is not trusted, a (d,) vector.
+        Args:
+            aggregate: A released update or a value derived from it; if the server is not trusted, also a (d,) vector.
+            memory: The server's memory; it is not changed.
+
+        Returns:
+            The payload for all clients, and the server's memory at the next version.
 
         Raises:
             NotPrivate: The aggregate was not released by this pipeline.
-            VersionMismatch: Another pipeline made the memory.
-            TypeError, ValueError: The aggregate is of another layout, or not finite.
+            VersionMismatch: The memory is of another pipeline.
+            TypeError: `memory` is not a `ServerMemory`.
+            ValueError: The aggregate has another layout, or values that are not finite.
         """
         return exchange.broadcast(self.channel, aggregate, memory)
 
     def follow(self, payload: bytes, memory: ClientMemory) -> ClientMemory:
-        """Decode a broadcast; return the client's memory after it, whose `step` is what the model moves by.
+        """Decode a broadcast at a client.
+
+        Args:
+            payload: The bytes that the server sent.
+            memory: The client's memory; it is not changed.
+
+        Returns:
+            The client's memory at the next version; its `step` is the update to add to the model.
 
         Raises:
             CorruptPayload: The bytes are damaged.
-            VersionMismatch: They are sound, but do not follow on what the client knows.
+            VersionMismatch: The bytes are sound, but the broadcast does not lead on from the client's version.
         """
         return exchange.follow(self.channel, payload, memory)

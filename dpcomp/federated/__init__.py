@@ -1,4 +1,4 @@
-"""The two ends of a federation as they run anywhere: over any transport, and without a framework."""
+"""The server and the clients of a federation, for any transport; this folder imports no machine-learning framework."""
 
 from dpcomp.federated.absence import Decay as Decay
 from dpcomp.federated.absence import Drop as Drop

@@ -1,4 +1,4 @@
-"""From the updates of a round to the step that everybody takes."""
+"""Aggregation: from the updates of a round to the step that is broadcast."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,32 +18,32 @@ from dpcomp.wire.update import Update
 
 @runtime_checkable
 class Releases(Protocol):
-    """What a trusted server draws its noise with: a pipeline."""
+    """A mechanism that a trusted server can release with: a `Pipeline`."""
 
     @property
     def channel(self) -> Channel:
-        """What both ends are built from."""
+        """The channel of both ends."""
         ...
 
     @property
     def cost(self) -> Cost:
-        """What one release costs."""
+        """The cost of a single release."""
         ...
 
     def release(self, blocks: Iterable[Any], memory: ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
-        """Clip every block, add them up, and add the noise."""
+        """Clip each block, sum the blocks, and add noise, as `Pipeline.release` does."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrustedRelease:
-    """What a trusted server releases with.
+    """Makes the release of each round at a trusted server: it charges the ledger, clips, sums and adds noise.
 
     Args:
-        pipeline: Clips and draws the noise.
-        secret: Where the noise comes from.
-        ledger: What is charged, once a round.
-        divisor: The expected number of senders of a round, a public constant.
+        pipeline: The pipeline whose mechanism clips and adds the noise.
+        secret: The source of the noise.
+        ledger: The ledger, which is charged once a round.
+        divisor: The expected number of clients in a round, a public constant.
     """
 
     pipeline: Releases
@@ -52,13 +52,16 @@ class TrustedRelease:
     divisor: float
 
     def mean(self, updates: Sequence[Update], memory: ServerMemory) -> Update:
-        """Return the mean of clean updates, clipped again and noised; the round is charged before.
+        """Charge the round, and return the noised sum of the clipped updates ÷ `divisor`.
 
-        No sender at all is charged and noised alike.
+        A round without updates is charged and noised like any other, so that nobody sees that it had none.
+
+        **Privacy:** the updates are clipped here, after decoding, so each client moves the sum by at most one clip norm
+        whatever its codec did (PRIVACY_RULES 10 and 18); the divisor is a public constant.
 
         Args:
-            updates: As the server has decoded them, one a client.
-            memory: The server's.
+            updates: The decoded updates, one update a client.
+            memory: The server's memory.
 
         Raises:
             BudgetExhausted: The round was charged before, or the budget allows no further release.
@@ -72,13 +75,16 @@ class TrustedRelease:
 def mean_of_released(
     channel: Channel, updates: Sequence[Update], memory: ServerMemory, weights: Sequence[float] | None = None
 ) -> Update:
-    """Return Σ weight · update / their number, of updates that their clients released.
+    """Return the weighted mean Σ weightᵢ · updateᵢ ÷ n of n updates that their clients released.
 
     Args:
-        channel: What both ends are built from.
-        updates: On the support that they share, or else everywhere; of none at all the mean is zero.
-        memory: The server's.
-        weights: Public weights, one an update; None for 1 each.
+        channel: The channel of both ends: `pipeline.channel`.
+        updates: The decoded updates; without any, the mean is zero.
+        memory: The server's memory.
+        weights: Public weights, a weight an update; None for 1 each.
+
+    Returns:
+        The mean, on the support of the updates if they all have the same, else everywhere.
 
     Raises:
         NotPrivate: An update was not released by this pipeline.
@@ -97,12 +103,16 @@ def mean_of_released(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ServerOptimizer:
-    """Federated averaging with server momentum: v ← μv + Δ, step = η·v (Hsu et al. 2019; Reddi et al. 2021).
+    """Federated averaging with server momentum: v ← μv + Δ, step = η·v, for the mean Δ of a round's updates.
+
+    With the defaults it is plain federated averaging: the step is the mean.
+
+    Source: Hsu, Qi & Brown 2019 (FedAvgM), section 4; Reddi et al. 2021, Algorithm 2.
 
     Args:
-        learning_rate: η, of the server's step.
+        learning_rate: η, the server's learning rate.
         momentum: μ; 0 for none.
-        velocity: v so far, (d,); None before the first step.
+        velocity: v so far, as a (d,) vector; None before the first step.
     """
 
     learning_rate: float = 1.0
@@ -110,12 +120,21 @@ class ServerOptimizer:
     velocity: Float32[np.ndarray, "d"] | None = None
 
     def step(self, mean: Update) -> tuple[Update, "ServerOptimizer"]:
-        """Return the step to broadcast for a mean Δ of updates, and the optimiser after it."""
+        """Compute the step to broadcast.
+
+        **Privacy:** the step is made of released means alone, so it has their claim.
+
+        Args:
+            mean: The mean Δ of a round's updates.
+
+        Returns:
+            The step η·v, and the optimiser with the new velocity.
+        """
         if self.momentum == 0:
             return mean.derive(mean.dense() * np.float32(self.learning_rate)), self
         velocity = mean.dense()
         if self.velocity is not None:
             velocity = np.float32(self.momentum) * self.velocity + velocity
-        # Not derive: the velocity reaches beyond this mean's support. It is made of releases alone, so the claim holds.
+        # Not derive, because the velocity has values outside this mean's support.
         step = replace(mean, values=velocity * np.float32(self.learning_rate), support=Everywhere())
         return step, replace(self, velocity=velocity)

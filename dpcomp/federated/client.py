@@ -1,4 +1,4 @@
-"""A client as a state machine: one pure function says what every event changes, and what the client does then."""
+"""The state machine of a client: a pure function from a state and an event to the next state and the actions."""
 
 from dataclasses import dataclass, field, replace
 
@@ -35,7 +35,12 @@ from dpcomp.wire.update import Update
 
 @dataclass(frozen=True)
 class Question:
-    """The hello that the client sent last, and the version that it stood at; a resend sends the same bytes."""
+    """A question that has no reply yet.
+
+    Args:
+        hello: The message; a resend sends the same bytes.
+        version: The client's version when it asked.
+    """
 
     hello: bytes
     version: int
@@ -43,16 +48,16 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClientState:
-    """All that a client knows.
+    """The state of a client. Memory, model and pending payload must survive the process; the rest need not.
 
     Attributes:
-        memory: What the pipeline remembers; it must survive the process.
-        model: The (d,) vector of parameters; it must survive the process.
-        pending: The payload that has no reply yet; it must survive the process.
-        phase: What the client knows of the server.
-        session: A number that no earlier process used in its questions.
-        asked: How many questions were asked in this session.
-        question: The one that has no reply yet.
+        memory: What the client remembers between messages.
+        model: The parameters as a (d,) vector.
+        pending: The payload that has no reply yet; None if there is none.
+        phase: Whether the client is at the server's version, and what it waits for.
+        session: A number that no earlier process of this client used in its questions.
+        asked: The number of questions in this session.
+        question: The question that has no reply yet; None if there is none.
     """
 
     memory: ClientMemory
@@ -63,8 +68,8 @@ class ClientState:
     asked: int = 0
     question: Question | None = None
 
-    def asking(self) -> "ClientState":
-        """Return the state with a new question, which says where the client stands: no earlier reply answers it."""
+    def with_question(self) -> "ClientState":
+        """Return the state with a new question, which states this state; no earlier reply answers it."""
         memory, pending = self.memory, self.pending
         frame = None if pending is None else _frame(pending)
         hello = Hello(
@@ -88,21 +93,30 @@ Outcome = tuple[ClientState, tuple[Action, ...]]
 
 
 def transition(channel: Channel, state: ClientState, event: Event, absence_policy: AbsencePolicy = Keep()) -> Outcome:
-    """Return the state after an event, and what to do then, in order.
+    """Compute the state after an event, and the actions that follow.
+
+    After an error the client keeps the state before the event.
 
     Args:
-        channel: What both ends are built from.
-        state: Before the event.
-        event: What happened.
-        absence_policy: What becomes of the residual after missed rounds.
+        channel: The channel of both ends: `pipeline.channel`.
+        state: The state before the event.
+        event: `Trained`, `BroadcastReceived`, `ReplyReceived`, `TimedOut` or `Restarted`.
+        absence_policy: What the client keeps of its residual after missed rounds.
+
+    Returns:
+        The state after the event; and the actions, in the order in which to do them.
 
     Raises:
-        CorruptPayload: The message is damaged. The state is as it was, as after the next error.
+        CorruptPayload: The message is damaged.
         VersionMismatch: The message is of another pipeline, or for another client.
-        ValueError: An update of a client that is not synced, or a second one at an address.
+        NotPrivate: The server is not trusted, and the update was not released by this pipeline.
+        ValueError: The client trained although it is not synced, or trained a second time at an address.
     """
     if type(event) not in TRANSITIONS[state.phase]:
-        raise ValueError(f"a client that is {state.phase.value} does not train: it may stand on an old model")
+        raise ValueError(
+            f"a client that is {state.phase.value} does not train, since its model may be old: train once its phase is "
+            "synced"
+        )
     match event:
         case Trained():
             after, actions = _after_training(channel, state, event.update)
@@ -121,7 +135,7 @@ def transition(channel: Channel, state: ClientState, event: Event, absence_polic
 
 def _after_training(channel: Channel, state: ClientState, update: Update) -> Outcome:
     if update.address == state.memory.link.last:
-        raise ValueError(f"an update of {update.address} was accepted before: a client sends one a round")
+        raise ValueError(f"an update of {update.address} was accepted before: a client sends one update a round")
     payload, after = exchange.send(channel, update, state.memory)
     pending = Pending.of(payload, update, after)
     return replace(state, pending=pending, phase=WAITING), (Save(), Send(payload))
@@ -133,9 +147,9 @@ def _after_broadcast(channel: Channel, state: ClientState, broadcast: bytes) -> 
     except VersionMismatch as error:
         if error.reason != "version":
             raise
-        # It may be early or late, or the server was set back: the server's reply alone decides.
+        # The broadcast may be early or late, or the server was restored: only the server's reply can tell.
         return (state, ()) if state.phase is RESYNCING else _ask(state)
-    # A broadcast says nothing of the link: a client that has not asked for that since it was away asks.
+    # A broadcast does not state the link, so a client that was away still has to ask for it.
     return (after, (Save(),)) if after.phase in (SYNCED, WAITING, RESYNCING) else _ask(after, Save())
 
 
@@ -153,20 +167,20 @@ def _after_reply(channel: Channel, state: ClientState, message: bytes, absence_p
     reply, body = REPLY.unseal(message)
     if reply.client != state.memory.client:
         raise VersionMismatch(
-            f"the reply is for client {reply.client}; this is client {state.memory.client}: deliver it there",
+            f"the reply is for client {reply.client}; this is client {state.memory.client}: deliver it to that client",
             reason="direction",
         )
     if state.question is not None and reply.answers == message_digest(state.question.hello):
         return _after_resync(channel, state, state.question, reply, body, absence_policy)
     if state.pending is not None and reply.answers == message_digest(state.pending.payload):
         return _after_receipt(state, state.pending, reply)
-    return state, ()  # it answers an earlier message: much may have happened since
+    return state, ()  # it answers an earlier message, and is out of date
 
 
 def _after_resync(
     channel: Channel, state: ClientState, question: Question, reply: Reply, body: bytes, absence_policy: AbsencePolicy
 ) -> Outcome:
-    """Take the server's reply to a question: the pending payload is settled, and the client brought up to date."""
+    """Apply the reply to a question: settle the pending payload, and move the client to the server's version."""
     server_link = read_link(body[: reply.link_bytes], state.memory.layout)
     settled = _settle_pending(state, reply, server_link)
     after = _catch_up(channel, settled, question, reply, body[reply.link_bytes :])
@@ -182,7 +196,7 @@ def _after_resync(
 def _after_receipt(state: ClientState, pending: Pending, reply: Reply) -> Outcome:
     """Take the server's reply to the pending payload itself."""
     server_link, frame = (reply.link_count, reply.link), _frame(pending)
-    accepted, refused = server_link == _name(pending.link), server_link == _name(state.memory.link)
+    accepted, refused = server_link == _identity(pending.link), server_link == _identity(state.memory.link)
     set_back = (reply.version, reply.shared) != (frame.version, frame.shared) and reply.version <= frame.version
     if not accepted and (not refused or set_back):
         return _ask(state)
@@ -194,13 +208,13 @@ def _after_receipt(state: ClientState, pending: Pending, reply: Reply) -> Outcom
 
 
 def _ask(state: ClientState, *before: Action) -> Outcome:
-    after = state.asking()
+    after = state.with_question()
     assert after.question is not None
     return after, (*before, Send(after.question.hello))
 
 
 def _follow(channel: Channel, state: ClientState, broadcast: OpenedPayload) -> ClientState:
-    """Move memory and model one version on; a pending payload stays what it is."""
+    """Move memory and model to the next version; a pending payload stays pending."""
     memory, pending = exchange.follow(channel, broadcast, state.memory), state.pending
     assert memory.step is not None
     step = memory.step.dense()
@@ -210,14 +224,17 @@ def _follow(channel: Channel, state: ClientState, broadcast: OpenedPayload) -> C
 
 
 def _settle_pending(state: ClientState, reply: Reply, server_link: Link) -> ClientState:
-    """Commit a pending payload that the server accepted, keep one that it still may, give up one that it cannot."""
-    memory, pending, named = state.memory, state.pending, (reply.link_count, reply.link)
-    if pending is not None and named == _name(pending.link):
+    """Commit a pending payload that was accepted, keep one that still may be, add a refused one to the residual."""
+    memory, pending, stated = state.memory, state.pending, (reply.link_count, reply.link)
+    if pending is not None and stated == _identity(pending.link):
         memory = replace(memory, link=pending.link, residual=pending.residual, tracked=pending.tracked)
         return replace(state, memory=memory, pending=None)
-    if named != _name(memory.link):
-        if named != _name(server_link):
-            raise VersionMismatch(f"the reply names link {named}, and holds {_name(server_link)}", reason="link")
+    if stated != _identity(memory.link):
+        if stated != _identity(server_link):
+            raise VersionMismatch(
+                f"the reply states the link {stated}, but holds {_identity(server_link)}: ask the server again",
+                reason="link",
+            )
         memory = replace(memory, link=server_link)
     elif reply.usable:
         return state
@@ -227,7 +244,7 @@ def _settle_pending(state: ClientState, reply: Reply, server_link: Link) -> Clie
 
 
 def _catch_up(channel: Channel, state: ClientState, question: Question, reply: Reply, rest: bytes) -> ClientState:
-    """Move to the server's version, by the broadcasts since the question or a snapshot, unless already beyond it."""
+    """Move to the server's version, by broadcasts or a snapshot; a client that is beyond it already stays."""
     version = state.memory.shared.version
     if reply.snapshot:
         if question.version < version and reply.version <= version:
@@ -242,15 +259,15 @@ def _catch_up(channel: Channel, state: ClientState, question: Question, reply: R
     shared = state.memory.shared
     if reply.version > shared.version or (reply.version == shared.version and reply.shared != shared.digest):
         raise VersionMismatch(
-            f"the reply is of version {reply.version} ({reply.shared.hex()}), and brings this client to version "
-            f"{shared.version} ({shared.digest.hex()})",
+            f"the reply is of version {reply.version} ({reply.shared.hex()}), but brings this client to version "
+            f"{shared.version} ({shared.digest.hex()}): ask the server again",
             reason="version",
         )
     return state
 
 
 def _age_residual(state: ClientState, missed: int, absence_policy: AbsencePolicy) -> ClientState:
-    """Apply the policy to the residual, and to the one that a pending payload would leave."""
+    """Apply the absence policy to the residual, and to the residual after a pending payload."""
     memory, pending = state.memory, state.pending
     if memory.residual is None:
         return state
@@ -264,5 +281,5 @@ def _frame(pending: Pending) -> Frame:
     return PAYLOAD.record_of(pending.payload)
 
 
-def _name(link: Link) -> tuple[int, bytes]:
+def _identity(link: Link) -> tuple[int, bytes]:
     return link.count, link.digest

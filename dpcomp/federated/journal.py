@@ -1,4 +1,4 @@
-"""The journal: payloads that a server has accepted since its checkpoints, durable before it says so."""
+"""Journal: the payloads that a server has accepted since its last checkpoints, durable before it replies."""
 
 import os
 import sqlite3
@@ -9,10 +9,13 @@ from dpcomp.core.storage import open_database
 
 
 class Journal:
-    """Payloads in the order in which they were accepted (SQLite, fsynced).
+    """A durable list of accepted payloads, in the order in which they were accepted (SQLite, synced at each payload).
+
+    Args:
+        path: The file; it is created if it does not exist.
 
     Raises:
-        DpcompError: the file cannot be opened, is open in another process, or is no journal.
+        DpcompError: The file cannot be opened, is open in another process, or is not a journal.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -25,29 +28,33 @@ class Journal:
             )
         except sqlite3.DatabaseError as error:
             raise DpcompError(
-                f"the journal {self._name} cannot be opened ({error}): is its folder there, and is it open in another "
-                "process? One server at a time holds it"
+                f"the journal {self._name} cannot be opened ({error}): does its folder exist, and is it open in "
+                "another process? A single server at a time may hold it"
             ) from error
 
     def append(self, version: int, payload: bytes) -> None:
-        """Keep a payload that a server at a version accepted; once this returns it outlives the machine's next crash.
+        """Write a payload durably: once this returns, it survives a crash of the machine.
+
+        Args:
+            version: The server's version when it accepted the payload.
+            payload: The payload's bytes.
 
         Raises:
-            DpcompError: it could not be kept, and so may not be called accepted.
+            DpcompError: The payload could not be written, so the server must not call it accepted.
         """
         try:
             self._database.execute("INSERT INTO accepted (version, payload) VALUES (?, ?)", (version, payload))
         except sqlite3.Error as error:
-            raise DpcompError(f"the journal {self._name} takes nothing ({error}): is the disk full?") from error
+            raise DpcompError(f"the journal {self._name} cannot be written ({error}): is the disk full?") from error
 
     def payloads(self) -> list[tuple[int, bytes]]:
-        """All of them, in their order, with the version of the server that accepted each."""
+        """Return all payloads in their order, each after the version of the server that accepted it."""
         return self._database.execute("SELECT version, payload FROM accepted ORDER BY number").fetchall()
 
     def forget_before(self, version: int) -> None:
-        """Forget what was accepted before a version: no checkpoint needs it any more."""
+        """Delete the payloads that were accepted before a version; no checkpoint that is kept needs them."""
         self._database.execute("DELETE FROM accepted WHERE version < ?", (version,))
 
     def close(self) -> None:
-        """Let another process open it."""
+        """Close the file, so that another process may open it."""
         self._database.close()

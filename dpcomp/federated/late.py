@@ -1,4 +1,4 @@
-"""What a server does with an update that comes after its round."""
+"""Late policies: what a server does with an update that arrives after its round was closed."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -6,34 +6,45 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class LatePolicy(Protocol):
-    """A policy."""
+    """Decides how late an update may be, and with what weight it enters the mean of the round in which it arrives."""
 
     @property
     def max_age(self) -> int:
-        """How many rounds late an update may be."""
+        """The most rounds that an update may be late; 0 refuses each late update."""
         ...
 
     def weight(self, age: int) -> float:
-        """What an update that is `age` rounds late counts; 1 for one in time."""
+        """Return the weight of an update that is `age` rounds late, a public constant; 1 for age 0."""
         ...
 
 
 @dataclass(frozen=True)
 class Reject:
-    """Refuse it; its sender keeps it in its residual."""
+    """Refuse late updates; their senders add them to their residuals."""
 
     max_age = 0
 
     def weight(self, age: int) -> float:
-        """1: only what is in time is taken."""
+        """Return 1, since only updates in time are accepted."""
         return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weigh:
-    """Take it at (1 + age)^−exponent, up to `max_age` rounds late (Xie et al. 2019, 1903.03934, section 5.2).
+    """Accept updates up to `max_age` rounds late, with weight (1 + age)^−exponent.
 
-    **Privacy:** only where the noise is the client's, so that an update is a release of its own whenever it comes.
+    Source: Xie, Koyejo & Gupta 2019, "Asynchronous Federated Optimization", arXiv 1903.03934, section 5.2.
+
+    **Privacy:** each client adds the noise to its own update, so an update is a release whenever it arrives. Under a
+    trusted server, a late update beside a fresh update of the same client is twice the sensitivity (PRIVACY_RULES 22):
+    the server refuses this policy.
+
+    Args:
+        max_age: The most rounds that an update may be late, 1 or more.
+        exponent: How fast the weight falls with the age, 0 or more; 0 gives each update weight 1.
+
+    Raises:
+        ValueError: `max_age` or `exponent` lies outside its range.
     """
 
     max_age: int
@@ -41,8 +52,8 @@ class Weigh:
 
     def __post_init__(self):
         if self.max_age < 1 or self.exponent < 0:
-            raise ValueError(f"{self}: max_age is a number of rounds, at least 1, and the exponent is not negative")
+            raise ValueError(f"{self}: max_age is a number of rounds from 1 on, and the exponent is 0 or above")
 
     def weight(self, age: int) -> float:
-        """(1 + age)^−exponent."""
+        """Return (1 + age)^−exponent."""
         return (1.0 + age) ** -self.exponent

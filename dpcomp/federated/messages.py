@@ -1,4 +1,4 @@
-"""Control messages: a client's hello says where it stands, the server's reply brings it up to date."""
+"""Control messages: the hello by which a client states its state, and the server's reply to hellos and payloads."""
 
 import struct
 from dataclasses import dataclass
@@ -20,38 +20,63 @@ NO_DIGEST = bytes(8)  # stands where a digest would, if there is nothing to dige
 
 @dataclass(frozen=True, kw_only=True)
 class Hello:
-    """A client's question: where it stands, and what it has pending."""
+    """A client's question to the server, which states the client's version, link and pending payload.
+
+    Attributes:
+        pipeline: The fingerprint of pipeline and layout.
+        run: The number of the run's public seed.
+        client: The client's number.
+        nonce: A number that distinguishes this question from all others of the client.
+        version: The version of the client's shared memory.
+        shared: The digest of the client's shared memory.
+        link_count: The number of payloads of the client that it knows were accepted.
+        link: The digest of those payloads.
+        pending: The link's digest once the pending payload is accepted; zeros if no payload is pending.
+        pending_version: The version of shared memory that the pending payload was coded against.
+        pending_shared: The digest of that shared memory.
+    """
 
     pipeline: Annotated[bytes, "8s"]
     run: Annotated[int, "Q"]
     client: Annotated[int, "I"]
-    nonce: Annotated[int, "Q"]  # of this question alone
+    nonce: Annotated[int, "Q"]
     version: Annotated[int, "I"]
     shared: Annotated[bytes, "8s"]
     link_count: Annotated[int, "I"]
     link: Annotated[bytes, "8s"]
-    pending: Annotated[bytes, "8s"]  # the digest of the link once the unanswered payload is accepted
-    pending_version: Annotated[int, "I"]  # what that payload was coded against
+    pending: Annotated[bytes, "8s"]
+    pending_version: Annotated[int, "I"]
     pending_shared: Annotated[bytes, "8s"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The server's reply to a payload or a hello: where it stood after reading that.
+    """The server's reply to a payload or a hello, which states the server's version and its link with the client.
 
-    The body holds the link in full where the client remembers another one; then, after a hello, what brings the client
-    to the server's version: the broadcasts since, or a snapshot.
+    The body of a reply to a hello brings the client to the server's version: it holds the whole link, if the client has
+    another link; then the broadcasts since the client's version, or a snapshot.
+
+    Attributes:
+        answers: The digest of the message that is answered.
+        client: The client's number.
+        version: The version of the server's shared memory.
+        shared: The digest of the server's shared memory.
+        link_count: The number of payloads of the client that the server has accepted.
+        link: The digest of those payloads.
+        usable: 1 if the client may send its pending payload again, else 0.
+        link_bytes: The number of bytes at the beginning of the body that hold the whole link.
+        snapshot: 1 if a snapshot follows in the body, 0 if broadcasts follow.
     """
 
-    answers: Annotated[bytes, "8s"]  # the digest of the message
+    answers: Annotated[bytes, "8s"]
     client: Annotated[int, "I"]
     version: Annotated[int, "I"]
     shared: Annotated[bytes, "8s"]
     link_count: Annotated[int, "I"]
     link: Annotated[bytes, "8s"]
-    usable: Annotated[int, "B"]  # 1: the unanswered payload may be sent again
-    link_bytes: Annotated[int, "I"]  # how much of the body is the link in full
-    snapshot: Annotated[int, "B"]  # 1: the rest is a snapshot; 0: broadcasts, one after the other
+    usable: Annotated[int, "B"]
+    link_bytes: Annotated[int, "I"]
+    snapshot: Annotated[int, "B"]
 
 
 HELLO = Format(Hello, b"dph\x02")
@@ -61,26 +86,31 @@ REPLY = Format(Reply, b"dpr\x02")
 def message_digest(message: bytes) -> bytes:
     """Return the 8 bytes by which a reply names the message that it answers.
 
-    The header of a message holds the checksum of its body, so the header alone is read.
+    The header alone is hashed, since it holds the checksum of the body.
     """
     return digest(message[: PAYLOAD.header_bytes if PAYLOAD.begins(message) else HELLO.header_bytes])
 
 
 class Snapshot(NamedTuple):
-    """Shared memory and the (d,) model: all that a client needs to stand at the server's version."""
+    """All that a client needs to be at the server's version.
+
+    Attributes:
+        shared: The server's shared memory.
+        model: The parameters as a (d,) vector.
+    """
 
     shared: Shared
     model: Float32[np.ndarray, "d"]
 
 
-_SNAPSHOT = struct.Struct("<I8sB")  # version, digest, and which vectors follow the model
-_REFERENCE, _HISTORY = 1, 2
+_SNAPSHOT = struct.Struct("<I8sB")  # version, digest, and the flags below
+_REFERENCE, _HISTORY = 1, 2  # flags: this vector follows the model
 _LINK = struct.Struct("<I8sQIIi")  # count, digest, last address, last version
 _SUPPORT = struct.Struct("<II")  # 1 + count, or 0 for no support; bytes of the positions
 
 
 def write_snapshot(snapshot: Snapshot, layout: Layout) -> bytes:
-    """Write a snapshot: version and digest, the last support, the model, and reference and history where there are."""
+    """Write a snapshot: version and digest, the last support, the model, then reference and history if they exist."""
     shared = snapshot.shared
     vectors = _REFERENCE * (shared.reference is not None) + _HISTORY * (shared.history is not None)
     head = _SNAPSHOT.pack(shared.version, shared.digest, vectors)
@@ -93,7 +123,7 @@ def read_snapshot(body: bytes, layout: Layout) -> Snapshot:
     """Read the snapshot in a body.
 
     Raises:
-        CorruptPayload: The body holds none of this layout.
+        CorruptPayload: The body is no snapshot of this layout.
     """
     _refuse_short(body, _SNAPSHOT.size)
     version, chained, vectors = _SNAPSHOT.unpack_from(body)
@@ -117,7 +147,7 @@ def read_snapshot(body: bytes, layout: Layout) -> Snapshot:
 
 
 def write_link(link: Link, layout: Layout) -> bytes:
-    """Write a link in full; one that has counted no payload is no bytes."""
+    """Write a whole link; a link that counts no payload is written as no bytes."""
     if link.last is None:
         return b""
     last = link.last
@@ -129,7 +159,7 @@ def read_link(body: bytes, layout: Layout) -> Link:
     """Read the link in a body; no bytes are a new link.
 
     Raises:
-        CorruptPayload: The body holds none.
+        CorruptPayload: The body is no link of this layout.
     """
     if not body:
         return Link()
@@ -169,4 +199,4 @@ def _read_support(body: bytes, layout: Layout) -> tuple[Listed | None, bytes]:
 
 def _refuse_short(body: bytes, expected: int) -> None:
     if len(body) < expected:
-        raise CorruptPayload(f"{len(body)} bytes stand where {expected} were announced")
+        raise CorruptPayload(f"the message has {len(body)} bytes left, where {expected} were announced")

@@ -1,4 +1,4 @@
-"""A client that outlives its process: its state machine, its ledger, and a folder that holds its state."""
+"""Participant: a client whose state survives its process."""
 
 import os
 from pathlib import Path
@@ -18,19 +18,20 @@ from dpcomp.wire.memory import ClientMemory
 
 
 class Participant:
-    """Runs a client's state machine; what is to be saved is saved before any message leaves.
+    """Runs the state machine of a client, and saves its state before a message is sent.
 
     Args:
-        channel: What both ends are built from: `pipeline.channel`.
-        memory: A new client's: `pipeline.init_client(layout, seed, client)`.
-        model: The first (d,) vector of parameters, the same at all ends.
-        ledger: What its releases are charged to; it belongs to the caller, and never goes back.
-        folder: Where its checkpoints lie; None keeps them in memory, for simulations. If the folder holds a checkpoint,
-            the client goes on from there.
-        absence_policy: What becomes of the residual after missed rounds.
+        channel: The channel of both ends: `pipeline.channel`.
+        memory: The memory of a new client: `pipeline.init_client(layout, seed, client)`.
+        model: The initial parameters as a (d,) vector, the same at all ends.
+        ledger: The ledger that the client's releases are charged to. The caller opens and closes it; it is never
+            restored from a checkpoint.
+        folder: Where checkpoints are saved; None keeps them in memory, for simulations. If the folder holds a
+            checkpoint, the client continues from it.
+        absence_policy: What the client keeps of its residual after missed rounds.
 
     Raises:
-        DpcompError: The folder is another client's, or the ledger is older than the checkpoint.
+        DpcompError: The folder is that of another client, or the ledger is older than the checkpoint.
 
     Examples:
         >>> import numpy as np
@@ -62,29 +63,33 @@ class Participant:
 
     @property
     def may_train(self) -> bool:
-        """Whether an update may be released now: the model is the server's, and nothing was sent or charged here yet.
+        """Whether the client may train and release an update now.
 
-        An address that was charged before a crash, and whose update was not saved, is forfeit.
+        It may if it is synced with the server, and has neither sent an update nor charged the ledger in this round. A
+        round that was charged before a crash, and whose update was not saved, is lost.
         """
         memory = self.state.memory
         spent = memory.address == memory.link.last or self.ledger.charged(memory.address)
         return self.state.phase is Phase.SYNCED and not spent
 
     def handle(self, event: Event) -> list[bytes]:
-        """Go through an event, and return the messages to send to the server.
+        """Apply an event, save the new state if needed, and return the messages to send to the server.
+
+        After an error the state is the state before the event, and no message may be sent.
 
         Args:
-            event: What happened: `Trained`, `BroadcastReceived`, `ReplyReceived`, `TimedOut` or `Restarted`.
+            event: `Trained`, `BroadcastReceived`, `ReplyReceived`, `TimedOut` or `Restarted`.
 
         Raises:
-            CorruptPayload, VersionMismatch, ValueError: As `transition` does; nothing changed.
-            DpcompError: The server knows of a release that the ledger does not: what is spent would be under-reported.
-            OSError: The state could not be saved; it is as it was, and nothing may be sent.
+            CorruptPayload, VersionMismatch, NotPrivate, ValueError: As `transition` does.
+            DpcompError: The server has accepted a release that was never charged to the ledger, so the ledger would
+                report too small an ε.
+            OSError: The state could not be saved.
         """
         after, actions = transition(self._channel, self.state, event, self._absence_policy)
         pending = self.state.pending
         if after.memory.link not in (self.state.memory.link, None if pending is None else pending.link):
-            self._refuse_older_ledger(after, "the server knows a release")
+            self._refuse_older_ledger(after, "the server has accepted a release")
         for action in actions:
             if isinstance(action, Save):
                 self._save(after)
@@ -92,7 +97,7 @@ class Participant:
         return [action.message for action in actions if not isinstance(action, Save)]
 
     def restart(self) -> None:
-        """Go on from what was saved, as a new process does."""
+        """Continue from the saved state, as a new process does."""
         if self._folder is not None:
             self._saved = self._load(self._folder)
         self.state, _ = transition(self._channel, self._saved, Restarted())
@@ -108,19 +113,19 @@ class Participant:
         except FileNotFoundError:
             return self._saved  # nothing was saved before the process ended
         if not isinstance(memory, ClientMemory) or model is None:
-            raise DpcompError(f"{folder} holds no checkpoint of a client: name another folder")
+            raise DpcompError(f"{folder} holds no checkpoint of a client: give another folder")
         mine = self._saved.memory
         if (memory.client, memory.seed, memory.pipeline) != (mine.client, mine.seed, mine.pipeline):
             raise DpcompError(
                 f"{folder} is of client {memory.client}, run {memory.seed} and layout {memory.layout}; this is client "
-                f"{mine.client}, run {mine.seed} and layout {mine.layout}: name another folder"
+                f"{mine.client}, run {mine.seed} and layout {mine.layout}: give another folder"
             )
         state = ClientState(memory=memory, model=model, pending=pending)
         self._refuse_older_ledger(state, f"{folder} holds a release")
         return state
 
     def _refuse_older_ledger(self, state: ClientState, evidence: str) -> None:
-        """Refuse to go on where a release is known that was never charged here."""
+        """Refuse a state that holds a release which was never charged to the ledger."""
         last = state.memory.link.last if state.pending is None else state.pending.link.last
         if last is not None and not self._channel.server_sees_clean and not self.ledger.charged(last):
             raise DpcompError(

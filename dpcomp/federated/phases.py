@@ -1,4 +1,4 @@
-"""The phases of a client, the events that may befall it, and where each may lead."""
+"""Phases: the states of a client, its events and actions, and the table of its transitions."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -8,54 +8,75 @@ from dpcomp.wire.update import Update
 
 
 def new_session() -> int:
-    """Draw a number that no question was asked under."""
+    """Draw the random 64-bit number that distinguishes the questions of this process from those of earlier ones."""
     return secrets.randbits(64)
 
 
 class Phase(Enum):
-    """What a client knows of the server."""
+    """The phase of a client: whether it is at the server's version, and what it waits for.
 
-    NEW = "new"  # it has had no message of the server yet
-    SYNCED = "synced"  # it stood at the server's version at the last reply, and nothing is pending
-    WAITING = "waiting"  # it has sent an update, and has no reply
-    STALE = "stale"  # it was away, and does not know the server's version
-    RESYNCING = "resyncing"  # it has asked for the server's version
+    Attributes:
+        NEW: It has received no message of the server yet.
+        SYNCED: It was at the server's version at the last reply, and no payload is pending. It may train.
+        WAITING: It has sent an update, and waits for the reply.
+        STALE: It was away, and does not know the server's version.
+        RESYNCING: It has asked for the server's version, and waits for the reply.
+    """
+
+    NEW = "new"
+    SYNCED = "synced"
+    WAITING = "waiting"
+    STALE = "stale"
+    RESYNCING = "resyncing"
 
 
-# What may happen to a client.
+# Events.
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """An update was released at the memory's address; only a synced client may train."""
+    """The event that an update was released at the memory's address; only a synced client may train.
+
+    Args:
+        update: The release, or a value derived from it; the clean update, if the server is trusted.
+    """
 
     update: Update
 
 
 @dataclass(frozen=True)
 class BroadcastReceived:
-    """A broadcast arrived."""
+    """The event that a broadcast arrived.
+
+    Args:
+        broadcast: The payload, which `Server.close_round` returned.
+    """
 
     broadcast: bytes
 
 
 @dataclass(frozen=True)
 class ReplyReceived:
-    """The server's reply to a payload or a question arrived."""
+    """The event that the server's reply to a payload or a question arrived.
+
+    Args:
+        reply: The message, which `Server.handle` returned.
+    """
 
     reply: bytes
 
 
 @dataclass(frozen=True)
 class TimedOut:
-    """No message came for some time: the client asks, or sends the same bytes again. What was sent stays pending."""
+    """The event that no message came for some time: the client asks the server, or sends the same bytes again."""
 
 
 @dataclass(frozen=True)
 class Restarted:
-    """The client was away or has crashed, and goes on from what it had saved.
+    """The event that the client was away or has crashed, and continues from its saved state.
 
-    `session` is a number that it never had before.
+    Args:
+        session: A number that this client never used before.
     """
 
     session: int = field(default_factory=new_session)
@@ -64,24 +85,28 @@ class Restarted:
 Event = Trained | BroadcastReceived | ReplyReceived | TimedOut | Restarted
 
 
-# What a client does then, in this order.
+# Actions.
 
 
 @dataclass(frozen=True)
 class Save:
-    """Save the new state durably."""
+    """The action to save the new state durably, before the actions after it."""
 
 
 @dataclass(frozen=True)
 class Send:
-    """Send a message to the server: a payload, or a question."""
+    """The action to send a message to the server.
+
+    Args:
+        message: A payload or a question (a hello).
+    """
 
     message: bytes
 
 
 Action = Save | Send
 
-# Where each event may lead from each phase: what the documentation draws, and what every transition is held to.
+# The phases that each event may lead to: the documentation draws this table, and `transition` checks its result by it.
 NEW, SYNCED, WAITING, STALE, RESYNCING = Phase
 TRANSITIONS: dict[Phase, dict[type[Event], tuple[Phase, ...]]] = {
     NEW: {BroadcastReceived: (RESYNCING,), ReplyReceived: (NEW,), TimedOut: (RESYNCING,), Restarted: (STALE,)},

@@ -1,4 +1,4 @@
-"""The server: takes payloads, replies, closes rounds, and brings back whoever was away."""
+"""Server: accepts payloads, replies to clients, closes rounds, and brings returning clients up to date."""
 
 import os
 import warnings
@@ -35,11 +35,17 @@ from dpcomp.wire.frame import PAYLOAD, OpenedPayload
 from dpcomp.wire.memory import ServerMemory, Shared
 from dpcomp.wire.update import Update
 
-LARGEST = 2.0**64  # of an update's values: far above any sum of clipped gradients, far below the end of float32
+LARGEST_VALUE = 2.0**64  # of an update: far above any sum of clipped gradients, far below the end of float32
 
 
 class Accepted(NamedTuple):
-    """An update that was accepted in the present round: its weight in the mean, and the length of its payload."""
+    """An update that the server has accepted in the present round.
+
+    Attributes:
+        update: The decoded update.
+        weight: Its weight in the mean.
+        payload_bytes: The length of its payload.
+    """
 
     update: Update
     weight: float
@@ -47,30 +53,36 @@ class Accepted(NamedTuple):
 
 
 class Server:
-    """Takes clients' messages and closes rounds; only accepted payloads and closed rounds change memory and model.
+    """Handles the messages of clients and closes rounds.
 
-    Given a folder, a payload is in its journal before it is called accepted, and a round in a checkpoint before its
-    broadcast leaves; a new server on the same folder goes on from there. `refusals` counts what was not accepted, by
-    reason; where the server is trusted these are facts of clean messages, for research alone.
+    Only accepted payloads and closed rounds change memory and model. With a folder, the server survives its process: it
+    writes a payload to a journal before it replies, and a round to a checkpoint before it returns the broadcast; a new
+    server with the same folder continues from there.
 
-    **Privacy:** the transport must know who sends: a trusted server's reply to a client shows what it has of that
-    client, and each client may move the sum by one clip norm.
+    `refusals` counts the messages that were not accepted, by reason. If the server is trusted, these counts depend on
+    clean messages and are for research alone.
+
+    **Privacy:** the transport must authenticate senders. A trusted server's reply to a client shows what the server has
+    accepted of that client; and the sensitivity of a round is one clip norm a client, so nobody may send as several
+    clients.
 
     Args:
-        channel: What both ends are built from: `pipeline.channel`.
-        memory: `pipeline.init_server(layout, seed)`.
-        model: The first (d,) vector of parameters, the same at all ends.
-        optimizer: Makes the round's step of the mean.
-        late_policy: What counts of updates that come after their round.
-        trusted_release: What a trusted server draws its noise with; None where the server is not trusted.
-        clients: How many clients there are; who is not numbered below it is refused.
-        folder: Where journal and checkpoints lie; None keeps nothing.
+        channel: The channel of both ends: `pipeline.channel`.
+        memory: The server's memory: `pipeline.init_server(layout, seed)`.
+        model: The initial parameters as a (d,) vector, the same at all ends.
+        optimizer: Computes a round's step from the mean of its updates.
+        late_policy: Whether updates that arrive after their round are accepted, and with what weight.
+        trusted_release: Makes the releases of a trusted server; None if the server is not trusted.
+        clients: The number of clients; messages from a client with this number or a higher one are refused.
+        folder: Where journal and checkpoints are written; None writes nothing.
 
     Raises:
-        NotPrivate: Late updates are to be weighed under a trusted server: late and fresh in one round are twice the
-            sensitivity.
-        ValueError: `trusted_release` is missing where the server is trusted, or given where it is not, or is of another
-            pipeline.
+        NotPrivate: `late_policy` accepts late updates under a trusted server; a late update beside a fresh one has
+            twice the sensitivity.
+        ValueError: `trusted_release` is None although the server is trusted, or given although it is not, or is of
+            another pipeline.
+        DpcompError: The folder is that of another run or of a client, is in use, or holds a release that the ledger of
+            `trusted_release` was never charged for.
 
     Examples:
         >>> import numpy as np
@@ -97,15 +109,17 @@ class Server:
     ):
         if channel.server_sees_clean and late_policy.max_age:
             raise NotPrivate(
-                f"late_policy={late_policy} under a trusted server: a late update beside a fresh one is twice the "
+                f"late_policy={late_policy} under a trusted server: a late update beside a fresh one has twice the "
                 "sensitivity. Use Reject()"
             )
         if channel.server_sees_clean != (trusted_release is not None):
             raise ValueError(
-                f"trusted_release={trusted_release}: a server that is trusted needs one, and no other server has one"
+                f"trusted_release={trusted_release}: give one if the pipeline has trust='server', and only then"
             )
         if trusted_release is not None and trusted_release.pipeline.channel.identity != channel.identity:
-            raise ValueError("trusted_release is of another pipeline than the channel: build both from one pipeline")
+            raise ValueError(
+                "trusted_release is of another pipeline than the channel: build both from the same pipeline"
+            )
         self._channel, self._late_policy, self._trusted_release = channel, late_policy, trusted_release
         self.memory, self.model, self._optimizer = memory, model, optimizer
         self.accepted: list[Accepted] = []  # in this round
@@ -125,16 +139,19 @@ class Server:
                 on_failure.pop_all()
 
     def handle(self, message: bytes, sender: int) -> bytes | None:
-        """Take a client's payload or hello, and return the reply; None for a message that gets none.
+        """Handle a client's payload or hello.
 
-        A message that is damaged, or not of this federation, is counted in `refusals` and gets no reply.
+        A message that is damaged, or of another run or pipeline, is counted in `refusals` and gets no reply.
 
         Args:
-            message: What arrived.
-            sender: The number of the client that the transport knows it came from.
+            message: The bytes that arrived.
+            sender: The number of the client that sent it, as the transport has authenticated it.
+
+        Returns:
+            The reply to send to that client; None for no reply.
 
         Raises:
-            DpcompError: The journal takes nothing, so the payload is not accepted; or this server was closed.
+            DpcompError: The journal cannot be written, so the payload is not accepted; or this server was closed.
         """
         self._refuse_closed()
         try:
@@ -146,12 +163,17 @@ class Server:
         return None
 
     def close_round(self) -> bytes:
-        """Close the round, and return the broadcast that brings every client to the next version.
+        """Close the round: aggregate its updates, move the model, and return the broadcast for all clients.
+
+        After an error memory and model are as they were.
+
+        Returns:
+            The payload that brings each client to the next version.
 
         Raises:
-            BudgetExhausted: A trusted server's budget allows no further release. Nothing changed.
+            BudgetExhausted: A trusted server's budget allows no further release.
             DpcompError: This server was closed.
-            OSError: The round could not be saved. Nothing changed; a trusted server's round is forfeit.
+            OSError: The round could not be saved. A trusted server has charged it, so the next call releases zeros.
         """
         self._refuse_closed()
         step, optimizer = self._optimizer.step(self._mean())
@@ -162,19 +184,24 @@ class Server:
         while sum(map(len, history)) > self._least_snapshot_bytes:
             del history[0]
         if self._journal is not None:
-            self._save(memory, model, optimizer, history)  # first: what could not be saved did not happen
+            self._save(memory, model, optimizer, history)  # first: an unsaved round must not be broadcast
             self._journal.forget_before(memory.shared.version - 1)  # the checkpoint before this one needs the rest
         self.memory, self.model, self._optimizer, self._history, self.accepted = memory, model, optimizer, history, []
         return broadcast
 
     def restart(self) -> None:
-        """Go on from what is in the folder, as a new process does: nothing that was called accepted is lost."""
+        """Continue from the state in the folder, as a new process does; no accepted payload is lost.
+
+        Raises:
+            ValueError: The server has no folder.
+            DpcompError: As for the constructor.
+        """
         if self._folder is None or self._journal is None:
-            raise ValueError("a server without a folder has nothing to restart from: give it one")
+            raise ValueError("a server without a folder has no saved state to restart from: give it a folder")
         self._restore(self._folder, self._journal)
 
     def close(self) -> None:
-        """Release the folder for another process; this server takes no message any more."""
+        """Close the folder, so that another process may use it; this server handles no message after that."""
         if self._journal is not None:
             self._journal.close()
             self._closed = True
@@ -185,8 +212,8 @@ class Server:
         self._refuse_foreign(frame.pipeline, frame.run, frame.client, sender)
         try:
             update, memory = exchange.receive(self._channel, opened, self.memory)
-            if np.abs(update.values).max(initial=0.0) > LARGEST:
-                raise CorruptPayload(f"the update holds values beyond {LARGEST:g}, which no sum in float32 can hold")
+            if np.abs(update.values).max(initial=0.0) > LARGEST_VALUE:
+                raise CorruptPayload(f"the update holds values above {LARGEST_VALUE:g}, whose sum float32 may not hold")
         except VersionMismatch as error:
             self.refusals[error.reason] += 1
         except CorruptPayload:
@@ -202,13 +229,13 @@ class Server:
     def _take_hello(self, message: bytes, sender: int) -> bytes:
         hello, _ = HELLO.unseal(message)
         self._refuse_foreign(hello.pipeline, hello.run, hello.client, sender)
-        link, then = self.memory.link(hello.client), self.memory.shared_at(hello.pending_version)
+        link, at_pending = self.memory.link(hello.client), self.memory.shared_at(hello.pending_version)
         same = (hello.link_count, hello.link) == (link.count, link.digest)
-        known = same or hello.pending == link.digest != NO_DIGEST
-        whole_link = b"" if known else write_link(link, self.memory.layout)
-        in_time = (then.version, then.digest) == (hello.pending_version, hello.pending_shared)
+        client_has_link = same or hello.pending == link.digest != NO_DIGEST
+        whole_link = b"" if client_has_link else write_link(link, self.memory.layout)
+        in_time = (at_pending.version, at_pending.digest) == (hello.pending_version, hello.pending_shared)
         usable = hello.pending != NO_DIGEST and same and in_time
-        since = self._since(hello.version, hello.shared)
+        since = self._broadcasts_since(hello.version, hello.shared)
         snapshot = since is None
         if since is None:
             since = write_snapshot(Snapshot(self.memory.shared, self.model), self.memory.layout)
@@ -224,21 +251,21 @@ class Server:
         snapshot: bool = False,
         body: bytes = b"",
     ) -> bytes:
-        known, shared = self.memory.link(client), self.memory.shared
+        counted, shared = self.memory.link(client), self.memory.shared
         reply = Reply(
             answers=message_digest(message),
             client=client,
             version=shared.version,
             shared=shared.digest,
-            link_count=known.count,
-            link=known.digest,
+            link_count=counted.count,
+            link=counted.digest,
             usable=int(usable),
             link_bytes=len(link),
             snapshot=int(snapshot),
         )
         return REPLY.seal(reply, link + body)
 
-    def _since(self, version: int, chained: bytes) -> bytes | None:
+    def _broadcasts_since(self, version: int, chained: bytes) -> bytes | None:
         """Return the broadcasts from a version to the present one; None where they are longer than a snapshot."""
         shared = self.memory.shared
         if (version, chained) == (shared.version, shared.digest):
@@ -260,22 +287,27 @@ class Server:
                 self._channel, updates, self.memory, [accepted.weight for accepted in self.accepted]
             )
         if release.ledger.charged(self.memory.address):
-            # It crashed after the charge: a second release would not be paid for, so the round is forfeit.
+            # A crash came after the charge: a second release would not be charged, so the step is zero.
             return mean_of_released(self._channel, [], self.memory)
         return release.mean(updates, self.memory)
 
     def _refuse_foreign(self, pipeline: bytes, run: int, client: int, sender: int) -> None:
         if pipeline != self.memory.pipeline:
             raise VersionMismatch(
-                f"the message is of pipeline and layout {pipeline.hex()}, here is {self.memory.pipeline.hex()}: both "
-                "ends must be built from one configuration",
+                f"the message is of pipeline and layout {pipeline.hex()}, this server has {self.memory.pipeline.hex()}"
+                ": both ends must be built from one configuration",
                 reason="pipeline",
             )
         if run != self.memory.seed.number:
-            raise VersionMismatch(f"the message is of run {run}, here is {self.memory.seed.number}", reason="run")
+            raise VersionMismatch(
+                f"the message is of run {run}, this server has run {self.memory.seed.number}: build both ends with the "
+                "same PublicSeed",
+                reason="run",
+            )
         if client != sender or not 0 <= client < self._clients:
             raise VersionMismatch(
-                f"the message is of client {client} and came from {sender}; clients have numbers below {self._clients}",
+                f"the message names client {client} and came from client {sender}: a client sends its own messages, "
+                f"and has a number below {self._clients}",
                 reason="direction",
             )
 
@@ -298,11 +330,11 @@ class Server:
     def _restore(self, folder: Path, journal: Journal) -> None:
         memory, model, _, arrays = checkpoint.load(folder / "checkpoints", self._channel)
         if not isinstance(memory, ServerMemory) or model is None:
-            raise DpcompError(f"{folder} holds no checkpoint of a server: name another folder")
+            raise DpcompError(f"{folder} holds no checkpoint of a server: give another folder")
         if (memory.seed, memory.pipeline) != (self.memory.seed, self.memory.pipeline):
             raise DpcompError(
                 f"{folder} is of run {memory.seed} and layout {memory.layout}; this is run {self.memory.seed} and "
-                f"layout {self.memory.layout}: name another folder"
+                f"layout {self.memory.layout}: give another folder"
             )
         if self._trusted_release is not None and memory.shared.version:
             last = replace(memory.address, round=memory.shared.version - 1)

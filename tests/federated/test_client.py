@@ -144,7 +144,7 @@ def test_a_client_sends_one_update_a_round():
     state, server = ends()
     sending, payload = waiting(state)
     after, _ = transition(PIPELINE.channel, sending, ReplyReceived(server.handle(payload, 4)))
-    with pytest.raises(ValueError, match="one a round"):
+    with pytest.raises(ValueError, match="one update a round"):
         transition(PIPELINE.channel, after, Trained(update_of(after, seed=1)))
 
 

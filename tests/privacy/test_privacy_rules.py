@@ -330,7 +330,7 @@ def test_a_release_that_no_gaussian_made_is_refused():
             return before
 
     for mechanism in ((dp.Clip(1.0), Magic(0)), (*GAUSSIAN, Keeps(0))):
-        with pytest.raises(dp.NotPrivate, match="ends in its one Gaussian"):
+        with pytest.raises(dp.NotPrivate, match="has a single Gaussian, which is its last stage"):
             dp.Pipeline(mechanism=mechanism)
 
 
@@ -349,7 +349,7 @@ def test_a_total_is_noised_by_the_mechanism_that_made_it_and_counts_every_unit_o
 def test_a_client_is_one_unit():
     pipeline = dp.Pipeline(mechanism=GAUSSIAN, unit="client")
     memory = pipeline.init_client(D, seed=dp.PublicSeed(0), client=0)
-    with pytest.raises(dp.NotPrivate, match="2 units in one client's release"):
+    with pytest.raises(dp.NotPrivate, match="2 units in a client's release"):
         released(pipeline, memory, np.ones((2, D), np.float32), dp.SecretSeed(0), dp.Ledger())
 
 
