@@ -175,7 +175,11 @@ class Pipeline:
 
     @cached_property
     def claim(self) -> Released:
-        """The claim on the mechanism's output: released, at the cost of an event."""
+        """The claim on the mechanism's output: released, at the cost of an event.
+
+        Raises:
+            NotPrivate: The stages have no guarantee.
+        """
         if isinstance(self.mechanism, Unsafe):
             return Released(event=NonPrivateDpEvent())
         claim = fold(self.stages)
@@ -337,6 +341,9 @@ class Pipeline:
             seed: The public seed of the run, the same at all ends; its number names the run.
             client: The client's number, from 0 to 2³² − 2.
 
+        Returns:
+            A memory at version 0, without any accepted payload.
+
         Raises:
             TypeError: `seed` is not a `PublicSeed`.
             ValueError: The layout has no coordinates, or `client` lies outside its range.
@@ -405,7 +412,7 @@ class Pipeline:
         the secret, the permit's address and the step, so no two releases share noise.
 
         **Privacy:** the noise is scaled by the bound that the stages before it prove, and the release was charged
-        before, since the permit exists (PRIVACY_RULES, hazards 1 to 4 and 17).
+        before, since the permit exists (PRIVACY_RULES hazards 1, 4 and 17).
 
         Args:
             total: What this pipeline's `clip` returned, or a sum of such totals.

@@ -31,7 +31,17 @@ class Releases(Protocol):
         ...
 
     def release(self, blocks: Iterable[Any], memory: ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
-        """Clip each block, sum the blocks, and add noise, as `Pipeline.release` does."""
+        """Clip each block, sum the blocks, and add noise; `Pipeline.release` explains the arguments.
+
+        Args:
+            blocks: The clean updates of the round, each as a block of a single unit.
+            memory: The server's memory.
+            secret: The source of the noise.
+            permit: The permit for the round's charge.
+
+        Returns:
+            The noised sum, with a released claim.
+        """
         ...
 
 
@@ -54,7 +64,7 @@ class TrustedRelease:
     def mean(self, updates: Sequence[Update], memory: ServerMemory) -> Update:
         """Charge the round, and return the noised sum of the clipped updates ÷ `divisor`.
 
-        A round without updates is charged and noised like any other, so that nobody sees that it had none.
+        A round without updates is charged and noised like any other, so that an observer cannot tell.
 
         **Privacy:** the updates are clipped here, after decoding, so each client moves the sum by at most one clip norm
         whatever its codec did (PRIVACY_RULES 10 and 18); the divisor is a public constant.

@@ -194,15 +194,15 @@ def _after_resync(
 
 
 def _after_receipt(state: ClientState, pending: Pending, reply: Reply) -> Outcome:
-    """Take the server's reply to the pending payload itself."""
-    server_link, frame = (reply.link_count, reply.link), _frame(pending)
-    accepted, refused = server_link == _identity(pending.link), server_link == _identity(state.memory.link)
-    set_back = (reply.version, reply.shared) != (frame.version, frame.shared) and reply.version <= frame.version
-    if not accepted and (not refused or set_back):
+    """Apply the reply to the pending payload."""
+    stated, frame = (reply.link_count, reply.link), _frame(pending)
+    accepted, refused = stated == _identity(pending.link), stated == _identity(state.memory.link)
+    server_restored = (reply.version, reply.shared) != (frame.version, frame.shared) and reply.version <= frame.version
+    if not accepted and (not refused or server_restored):
         return _ask(state)
     after, shared = _settle_pending(state, reply, state.memory.link), state.memory.shared
-    behind = reply.version > shared.version or (reply.version == shared.version and reply.shared != shared.digest)
-    if behind or state.phase is not WAITING:
+    outdated = reply.version > shared.version or (reply.version == shared.version and reply.shared != shared.digest)
+    if outdated or state.phase is not WAITING:
         return _ask(after, Save())
     return replace(after, phase=SYNCED), (Save(),)
 
@@ -224,7 +224,7 @@ def _follow(channel: Channel, state: ClientState, broadcast: OpenedPayload) -> C
 
 
 def _settle_pending(state: ClientState, reply: Reply, server_link: Link) -> ClientState:
-    """Commit a pending payload that was accepted, keep one that still may be, add a refused one to the residual."""
+    """Commit an accepted payload, add a refused payload to the residual, or keep a payload that is still undecided."""
     memory, pending, stated = state.memory, state.pending, (reply.link_count, reply.link)
     if pending is not None and stated == _identity(pending.link):
         memory = replace(memory, link=pending.link, residual=pending.residual, tracked=pending.tracked)

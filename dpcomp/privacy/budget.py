@@ -55,7 +55,7 @@ class Budget:
         """Return whether the given number of steps of each event is within the budget.
 
         Steps of a single event count as a schedule that was fixed in advance: up to `admissible_steps` are allowed.
-        Several events may have been chosen from released results, so their Rényi DP must be within the budget at one
+        Several events may have been chosen from released results, so their Rényi DP must be within the budget at some
         order (a Rényi filter: Feldman & Zrnic 2021, Thm 4.3; over several orders: Lécuyer 2021, arXiv 2103.01379).
 
         Args:

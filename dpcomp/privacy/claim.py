@@ -74,7 +74,7 @@ class Stage(Protocol):
             where: What errors call the stage, such as `"Clip (stage 1)"`.
 
         Raises:
-            NotPrivate: No claim follows from the one on the input.
+            NotPrivate: No claim on the output follows from the claim on the input.
             ValueError: The stage does not belong at this place.
         """
         ...

@@ -30,7 +30,7 @@ class Clip:
 
     **Privacy:** each scaled unit has norm ≤ C(1 + 10⁻⁵) in floating point, so adding or removing one moves
     the sum by no more, whatever the unit holds. Sums are float64 (NumPy, torch); JAX without 64-bit mode rounds
-    a sum of n units to n·2⁻²⁴·C: give it micro-batches of at most 128.
+    a sum of n units to n·2⁻²⁴·C: give it micro-batches of at most 128 (PRIVACY_RULES hazards 5, 6 and 41).
 
     Args:
         norm: C, the largest L2 norm of a unit, a finite number above 0.

@@ -113,7 +113,7 @@ def _rdp_curve(rate: float, noise: float) -> Float64[np.ndarray, "orders"]:
     event = gaussian if rate == 1 else dp_event.PoissonSampledDpEvent(rate, gaussian)
     with _quiet():
         curve = np.asarray(RdpAccountant(ORDERS).compose(event)._rdp)
-    # The sum of exponentials behind it is off by up to 1e-14; where that makes it negative, ε would read 0.
+    # dp_accounting sums exponentials with an error of up to 1e-14; where that makes a value negative, ε would be 0.
     return np.maximum(curve, 0.0) + (0.0 if rate == 1 else 1e-14)
 
 

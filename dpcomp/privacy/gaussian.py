@@ -21,7 +21,8 @@ class Gaussian:
     Source: Dwork & Roth 2014, "The Algorithmic Foundations of Differential Privacy", Appendix A; Balle & Wang 2018.
 
     **Privacy:** adding or removing one unit moves the sum by at most C, so this is the Gaussian mechanism with noise
-    multiplier z; its event is `GaussianDpEvent(z)`.
+    multiplier z; its event is `GaussianDpEvent(z)`. On a support that was chosen from private data it has no guarantee
+    (PRIVACY_RULES 1, 2 and 4).
 
     Args:
         noise_multiplier: z, the noise's standard deviation ÷ C, from 10⁻⁹ to 10⁹; 0 inside `dp.unsafe` alone.

@@ -82,7 +82,7 @@ class Permit:
             BudgetExhausted: No step is left, another cost was charged, or another process charged.
         """
         if os.getpid() != self._process:
-            raise BudgetExhausted(f"{self} was given to another process: charge the ledger in the one that draws")
+            raise BudgetExhausted(f"{self} was given to another process: charge the ledger in the process that draws")
         if cost != self._cost:
             raise BudgetExhausted(f"{self} was charged for {self._cost}, not for {cost}: charge for this pipeline")
         if seeded:
@@ -177,7 +177,9 @@ class Ledger:
         check_type(cost, Cost, f"charge(cost={cost!r}): a Cost is charged, such as pipeline.cost")
         steps = whole_number(steps, "charge(steps)", least=1, most=MOST_STEPS)
         if os.getpid() != self._process:
-            raise DpcompError(f"the ledger {self._name} was opened by another process: open it in the one that charges")
+            raise DpcompError(
+                f"the ledger {self._name} was opened by another process: open it in the process that charges"
+            )
         self._refuse_other_unit_or_trust(cost)
         charged = _as_text(cost)
         with self._lock:

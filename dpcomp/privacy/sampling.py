@@ -18,7 +18,7 @@ class Poisson:
     Wang 2022.
 
     **Privacy:** sub-sampling amplifies as long as the draws stay secret. The rate is a public constant, never computed
-    from the data's length.
+    from the data's length (PRIVACY_RULES 19, hazards 10 and 14).
 
     Args:
         rate: The probability, in (0, 1].

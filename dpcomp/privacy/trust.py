@@ -21,6 +21,10 @@ class TrustModel:
     | client | server | server, on the clipped sum | yes | yes | server |
     | example | server | – no guarantee – | | | |
 
+    **Privacy:** example-level noise at the server has no guarantee, since a client's clean local steps move its update
+    by no bounded amount an example. Sampling clients amplifies nothing if the server sees who sends (PRIVACY_RULES 21
+    and 22).
+
     Args:
         unit: What one neighbour adds or removes, "example" or "client".
         trust: Who sees values before the noise, "nobody" or "server".
@@ -59,7 +63,7 @@ class TrustModel:
 
     @property
     def ledger_of(self) -> End:
-        """The end whose ledger is charged: each client has a ledger, or the server has the only one."""
+        """The end whose ledger is charged: that of each client, or that of the server."""
         return self.noise_at
 
     @property

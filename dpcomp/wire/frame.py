@@ -147,7 +147,13 @@ def chained(digest_before: bytes, payload: bytes) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedPayload:
-    """A payload whose checksum was verified: its frame and body."""
+    """A payload whose checksum was verified.
+
+    Attributes:
+        payload: All bytes of the message.
+        frame: Its header.
+        body: The bytes after the header.
+    """
 
     payload: bytes
     frame: Frame

@@ -114,7 +114,7 @@ class _Memory:
 
     @property
     def broadcast_link(self) -> Link:
-        """The link of the broadcasts. It counts none, since shared memory counts them for all clients."""
+        """The link of the broadcasts. Its count stays 0, since shared memory counts the broadcasts."""
         return Link(last_support=self.shared.last_support)
 
 
@@ -177,6 +177,9 @@ class Pending:
             payload: The payload.
             update: The update that was sent.
             after: The sender's memory after the payload is accepted.
+
+        Returns:
+            The payload, with the parts of the memory that its acceptance changes.
         """
         return cls(
             payload=payload, update=update.dense(), link=after.link, residual=after.residual, tracked=after.tracked

@@ -76,6 +76,9 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
         update: The update to send.
         memory: The sender's memory.
 
+    Returns:
+        The payload; and the decoded update, support and residual that the sender's next memory is made of.
+
     Raises:
         VersionMismatch: The memory is of another pipeline.
         ValueError: The update has another layout, or values that are not finite.
@@ -154,6 +157,9 @@ def body_parts(
         opened: The payload.
         memory: The reader's memory, at the version that the payload was coded against.
         link: The sender's link; for a broadcast, `memory.broadcast_link`.
+
+    Returns:
+        Views of the body, and the public context of the message.
 
     Raises:
         CorruptPayload: The body is shorter than its gains.

@@ -19,7 +19,6 @@ from analysis.tables.noise_losses import (
 )
 from analysis.tables.studies import study_reports
 from dpcomp.core.errors import ConfigError
-from dpcomp.core.support import Seeded
 from dpcomp.lab.results.results_file import ResultsFile
 from dpcomp.lab.tasks import SHIPPED_TASKS, digits
 from dpcomp.sparsify.top_k_indices import top_k_indices
