@@ -20,7 +20,7 @@ PAGE = """# {name}
 
 
 def folders() -> list[str]:
-    """Return the full names of dpcomp's folders, and of its modules that stand in none, by the alphabet."""
+    """Return the full names of dpcomp's folders, and of its modules that stand in none, in alphabetical order."""
     return sorted(f"dpcomp.{module.name}" for module in pkgutil.iter_modules([str(PACKAGE)]))
 
 
