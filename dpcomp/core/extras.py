@@ -22,4 +22,4 @@ def require(extra: str, *packages: str) -> None:
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise MissingExtra(f"{', '.join(missing)} is not installed: pip install 'dpcomp[{extra}]'")
+        raise MissingExtra(f"{extra} needs {', '.join(missing)}: pip install 'dpcomp[{extra}]'")
