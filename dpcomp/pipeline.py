@@ -141,12 +141,14 @@ class Pipeline:
 
     def _check_estimates(self) -> None:
         """Refuse settings under which the signal estimates of an allocator that uses the noise are wrong."""
-        masked = any(isinstance(stage, HasPublicSupport) for stage in self.stages)
-        if self.feedback or self.codec.sparsify or masked:
+        at_fault = ["feedback=True"] if self.feedback else []
+        at_fault += [repr(self.codec.sparsify)] if self.codec.sparsify else []
+        at_fault += [repr(stage) for stage in self.stages if isinstance(stage, HasPublicSupport)]
+        if at_fault:
             raise ValueError(
-                f"{self.codec.quantize} estimates the signal from the variances of whole updates and of the noise; "
-                "error feedback and sparsifiers change the variance. Set feedback=False and use no sparsifier, or "
-                "leave out clients="
+                f"{self.codec.quantize} estimates the signal from the variances of whole updates and of the noise, "
+                f"which {' and '.join(at_fault)} would change. Set feedback=False and use no sparsifier, or leave out "
+                "clients="
             )
         if self.trust_model.server_sees_clean:
             raise ValueError(
