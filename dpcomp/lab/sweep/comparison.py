@@ -92,10 +92,22 @@ def notes(standings: Sequence[Standing]) -> list[str]:
 
 
 def measured(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return MEASURES of the trials of one method, a seed each: means, and the accuracy's standard deviation.
+    """Return MEASURES of the trials of one method, a seed each.
 
-    Bytes are those of one payload, and of all clients in all rounds. Without a guarantee epsilon is infinite; what no
-    trial has measured is NaN.
+    Args:
+        reports: The reports of the trials; none is a method without a finished trial.
+
+    Returns:
+        A value for each of MEASURES; what no trial has measured is NaN:
+
+        - `seeds`: the number of trials;
+        - `accuracy_percent`: the mean of the last test accuracies, in percent;
+        - `deviation`: their standard deviation over the seeds, in percentage points;
+        - `payload_bytes`: the mean bytes of a client's payload;
+        - `compression_ratio`: the bytes of the update as float32, divided by those of its payload;
+        - `uplink_bytes`, `downlink_bytes`: the bytes of all clients in all rounds;
+        - `epsilon`: the largest ε of the trials; that of a trial is the maximum over its clients. Infinite without a
+          guarantee.
     """
     if not reports:
         return {name: 0 if name == "seeds" else math.nan for name in MEASURES}
