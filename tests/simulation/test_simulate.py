@@ -223,8 +223,13 @@ class TestRefusals:
             run(pipeline(), **{name: count})
 
     def test_a_task_without_what_the_trainer_asks_for(self):
-        with pytest.raises(TypeError, match="SupervisedTask"):
+        with pytest.raises(TypeError, match=r"has no train and no test and no model and no loss: .*SupervisedTask"):
             run(pipeline(), task=SimpleNamespace(name="empty", population=60))
+
+    @pytest.mark.parametrize("trust", ["nobody", "server"])
+    def test_a_divisor_of_local_steps_where_the_update_is_the_unit(self, trust):
+        with pytest.raises(ValueError, match=r"PyTorch\(expected_batch_size=7\.5\).*unit='client'.*Leave it out"):
+            run(pipeline("client", trust), trainer=PyTorch(expected_batch_size=7.5))
 
 
 class TestBytes:
