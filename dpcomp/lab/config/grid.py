@@ -37,9 +37,9 @@ class Point:
 
     Attributes:
         config: The TOML file.
-        labels: Axis → label.
-        title: What figures call it.
-        experiment: What is run.
+        labels: From the name of each axis to the point's label on it.
+        title: Its name in figures and messages.
+        experiment: The experiment that is run.
         name: The first part of its trials' names, made of the labels; "" where there is no grid.
     """
 

@@ -68,10 +68,14 @@ class Import:
 
 
 def imported(name: str, folder: Path) -> Import:
-    """The file of this name, as it is now.
+    """Return a file of `imports` with the digest of its present content.
+
+    Args:
+        name: Its path from the config's folder.
+        folder: The config's folder.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: The file cannot be read.
     """
     path = (folder / name).absolute()  # a worker may stand in another folder
     return Import(name=name, path=path, digest=hashlib.sha256(_content(name, path)).hexdigest())
