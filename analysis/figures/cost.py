@@ -76,7 +76,7 @@ def _times(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _evens(axes: Axes, rows: Any, column: str, beside: dict[str, Range], label: str) -> None:
-    """A row a codec, a mark a device, none where there is no break-even; below, what they are held against."""
+    """Draw a row a codec and a mark a device, none where there is no break-even; below, what they are compared with."""
     codecs, devices = (list(dict.fromkeys(rows[name])) for name in ("codec", "device"))
     style = by_method(devices)
     for number, device in enumerate(devices):

@@ -65,7 +65,7 @@ def label_noise(axes: Axes) -> None:
 
 
 def _method(row: dict) -> str | None:
-    """The line that a row belongs to, if any: of the uplink, and of a trusted server without feedback."""
+    """Return the line of the figure that a row of the uplink belongs to; None for rows that are not drawn."""
     if row["link"] != "uplink":
         return None
     if row["trust"] == "server":

@@ -49,7 +49,7 @@ class Import:
         return found
 
     def _module(self) -> ModuleType:
-        """The file, run once a process; under a name of its content's, so that no other version is taken for it."""
+        """Import the file, once a process; its name holds the digest of its content, so versions do not mix."""
         name = f"experiments_import_{self.digest}"
         if name in sys.modules:
             return sys.modules[name]

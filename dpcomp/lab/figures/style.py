@@ -99,7 +99,7 @@ def plot_means(
 
 
 def place_legend(figure: Figure, axes: Axes, **inside: Any) -> None:
-    """The names inside the axes, where matplotlib's arguments say; of many below the figure, which grows for them."""
+    """Draw the legend inside the axes, at matplotlib's `inside`; with many names, below the figure, which grows."""
     _, names = axes.get_legend_handles_labels()
     if len(names) <= MOST_INSIDE:
         axes.legend(title=None, **inside)

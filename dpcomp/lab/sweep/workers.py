@@ -17,13 +17,13 @@ from dpcomp.training.pytorch.task import SupervisedTask
 
 @contextmanager
 def _loky() -> Iterator[dict[str, Any]]:
-    """Processes of this machine."""
+    """Set up joblib for processes of this machine."""
     yield {"backend": "loky", "inner_max_num_threads": 1}
 
 
 @contextmanager
 def _ray() -> Iterator[dict[str, Any]]:
-    """The cluster at $RAY_ADDRESS, or this machine."""
+    """Set up joblib for the Ray cluster at $RAY_ADDRESS, or for this machine."""
     from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
 
     register_ray()
@@ -32,7 +32,7 @@ def _ray() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _dask() -> Iterator[dict[str, Any]]:
-    """The cluster at $DASK_SCHEDULER_ADDRESS, or this machine."""
+    """Set up joblib for the Dask cluster at $DASK_SCHEDULER_ADDRESS, or for this machine."""
     from dask import config  # pyright: ignore[reportMissingImports]
     from distributed import Client  # pyright: ignore[reportMissingImports]
 
@@ -135,6 +135,6 @@ class _Counting(joblib.Parallel):
         self._advance, self._reported = advance, 0
 
     def print_progress(self) -> None:
-        """Called by joblib whenever a task has ended."""
+        """Advance the progress bar; joblib calls this whenever a task has ended."""
         self._advance(self.n_completed_tasks - self._reported)
         self._reported = self.n_completed_tasks
