@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command of `dpcomp`.
 
     Args:
-        arguments: Those of the command line; None for the process's own.
+        arguments: The arguments after the program's name; None for those of this process.
 
     Returns:
         0 if the command did its work, 1 if something was refused or failed, 130 if it was interrupted. What argparse
@@ -94,8 +94,8 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     """Run the command that the arguments name; a refusal is one line on standard error.
 
     Args:
-        parser: Of `make_parser`.
-        arguments: Those of the command line; None for the process's own.
+        parser: The parser that `make_parser` returned.
+        arguments: The arguments after the program's name; None for those of this process.
 
     Returns:
         The exit status, as `main`'s.

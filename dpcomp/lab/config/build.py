@@ -125,7 +125,7 @@ def simulation_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """Arrange the values of [federation] as arguments of `simulate`: a trainer and a server are made of theirs.
 
     Args:
-        values: By the keys of FEDERATION_KEYS.
+        values: Built values, not tables, by the keys of FEDERATION_KEYS.
     """
     by_owner: dict[Owner, dict[str, Any]] = {"simulate": {}, "trainer": {}, "server": {}}
     for key, value in values.items():

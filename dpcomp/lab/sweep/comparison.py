@@ -43,8 +43,8 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
     grid, or else the one beside its config, reached the final accuracy of the method (mean over seeds).
 
     Args:
-        standings: As `standings_in` returns them.
-        target: Of `standings_in`; methods are named by their paths from there.
+        standings: What `standings_in(target)` returned.
+        target: The folder of configs, or the config; methods are named by their paths from there.
 
     Raises:
         ConfigError: No trial is finished.

@@ -66,7 +66,7 @@ def printed(table: pd.DataFrame, decimals: int | None = 2) -> str:
 
     Args:
         table: Its column `epsilon`, if it has one, holds ε; NaN and infinity stand for no guarantee.
-        decimals: Of all other numbers; None for as many as pandas gives.
+        decimals: The number of decimals of all other columns; None for as many as pandas gives.
     """
     shown = table.copy()
     if "epsilon" in shown:
