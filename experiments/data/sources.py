@@ -36,7 +36,11 @@ class Source(Protocol):
     """Something that can be asked for files by name."""
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
-        """Return the contents of the files with these names, or raise `Unavailable`."""
+        """Return the bytes of the files with these names, by name.
+
+        Raises:
+            Unavailable: The source does not have one of them, or cannot be reached.
+        """
         ...
 
 
