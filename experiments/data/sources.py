@@ -28,7 +28,7 @@ BROKEN_ARCHIVE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAErro
 
 
 class Unavailable(Exception):
-    """A source can't serve what was asked for; its text says why."""
+    """A source of a data set does not have the files that were asked for; the message says why."""
 
 
 @runtime_checkable
