@@ -6,6 +6,7 @@ from typing import Any
 
 import dpcomp as dp
 from dpcomp.core.calls import check_known, from_table
+from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import ConfigError, DpcompError
 from dpcomp.federated import ServerOptimizer
 from dpcomp.lab.config.calls import calls_of
@@ -13,8 +14,7 @@ from dpcomp.lab.config.experiment import Experiment
 from dpcomp.lab.config.federation_keys import FEDERATION_KEYS, Owner
 from dpcomp.lab.config.grid import Point, points
 from dpcomp.simulation import Task
-from dpcomp.training.pytorch import PyTorch
-from dpcomp.training.pytorch.task import missing_members
+from dpcomp.training.pytorch import PyTorch, SupervisedTask
 
 BLANK = {"Gaussian": {}}
 Tasks = Mapping[str, Callable[[], Task]]
@@ -34,7 +34,7 @@ def make_task(experiment: Experiment, tasks: Tasks) -> Task:
         check_known(experiment.task, tasks, "task")
         return tasks[experiment.task]()
     task = from_table(experiment.task, "task", calls_of(experiment))
-    if missing := missing_members(task):
+    if missing := missing_members(task, SupervisedTask):
         raise ConfigError(
             f"task = {task!r}, which is no task, since it has no {' and no '.join(missing)}: a task has name, "
             "population, train, test, model and loss, as dpcomp.training.pytorch.SupervisedTask says. Add what is "

@@ -73,9 +73,3 @@ class SupervisedTask(Protocol):
         `ignore_index`, no contrast between examples.
         """
         ...
-
-
-def missing_members(task: object) -> list[str]:
-    """Return the names of the members of `SupervisedTask` that a task lacks, in the order of that class."""
-    members = [name for name in vars(SupervisedTask) if not name.startswith("_")]
-    return [name for name in members if not hasattr(task, name)]

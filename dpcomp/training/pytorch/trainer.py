@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from dpcomp.core.checks import whole_number
+from dpcomp.core.checks import missing_members, whole_number
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger import Ledger
 from dpcomp.training.pytorch.devices import device_of, to_device
 from dpcomp.training.pytorch.evaluation import accuracy_and_loss
 from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel, MakeOptimizer
 from dpcomp.training.pytorch.parameters import layout_of, read
-from dpcomp.training.pytorch.task import missing_members
+from dpcomp.training.pytorch.task import SupervisedTask
 from dpcomp.training.schedule import Schedule, rate_of
 from dpcomp.training.trainer import Federation
 from dpcomp.wire.memory import ClientMemory
@@ -95,7 +95,7 @@ class TorchTrainer:
 
     def __init__(self, config: PyTorch, federation: Federation):
         task, device = federation.task, device_of(config.device)
-        if missing := missing_members(task):
+        if missing := missing_members(task, SupervisedTask):
             raise TypeError(
                 f"PyTorch cannot train {task!r}, which has no {' and no '.join(missing)}: give a task with all members "
                 "of dpcomp.training.pytorch.SupervisedTask"
