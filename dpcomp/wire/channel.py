@@ -127,10 +127,10 @@ class Channel:
     def shared_at_start(self, layout: Layout, seed: PublicSeed) -> Shared:
         """Return shared memory before any broadcast."""
         reader = self.history_reader
-        history = (
-            None if reader is None else _checked_history(reader, "initial_history", reader.initial_history(layout))
-        )
-        return Shared(digest=self.genesis(layout, seed), history=history)
+        if reader is None:
+            return Shared(digest=self.genesis(layout, seed))
+        history = _checked_history(reader, "initial_history", reader.initial_history(layout))
+        return Shared(digest=_with_history(self.genesis(layout, seed), history), history=history)
 
     def shared_after(
         self,
@@ -153,6 +153,7 @@ class Channel:
         if self.history_reader is not None and history is not None:
             updated = self.history_reader.update_history(history, broadcast, layout)
             history = _checked_history(self.history_reader, "update_history", updated, like=history)
+            chained = _with_history(chained, history)
         return shared.advanced(chained, broadcast if self.predicts else None, listed, history)
 
     def refuse_foreign_memory(self, memory: ClientMemory | ServerMemory) -> None:
@@ -200,7 +201,7 @@ def _refuse_unread_history(codec: Codec) -> None:
 
 
 def _refuse_half_a_history(part: object) -> None:
-    """Refuse a part with one of the two methods of a history: nothing would be kept, and nobody would say so."""
+    """Refuse a part with only one of the two methods of a history, which would be ignored without an error."""
     methods = ("initial_history", "update_history")
     has = [name for name in methods if hasattr(part, name)]
     if len(has) == 1:
@@ -208,10 +209,19 @@ def _refuse_half_a_history(part: object) -> None:
         raise ValueError(f"{part} has {has[0]}, but not {lacks}: a part with a history has both methods, so add it")
 
 
+def _with_history(chained: bytes, history: Float32[np.ndarray, "h"]) -> bytes:
+    """Return a digest of shared memory that tells two histories apart.
+
+    The broadcasts decide the history only if every machine computes it alike, which an own part may fail to do: its two
+    ends would then decode other coordinates, and nothing else in a message would show it.
+    """
+    return digest(chained, np.asarray(history, dtype="<f4").tobytes())
+
+
 def _checked_history(
     reader: ReadsHistory, method: str, returned: Any, like: Float32[np.ndarray, "h"] | None = None
 ) -> Float32[np.ndarray, "h"]:
-    """Return a part's history if checkpoints and snapshots keep it unchanged: float32 of shape (h,), h for ever."""
+    """Return a part's history if checkpoints and snapshots keep it unchanged: float32 of shape (h,), h unchanged."""
     if isinstance(returned, np.ndarray):
         history = cast("np.ndarray[Any, np.dtype[Any]]", returned)
         if history.dtype == np.float32 and history.shape == ((history.size,) if like is None else like.shape):

@@ -260,3 +260,49 @@ def test_a_sparsifier_that_does_not_send_its_public_support_is_refused():
     update = pipeline.release([], memory, dp.SecretSeed(), ledger.charge(pipeline.cost, memory.address))
     with pytest.raises(ValueError, match="another support than its public_support"):
         pipeline.send(update, memory)
+
+
+LAST_BITS = [0]
+
+
+@dataclass(frozen=True)
+class Rounded(HistoryTopK):
+    """A part whose history differs in the last bit between two machines."""
+
+    def update_history(self, history, broadcast, layout):
+        return np.nextafter(super().update_history(history, broadcast, layout), np.float32(LAST_BITS[0]))
+
+
+def test_ends_whose_histories_differ_in_one_bit_do_not_understand_each_other(monkeypatch):
+    pipeline = dp.Pipeline(mechanism=NOISE, codec=dp.Codec(sparsify=Rounded(SHARE)), downlink=dp.Codec())
+    client, server = pipeline.init_client(D, SEED, client=1), pipeline.init_server(D, SEED)
+    broadcast, server = pipeline.broadcast(moved(1), server)
+    monkeypatch.setattr(f"{__name__}.LAST_BITS", [1])
+    client = pipeline.follow(broadcast, client)
+    permit = dp.Ledger().charge(pipeline.cost, client.address)
+    payload, _ = pipeline.send(pipeline.release([], client, dp.SecretSeed(), permit), client)
+    with pytest.raises(dp.VersionMismatch) as refusal:
+        pipeline.receive(payload, server)
+    assert refusal.value.reason == "version"
+
+
+def test_a_client_whose_history_differs_gets_the_servers():
+    pipeline = dp.Pipeline(mechanism=NOISE, codec=dp.Codec(sparsify=Rounded(SHARE)), downlink=dp.Codec())
+    first = np.zeros(D, np.float32)
+    server = Server(pipeline.channel, pipeline.init_server(D, SEED), first)
+    client = Participant(pipeline.channel, pipeline.init_client(D, SEED, client=1), first, dp.Ledger())
+
+    def resync():
+        for hello in client.handle(TimedOut()):
+            client.handle(ReplyReceived(server.handle(hello, sender=1)))
+
+    resync()
+    broadcast = server.close_round()
+    LAST_BITS[0] = 1
+    try:
+        client.handle(BroadcastReceived(broadcast))
+    finally:
+        LAST_BITS[0] = 0
+    resync()
+    assert client.state.phase is Phase.SYNCED
+    assert client.state.memory.shared.history.tobytes() == server.memory.shared.history.tobytes()
