@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tomli_w
@@ -25,8 +25,9 @@ from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_t
 from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import ConfigError, NotPrivate
 from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import HasPublicSupport
+from dpcomp.core.public_context import HasPublicSupport, PublicContext
 from dpcomp.core.randomness import PublicSeed, SecretSeed
+from dpcomp.core.support import Support, checked_support, same_positions
 from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_after, fold
 from dpcomp.privacy.cost import Cost
@@ -128,6 +129,7 @@ class Pipeline:
             raise TypeError(f"Pipeline(sampling={self.sampling!r}): give dp.Poisson(rate), or None for all units")
         if not isinstance(self.feedback, bool):
             raise TypeError(f"Pipeline(feedback={self.feedback!r}): give True or False")
+        _refuse_taken_names((self.stages, self.codec, self.downlink, self.sampling))
         _ = (
             self.trust_model,
             self._description,
@@ -395,6 +397,8 @@ class Pipeline:
         context = self.channel.context(memory)
         for transform in self._transforms:
             value = transform.apply(value, context)
+            if isinstance(transform, HasPublicSupport):
+                _refuse_other_support(transform, value.support, context)
         total = value if isinstance(value, Total) else value.sum()
         return replace(total, mechanism=self.mechanism)
 
@@ -569,6 +573,32 @@ class Pipeline:
             VersionMismatch: The bytes are sound, but the broadcast does not lead on from the client's version.
         """
         return exchange.follow(self.channel, payload, memory)
+
+
+def _refuse_other_support(stage: Any, support: Support, context: PublicContext) -> None:
+    """Refuse a stage that keeps other coordinates than it says: its positions would be sent, and cost bytes."""
+    d = context.layout.size
+    public = checked_support(stage.public_support(context), f"{stage!r}: public_support returned")
+    if not same_positions(support, public, d):
+        raise ValueError(
+            f"{stage!r}: apply keeps {support.count(d)} coordinates, which are not the {public.count(d)} of its "
+            "public_support: return value.restrict(self.public_support(context))"
+        )
+
+
+def _refuse_taken_names(part: Any) -> None:
+    """Refuse an own class with the name of a part of dpcomp, for which a fingerprint or a TOML file would take it."""
+    if isinstance(part, tuple):
+        for item in cast("tuple[Any, ...]", part):
+            _refuse_taken_names(item)
+    elif is_dataclass(part):
+        name = type(part).__name__
+        if PARTS.get(name, type(part)) is not type(part):
+            raise ValueError(
+                f"{part!r} is of an own class {name}, but dpcomp has a part of that name: rename the class"
+            )
+        for item in fields(part):
+            _refuse_taken_names(getattr(part, item.name))
 
 
 def _why_no_stage(part: object, number: int) -> str:

@@ -18,7 +18,7 @@ from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.layout import split_by_counts
 from dpcomp.core.public_context import HasPublicSupport, PublicContext
-from dpcomp.core.support import Everywhere, Listed, Seeded, Support
+from dpcomp.core.support import Everywhere, Listed, Support, checked_support, same_positions
 
 SUPPORT_HEADER = struct.Struct("<BI")  # one of the codes below, and how many coordinates the support holds
 EVERYWHERE, PUBLIC, LISTED = range(3)  # all coordinates; those that both ends compute; those listed in the body
@@ -133,24 +133,28 @@ class Codec:
             TypeError: The sparsifier returned no support.
             ValueError: It returned positions outside the vector or the candidates, or not its public support.
         """
+        public = context.public_support
         if self.sparsify is None:
-            return candidates
-        support: object = self.sparsify.select(vector, candidates, context)
+            return (
+                public if public is not None and same_positions(candidates, public, context.layout.size) else candidates
+            )
+        seen = vector.view()
+        seen.flags.writeable = False  # what select wrote into it would be sent
         where = f"{self.sparsify!r}: select returned"
-        if not isinstance(support, (Everywhere, Seeded, Listed)):
-            raise TypeError(f"{where} a {type(support).__name__}: return dp.Listed(positions)")
+        support = checked_support(self.sparsify.select(seen, candidates, context), where)
         d = context.layout.size
         try:
             support.count(d)
         except ValueError as error:
             raise ValueError(f"{where} a support outside the vector ({error}): return positions below {d}") from error
-        public = context.public_support
-        if public is not None and isinstance(self.sparsify, HasPublicSupport) and support != public:
+        if public is not None and same_positions(support, public, d):
+            return public
+        if public is not None and isinstance(self.sparsify, HasPublicSupport):
             raise ValueError(
                 f"{where} another support than its public_support, so its positions would cost bytes: return "
                 "self.public_support(context), or leave out that method"
             )
-        if not isinstance(candidates, Everywhere) and support not in (candidates, public):
+        if not isinstance(candidates, Everywhere) and support != candidates:
             positions, allowed = support.indices(d), candidates.indices(d)
             outside = positions[~np.isin(positions, allowed, assume_unique=True)]
             if len(outside):
@@ -294,7 +298,10 @@ class Codec:
             )
         counts = layout.counts(support)
         side = reader.raw(self.quantizer.side_bytes(counts, context))
-        bounds = self.quantizer.bounds(side, context)
+        try:
+            bounds = self.quantizer.bounds(side, context)
+        except ValueError as error:  # of its own side information none: the sender computed the same bounds
+            raise CorruptPayload(f"the side information is none that {self.quantizer!r} writes: {error}") from error
         levels = reader.levels(counts, bounds) if bounds.coded.any() and k else np.repeat(bounds.lowest, counts)
         reader.finish()
         return Body(support=support, counts=counts, side=side, bounds=bounds, levels=levels, context=context)

@@ -69,6 +69,8 @@ def _as_table(value: Any, where: str, *, omit_none: bool) -> Any:
     check_frozen(value, where)
     name, table = type(value).__name__, {}
     for item in fields(value):
+        if not item.init:  # computed from the others
+            continue
         content, place = getattr(value, item.name), f"{where}.{name}.{item.name}"
         if content is None and omit_none:
             if item.default is not None:

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Int64
 from randomgen import ChaCha
 
+from dpcomp.core.checks import whole_number
+
 
 @dataclass(frozen=True)
 class Everywhere:
@@ -31,10 +33,18 @@ class Seeded:
     Attributes:
         seed: A public key of 256 bits, such as `PublicContext.mask_key`; not a `PublicSeed`.
         k: The number of coordinates.
+
+    Raises:
+        TypeError: One of the two is not a whole number.
+        ValueError: One of the two is negative, or the key has more than 256 bits.
     """
 
     seed: int
     k: int
+
+    def __post_init__(self):
+        whole_number(self.seed, "Seeded(seed), a key such as context.mask_key,", least=0, most=2**256 - 1)
+        whole_number(self.k, "Seeded(k)", least=0)
 
     def count(self, d: int) -> int:
         """Return k, the number of coordinates held of d.
@@ -112,6 +122,28 @@ class Listed:
 
 
 Support = Everywhere | Seeded | Listed
+
+
+def checked_support(made: object, where: str) -> Support:
+    """Return what a part made if it is a support; refuse anything else.
+
+    Args:
+        made: What a method of a part returned.
+        where: What the error begins with, such as `"OwnMask(): select returned"`.
+
+    Raises:
+        TypeError: It is no support, such as an array of positions.
+    """
+    if isinstance(made, (Everywhere, Seeded, Listed)):
+        return made
+    raise TypeError(f"{where} a {type(made).__name__}: give a support, such as dp.Listed(positions)")
+
+
+def same_positions(one: Support, other: Support, d: int) -> bool:
+    """Return whether two supports of a vector of d hold the same coordinates, however each of them says so."""
+    if one == other:
+        return True
+    return one.count(d) == other.count(d) and bool(np.array_equal(one.indices(d), other.indices(d)))
 
 
 @lru_cache(maxsize=8)

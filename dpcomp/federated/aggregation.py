@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
+from dpcomp.core.checks import real_number
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.core.support import Everywhere
 from dpcomp.privacy.cost import Cost
@@ -122,7 +123,11 @@ class ServerOptimizer:
 
     Args:
         learning_rate: η, the server's learning rate.
-        momentum: μ; 0 for none.
+        momentum: μ, in [0, 1); 0 for none.
+
+    Raises:
+        TypeError: One of the two is not a number.
+        ValueError: One of the two lies outside its range.
 
     Examples:
         >>> from dpcomp.federated import ServerOptimizer
@@ -132,6 +137,12 @@ class ServerOptimizer:
 
     learning_rate: float = 1.0
     momentum: float = 0.0
+
+    def __post_init__(self):
+        rate = real_number(self.learning_rate, "ServerOptimizer(learning_rate)", "a finite number from 0 on")
+        momentum = real_number(self.momentum, "ServerOptimizer(momentum)", "a number in [0, 1)")
+        if not 0 <= rate < np.inf or not 0 <= momentum < 1:
+            raise ValueError(f"{self}: the learning rate is a finite number from 0 on, the momentum one in [0, 1)")
 
     def step(
         self, mean: Update, velocity: Float32[np.ndarray, "d"] | None

@@ -80,7 +80,7 @@ class Server:
         NotPrivate: `late_policy` accepts late updates under a trusted server; a late update beside a fresh one has
             twice the sensitivity.
         ValueError: `trusted_release` is None although the server is trusted, or given although it is not, or is of
-            another pipeline.
+            another pipeline; or the model does not fit the memory's layout.
         DpcompError: The folder is that of another run or of a client, is in use, or holds a release that the ledger of
             `trusted_release` was never charged for.
 
@@ -119,6 +119,11 @@ class Server:
         if trusted_release is not None and trusted_release.pipeline.channel.identity != channel.identity:
             raise ValueError(
                 "trusted_release is of another pipeline than the channel: build both from the same pipeline"
+            )
+        if model.shape != (memory.layout.size,):
+            raise ValueError(
+                f"the model has shape {model.shape}, the memory's layout {memory.layout.size} coordinates: give a "
+                f"vector of shape ({memory.layout.size},)"
             )
         self._channel, self._late_policy, self._trusted_release = channel, late_policy, trusted_release
         self.memory, self.model, self._optimizer = memory, model, optimizer

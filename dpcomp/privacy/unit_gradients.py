@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 
 from dpcomp.core.checks import check_type
 from dpcomp.core.layout import Layout
-from dpcomp.core.support import Everywhere, Support
+from dpcomp.core.support import Everywhere, Support, checked_support
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +29,7 @@ def _restricted(value: _Layers, support: Support) -> tuple[Any, ...]:
         raise ValueError(
             f"the coordinates are already restricted to {type(value.support).__name__}: restrict them once"
         )
+    support = checked_support(support, "restrict was given")
     edges = np.cumsum([0, *(layer.shape[-1] for layer in value.layers)])
     indices = support.indices(value.layout.size)
     cuts = np.searchsorted(indices, edges)

@@ -12,7 +12,7 @@ from dpcomp.core.errors import NotPrivate, VersionMismatch
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport, PublicContext, ReadsHistory
 from dpcomp.core.randomness import PublicSeed
-from dpcomp.core.support import Support
+from dpcomp.core.support import Support, checked_support
 from dpcomp.privacy.claim import Claim, Released, Unbounded
 from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, Link, ServerMemory, Shared
@@ -121,7 +121,8 @@ class Channel:
         previous = (memory.sending_link if link is None else link).last_support
         for part in (codec.sparsify, *self.stages):
             if isinstance(part, HasPublicSupport):
-                return replace(context, public_support=part.public_support(context), previous_support=previous)
+                support = checked_support(part.public_support(context), f"{part!r}: public_support returned")
+                return replace(context, public_support=support, previous_support=previous)
         return replace(context, previous_support=previous)
 
     def shared_at_start(self, layout: Layout, seed: PublicSeed) -> Shared:
@@ -221,14 +222,21 @@ def _with_history(chained: bytes, history: Float32[np.ndarray, "h"]) -> bytes:
 def _checked_history(
     reader: ReadsHistory, method: str, returned: Any, like: Float32[np.ndarray, "h"] | None = None
 ) -> Float32[np.ndarray, "h"]:
-    """Return a part's history if checkpoints and snapshots keep it unchanged: float32 of shape (h,), h unchanged."""
+    """Return a read-only copy of a part's history: finite float32 of shape (h,), with the h of the history before."""
+    given = repr(returned)
     if isinstance(returned, np.ndarray):
         history = cast("np.ndarray[Any, np.dtype[Any]]", returned)
-        if history.dtype == np.float32 and history.shape == ((history.size,) if like is None else like.shape):
-            return history
         given = f"{history.dtype} of shape {history.shape}"
-    else:
-        given = repr(returned)
+        if history.dtype == np.float32 and history.shape == ((history.size,) if like is None else like.shape):
+            if not np.isfinite(history).all():
+                raise ValueError(
+                    f"{reader}: {method} gave values that are not finite, which no snapshot holds: mark a coordinate "
+                    "without news by a finite number"
+                )
+            # A copy: the part may change its array later, and a strided one is written wrongly to a checkpoint.
+            kept = np.array(history, order="C")
+            kept.flags.writeable = False
+            return kept
     raise ValueError(
         f"{reader}: {method} gave {given}, not float32 of shape {'(h,)' if like is None else like.shape}: a snapshot "
         "would round or cut it, and the two ends would compute different supports. Return array.astype(np.float32)"

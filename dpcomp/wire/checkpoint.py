@@ -85,7 +85,8 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
     """
     place = Path(folder)
     make_folder(place)
-    arrays, record = _packed(checkpoint)
+    packed, record = _packed(checkpoint)
+    arrays = {name: np.asarray(array, order="C") for name, array in packed.items()}  # of others it writes other values
     text = json.dumps(record, sort_keys=True)
     earlier = _checkpoints_in(place)
     number = int(earlier[-1].stem) + 1 if earlier else 0

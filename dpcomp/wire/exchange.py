@@ -108,6 +108,8 @@ def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[b
     """
     check_type(memory, ServerMemory, f"broadcast: the server sends, with a ServerMemory, not a {type(memory).__name__}")
     if not isinstance(aggregate, Update):
+        if not hasattr(aggregate, "shape"):
+            raise TypeError(f"broadcast: give an Update or a (d,) array, not a {type(aggregate).__name__}")
         aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=channel.uplink_claim)
     channel.refuse_unreleased(aggregate.claim)
     if aggregate.address.run != memory.seed.number:
@@ -142,6 +144,7 @@ def follow(channel: Channel, payload: bytes | OpenedPayload, memory: ClientMemor
         CorruptPayload: The bytes are damaged.
         VersionMismatch: The bytes are sound, but the broadcast does not lead on from this client's version.
     """
+    check_type(memory, ClientMemory, f"follow: a client follows, with a ClientMemory, not a {type(memory).__name__}")
     opened = OpenedPayload.of(payload)
     frame = opened.frame
     refuse_other_state(channel, frame, memory)

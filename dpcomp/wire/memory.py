@@ -33,6 +33,11 @@ class Shared:
     last_support: Listed | None = None
     history: Float32[np.ndarray, "h"] | None = None
 
+    def __post_init__(self):
+        for array in (self.reference, self.history):
+            if array is not None:
+                array.flags.writeable = False  # own parts see both, and all memories of one version share them
+
     def advanced(
         self,
         chained: bytes,

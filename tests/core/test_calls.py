@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 
 import numpy as np
 import pytest
@@ -148,3 +148,28 @@ def test_what_is_no_stage_is_refused_with_the_place_where_it_belongs(part):
     words = "is a class" if isinstance(part, type) else "lacks: claim" if part == 3 else r"give it to dp\.Codec\("
     with pytest.raises(TypeError, match=rf"stage 1\).*{words}"):
         dp.Pipeline(mechanism=(part, dp.Gaussian(1.0)))
+
+
+def test_an_own_class_with_the_name_of_a_part_is_refused():
+    own = dataclass(frozen=True)(type("Ternary", (dp.Ternary,), {}))()
+    with pytest.raises(ValueError, match="an own class Ternary, but dpcomp has a part of that name"):
+        dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=dp.Codec(quantize=own))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sparsifier with a field that it computes from another."""
+
+    k: int
+    last: int = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "last", self.k - 1)
+
+    def select(self, vector, candidates, context):
+        return dp.Listed(np.arange(self.k))
+
+
+def test_a_field_that_is_computed_is_not_written():
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=dp.Codec(sparsify=Prepared(3)))
+    assert dp.Pipeline.from_toml(pipeline.to_toml(), parts=[Prepared]) == pipeline

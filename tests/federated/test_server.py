@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.federated.client import ClientState, transition
 from dpcomp.federated.late import Weigh
 from dpcomp.federated.phases import BroadcastReceived, Phase, Restarted, TimedOut, Trained
@@ -156,3 +157,17 @@ def test_values_that_no_sum_can_bear_are_refused(down):
         talk(participant, server, Trained(replace(update, values=np.full(LAYOUT.size, value, np.float32))))
         talk(participant, server, BroadcastReceived(server.close_round()))
     assert server.refusals == {"corrupt": 2} and not server.model.any()
+
+
+@pytest.mark.parametrize(
+    "terms", [{"momentum": "0.9"}, {"momentum": 1.0}, {"momentum": float("nan")}, {"learning_rate": None}]
+)
+def test_an_optimiser_that_would_make_no_step_is_refused(terms):
+    with pytest.raises((TypeError, ValueError), match=r"learning.rate|momentum"):
+        ServerOptimizer(**terms)
+
+
+def test_a_model_of_another_size_is_refused():
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+    with pytest.raises(ValueError, match=r"the model has shape \(1,\), the memory's layout 10 coordinates"):
+        Server(pipeline.channel, pipeline.init_server(10, dp.PublicSeed(0)), np.zeros(1, np.float32))

@@ -214,14 +214,22 @@ class Odd(HistoryTopK):
 
     def initial_history(self, layout):
         good = np.zeros(layout.size, np.float32)
-        return {"none": None, "flat": good[None], "float64": good.astype(np.float64)}.get(self.fault, good)
+        faults = {
+            "none": None,
+            "flat": good[None],
+            "float64": good.astype(np.float64),
+            "infinite": good + np.float32("inf"),
+        }
+        return faults.get(self.fault, good)
 
     def update_history(self, history, broadcast, layout):
         after = super().update_history(history, broadcast, layout)
-        return {"wider": after.astype(np.float64), "shorter": after[:5]}.get(self.fault, after)
+        return {"wider": after.astype(np.float64), "shorter": after[:5], "NaN": after * np.float32("nan")}.get(
+            self.fault, after
+        )
 
 
-@pytest.mark.parametrize("fault", ["none", "flat", "float64", "wider", "shorter"])
+@pytest.mark.parametrize("fault", ["none", "flat", "float64", "infinite", "wider", "shorter", "NaN"])
 def test_a_history_that_a_snapshot_would_change_is_refused(fault):
     pipeline = dp.Pipeline(
         mechanism=NOISE, codec=dp.Codec(sparsify=Odd(SHARE, fault=fault)), downlink=dp.Codec(), feedback=False
@@ -230,7 +238,7 @@ def test_a_history_that_a_snapshot_would_change_is_refused(fault):
     def first_round():
         pipeline.broadcast(moved(0), pipeline.init_server(D, dp.PublicSeed(0)))
 
-    with pytest.raises(ValueError, match=r"Odd.*_history gave .*, not float32 of shape"):
+    with pytest.raises(ValueError, match=r"Odd.*_history gave .*(, not float32 of shape|not finite)"):
         first_round()
 
 
@@ -306,3 +314,48 @@ def test_a_client_whose_history_differs_gets_the_servers():
     resync()
     assert client.state.phase is Phase.SYNCED
     assert client.state.memory.shared.history.tobytes() == server.memory.shared.history.tobytes()
+
+
+@dataclass(frozen=True)
+class InPlace(HistoryTopK):
+    """A part that adds to the history that it was given, or writes into it as it reads."""
+
+    reads: bool = False
+
+    def update_history(self, history, broadcast, layout):
+        if not self.reads:
+            history += np.abs(broadcast)
+        return history
+
+    def public_support(self, context):
+        if self.reads:
+            context.history[0] = -1
+        return super().public_support(context)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_history_that_memories_share_cannot_be_changed(reads):
+    codec = dp.Codec(sparsify=InPlace(SHARE, reads=reads))
+    pipeline = dp.Pipeline(mechanism=NOISE, codec=codec, downlink=None if reads else dp.Codec())
+    server = pipeline.init_server(D, SEED)
+    with pytest.raises(ValueError, match="read-only"):
+        pipeline.broadcast(moved(1), server)
+
+
+@dataclass(frozen=True)
+class Strided(HistoryTopK):
+    """A part that returns a view of a larger array, which it changes afterwards."""
+
+    def update_history(self, history, broadcast, layout):
+        pairs = np.stack([history, history + np.abs(broadcast)], axis=1)
+        return pairs[:, 1]
+
+
+def test_a_strided_history_is_what_a_checkpoint_gives_back(tmp_path):
+    pipeline = dp.Pipeline(mechanism=NOISE, codec=dp.Codec(sparsify=Strided(SHARE)), downlink=dp.Codec())
+    _, server = pipeline.broadcast(moved(1), pipeline.init_server(D, SEED))
+    model = np.arange(2 * D, dtype=np.float32)[::2]
+    checkpoint.save(tmp_path, Checkpoint(server, model))
+    again = checkpoint.load(tmp_path, pipeline.channel)
+    assert again.memory.shared.history.tobytes() == np.abs(moved(1)).tobytes()
+    np.testing.assert_array_equal(again.model, model)

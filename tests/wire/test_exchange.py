@@ -338,3 +338,17 @@ def test_an_update_on_an_older_mask_is_refused_or_arrives_where_it_stood():
         down, server = MASKED.broadcast(update, server)
         step = MASKED.follow(down, memory).step
         np.testing.assert_allclose(step.dense() + server.residual, update.dense(), atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [b"payload", [1.0], None])
+def test_a_broadcast_of_what_is_no_vector_is_refused(given):
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+    with pytest.raises(TypeError, match=r"give an Update or a \(d,\) array"):
+        pipeline.broadcast(given, pipeline.init_server(4, dp.PublicSeed(0)))
+
+
+def test_a_server_does_not_follow():
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+    payload, server = pipeline.broadcast(np.zeros(4), pipeline.init_server(4, dp.PublicSeed(0)))
+    with pytest.raises(TypeError, match="follows, with a ClientMemory, not a ServerMemory"):
+        pipeline.follow(payload, server)

@@ -113,7 +113,7 @@ class Steps:
         return (layers, layers + 7) if self.mistake == "no bounds" else Bounds(layers - 7, layers + 7)
 
     def side_bytes(self, counts, context):
-        return 1 if self.mistake == "side bytes" else 0
+        return {"side bytes": 1, "half a byte": 0.5}.get(self.mistake, 0)
 
     def levels(self, values, counts, context):
         levels = np.clip(np.rint(values), -7, 7).astype(np.int32)
@@ -130,6 +130,8 @@ class Steps:
                 return levels, np.empty(0, np.uint8)
             case "wide":
                 return levels.astype(np.int64), b""
+            case "no pair":
+                return levels
         return levels, b""
 
     def values(self, levels, side, counts, context):
@@ -138,6 +140,8 @@ class Steps:
                 return levels.astype(np.float64)
             case "value count":
                 return levels[:-1].astype(np.float32)
+            case "not finite":
+                return np.full(len(levels), np.inf, np.float32)
         assert levels.dtype == np.int32  # at both ends, whatever `levels` returned
         return levels.astype(np.float32)
 
@@ -156,7 +160,10 @@ CODERS = pytest.mark.parametrize("entropy", [dp.FixedWidth(), dp.RangeCoder()], 
         ("level count", ValueError, r"levels have the shape \(4,\): return one for each value, \(5,\)"),
         ("side bytes", ValueError, "levels returned 0 bytes of side information, but side_bytes returned 1"),
         ("side type", TypeError, "levels returned side information of ndarray: return bytes"),
-        ("bounds", ValueError, r"bounds have the shapes \(4,\) and \(4,\): .* for each layer, \(3,\)"),
+        ("bounds", ValueError, r"bounds have the shape \(4,\): .* for each layer, \(3,\)"),
+        ("no pair", TypeError, "levels returned a ndarray: return the pair levels, side"),
+        ("half a byte", TypeError, "side_bytes is 0.5"),
+        ("not finite", ValueError, "values returned numbers that are not finite"),
         ("no bounds", TypeError, "bounds returned a tuple: return Bounds"),
         ("value type", TypeError, "values returned float64: return a float32 array"),
         ("value count", ValueError, r"values have the shape \(4,\): return one for each level, \(5,\)"),
@@ -211,7 +218,9 @@ class Chosen:
 
 def test_the_mistakes_of_an_own_sparsifier_are_named_at_the_sender():
     vector, context = np.zeros(5, np.float32), dp.PublicContext(layout=LAYOUT)
-    with pytest.raises(TypeError, match=r"Chosen\(.*\): select returned a ndarray: return dp.Listed\(positions\)"):
+    with pytest.raises(
+        TypeError, match=r"Chosen\(.*\): select returned a ndarray: give a support, such as dp.Listed\(positions\)"
+    ):
         dp.Codec(sparsify=Chosen((1, 2), listed=False)).select(vector, dp.Everywhere(), context)
     outside = dp.Codec(sparsify=Chosen((1, 5)))
     with pytest.raises(ValueError, match=r"Chosen\(.*position 5 lies outside a vector of 5.*return positions below 5"):
@@ -274,3 +283,112 @@ def test_a_pipeline_refuses_sampling_and_feedback_of_another_type():
         dp.Pipeline(mechanism=mechanism, sampling=0.1)
     with pytest.raises(TypeError, match=r"Pipeline\(feedback='no'\): give True or False"):
         dp.Pipeline(mechanism=mechanism, feedback="no")
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "words"),
+    [
+        ([-7], [7], "is of list: give an int32 array"),
+        (np.float32([-7]), np.float32([7]), "is of float32"),
+        (np.array([7]), np.array([-7]), "the lowest may not be above the highest"),
+        (np.array([-7]), np.array([7, 7]), "for each layer"),
+        (np.array([-(2**31)]), np.array([2**31 - 1]), "the entropy coders take levels from -32767"),
+        (np.array([0], np.uint32), np.array([2**32 - 1], np.uint32), "goes from 4294967295"),
+    ],
+)
+def test_bounds_that_no_entropy_coder_can_keep_are_refused(lowest, highest, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        Bounds(lowest, highest)
+
+
+@CODERS
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int64])
+def test_bounds_of_any_integer_type_decode_alike_at_both_ends(entropy, dtype):
+    lowest = -127 if np.iinfo(dtype).min < 0 else 0
+
+    @dataclass(frozen=True)
+    class Narrow(Steps):
+        def bounds(self, side, context):
+            layers = len(context.layout.shapes)
+            return Bounds(np.full(layers, lowest, dtype), np.full(layers, 127, dtype))
+
+    codec, context = dp.Codec(quantize=Narrow(), entropy=entropy), dp.PublicContext(layout=LAYOUT)
+    body, decoded = codec.encode(np.array([1, 2, 3, 4, 5], np.float32), dp.Everywhere(), context)
+    np.testing.assert_array_equal(decoded, [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(codec.decode(body, context)[0], decoded)
+
+
+@dataclass(frozen=True)
+class Writing(Steps):
+    """It computes in the array that it was given."""
+
+    def levels(self, values, counts, context):
+        values *= 2
+        return super().levels(values, counts, context)
+
+    def select(self, vector, candidates, context):
+        np.abs(vector, out=vector)
+        return dp.Listed(np.arange(3))
+
+
+@pytest.mark.parametrize("slot", ["quantize", "sparsify"])
+@pytest.mark.parametrize("feedback", [True, False])
+def test_an_own_part_cannot_change_what_the_sender_keeps(slot, feedback):
+    codec = dp.Codec(**{slot: Writing()})
+    pipeline = dp.Pipeline(mechanism=dp.unsafe("a test", dp.Clip(1.0)), codec=codec, feedback=feedback)
+    with pytest.raises(ValueError, match="read-only"):
+        sent(pipeline)
+
+
+@dataclass(frozen=True)
+class ListedMask(OwnMask):
+    """A public mask that lists in one method what it draws in the other."""
+
+    def apply(self, value, context):
+        return value.restrict(dp.Listed(self.public_support(context).indices(D)))
+
+    def select(self, vector, candidates, context):
+        return dp.Listed(self.public_support(context).indices(D))
+
+
+@pytest.mark.parametrize("place", ["mechanism", "codec"])
+def test_a_support_is_its_positions_however_it_says_them(place):
+    lengths = []
+    for mask in (OwnMask(0.01), ListedMask(0.01)):
+        before = (mask,) if place == "mechanism" else ()
+        codec = dp.Codec(sparsify=mask if place == "codec" else None)
+        payload, _, bits = sent(dp.Pipeline(mechanism=(*before, dp.Clip(1.0), dp.Gaussian(1.0)), codec=codec))
+        assert bits.index == 0
+        lengths.append(len(payload))
+    assert lengths[0] == lengths[1]
+
+
+@dataclass(frozen=True)
+class Unmasked(OwnMask):
+    """A stage that keeps all coordinates, and says that it does not."""
+
+    def apply(self, value, context):
+        return value
+
+
+@dataclass(frozen=True)
+class Unsaid(OwnMask):
+    """A stage that forgets to return its support."""
+
+    def public_support(self, context):
+        super().public_support(context)
+
+
+def test_a_sparsifier_without_the_support_that_it_promises_is_refused():
+    codec = dp.Codec(sparsify=Unsaid(0.01))
+    with pytest.raises(TypeError, match=r"Unsaid.* public_support returned a NoneType"):
+        sent(dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=codec))
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [(Unmasked(0.01), "apply keeps .* not the .* of its"), (Unsaid(0.01), "given a NoneType: give a support")],
+)
+def test_a_stage_that_keeps_another_support_than_it_says_is_refused(mask, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        sent(dp.Pipeline(mechanism=(mask, dp.Clip(1.0), dp.Gaussian(1.0))))

@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64
 
+from dpcomp.codec.rate import LARGEST_LEVEL
+from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.public_context import PublicContext
 
@@ -19,12 +21,36 @@ class Bounds:
     equal has nothing to code: its levels are not sent.
 
     Attributes:
-        lowest: (layers,) the lowest level of each layer.
+        lowest: (layers,) the lowest level of each layer; kept as a read-only int32 copy.
         highest: (layers,) the highest.
+
+    Raises:
+        TypeError: The two are not arrays of whole numbers.
+        ValueError: They differ in shape, a lowest level is above the highest, or a level is above 2¹⁵ − 1 in magnitude.
     """
 
     lowest: Int32[np.ndarray, "layers"]
     highest: Int32[np.ndarray, "layers"]
+
+    def __post_init__(self):
+        for name in ("lowest", "highest"):
+            given: object = getattr(self, name)
+            if not isinstance(given, np.ndarray) or given.dtype.kind not in "iu":
+                shown = given.dtype if isinstance(given, np.ndarray) else type(given).__name__
+                raise TypeError(f"Bounds({name}) is of {shown}: give an int32 array with a level for each layer")
+            if given.size and not -LARGEST_LEVEL <= int(given.min()) <= int(given.max()) <= LARGEST_LEVEL:
+                raise ValueError(
+                    f"Bounds({name}) goes from {given.min()} to {given.max()}: the entropy coders take levels from "
+                    f"-{LARGEST_LEVEL} to {LARGEST_LEVEL}"
+                )
+            kept = given.astype(np.int32)
+            kept.flags.writeable = False
+            object.__setattr__(self, name, kept)
+        if self.lowest.ndim != 1 or self.lowest.shape != self.highest.shape or (self.lowest > self.highest).any():
+            raise ValueError(
+                f"Bounds(lowest={self.lowest}, highest={self.highest}): give a lowest level and a highest one for each "
+                "layer, in this order; the lowest may not be above the highest"
+            )
 
     @property
     def coded(self) -> Bool[np.ndarray, "layers"]:
@@ -174,11 +200,14 @@ def quantised(
         TypeError: The levels are not whole numbers, the side information is not bytes, or the bounds are no `Bounds`.
         ValueError: A level lies outside its layer's bounds, or something has another length than the protocol says.
     """
-    made, side = quantizer.levels(values, counts, context)
+    returned: object = quantizer.levels(_read_only(values), _read_only(counts), context)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(f"{quantizer!r}: levels returned a {type(returned).__name__}: return the pair levels, side")
+    made, side = returned
     levels, k = _array(made, "iu", f"{quantizer!r}: levels", "whole numbers, an int32 array"), len(values)
     if not isinstance(side, bytes):
         raise TypeError(f"{quantizer!r}: levels returned side information of {type(side).__name__}: return bytes")
-    announced = quantizer.side_bytes(counts, context)
+    announced = whole_number(quantizer.side_bytes(counts, context), f"{quantizer!r}: side_bytes", least=0)
     if len(side) != announced:
         raise ValueError(
             f"{quantizer!r}: levels returned {len(side)} bytes of side information, but side_bytes returned "
@@ -187,10 +216,10 @@ def quantised(
     bounds = quantizer.bounds(side, context)
     if not isinstance(bounds, Bounds):
         raise TypeError(f"{quantizer!r}: bounds returned a {type(bounds).__name__}: return Bounds(lowest, highest)")
-    if not bounds.lowest.shape == bounds.highest.shape == counts.shape:
+    if bounds.lowest.shape != counts.shape:
         raise ValueError(
-            f"{quantizer!r}: bounds have the shapes {bounds.lowest.shape} and {bounds.highest.shape}: return a lowest "
-            f"and a highest level for each layer, {counts.shape}"
+            f"{quantizer!r}: bounds have the shape {bounds.lowest.shape}: return a lowest and a highest level for each "
+            f"layer, {counts.shape}"
         )
     if levels.shape != (k,) and (bounds.coded.any() or levels.shape != (0,)):
         raise ValueError(f"{quantizer!r}: levels have the shape {levels.shape}: return one for each value, ({k},)")
@@ -222,7 +251,7 @@ def decoded_at_sender(
 
     Raises:
         TypeError: The quantiser's `values` returned something else than a float32 array.
-        ValueError: It has another shape than (k,).
+        ValueError: It has another shape than (k,), or holds values that are not finite.
     """
     made, k = quantizer.values(levels, side, counts, context), int(counts.sum())
     values = _array(made, "f", f"{quantizer!r}: values", "a float32 array, the same bits at both ends")
@@ -230,7 +259,18 @@ def decoded_at_sender(
         raise TypeError(f"{quantizer!r}: values returned {values.dtype}: return a float32 array")
     if values.shape != (k,):
         raise ValueError(f"{quantizer!r}: values have the shape {values.shape}: return one for each level, ({k},)")
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum()
+    if not np.isfinite(total) and not np.isfinite(values).all():  # finite values may have an infinite sum
+        raise ValueError(f"{quantizer!r}: values returned numbers that are not finite, which no receiver takes")
     return values
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """Return a view for a part's method, which could otherwise change what the sender keeps of the array."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _array(made: object, kinds: str, where: str, expected: str) -> np.ndarray:
