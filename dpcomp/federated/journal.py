@@ -1,11 +1,19 @@
 """Journal: the payloads that a server has accepted since its last checkpoints, durable before it replies."""
 
 import os
-import sqlite3
-from pathlib import Path
 
-from dpcomp.core.errors import DpcompError
-from dpcomp.core.storage import open_database
+from dpcomp.core.database import DatabaseExists, DatabaseKind, create_database, open_database
+
+FORMAT = 2  # of the file: SQLite's user_version
+
+KIND = DatabaseKind(
+    name="journal",
+    application_id=int.from_bytes(b"dpcJ", "big"),
+    format=FORMAT,
+    schema=("CREATE TABLE accepted (number INTEGER PRIMARY KEY, version INTEGER NOT NULL, payload BLOB NOT NULL)",),
+    unmarked=b"CREATE TABLE accepted",
+    how_to_create="A server makes a new journal in an empty folder",
+)
 
 
 class Journal:
@@ -19,18 +27,10 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._name = str(Path(path))
         try:
-            self._database = open_database(self._name)
-            self._database.execute("PRAGMA secure_delete = ON")
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS accepted (number INTEGER PRIMARY KEY, version INTEGER, payload BLOB)"
-            )
-        except sqlite3.DatabaseError as error:
-            raise DpcompError(
-                f"the journal {self._name} cannot be opened ({error}): does its folder exist, and is it open in "
-                "another process? A single server at a time may hold it"
-            ) from error
+            self._database = create_database(path, KIND, lambda _: None)
+        except DatabaseExists:
+            self._database = open_database(path, KIND)
 
     def append(self, version: int, payload: bytes) -> None:
         """Write a payload durably: once this returns, it survives a crash of the machine.
@@ -42,18 +42,25 @@ class Journal:
         Raises:
             DpcompError: The payload could not be written, so the server must not call it accepted.
         """
-        try:
-            self._database.execute("INSERT INTO accepted (version, payload) VALUES (?, ?)", (version, payload))
-        except sqlite3.Error as error:
-            raise DpcompError(f"the journal {self._name} cannot be written ({error}): is the disk full?") from error
+        with self._database.changing() as connection:
+            connection.execute("INSERT INTO accepted (version, payload) VALUES (?, ?)", (version, payload))
 
     def payloads(self) -> list[tuple[int, bytes]]:
         """Return all payloads in their order, each after the version of the server that accepted it."""
-        return self._database.execute("SELECT version, payload FROM accepted ORDER BY number").fetchall()
+        with self._database.reading() as connection:
+            return connection.execute("SELECT version, payload FROM accepted ORDER BY number").fetchall()
 
     def forget_before(self, version: int) -> None:
-        """Delete the payloads that were accepted before a version; no checkpoint that is kept needs them."""
-        self._database.execute("DELETE FROM accepted WHERE version < ?", (version,))
+        """Delete the payloads that were accepted before a version; their bytes are overwritten.
+
+        Args:
+            version: The first version whose payloads a checkpoint that is kept still needs.
+
+        Raises:
+            DpcompError: The file could not be written.
+        """
+        with self._database.changing() as connection:
+            connection.execute("DELETE FROM accepted WHERE version < ?", (version,))
 
     def close(self) -> None:
         """Close the file, so that another process may open it."""

@@ -69,7 +69,7 @@ def test_a_server_restarts_with_all_that_it_called_accepted(tmp_path):
 
 
 def test_states_are_checked_when_a_client_is_opened(tmp_path):
-    ledger = dp.Ledger(tmp_path / "ledger.db")
+    ledger = dp.Ledger.create(tmp_path / "ledger.db", research=True)
     memory = PIPELINE.init_client(LAYOUT, RUN, 1)
     participant = Participant(PIPELINE.channel, memory, zeros(), ledger, tmp_path / "checkpoints")
     server = server_of()
