@@ -33,9 +33,10 @@ if sys.platform == "linux":
     import fcntl
 
 PATIENCE = 30.0  # seconds for which a change waits for readers, and a reader for a change
+READERS_SHARE = 0.25  # for so much of the time that a change takes, readers are let in before the next
 
 # SQLite's format: the header of a file, and the bytes that its locks stand on (https://sqlite.org/fileformat2.html).
-HEADER_BYTES, MAGIC = 100, b"SQLite format 3\0"
+HEADER_BYTES, MAGIC, JOURNAL_MAGIC = 100, b"SQLite format 3\0", bytes.fromhex("d9d505f920a163d7")
 PENDING, RESERVED, SHARED = 2**30, 2**30 + 1, 2**30 + 2
 SHARED_BYTES = 510
 
@@ -129,7 +130,9 @@ class Database:
             try:
                 yield self._connection
             except sqlite3.Error as error:
-                raise DpcompError(f"{self.name} cannot be read ({error}): restore the newest copy of it") from error
+                raise DpcompError(
+                    f"{self.name} cannot be read ({error}): restore the newest whole copy of it"
+                ) from error
 
     def close(self) -> None:
         """Close the file, so that another process may open it; a forked child closes nothing."""
@@ -263,9 +266,9 @@ def open_database(path: str | os.PathLike[str], kind: DatabaseKind) -> Database:
                 "change needs a journal. Make the folder writable; to look at the file needs no writing"
             )
         lock.hold()
+        lock.await_readers()  # a change that was cut short is rolled back with the first look at the file
         database = _held(lock)
         on_failure.callback(database.close)
-        lock.await_readers()  # a change that was cut short is rolled back with the first look at the file
         with database.reading() as connection:
             _refuse_damaged(connection, place, kind)
         lock.refuse_other_content()  # it is empty if its creation was cut short
@@ -313,7 +316,7 @@ def look_at_database(path: str | os.PathLike[str], kind: DatabaseKind) -> Iterat
             lock.refuse_replaced()
             yield connection
         except sqlite3.Error as error:
-            raise DpcompError(f"{place} cannot be read ({error}): restore the newest copy of it") from error
+            raise DpcompError(f"{place} cannot be read ({error}): restore the newest whole copy of it") from error
 
 
 class _OpenFileLock:
@@ -328,6 +331,7 @@ class _OpenFileLock:
     def __init__(self, descriptor: int, place: Path, kind: DatabaseKind):
         self._descriptor: int | None = descriptor
         self.place, self._kind = place, kind
+        self._closed_at = self._opened_at = time.monotonic()  # to readers, by the last change
 
     def refuse_unfit_file(self) -> None:
         """Refuse what is no file, or a file with several names."""
@@ -345,9 +349,11 @@ class _OpenFileLock:
         """Refuse a file that holds anything, but for the beginning of a database whose creation was cut short."""
         if os.fstat(self._open).st_size == 0:
             return
-        begun = os.pread(self._open, HEADER_BYTES, 0)[68:72] == self._kind.application_id.to_bytes(4, "big")
-        if begun and _size(_journal_of(Path(os.path.realpath(self.place)))) > 0:
-            return  # its journal says whether it holds anything
+        marked = os.pread(self._open, HEADER_BYTES, 0)[68:72]
+        if marked in (bytes(4), self._kind.application_id.to_bytes(4, "big")):
+            with suppress(OSError), _journal_of(Path(os.path.realpath(self.place))).open("rb") as journal:
+                if journal.read(8) == JOURNAL_MAGIC and journal.read(12)[8:] == bytes(4):
+                    return  # the change that was cut short began with no page
         raise DatabaseExists(
             f"{self.place} exists already: open it, or give another path. A file is never replaced by a new "
             f"{self._kind.name}"
@@ -373,7 +379,7 @@ class _OpenFileLock:
             raise DpcompError(
                 f"{self.place} has {name} format {version}, not {number}: use the version of dpcomp that wrote it"
             )
-        why = "it is empty" if not header else "it holds something else"
+        why = "it is empty" if not header.strip(b"\0") else "it holds something else"
         raise DpcompError(
             f"{self.place} is no {name}, since {why}; it was not changed. Give another path, or restore the file. "
             f"{self._kind.how_to_create}"
@@ -400,6 +406,10 @@ class _OpenFileLock:
     def await_readers(self) -> None:
         """Keep new readers out, and wait until there are none."""
         pending, shared = ("F_WRLCK", PENDING, 1), ("F_WRLCK", SHARED, SHARED_BYTES)
+        # Readers of other programs ask again and again. Between changes without a pause they would never be let in.
+        open_until = self._opened_at + READERS_SHARE * (self._opened_at - self._closed_at)
+        time.sleep(max(0.0, open_until - time.monotonic()))
+        self._closed_at = time.monotonic()
         try:
             self._await([pending, shared], f"a reader has held {self.place} for {PATIENCE:g} seconds")
         except DpcompError:
@@ -410,6 +420,7 @@ class _OpenFileLock:
         """Let readers in again."""
         self._lock("F_UNLCK", PENDING, 1)
         self._lock("F_UNLCK", SHARED, SHARED_BYTES)
+        self._opened_at = time.monotonic()
 
     def await_change(self) -> None:
         """Wait until no change is being made, and keep further ones waiting."""
@@ -448,7 +459,7 @@ class _OpenFileLock:
                 if time.monotonic() > deadline:
                     raise DpcompError(f"{why_not}: nothing was changed; end that, and try again")
                 time.sleep(pause)
-                pause = min(2 * pause, 0.05)
+                pause = min(2 * pause, 0.005)
 
     def _lock(self, kind: str, start: int, length: int) -> bool:
         """Take or give up a lock on some bytes, and return whether that was possible."""
@@ -492,8 +503,12 @@ def _existing(place: Path, flags: int, kind: DatabaseKind) -> int:
 def _held(lock: _OpenFileLock) -> Database:
     connection = _connect(_uri(lock.place, "rw"))
     # TRUNCATE and FULL: with the return of a commit the file is on the disk, and the journal is empty, there too.
-    for pragma in ("journal_mode = TRUNCATE", "synchronous = FULL", "secure_delete = ON"):
-        connection.execute(f"PRAGMA {pragma}")
+    try:
+        for pragma in ("journal_mode = TRUNCATE", "synchronous = FULL", "secure_delete = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error as error:
+        connection.close()
+        raise DpcompError(f"{lock.place} cannot be read ({error}): restore the newest whole copy of it") from error
     return Database(str(lock.place), connection, lock)
 
 

@@ -54,12 +54,18 @@ class TrustedRelease:
         secret: The source of the noise.
         ledger: The ledger, which is charged once a round.
         divisor: The expected number of clients in a round, a public constant.
+
+    Raises:
+        NotPrivate: The secret has a number, and the ledger is durable and not for research.
     """
 
     pipeline: Releases
     secret: SecretSeed
     ledger: Ledger
     divisor: float
+
+    def __post_init__(self):
+        self.ledger.refuse_seed(self.secret)
 
     def mean(self, updates: Sequence[Update], memory: ServerMemory) -> Update:
         """Charge the round, and return the noised sum of the clipped updates ÷ `divisor`.

@@ -185,7 +185,7 @@ class Server:
             del history[0]
         if self._journal is not None:
             self._save(memory, model, optimizer, history)  # first: an unsaved round must not be broadcast
-            self._journal.forget_before(memory.shared.version - 1)  # the checkpoint before this one needs the rest
+            self._forget(self._journal, memory.shared.version)
         self.memory, self.model, self._optimizer, self._history, self.accepted = memory, model, optimizer, history, []
         return broadcast
 
@@ -327,6 +327,13 @@ class Server:
             arrays[f"broadcast {place}"] = np.frombuffer(broadcast, dtype=np.uint8)
         checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, extra_arrays=arrays))
 
+    def _forget(self, journal: Journal, version: int) -> None:
+        """Delete the payloads of closed rounds, but for those that the checkpoint before the newest needs.
+
+        A trusted server has charged a closed round, and can't release it again, so it needs none of its clean payloads.
+        """
+        journal.forget_before(version if self._channel.server_sees_clean else version - 1)
+
     def _restore(self, folder: Path, journal: Journal) -> None:
         memory, model, _, arrays = checkpoint.load(folder / "checkpoints", self._channel)
         if not isinstance(memory, ServerMemory) or model is None:
@@ -346,6 +353,7 @@ class Server:
         self.memory = replace(memory, older=self._still_received(memory.older))
         self.model, self._history, self.accepted = model, _broadcasts(arrays), []
         self._optimizer = replace(self._optimizer, velocity=arrays.get("velocity"))
+        self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
         counted, self._journal = self.refusals.copy(), None  # what stands in the journal is not written again
         try:
             for version, payload in journal.payloads():

@@ -11,6 +11,7 @@ from dpcomp.core.address import Address
 from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.database import Database, create_database, look_at_database, memory_database, open_database
 from dpcomp.core.errors import BudgetExhausted, DpcompError, NotPrivate
+from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.events import MOST_STEPS
@@ -304,15 +305,15 @@ class Ledger:
         self._database.refuse_other_process()  # before the lock, which another thread may have held at a fork
         with self._lock:
             self._refuse_other_unit_or_trust(cost)
+            if self.charged(address):
+                raise BudgetExhausted(
+                    f"{address} was charged before, and its noise may have been drawn: re-send the stored bytes or "
+                    "forfeit the round; a new release needs a new address"
+                )
+            spent = self._spent.get(address.client, Counter()) + Counter({charged: steps})
+            self._refuse_beyond_budget(address, spent)
+            row = (str(address.run), address.client, address.round, steps, *charged)
             with self._database.changing() as connection:
-                if _is_charged(connection, address):
-                    raise BudgetExhausted(
-                        f"{address} was charged before, and its noise may have been drawn: re-send the stored bytes or "
-                        "forfeit the round; a new release needs a new address"
-                    )
-                spent = self._spent.get(address.client, Counter()) + Counter({charged: steps})
-                self._refuse_beyond_budget(address, spent)
-                row = (str(address.run), address.client, address.round, steps, *charged)
                 mark = append(connection, self._database.name, self._mark, "charges", *row)
             self._spent[address.client], self._mark = spent, mark
             permit = Permit(self, address, cost, steps, self._token)
@@ -322,7 +323,9 @@ class Ledger:
     def charged(self, address: Address) -> bool:
         """Return whether an address was charged; its noise may have been drawn, and no more may be released there."""
         with self._database.reading() as connection:
-            return _is_charged(connection, address)
+            key = (str(address.run), address.client, address.round)
+            row = connection.execute("SELECT 1 FROM charges WHERE (run, client, round) = (?, ?, ?)", key)
+            return row.fetchone() is not None
 
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
         """Return the guarantee of all charges so far: the largest over clients, whose data are disjoint.
@@ -340,6 +343,20 @@ class Ledger:
         with self._lock:
             spent, seeded = dict(self._spent), bool(self._seeded)
         return guarantee_of_spent(spent, delta, population=population, seeded=seeded)
+
+    def refuse_seed(self, secret: SecretSeed) -> None:
+        """Refuse a seed with a number, unless this ledger is for research.
+
+        A release refuses it too, but only after the charge; who holds both a ledger and a seed asks before.
+
+        Args:
+            secret: The source of noise.
+
+        Raises:
+            NotPrivate: The seed has a number, which somebody may know, and the ledger is durable and not for research.
+        """
+        if secret.seeded:
+            self._refuse_seeded()
 
     def close(self) -> None:
         """Close the file, so that another process may open it."""
@@ -360,12 +377,7 @@ class Ledger:
             raise TypeError(f"{self} did not give {permit}: charge the ledger, and use the permit that it returns")
         if not seeded:
             return
-        if not self.research:
-            raise NotPrivate(
-                f"{self} is durable, and the noise comes from a SecretSeed with a number: whoever knows the number can "
-                "take the noise away. Use dp.SecretSeed() without a number, or for repeatable research a ledger of "
-                "dp.Ledger.create(path, research=True)"
-            )
+        self._refuse_seeded()
         who = (str(permit.address.run), permit.address.client)
         with self._lock:
             if who not in self._seeded:
@@ -373,6 +385,14 @@ class Ledger:
                     mark = append(connection, self._database.name, self._mark, "seeded", *who)
                 self._mark = mark
                 self._seeded.add(who)
+
+    def _refuse_seeded(self) -> None:
+        if not self.research:
+            raise NotPrivate(
+                f"{self} is durable, and the noise comes from a SecretSeed with a number: whoever knows the number can "
+                "take the noise away. Use dp.SecretSeed() without a number, or for repeatable research a ledger of "
+                "dp.Ledger.create(path, research=True)"
+            )
 
     def _keep_budget(self, budget: Budget | None) -> None:
         """Hold the file's budget to the given one; if it has none, store the given one."""
@@ -405,12 +425,6 @@ class Ledger:
                 f"{self} holds charges for unit={held.unit!r} with trust={held.trust!r}; this charge is for "
                 f"unit={cost.unit!r} with trust={cost.trust!r}. They do not compose: keep a ledger for each"
             )
-
-
-def _is_charged(connection: sqlite3.Connection, address: Address) -> bool:
-    key = (str(address.run), address.client, address.round)
-    row = connection.execute("SELECT 1 FROM charges WHERE (run, client, round) = (?, ?, ?)", key)
-    return row.fetchone() is not None
 
 
 def _check_budget(budget: object) -> None:

@@ -99,7 +99,7 @@ class Life:
 
 
 def survive(folder, kills, seed):
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["dpcomp.federated"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["dpcomp.federated", "dpcomp.pipeline"])
     dp.Ledger.create(folder / "ledger.db").close()
     life, rng = Life(folder), np.random.default_rng(seed)
     for kill in range(1, kills + 1):
