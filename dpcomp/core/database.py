@@ -330,7 +330,7 @@ class _OpenFileLock:
 
     def __init__(self, descriptor: int, place: Path, kind: DatabaseKind):
         self._descriptor: int | None = descriptor
-        self.place, self._kind = place, kind
+        self.place, self._absolute, self._kind = place, place.absolute(), kind
         self._closed_at = self._opened_at = time.monotonic()  # to readers, by the last change
 
     def refuse_unfit_file(self) -> None:
@@ -389,7 +389,7 @@ class _OpenFileLock:
         """Refuse to go on once the path names another file: what is written here would be lost."""
         ours = os.fstat(self._open)
         try:
-            there = os.stat(self.place)
+            there = os.stat(self._absolute)  # the process may have gone to another folder
         except OSError as error:
             raise DpcompError(f"{self.place} was removed while it was in use ({error}): restore it") from error
         if not os.path.samestat(ours, there):
@@ -496,7 +496,8 @@ def _existing(place: Path, flags: int, kind: DatabaseKind) -> int:
         raise DpcompError(f"there is no {kind.name} at {place}, and no such folder. {kind.how_to_create}") from error
     except OSError as error:
         raise DpcompError(
-            f"the {kind.name} {place} cannot be opened ({error}): is it a file that this process may use?"
+            f"the {kind.name} {place} cannot be opened ({error}): is it a file that this process may read and, unless it "
+            "only looks, write?"
         ) from error
 
 

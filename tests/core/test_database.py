@@ -103,6 +103,16 @@ def test_a_change_that_raises_is_no_change(tmp_path):
             write(database)
 
 
+def test_a_process_may_go_to_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    database = created("some.db")
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "deeper")
+    write(database)
+    database.close()
+    assert looked(tmp_path / "some.db") == 2
+
+
 def test_only_its_owner_may_read_a_file_from_its_birth(tmp_path):
     before = os.umask(0)
     try:

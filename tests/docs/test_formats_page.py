@@ -11,6 +11,7 @@ from typing import get_type_hints
 import pytest
 
 import dpcomp as dp
+from dpcomp.federated import journal
 from dpcomp.federated.messages import HELLO, REPLY, Hello, Reply
 from dpcomp.lab.results import results_file
 from dpcomp.privacy import ledger_file
@@ -53,7 +54,9 @@ def test_the_checkpoints_number_is_that_of_the_code():
     assert checkpoint.FORMAT.endswith(f" {row.group(2)}")
 
 
-@pytest.mark.parametrize(("name", "number"), [("ledger", ledger_file.FORMAT), ("result", results_file.FORMAT)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("ledger", ledger_file.FORMAT), ("journal", journal.FORMAT), ("result", results_file.FORMAT)]
+)
 def test_the_number_of_a_file_is_that_of_the_code(name, number):
     row = re.search(rf"^\| \[{name}\]\(#{name}\) \| .*? \| (\d+) \|", PAGE, flags=re.MULTILINE)
     assert int(row.group(1)) == number

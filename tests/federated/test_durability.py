@@ -144,6 +144,13 @@ def test_a_trusted_server_does_not_go_on_with_an_older_ledger(tmp_path):
     server_of(TRUSTED, tmp_path, ledger).close()
 
 
+def test_a_trusted_server_with_a_durable_ledger_takes_no_numbered_seed(tmp_path):
+    with dp.Ledger.create(tmp_path / "ledger.db") as ledger:
+        with pytest.raises(dp.NotPrivate, match="SecretSeed with a number"):
+            server_of(TRUSTED, ledger=ledger)
+        assert not ledger.mark.count
+
+
 def test_a_policy_that_has_changed_holds_at_once(tmp_path):
     server, participant = server_of(folder=tmp_path, late_policy=Weigh(max_age=3)), participant_of()
     talk(participant, server, TimedOut())

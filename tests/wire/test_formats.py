@@ -47,12 +47,16 @@ def test_a_checkpoint_of_another_format_is_refused_by_its_number(tmp_path):
 def test_a_ledger_of_another_format_is_refused_by_its_number(tmp_path):
     path = tmp_path / "ledger.db"
     with sqlite3.connect(path) as database:
+        database.execute("PRAGMA journal_mode = WAL")
         database.execute("CREATE TABLE charges (run TEXT, client INTEGER, round INTEGER)")
+        database.execute("PRAGMA user_version = 2")
     database.close()
     before = path.read_bytes()
-    with pytest.raises(dp.DpcompError, match="ledger format 0, not 2"):
-        dp.Ledger(path)
-    assert path.read_bytes()[100:] == before[100:]
+    for act in (dp.Ledger, dp.Ledger.read):
+        with pytest.raises(dp.DpcompError, match="ledger format 2, not 3"):
+            act(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_payload_is_checksummed_once_at_each_end(monkeypatch):
