@@ -29,6 +29,9 @@ from dpcomp.codec import (
     Uniform,
     Waterfill,
 )
+from dpcomp.codec.codec import Sparsifier
+from dpcomp.codec.entropy import EntropyCoder
+from dpcomp.codec.quantize import Quantizer
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
 from dpcomp.core.errors import ConfigError, NotPrivate
@@ -131,9 +134,14 @@ class Pipeline:
         for number, stage in enumerate(self.stages, start=1):
             if not isinstance(stage, Stage) or isinstance(stage, type):
                 raise TypeError(f"mechanism: {stage!r} (stage {number}) is no stage: give one such as dp.Clip(1.0)")
-        for name, expected in (("codec", Codec), ("downlink", Codec | None), ("sampling", Poisson | None)):
-            if not isinstance(getattr(self, name), expected):
-                raise TypeError(f"Pipeline({name}={getattr(self, name)!r}): it must be a {expected}")
+        for name in ("codec", "downlink"):
+            codec = getattr(self, name)
+            if not isinstance(codec, Codec) and (name, codec) != ("downlink", None):
+                raise TypeError(f"Pipeline({name}={codec!r}) is no Codec: write {_as_codec(codec)}")
+        if self.sampling is not None and not isinstance(self.sampling, Poisson):
+            raise TypeError(f"Pipeline(sampling={self.sampling!r}): give dp.Poisson(rate), or None for all units")
+        if not isinstance(self.feedback, bool):
+            raise TypeError(f"Pipeline(feedback={self.feedback!r}): give True or False")
         _ = (
             self.trust_model,
             self._description,
@@ -555,7 +563,7 @@ class Pipeline:
             NotPrivate: The aggregate was not released by this pipeline.
             VersionMismatch: The memory is of another pipeline.
             TypeError: `memory` is not a `ServerMemory`.
-            ValueError: The aggregate has another layout, or values that are not finite.
+            ValueError: The aggregate has another run or layout, or values that are not finite.
         """
         return exchange.broadcast(self.channel, aggregate, memory)
 
@@ -574,3 +582,12 @@ class Pipeline:
             VersionMismatch: The bytes are sound, but the broadcast does not lead on from the client's version.
         """
         return exchange.follow(self.channel, payload, memory)
+
+
+def _as_codec(part: object) -> str:
+    """Return the call that makes a codec of a part: what an error says to write."""
+    slots = {"sparsify": Sparsifier, "quantize": Quantizer, "entropy": EntropyCoder, "predict": LastBroadcast}
+    for slot, protocol in slots.items():
+        if isinstance(part, protocol) and not isinstance(part, type):
+            return f"dp.Codec({slot}={part!r})"
+    return "dp.Codec(quantize=dp.Uniform(4)), or dp.Codec() for float32"

@@ -27,7 +27,7 @@ MEGA, NANO = 1e6, 1e-9
 
 
 def measured_costs(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Collect the costs of all reports: a row an update, seed and codec.
+    """Collect the costs of all reports: one row for each update, seed and codec.
 
     Columns are those of a report's table of costs, and `update`, the name of the study; `seed`; `coordinates`.
 
@@ -46,7 +46,7 @@ def measured_costs(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def costs_by_device(costs: pd.DataFrame) -> pd.DataFrame:
-    """Compute what a delivery takes and where it breaks even: a row an update, codec and device, this machine first.
+    """Compute the time of a delivery and its break-even points, for each update, codec and device, this machine first.
 
     All are ranges over the seeds, and on a device also over what was published of it; how much the codecs lose is no
     part of them. Columns end in `_low` and `_high`: `payload_bytes`; `encode_seconds`; `mbits`, the break-even
@@ -105,7 +105,7 @@ def _break_evens(
 
 
 def cost_summary(reports: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Summarise the cost study: a row an update and codec, medians over the seeds.
+    """Summarise the cost study: one row for each update and codec, with medians over the seeds.
 
     Columns: `payload_bytes`; `ratio`, of compression; `error`, relative squared; `encode_ms`, `decode_ms`;
     `encode_copies`, `decode_copies`, the same in copies of the float32 vector; `encode_peak`, `decode_peak`, of

@@ -144,7 +144,7 @@ class Device:
     """A device as the model describes it.
 
     Attributes:
-        name: As tables and figures print it.
+        name: The name that tables and figures print.
         copied_bytes_per_second: Memory copy of one core, with each byte counted once, as tinymembench does; STREAM's
             copy counts it twice, as it is read and as it is written.
         watts: Power of one busy core beyond an idle one; None if unknown.

@@ -14,8 +14,15 @@ RULES = ("equal", "water-filled", "noise-aware")
 
 
 def draw(trials: pd.DataFrame) -> Figure:
-    """A panel a noise and entropy coder, from a row a trial: `noise`, `entropy`, `allocation` ("equal, 2 bits"),
-    `seed`, `test_accuracy`, `compression_ratio`. Bars span the seeds."""
+    """Draw test accuracy against bits per coordinate, with a panel for each noise and entropy coder.
+
+    Args:
+        trials: One row for each trial, with the columns `noise`, `entropy`, `allocation` (such as "equal, 2 bits"),
+            `seed`, `test_accuracy` (a share) and `compression_ratio`.
+
+    Returns:
+        The figure; points are means over the seeds, and bars span them.
+    """
     use_style()
     frame: Any = trials.copy()
     frame["accuracy_percent"] = 100 * frame["test_accuracy"]

@@ -25,7 +25,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 
 def draw(evens: pd.DataFrame) -> Figure:
-    """From `analysis.cost.break_even.costs_by_device`: delivery times here, on the slowest device, and all break-evens.
+    """Draw delivery times on this machine and on the slowest device, and all break-even bandwidths and energies.
 
     Above: seconds until an update is sent, by bandwidth; the black line is float32 that takes no work, and a star
     stands where a codec meets it. Below: the bandwidths up to which a codec is delivered sooner than that line, and
@@ -76,7 +76,7 @@ def _times(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _evens(axes: Axes, rows: Any, column: str, beside: dict[str, Range], label: str) -> None:
-    """A row a codec, a mark a device, none where there is no break-even; below, what they are held against."""
+    """Draw a row a codec and a mark a device, none where there is no break-even; below, what they are compared with."""
     codecs, devices = (list(dict.fromkeys(rows[name])) for name in ("codec", "device"))
     style = by_method(devices)
     for number, device in enumerate(devices):

@@ -14,10 +14,15 @@ PREDICTED, DIRECT = "last broadcast", "nothing"
 
 
 def draw(rounds: pd.DataFrame) -> Figure:
-    """One panel from a row a round: `predict` (PREDICTED or DIRECT), `noise_multiplier`, `seed`, `round`,
-    `payload_bytes`.
+    """Draw the share of payload bytes that prediction from the last broadcast saves, against the noise multiplier.
 
-    Bytes saved by predicting, seed by seed, of all rounds; bars span the seeds.
+    Args:
+        rounds: One row for each round of each trial, with the columns `predict` (PREDICTED or DIRECT),
+            `noise_multiplier`, `seed`, `round` and `payload_bytes`.
+
+    Returns:
+        The figure of one panel; savings are computed for each seed over all rounds and over the first quarter of them,
+        and bars span the seeds.
     """
     use_style()
     saved: Any = savings(rounds)
@@ -39,7 +44,14 @@ def draw(rounds: pd.DataFrame) -> Figure:
 
 
 def savings(rounds: pd.DataFrame) -> pd.DataFrame:
-    """A row a `noise_multiplier` and `seed`: `saved_percent`, of the bytes that coding directly takes."""
+    """Compute the percentage of payload bytes that prediction saves.
+
+    Args:
+        rounds: As for `draw`.
+
+    Returns:
+        One row for each noise multiplier and seed, with the columns `noise_multiplier`, `seed` and `saved_percent`.
+    """
     sums: Any = rounds.groupby(["noise_multiplier", "seed", "predict"])["payload_bytes"].sum()
     sums = sums.unstack("predict")
     saved = 100 * (1 - sums[PREDICTED] / sums[DIRECT])

@@ -23,9 +23,17 @@ TASKS = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
 def draw(losses: pd.DataFrame) -> Figure:
-    """A row of panels a task and batch, one a density, from `noise_losses.at_equal_density` at the fewest bits.
+    """Draw the loss of compression ratio in percent against the noise multiplier, at equal density.
 
-    Lines are means over phases and seeds, bands span the seeds' means over phases; the rule is the claim's 30 %.
+    Each task and batch size is a row of panels, and each density a panel of that row. Only values of the fewest bits
+    are drawn.
+
+    Args:
+        losses: The table that `analysis.tables.noise_losses.at_equal_density` returns.
+
+    Returns:
+        The figure. Lines are means over phases and seeds, bands span the seeds' means over phases; the horizontal line
+        is the 30 % of the claim.
     """
     use_style()
     frame: Any = losses[losses["bits"] == losses["bits"].min()].copy()
@@ -51,13 +59,13 @@ def draw(losses: pd.DataFrame) -> Figure:
 
 
 def label_noise(axes: Axes) -> None:
-    """The noise multipliers on the horizontal axis, evenly spaced."""
+    """Label the horizontal axis with the noise multipliers, evenly spaced."""
     axes.set_xticks(range(len(NOISE)), list(NOISE.values()))
     axes.set_xlabel("noise multiplier z")
 
 
 def _method(row: dict) -> str | None:
-    """The line that a row belongs to, if any: of the uplink, and of a trusted server without feedback."""
+    """Return the line of the figure that a row of the uplink belongs to; None for rows that are not drawn."""
     if row["link"] != "uplink":
         return None
     if row["trust"] == "server":

@@ -16,9 +16,16 @@ ORDERS = {"noise first": METHODS[0], "support first": METHODS[2]}
 
 
 def draw(energies: pd.DataFrame) -> Figure:
-    """A panel a task and batch, from `analysis.tables.noise_losses.at_equal_energy` at the largest share.
+    """Draw the payload bytes that capture a share of the clean update's energy, against the noise multiplier.
 
-    Lines are means over phases and seeds, bands span the seeds' means over phases; as a share of float32's bytes.
+    Each task and batch size is a panel. Bytes are a percentage of those of the dense float32 update.
+
+    Args:
+        energies: The table that `analysis.tables.noise_losses.at_equal_energy` returns; of its shares of energy the
+            largest is drawn.
+
+    Returns:
+        The figure. Lines are means over phases and seeds, bands span the seeds' means over phases.
     """
     use_style()
     share = energies["energy_share"].max()

@@ -12,8 +12,15 @@ TRAFFIC = ("uplink_bytes", "downlink_bytes", "control_bytes")
 
 
 def draw(rounds: pd.DataFrame) -> Figure:
-    """Two panels against the rate of faults, from a row a round of every trial: `protocol`, `faults` ("5 %"), `seed`,
-    `round`, `test_accuracy`, and the TRAFFIC of the round. Bands span the seeds."""
+    """Draw test accuracy (left) and transmitted MiB (right) against the rate of faults.
+
+    Args:
+        rounds: One row for each round of each trial, with the columns `protocol`, `faults` (such as "5 %"), `seed`,
+            `round`, `test_accuracy` (a share), and the bytes of the round in the columns TRAFFIC.
+
+    Returns:
+        The figure; bands span the seeds.
+    """
     use_style()
     frame = rounds.sort_values("round")
     ends = pd.DataFrame(frame.groupby(["protocol", "faults", "seed"], sort=False)["test_accuracy"].last()).reset_index()

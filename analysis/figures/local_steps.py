@@ -16,8 +16,17 @@ STEPS = (1, 2, 3, 5, 10, 20)
 
 
 def draw(trials: pd.DataFrame) -> Figure:
-    """Three panels from a row a trial: `config` ("equal_steps", "equal_rounds"), `data`, `grid.epsilon`,
-    `local_steps`, `seed`, `test_accuracy`, `uplink_bytes`. Bands span the seeds."""
+    """Draw test accuracy against the number of local steps in a round, and against the uplink traffic.
+
+    Left: the number of rounds is the same for all; middle and right: the number of all local steps is.
+
+    Args:
+        trials: One row for each trial, with the columns `config` ("equal_steps" or "equal_rounds"), `data`,
+            `grid.epsilon`, `local_steps`, `seed`, `test_accuracy` (a share) and `uplink_bytes` (of the whole run).
+
+    Returns:
+        The figure of three panels; bands span the seeds.
+    """
     use_style()
     frame: Any = trials.copy()
     frame["accuracy_percent"] = 100 * frame["test_accuracy"]

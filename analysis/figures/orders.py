@@ -20,8 +20,15 @@ METHODS = {
 
 
 def draw(trials: pd.DataFrame) -> Figure:
-    """A panel a number of local steps, from a row a trial: `config` ("local_steps_1/top_k_1"), `seed`, `test_accuracy`,
-    `payload_bytes`. Points are means over seeds, bars span them; those of one method are joined."""
+    """Draw test accuracy against payload bytes, with a panel for each number of local steps.
+
+    Args:
+        trials: One row for each trial, with the columns `config` (such as "local_steps_1/top_k_1"), `seed`,
+            `test_accuracy` (a share) and `payload_bytes`.
+
+    Returns:
+        The figure. Points are means over the seeds, bars span them, and lines join the points of one method.
+    """
     use_style()
     frame: Any = trials.copy()
     frame[["steps", "name"]] = frame["config"].str.split("/", expand=True)

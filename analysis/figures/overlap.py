@@ -27,11 +27,18 @@ POINTS = 3  # how far off a prediction may be
 
 
 def draw(losses: pd.DataFrame) -> Figure:
-    """Two panels from `noise_losses.at_equal_density`: overlaps against z, and losses against foretold ones.
+    """Draw the overlap of consecutive supports against the noise multiplier, and measured against predicted losses.
 
-    Left, at the middle density, the last task at its largest batch: means over phases, and bands over the seeds' means;
-    squares are what the clean vectors foretell for the noisy top-k. Right, noise first without feedback: a point a
-    setting and phase, the mean over its seeds, with 3 points either side of the diagonal.
+    Left: the last task at its largest batch and the middle density. Lines are means over phases, bands span the seeds'
+    means; squares are the overlap of the noisy top-k that theory predicts from the clean vectors. Right: noise before
+    top-k, without feedback. Each point is one setting and phase, the mean over its seeds; the band around the diagonal
+    is 3 percentage points wide on either side.
+
+    Args:
+        losses: The table that `analysis.tables.noise_losses.at_equal_density` returns.
+
+    Returns:
+        The figure of two panels.
     """
     use_style()
     sent: Any = losses[(losses["order"] == "noise first") & (losses["trust"] == "nobody")]

@@ -13,9 +13,15 @@ LAST = 5  # evaluations whose mean counts: one alone moves by points from the ne
 
 
 def draw(rounds: pd.DataFrame) -> Figure:
-    """One panel from a row a round of every trial: `policy`, `absence` ("1 to 5 rounds"), `seed`, `round`,
-    `test_accuracy`. Differences are taken seed by seed, from what keeping the residual ends with; bars are standard
-    errors."""
+    """Draw the accuracy that each policy for old residuals gains over keeping them, against the longest absence.
+
+    Args:
+        rounds: One row for each round of each trial, with the columns `policy`, `absence` (such as "1 to 5 rounds"),
+            `seed`, `round` and `test_accuracy` (a share).
+
+    Returns:
+        The figure of one panel. Differences are computed for each seed, and bars are standard errors.
+    """
     use_style()
     long = gains(rounds)
     style = by_method(sorted(long["method"].unique()))
@@ -43,7 +49,15 @@ def draw(rounds: pd.DataFrame) -> Figure:
 
 
 def gains(rounds: pd.DataFrame) -> pd.DataFrame:
-    """A row a policy (`method`), `longest` absence and seed: `points` of accuracy over keeping the residual."""
+    """Compute by how many percentage points the final accuracy of each policy exceeds that of keeping the residual.
+
+    Args:
+        rounds: As for `draw`.
+
+    Returns:
+        One row for each policy, absence and seed, with the columns `method` (the policy), `longest` (the longest
+        absence in rounds), `seed` and `points`.
+    """
     frame = rounds.dropna(subset="test_accuracy").sort_values("round")
     trials = frame.groupby(["policy", "absence", "seed"], sort=False)["test_accuracy"]
     ends = trials.apply(lambda accuracy: accuracy.tail(LAST).mean()).unstack("policy")

@@ -25,9 +25,14 @@ DENSE = "dense, float32"
 
 
 def draw(panels: Mapping[str, pd.DataFrame]) -> Figure:
-    """A panel a title, from a row a trial: `label` ("dense", "top 1 %", "top 1 %, feedback"), `seed`, `test_accuracy`.
+    """Draw test accuracy against density, with a panel for each network and noise.
 
-    Points are means over seeds, bars span the seeds; the grey band is the dense update's.
+    Args:
+        panels: From the title of a panel to its trials: one row for each trial, with the columns `label` (such as
+            "dense", "top 1 %" or "top 1 %, feedback"), `seed` and `test_accuracy` (a share).
+
+    Returns:
+        The figure. Points are means over the seeds, bars span them; the grey band is that of the dense update.
     """
     use_style()
     size = (2.2 * COLUMN_INCHES, 0.8 * COLUMN_INCHES)

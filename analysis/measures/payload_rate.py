@@ -31,11 +31,11 @@ class PayloadRate:
         payload_bytes: Length of the payload.
         coordinates: d, of the full vector.
         kept: k, of the support.
-        header_bits: Of the header and of what frames the body.
-        index_bits: Of a listed support, the counts of its models included.
-        side_bits: Of gains, steps or scales, widths, and tables of frequencies.
-        value_bits: Of the levels or floats.
-        rounding_bits: Of what whole bytes and words add to a range-coded stream.
+        header_bits: Bits of the header and of what frames the body.
+        index_bits: Bits of a listed support, the counts of its models included.
+        side_bits: Bits of gains, steps or scales, widths, and tables of frequencies.
+        value_bits: Bits of the levels or floats.
+        rounding_bits: Bits that whole bytes and words add to a range-coded stream.
         support_entropy_bits: Entropy of the support among all of k coordinates.
         support_entropy_bits_by_layer: Entropy of the support among all with the same count in each layer.
         conditional_entropy_bits: Entropy of the support among all that have as many coordinates in common with the
@@ -64,9 +64,9 @@ class PayloadRate:
         """Measure a payload, as read by an end that has not accepted it yet; nothing changes.
 
         Args:
-            pipeline: Of both ends.
+            pipeline: The pipeline of both ends.
             payload: The bytes of an update or a broadcast.
-            memory: Of the server, or of the sender from before the payload; of any end for a broadcast.
+            memory: That of the server, or of the sender before it sent the payload; of any end for a broadcast.
 
         Raises:
             CorruptPayload: The bytes are damaged.

@@ -38,7 +38,7 @@ def ranking_table(
         other: The vector that is compared, as a rule the noisy one (d,).
         layout: The layers of both vectors.
         fraction: The share of coordinates in the top k, in (0, 1].
-        p: Of the rank-biased overlap, in [0, 1); None for 1 − 1/k, whose mean depth is k.
+        p: The parameter of the rank-biased overlap, in [0, 1); None for 1 − 1/k, whose mean depth is k.
 
     Returns:
         A row for each layer, then the row "all", with the columns layer, coordinates (n), k, overlap, jaccard,

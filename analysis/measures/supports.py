@@ -71,7 +71,7 @@ def smallest_support(clean: Float[np.ndarray, "d"], noisy: Float[np.ndarray, "d"
     Args:
         clean: The vector whose energy counts (d,).
         noisy: The vector whose magnitudes rank the coordinates (d,); of equal ones the lower position comes first.
-        share: Of the clean vector's squared norm, in [0, 1].
+        share: The share of the clean vector's squared norm that the support shall hold, in [0, 1].
 
     Returns:
         The positions of the k largest magnitudes of the noisy vector, for the smallest sufficient k.

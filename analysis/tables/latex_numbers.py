@@ -18,9 +18,12 @@ Numbers = dict[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """How a column's values over the seeds are printed: their mean, and with `spread` their standard deviation.
+    """The format of a column's values over the seeds: their mean, and with `spread` their standard deviation.
 
-    show: what a value is multiplied with before it is rounded to `digits` decimals.
+    Args:
+        digits: The number of decimals.
+        scale: What a value is multiplied by before it is rounded, such as 100 for percent.
+        spread: Whether the standard deviation is printed after the mean, if there are two seeds or more.
     """
 
     digits: int = 1
@@ -28,7 +31,7 @@ class Column:
     spread: bool = True
 
     def text(self, values: Sequence[float]) -> str:
-        """The LaTeX; of one value, or without `spread`, the mean alone."""
+        """Return the LaTeX of the values, for math mode; the mean alone for one value or without `spread`."""
         found = self.scale * np.asarray(values, dtype=np.float64)
         rounded = round(float(found.mean()), self.digits) + 0.0  # not −0.0
         mean = f"{rounded:,.{self.digits}f}".replace(",", "{,}")
@@ -49,9 +52,17 @@ ACCURACY = {
 
 
 def of_trials(name: str, trials: pd.DataFrame, by: Sequence[str], reference: str | None = None) -> Numbers:
-    """Numbers of a row a trial, by the labels of its point: ACCURACY, and the tuning.
+    """Format the numbers of ACCURACY, and the tuning, of each group of trials with the same labels.
 
-    With a `reference`, a label of the last of `by`, also `gap`: points less accurate, seed by seed; and `gain`.
+    Args:
+        name: The table's name, with which the names of its numbers begin.
+        trials: One row for each trial.
+        by: The columns whose labels make the groups.
+        reference: A label of the last column of `by`. The other groups then also get `gap`, by how many percentage
+            points they are less accurate than it (mean over the seeds), and `gain`, the opposite.
+
+    Returns:
+        LaTeX by name.
     """
     found: Numbers = {}
     by = list(by)
@@ -84,7 +95,17 @@ def _gaps(name: str, trials: pd.DataFrame, by: list[str], reference: str) -> Num
 
 
 def of_table(name: str, table: pd.DataFrame, by: Sequence[str], columns: Mapping[str, Callable[[Any], str]]) -> Numbers:
-    """Numbers of a row a label: each of `columns` says how the row's value there is printed."""
+    """Format the numbers of a table that has one row for each combination of labels.
+
+    Args:
+        name: The table's name, with which the names of its numbers begin.
+        table: The table.
+        by: The columns of the labels.
+        columns: From the last part of a number's name to a function that returns its LaTeX for a row.
+
+    Returns:
+        LaTeX by name.
+    """
     found: Numbers = {}
     for row in table.to_dict("records"):
         path = ".".join([name, *(slug(row[key]) for key in by)])
@@ -94,17 +115,17 @@ def of_table(name: str, table: pd.DataFrame, by: Sequence[str], columns: Mapping
 
 
 def plain(column: str, digits: int = 1, scale: float = 1.0) -> Callable[[Mapping[str, Any]], str]:
-    """A row's value as it is printed without a spread."""
+    """Return a function that formats a row's value in a column, without a spread."""
     return lambda row: Column(digits=digits).text([scale * row[column]])
 
 
 def spread(column: str, deviation: str, digits: int = 1) -> Callable[[Mapping[str, Any]], str]:
-    """A row's value with what stands in its column of deviations."""
+    """Return a function that formats a row's value in a column, with the deviation of another column."""
     return lambda row: rf"{row[column]:.{digits}f} \pm {row[deviation]:.{digits}f}"
 
 
 def slug(label: object) -> str:
-    """A label as part of a name: "top 0.1 %, feedback" → "top_0_1_feedback"."""
+    """Return a label as part of a name: "top 0.1 %, feedback" → "top_0_1_feedback"."""
     text = f"{label:g}" if isinstance(label, float) else str(label)
     ascii_text = unicodedata.normalize("NFKD", text.replace("ε", "eps")).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "_", ascii_text.lower()).strip("_")

@@ -18,7 +18,7 @@ SETTING = ("order", "trust", "link", "feedback", "density", "bits")
 
 
 def table_of(reports: Iterable[Mapping[str, Any]], name: str) -> pd.DataFrame:
-    """One table of all reports ("payloads", "supports" or "energies"), with the case that each row is of."""
+    """Join a table of all reports ("payloads", "supports" or "energies"), with columns for the case of each row."""
     frames = []
     for report in reports:
         config = report["config"]
@@ -30,7 +30,9 @@ def table_of(reports: Iterable[Mapping[str, Any]], name: str) -> pd.DataFrame:
 
 
 def at_equal_density(payloads: pd.DataFrame, supports: pd.DataFrame) -> pd.DataFrame:
-    """Efficiency (a): each row of `payloads` with its `loss`, what it consists of, and what is foretold of it.
+    """Compute the loss at equal density of each row of `payloads`: measured, by its parts, and as theory predicts it.
+
+    This is efficiency (a) of `analysis.measures.efficiency`.
 
     The loss is the sum of `loss_of_index` and `loss_of_values` (header, side information and rounding among these).
     With b₀ the bits a kept value that are not the index's, and i those of the index, 0 without noise and z with it,
@@ -92,7 +94,11 @@ def _index_bits(rows: pd.DataFrame, overlaps: Iterable[float]) -> pd.Series:
 
 
 def at_equal_energy(energies: pd.DataFrame) -> pd.DataFrame:
-    """Efficiency (b): each row of `energies` with its `loss`, that of the bytes which capture the same clean energy."""
+    """Compute the loss at equal captured energy of each row of `energies`, in a column `loss`.
+
+    This is efficiency (b) of `analysis.measures.efficiency`: it compares the bytes that capture the same share of the
+    clean update's energy.
+    """
     keys = [*CASE, "order", "energy_share"]
     rows: Any = energies
     still = rows[rows["noise_multiplier"] == 0].set_index(keys)["payload_bytes"]
@@ -101,7 +107,9 @@ def at_equal_energy(energies: pd.DataFrame) -> pd.DataFrame:
 
 
 def crossing(energies: pd.DataFrame) -> float:
-    """The noise from which on a random support takes fewer bytes than the top-k of one case's `energies`, of one share.
+    """Compute the noise multiplier above which a random support takes fewer bytes than top-k for the same energy.
+
+    `energies` holds the rows of one case and one share of energy.
 
     Between the noises that were measured, log bytes are interpolated by the logarithm of the noise. 0: already below
     the least noise that there is; infinite: at none.
@@ -119,7 +127,9 @@ def crossing(energies: pd.DataFrame) -> float:
 
 
 def energy_with_feedback(payloads: pd.DataFrame, share: float) -> pd.DataFrame:
-    """Efficiency (b) of sent payloads, between their densities: a row a case, order and noise of the noisy uplink.
+    """Compute efficiency (b) of payloads that were sent: one row for each case, order and noise of the noisy uplink.
+
+    The bytes at the share are interpolated between densities.
 
     NaN where no density that was measured captures the share: with feedback what is sent rotates through the
     coordinates, and holds little of the update of its own round.
@@ -135,7 +145,7 @@ def energy_with_feedback(payloads: pd.DataFrame, share: float) -> pd.DataFrame:
 
 
 def spread(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Of each column the mean over phases and seeds, and `..._deviation`, that of seeds within a phase, pooled."""
+    """Compute the mean of each column over phases and seeds, and `..._deviation`, over seeds within a phase."""
     rows: Any = table
     phases = rows.groupby([*by, "phase"])[list(columns)]
     means, variances = (found.groupby(list(by)).mean() for found in (phases.mean(), phases.var()))

@@ -28,16 +28,16 @@ def study_reports(source: Path) -> Sequence[Report]:
 
 
 def losses_of(source: Path) -> pd.DataFrame:
-    """Return a row a setting of the scrambling study: its loss, measured and foretold. Raises ConfigError."""
+    """Return one row for each setting of the scrambling study: its loss, measured and predicted. Raises ConfigError."""
     reports = study_reports(source)
     return at_equal_density(table_of(reports, "payloads"), table_of(reports, "supports"))
 
 
 def energies_of(source: Path) -> pd.DataFrame:
-    """Return a row an order, noise and share of energy of the scrambling study, with its bytes. Raises ConfigError."""
+    """Return the scrambling study's bytes for each order, noise and share of energy. Raises ConfigError."""
     return at_equal_energy(table_of(study_reports(source), "energies"))
 
 
 def costs_of(source: Path) -> pd.DataFrame:
-    """Return a row an update, codec and device of the cost study: where the codec pays. Raises ConfigError."""
+    """Return where each codec of the cost study pays, for each update and device. Raises ConfigError."""
     return costs_by_device(measured_costs(study_reports(source)))

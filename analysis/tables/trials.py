@@ -10,7 +10,7 @@ from dpcomp.lab.sweep.plan import outcomes
 
 
 def rounds_of(config: Path) -> pd.DataFrame:
-    """Return a row a round of every trial that counts in a config's grid.
+    """Return one row for each round of every trial that counts in a config's grid.
 
     There is a column an axis, with the point's label; it is called `grid.<axis>` where that name is taken.
 
@@ -21,7 +21,7 @@ def rounds_of(config: Path) -> pd.DataFrame:
 
 
 def trials_of(config: Path) -> pd.DataFrame:
-    """Return a row a trial that counts in a config's grid, at its point's best tuning; a column an axis.
+    """Return one row for each trial that counts in a config's grid, at its point's best tuning, with its labels.
 
     Raises:
         ConfigError: No trial is finished.
@@ -30,7 +30,9 @@ def trials_of(config: Path) -> pd.DataFrame:
 
 
 def trials_below(folder: Path) -> pd.DataFrame:
-    """Return a row a trial that counts of all configs below a folder; `config` is its path below it, without ending.
+    """Return one row for each trial that counts of all configs below a folder.
+
+    The column `config` is the config's path below that folder, without its ending.
 
     Raises:
         ConfigError: A config has no finished trial.

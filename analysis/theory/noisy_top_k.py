@@ -119,7 +119,7 @@ def distribution_retention(distribution: SymmetricDistribution, *, density: floa
     SNR of 10⁻⁶ to 10⁶.
 
     Args:
-        distribution: Of a clean coordinate; symmetric about 0, smooth on either side, of finite variance.
+        distribution: That of a clean coordinate: symmetric about 0, smooth on either side, of finite variance.
         density: κ = k/d, in (0, 1).
         snr: Variance of the distribution ÷ σ², positive and finite.
 

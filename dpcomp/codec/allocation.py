@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int64
 
 from dpcomp.codec.rate import MAX_LEVEL_BITS, step_for_rate
 from dpcomp.codec.widths import best_widths
-from dpcomp.core.checks import whole_number
+from dpcomp.core.checks import real_number, whole_number
 from dpcomp.core.layout import split_by_counts
 
 
@@ -115,7 +115,7 @@ class Waterfill:
         clients: The number of updates that the server averages; None treats the values as signal.
 
     Raises:
-        TypeError: `clients` is not a whole number.
+        TypeError: `bits` is not a number, or `clients` not a whole number.
         ValueError: `bits` or `clients` lies outside its range.
 
     Examples:
@@ -131,7 +131,10 @@ class Waterfill:
     clients: int | None = None
 
     def __post_init__(self):
-        if isinstance(self.bits, bool) or not 0 < self.bits <= MAX_LEVEL_BITS:
+        mean_rate = real_number(
+            self.bits, "Waterfill(bits)", f"a mean rate above 0, up to {MAX_LEVEL_BITS} bits a value"
+        )
+        if not 0 < mean_rate <= MAX_LEVEL_BITS:
             raise ValueError(f"{self}: the mean rate lies above 0, up to {MAX_LEVEL_BITS} bits a value")
         if self.clients is not None:
             whole_number(self.clients, f"{self}: clients, how many updates the server averages,", least=1)
@@ -163,13 +166,14 @@ class FixedStep:
         size: The step, a finite number above 0, in the units of the update.
 
     Raises:
+        TypeError: `size` is not a number.
         ValueError: `size` is not a finite number above 0.
     """
 
     size: float
 
     def __post_init__(self):
-        if not 0 < self.size < np.inf:
+        if not 0 < real_number(self.size, "FixedStep(size)", "a finite number above 0") < np.inf:
             raise ValueError(f"{self}: a step is a finite number above 0")
 
     def widths_and_steps(

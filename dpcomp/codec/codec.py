@@ -12,11 +12,13 @@ from dpcomp.codec.entropy.coder import Metered, PartBits, Reader
 from dpcomp.codec.prediction import LastBroadcast
 from dpcomp.codec.quantize import Bounds, Quantizer
 from dpcomp.codec.quantize import Float32 as Unquantized
+from dpcomp.codec.quantize.quantizer import decoded_at_sender, quantised
 from dpcomp.codec.rate import entropy_bits
+from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.layout import split_by_counts
 from dpcomp.core.public_context import PublicContext
-from dpcomp.core.support import Everywhere, Listed, Support
+from dpcomp.core.support import Everywhere, Listed, Seeded, Support
 
 SUPPORT_HEADER = struct.Struct("<BI")  # one of the codes below, and how many coordinates the support holds
 EVERYWHERE, PUBLIC, LISTED = range(3)  # all coordinates; those that both ends compute; those listed in the body
@@ -60,14 +62,14 @@ class Codec:
     costs none (PRIVACY_RULES 1).
 
     Attributes:
-        predict: Predicts an update from what both ends know, so that only the difference is sent; None codes the update
-            itself.
+        predict: `LastBroadcast()`, which predicts an update from what both ends know, so that only the difference is
+            sent; None codes the update itself.
         sparsify: Chooses the coordinates that are sent; None sends every coordinate of the update's support.
         quantize: Makes levels of values; None sends float32.
         entropy: Makes bytes of positions and levels.
 
     Raises:
-        TypeError: A slot has something that lacks the methods of its protocol.
+        TypeError: A slot has something that lacks members of its protocol; the message names them.
 
     Examples:
         >>> import dpcomp as dp
@@ -99,10 +101,7 @@ class Codec:
             if part is None and name != "entropy":
                 continue
             if isinstance(part, type) or not isinstance(part, protocol):
-                raise TypeError(
-                    f"Codec({name}={part!r}) is no {protocol.__name__}: give an instance of a class that has the "
-                    f"methods of {protocol.__module__}.{protocol.__qualname__}"
-                )
+                raise TypeError(_why_no_part(name, part, protocol))
 
     @property
     def averaged_clients(self) -> int | None:
@@ -128,9 +127,32 @@ class Codec:
             context: The public values of the message.
 
         Returns:
-            A support within the candidates.
+            A support within the candidates, or the public support of the message.
+
+        Raises:
+            TypeError: The sparsifier returned no support.
+            ValueError: It returned positions outside the vector or the candidates.
         """
-        return candidates if self.sparsify is None else self.sparsify.select(vector, candidates, context)
+        if self.sparsify is None:
+            return candidates
+        support: object = self.sparsify.select(vector, candidates, context)
+        where = f"{self.sparsify!r}: select returned"
+        if not isinstance(support, (Everywhere, Seeded, Listed)):
+            raise TypeError(f"{where} a {type(support).__name__}: return dp.Listed(positions)")
+        d = context.layout.size
+        try:
+            support.count(d)
+        except ValueError as error:
+            raise ValueError(f"{where} a support outside the vector ({error}): return positions below {d}") from error
+        if not isinstance(candidates, Everywhere) and support not in (candidates, context.public_support):
+            positions, allowed = support.indices(d), candidates.indices(d)
+            outside = positions[~np.isin(positions, allowed, assume_unique=True)]
+            if len(outside):
+                raise ValueError(
+                    f"{where} position {outside[0]}, which is not among the {len(allowed)} candidates: choose among "
+                    "candidates.indices(context.layout.size)"
+                )
+        return support
 
     def encode(
         self,
@@ -149,20 +171,21 @@ class Codec:
             The body, and the (k,) values that the receiver decodes from it.
 
         Raises:
-            ValueError: The support is none of the three.
+            TypeError: The quantiser's levels, side information or values have another type than its protocol says.
+            ValueError: The support is none of the three; or the quantiser's levels lie outside its bounds, or what it
+                returns has another length than its protocol says, so that no receiver could decode the body.
         """
         context = replace(context, packed=self.entropy.packed)
         layout, writer = context.layout, self.entropy.writer()
         counts, code = layout.counts(support), _support_code(support, context.public_support)
         if code == LISTED:
             writer.positions(support.indices(layout.size), layout.edges, _previous_positions(context))
-        levels, side = self.quantizer.levels(values, counts, context)
+        levels, side, bounds = quantised(self.quantizer, values, counts, context)
         writer.raw(side)
-        bounds = self.quantizer.bounds(side, context)
         if bounds.coded.any() and len(values):
             writer.levels(levels, counts, bounds)
         header = SUPPORT_HEADER.pack(code, len(values))
-        return header + writer.finish(), self.quantizer.values(levels, side, counts, context)
+        return header + writer.finish(), decoded_at_sender(self.quantizer, levels, side, counts, context)
 
     def decode(
         self,
@@ -193,9 +216,11 @@ class Codec:
         body: bytes | memoryview,
         context: PublicContext,
     ) -> Float64[np.ndarray, "layers"]:
-        """Return the bits a value that a body spends on each layer: its width, or the entropy of its levels.
+        """Estimate the bits a value that a body spends on each layer: its width, or the entropy of its levels.
 
-        Positions, side information and tables are not counted; of a float format, the bits of the format.
+        It is an estimate: the entropy is that of the layer's own levels, while the coder may share a table between
+        layers. Positions, side information and tables are not counted, so the sum over all values is less than the
+        body; `measure` counts every bit. Of a float format, it is the bits of the format.
 
         Args:
             body: What `encode` returned.
@@ -290,6 +315,19 @@ class Body:
     context: PublicContext
 
 
+def _why_no_part(name: str, part: object, protocol: type) -> str:
+    """Return the message of an error: why a part does not fit into its slot, and what to give."""
+    if isinstance(part, type):
+        return f"Codec({name}={part.__name__}) is a class: give an instance of it, such as {part.__name__}(…)"
+    if protocol is LastBroadcast:
+        return f"Codec({name}={part!r}): it takes no other prediction than dp.LastBroadcast(): give that, or None"
+    missing = ", ".join(missing_members(part, protocol))
+    return (
+        f"Codec({name}={part!r}) is no {protocol.__name__}; it lacks: {missing}. Give an instance of a class that has "
+        f"the members of {protocol.__module__}.{protocol.__qualname__}"
+    )
+
+
 def _support_code(support: Support, public: Support | None) -> int:
     """Return the code that a body has for a support."""
     if isinstance(support, Everywhere):
@@ -303,5 +341,5 @@ def _support_code(support: Support, public: Support | None) -> int:
     )
 
 
-def _previous_positions(context: PublicContext) -> Int64[np.ndarray, "k_before"] | None:
+def _previous_positions(context: PublicContext) -> Int64[np.ndarray, "k"] | None:
     return None if context.previous_support is None else context.previous_support.positions

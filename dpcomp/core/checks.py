@@ -1,6 +1,7 @@
 """Checks of arguments; their errors give the name, the value, and what is allowed."""
 
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Generic, Protocol
 
 
 def whole_number(value: object, name: str, *, least: int | None = None, most: int | None = None) -> int:
@@ -32,6 +33,44 @@ def whole_number(value: object, name: str, *, least: int | None = None, most: in
     if (least is not None and number < least) or (most is not None and number > most):
         raise ValueError(f"{name} is {number}: give a whole number{_bounds(least, most)}")
     return number
+
+
+def real_number(value: object, name: str, allowed: str) -> float:
+    """Check that a value is a real number, and return it as Python's float; bounds are the caller's.
+
+    Numbers of NumPy are accepted. A bool, a string and an array are refused.
+
+    Args:
+        value: The argument to check.
+        name: What the error calls it, such as `"Clip(norm)"`.
+        allowed: What it must be, such as `"a finite number above 0"`.
+
+    Returns:
+        The number as Python's float.
+
+    Raises:
+        TypeError: The value is not a real number.
+
+    Examples:
+        >>> real_number(3, "Clip(norm)", "a finite number above 0")
+        3.0
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}: give {allowed}")
+    return float(value)
+
+
+def missing_members(value: object, protocol: type) -> list[str]:
+    """Return the names of a protocol's methods and attributes that a value lacks, in the protocol's order.
+
+    Examples:
+        >>> from dpcomp.codec.entropy.coder import Metered
+        >>> missing_members(3, Metered)
+        ['meter']
+    """
+    own = [base for base in protocol.__mro__ if base not in (Protocol, Generic, object)]
+    names = dict.fromkeys(name for base in own for name in (*vars(base).get("__annotations__", {}), *vars(base)))
+    return [name for name in names if not name.startswith("_") and not hasattr(value, name)]
 
 
 def check_type(value: object, expected: type | tuple[type, ...], message: str) -> None:

@@ -496,8 +496,8 @@ def _existing(place: Path, flags: int, kind: DatabaseKind) -> int:
         raise DpcompError(f"there is no {kind.name} at {place}, and no such folder. {kind.how_to_create}") from error
     except OSError as error:
         raise DpcompError(
-            f"the {kind.name} {place} cannot be opened ({error}): is it a file that this process may read and, unless it "
-            "only looks, write?"
+            f"the {kind.name} {place} cannot be opened ({error}): is it a file that this process may read, and write "
+            "unless it only looks?"
         ) from error
 
 

@@ -84,7 +84,9 @@ class ReadsHistory(Protocol):
     arguments unchanged.
 
     A support that is chosen from its own history alone never gets news of other coordinates: give it a share of random
-    ones, drawn from `context.mask_key`.
+    ones, drawn from `context.mask_key`. Give the pipeline a `downlink=` of its own where a sparsifier reads history, as
+    below: without it the broadcasts are sparsified as the updates are, so the history never sees what a broadcast would
+    hold elsewhere, such as server momentum.
 
     **Privacy:** broadcasts are released values, so the history is too (PRIVACY_RULES 7).
 

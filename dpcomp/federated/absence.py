@@ -1,6 +1,8 @@
-"""Absence policies: what a client does with its residual after rounds that it missed.
+"""Absence policies: what a client keeps of its residual after rounds that it missed.
 
-An old residual was computed for an old model, which other clients' updates have moved since.
+The residual is what the client's codec has dropped so far, and is added to its next update (error feedback). After an
+absence it is old: it was computed for a model that the updates of other clients have moved since. `Keep` sends it
+nevertheless, `Decay` a share that falls with the number of missed rounds, `Drop` nothing of it.
 """
 
 from dataclasses import dataclass
@@ -9,10 +11,16 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
+from dpcomp.core.checks import real_number
+
 
 @runtime_checkable
 class AbsencePolicy(Protocol):
-    """Decides what a client keeps of its residual after rounds that it missed."""
+    """The protocol of an absence policy: it decides what a client keeps of its residual after rounds that it missed.
+
+    The residual is what the client's codec has dropped so far; without feedback there is none, and no policy is asked.
+    Give an instance to `Participant(absence_policy=...)`.
+    """
 
     def residual(self, residual: Float32[np.ndarray, "d"], missed: int) -> Float32[np.ndarray, "d"]:
         """Return what the client keeps of its residual.
@@ -20,13 +28,16 @@ class AbsencePolicy(Protocol):
         Args:
             residual: What its codec has dropped so far, as a (d,) vector.
             missed: The number of rounds that it missed, 1 or more.
+
+        Returns:
+            The (d,) residual that is added to the client's next update.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Keep the whole residual, however many rounds the client missed."""
+    """Keep the whole residual of a client, however many rounds it missed: no value is lost, but all of it is old."""
 
     def residual(self, residual: Float32[np.ndarray, "d"], missed: int) -> Float32[np.ndarray, "d"]:
         """Return the residual unchanged."""
@@ -35,19 +46,20 @@ class Keep:
 
 @dataclass(frozen=True)
 class Decay:
-    """Halve the residual for each `half_life` missed rounds.
+    """Halve the residual of a client for each `half_life` rounds that it missed in a row.
 
     Args:
         half_life: The number of missed rounds after which half is left, above 0; it need not be whole.
 
     Raises:
+        TypeError: `half_life` is not a number.
         ValueError: `half_life` is not above 0.
     """
 
     half_life: float
 
     def __post_init__(self):
-        if not self.half_life > 0:
+        if not real_number(self.half_life, "Decay(half_life)", "a number of rounds above 0") > 0:
             raise ValueError(f"{self}: the half-life is a number of rounds above 0; to keep nothing, use Drop()")
 
     def residual(self, residual: Float32[np.ndarray, "d"], missed: int) -> Float32[np.ndarray, "d"]:
@@ -57,7 +69,7 @@ class Decay:
 
 @dataclass(frozen=True)
 class Drop:
-    """Drop the whole residual after a missed round."""
+    """Drop the whole residual of a client that missed a round or more: what its codec dropped before is lost."""
 
     def residual(self, residual: Float32[np.ndarray, "d"], missed: int) -> Float32[np.ndarray, "d"]:
         """Return zeros."""

@@ -117,40 +117,45 @@ def mean_of_released(
     return Update(values=values, layout=memory.layout, address=memory.address, support=support, claim=channel.claim)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class ServerOptimizer:
     """Federated averaging with server momentum: v ← μv + Δ, step = η·v, for the mean Δ of a round's updates.
 
-    With the defaults it is plain federated averaging: the step is the mean.
+    With the defaults it is plain federated averaging: the step is the mean. The velocity v is a part of the server's
+    state and not of this value, so that several runs may use the same optimiser.
 
     Source: Hsu, Qi & Brown 2019 (FedAvgM), section 4; Reddi et al. 2021, Algorithm 2.
 
     Args:
         learning_rate: η, the server's learning rate.
         momentum: μ; 0 for none.
-        velocity: v so far, as a (d,) vector; None before the first step.
+
+    Examples:
+        >>> from dpcomp.federated import ServerOptimizer
+        >>> ServerOptimizer(momentum=0.9)
+        ServerOptimizer(learning_rate=1.0, momentum=0.9)
     """
 
     learning_rate: float = 1.0
     momentum: float = 0.0
-    velocity: Float32[np.ndarray, "d"] | None = None
 
-    def step(self, mean: Update) -> tuple[Update, "ServerOptimizer"]:
-        """Compute the step to broadcast.
+    def step(
+        self, mean: Update, velocity: Float32[np.ndarray, "d"] | None
+    ) -> tuple[Update, Float32[np.ndarray, "d"] | None]:
+        """Compute the step to broadcast, and the velocity after it.
 
         **Privacy:** the step is made of released means alone, so it has their claim.
 
         Args:
             mean: The mean Δ of a round's updates.
+            velocity: v after the last step, as a (d,) vector; None before the first step.
 
         Returns:
-            The step η·v, and the optimiser with the new velocity.
+            The step η·v on d coordinates, and the new v; without momentum v stays as it was.
         """
         if self.momentum == 0:
-            return mean.derive(mean.dense() * np.float32(self.learning_rate)), self
-        velocity = mean.dense()
-        if self.velocity is not None:
-            velocity = np.float32(self.momentum) * self.velocity + velocity
+            return mean.derive(mean.dense() * np.float32(self.learning_rate)), velocity
+        velocity = mean.dense() if velocity is None else np.float32(self.momentum) * velocity + mean.dense()
         # Not derive, because the velocity has values outside this mean's support.
         step = replace(mean, values=velocity * np.float32(self.learning_rate), support=Everywhere())
-        return step, replace(self, velocity=velocity)
+        return step, velocity

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from dpcomp.core.checks import real_number, whole_number
+
 
 @runtime_checkable
 class LatePolicy(Protocol):
@@ -44,6 +46,7 @@ class Weigh:
         exponent: How fast the weight falls with the age, 0 or more; 0 gives each update weight 1.
 
     Raises:
+        TypeError: `max_age` is not a whole number, or `exponent` not a number.
         ValueError: `max_age` or `exponent` lies outside its range.
     """
 
@@ -51,8 +54,9 @@ class Weigh:
     exponent: float = 0.5
 
     def __post_init__(self):
-        if self.max_age < 1 or self.exponent < 0:
-            raise ValueError(f"{self}: max_age is a number of rounds from 1 on, and the exponent is 0 or above")
+        whole_number(self.max_age, "Weigh(max_age), the rounds that an update may be late,", least=1)
+        if not real_number(self.exponent, "Weigh(exponent)", "a number from 0 on") >= 0:
+            raise ValueError(f"{self}: the exponent is a number from 0 on")
 
     def weight(self, age: int) -> float:
         """Return (1 + age)^−exponent."""

@@ -110,7 +110,18 @@ _SUPPORT = struct.Struct("<II")  # 1 + count, or 0 for no support; bytes of the 
 
 
 def write_snapshot(snapshot: Snapshot, layout: Layout) -> bytes:
-    """Write a snapshot: version and digest, the last support, the model, then reference and history if they exist."""
+    """Write a snapshot as the body of a reply, little-endian, for `read_snapshot`.
+
+    It holds the version, the digest and a byte of flags; the last listed support; and as float32 the model of d values,
+    the reference of d values if a codec predicts, and the history of h values if a part keeps one.
+
+    Args:
+        snapshot: The server's shared memory and model.
+        layout: The layers of the vector, by which the positions of the support are coded.
+
+    Returns:
+        The bytes.
+    """
     shared = snapshot.shared
     vectors = _REFERENCE * (shared.reference is not None) + _HISTORY * (shared.history is not None)
     head = _SNAPSHOT.pack(shared.version, shared.digest, vectors)

@@ -28,7 +28,8 @@ class Participant:
             restored from a checkpoint.
         folder: Where checkpoints are saved; None keeps them in memory, for simulations. If the folder holds a
             checkpoint, the client continues from it.
-        absence_policy: What the client keeps of its residual after missed rounds.
+        absence_policy: What the client keeps, after rounds that it missed, of its residual, which is what its codec has
+            dropped so far: `Keep()` all of it, `Decay(half_life)` less for each missed round, `Drop()` nothing.
 
     Raises:
         DpcompError: The folder is that of another client, or the ledger is older than the checkpoint.

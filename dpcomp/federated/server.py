@@ -122,6 +122,7 @@ class Server:
             )
         self._channel, self._late_policy, self._trusted_release = channel, late_policy, trusted_release
         self.memory, self.model, self._optimizer = memory, model, optimizer
+        self._velocity: np.ndarray | None = None  # the optimiser's, after the last round
         self.accepted: list[Accepted] = []  # in this round
         self.refusals: Counter[str] = Counter()
         self._history: list[bytes] = []  # the last broadcasts, as long as they are shorter than a snapshot
@@ -135,7 +136,7 @@ class Server:
                 try:
                     self.restart()
                 except FileNotFoundError:
-                    self._save(self.memory, self.model, self._optimizer, self._history)
+                    self._save(self.memory, self.model, self._velocity, self._history)
                 on_failure.pop_all()
 
     def handle(self, message: bytes, sender: int) -> bytes | None:
@@ -176,7 +177,7 @@ class Server:
             OSError: The round could not be saved. A trusted server has charged it, so the next call releases zeros.
         """
         self._refuse_closed()
-        step, optimizer = self._optimizer.step(self._mean())
+        step, velocity = self._optimizer.step(self._mean(), self._velocity)
         broadcast, memory = exchange.broadcast(self._channel, step, self.memory)
         assert memory.step is not None
         model, history = self.model + memory.step.dense(), [*self._history, broadcast]
@@ -184,9 +185,9 @@ class Server:
         while sum(map(len, history)) > self._least_snapshot_bytes:
             del history[0]
         if self._journal is not None:
-            self._save(memory, model, optimizer, history)  # first: an unsaved round must not be broadcast
+            self._save(memory, model, velocity, history)  # first: an unsaved round must not be broadcast
             self._forget(self._journal, memory.shared.version)
-        self.memory, self.model, self._optimizer, self._history, self.accepted = memory, model, optimizer, history, []
+        self.memory, self.model, self._velocity, self._history, self.accepted = memory, model, velocity, history, []
         return broadcast
 
     def restart(self) -> None:
@@ -319,10 +320,14 @@ class Server:
         return older[-self._late_policy.max_age :] if self._late_policy.max_age else ()
 
     def _save(
-        self, memory: ServerMemory, model: Float32[np.ndarray, "d"], optimizer: ServerOptimizer, history: list[bytes]
+        self,
+        memory: ServerMemory,
+        model: Float32[np.ndarray, "d"],
+        velocity: Float32[np.ndarray, "d"] | None,
+        history: list[bytes],
     ) -> None:
         assert self._folder is not None
-        arrays: dict[str, np.ndarray] = {} if optimizer.velocity is None else {"velocity": optimizer.velocity}
+        arrays: dict[str, np.ndarray] = {} if velocity is None else {"velocity": velocity}
         for place, broadcast in enumerate(history):
             arrays[f"broadcast {place}"] = np.frombuffer(broadcast, dtype=np.uint8)
         checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, extra_arrays=arrays))
@@ -352,7 +357,7 @@ class Server:
                 )
         self.memory = replace(memory, older=self._still_received(memory.older))
         self.model, self._history, self.accepted = model, _broadcasts(arrays), []
-        self._optimizer = replace(self._optimizer, velocity=arrays.get("velocity"))
+        self._velocity = arrays.get("velocity")
         self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
         counted, self._journal = self.refusals.copy(), None  # what stands in the journal is not written again
         try:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command of `dpcomp`.
 
     Args:
-        arguments: Those of the command line; None for the process's own.
+        arguments: The arguments after the program's name; None for those of this process.
 
     Returns:
         0 if the command did its work, 1 if something was refused or failed, 130 if it was interrupted. What argparse
@@ -36,13 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentParser, Commands]:
-    """Return a parser with all commands of `dpcomp`, and the place where more of them are added.
+    """Return a parser with all commands of `dpcomp`, and argparse's group of commands, to which a program adds its own.
 
-    A command is a parser with `set_defaults(command=f)`, where f takes the options and returns the exit status.
+    To add a command, call `commands.add_parser(name)`, and on what it returns `set_defaults(command=run)`, where
+    `run` takes the parsed options (an `argparse.Namespace`) and returns the exit status.
 
     Args:
-        program: The program's name.
-        load_tasks: Returns the tasks that configs may name, as functions of modules, which worker processes import.
+        program: The program's name in usage lines and errors, such as "dpcomp".
+        load_tasks: A function that returns the tasks that configs may name: from each name to a function without
+            arguments that makes the task. These functions must be at the top level of modules, because worker processes
+            import them. It is called when a command needs tasks.
+
+    Returns:
+        The parser, for `run_command`, and the group of its commands.
     """
     parser = argparse.ArgumentParser(
         prog=program, description="Compressed federated learning under differential privacy."
@@ -88,8 +94,8 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     """Run the command that the arguments name; a refusal is one line on standard error.
 
     Args:
-        parser: Of `make_parser`.
-        arguments: Those of the command line; None for the process's own.
+        parser: The parser that `make_parser` returned.
+        arguments: The arguments after the program's name; None for those of this process.
 
     Returns:
         The exit status, as `main`'s.
@@ -201,3 +207,7 @@ def _epsilon(options: argparse.Namespace) -> int:
 def _note(lines: Sequence[str]) -> None:
     for line in lines:
         print(f"dpcomp: {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -30,14 +30,14 @@ CODED = dp.Uniform(4)
 
 
 def dense(noise_multiplier: float) -> dp.Pipeline:
-    """Noise on every coordinate, sent as float32."""
+    """Return the pipeline that adds noise to every coordinate and sends float32."""
     return dp.Pipeline(
         sampling=dp.Poisson(RATE), mechanism=(dp.Clip(1.0), dp.Gaussian(noise_multiplier)), feedback=False
     )
 
 
 def noise_first(noise_multiplier: float) -> dp.Pipeline:
-    """Noise on every coordinate, then the codec's own top k."""
+    """Return the pipeline that adds noise to every coordinate, and then sends the top k of the noisy values."""
     return dp.Pipeline(
         sampling=dp.Poisson(RATE),
         mechanism=(dp.Clip(1.0), dp.Gaussian(noise_multiplier)),
@@ -46,7 +46,7 @@ def noise_first(noise_multiplier: float) -> dp.Pipeline:
 
 
 def support_first(noise_multiplier: float) -> dp.Pipeline:
-    """A public random support, then clip and noise on it alone."""
+    """Return the pipeline that restricts gradients to a public random support before it clips and adds noise."""
     return dp.Pipeline(
         sampling=dp.Poisson(RATE),
         mechanism=(dp.RandomK(DENSITY), dp.Clip(1.0), dp.Gaussian(noise_multiplier)),
@@ -55,7 +55,7 @@ def support_first(noise_multiplier: float) -> dp.Pipeline:
 
 
 def without_noise() -> dp.Pipeline:
-    """The ceiling: what the federation learns when nothing is hidden."""
+    """Return the pipeline without noise, whose accuracy bounds what the private ones can reach."""
     return dp.Pipeline(
         sampling=dp.Poisson(RATE),
         mechanism=dp.unsafe("the demo's ceiling: clipped, but without noise", dp.Clip(1.0)),
@@ -77,9 +77,9 @@ def demo(folder: Path, *, results: Path | None = None, rounds: int = ROUNDS, see
 
     Args:
         folder: Where the figures go.
-        results: The JSON-lines file of the results, which is written anew; None: demo.jsonl in the folder.
-        rounds: Of each training.
-        seed: Of each training.
+        results: The JSON-lines file of the results, which is overwritten; None: demo.jsonl in the folder.
+        rounds: The number of rounds of each training.
+        seed: The seed of each training.
     """
     torch.set_num_threads(1)
     console, began, made_by = Console(), time.perf_counter(), versions()

@@ -11,6 +11,7 @@ from array_api_compat import (
 )
 from jaxtyping import Float
 
+from dpcomp.core.checks import real_number
 from dpcomp.core.public_context import PublicContext
 from dpcomp.privacy.claim import Bounded, Claim, Unbounded
 from dpcomp.privacy.unit_gradients import Total, Units
@@ -36,6 +37,7 @@ class Clip:
         norm: C, the largest L2 norm of a unit, a finite number above 0.
 
     Raises:
+        TypeError: `norm` is not a number.
         ValueError: `norm` is not a finite number above 0.
 
     Examples:
@@ -49,9 +51,10 @@ class Clip:
     norm: float
 
     def __post_init__(self):
-        if not (self.norm > 0 and math.isfinite(self.norm)):
+        norm = real_number(self.norm, "Clip(norm)", "a finite number above 0")
+        if not (norm > 0 and math.isfinite(norm)):
             raise ValueError(f"{self}: the clip norm is a finite number above 0")
-        object.__setattr__(self, "norm", float(self.norm))
+        object.__setattr__(self, "norm", norm)
 
     def claim(self, before: Claim, where: str) -> Claim:
         """Return `Bounded(l2=norm)` for units that nothing bounds.

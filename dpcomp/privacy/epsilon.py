@@ -52,6 +52,7 @@ def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) ->
 
     Examples:
         >>> from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+        >>> from dpcomp.privacy.epsilon import epsilon
         >>> event = SelfComposedDpEvent(PoissonSampledDpEvent(0.01, GaussianDpEvent(1.0)), 1000)
         >>> value, accountant = epsilon(event, delta=1e-5)
         >>> round(value, 2), accountant

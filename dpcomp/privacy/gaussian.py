@@ -6,6 +6,7 @@ from typing import Any
 from dp_accounting import GaussianDpEvent  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
 from jaxtyping import Float
 
+from dpcomp.core.checks import real_number
 from dpcomp.core.errors import NotPrivate
 from dpcomp.privacy.claim import Bounded, Claim, Released, Unbounded
 
@@ -28,6 +29,7 @@ class Gaussian:
         noise_multiplier: z, the noise's standard deviation ÷ C, from 10⁻⁹ to 10⁹; 0 inside `dp.unsafe` alone.
 
     Raises:
+        TypeError: `noise_multiplier` is not a number.
         ValueError: `noise_multiplier` lies outside its range.
 
     Examples:
@@ -40,11 +42,13 @@ class Gaussian:
     noise_multiplier: float
 
     def __post_init__(self):
-        if not (self.noise_multiplier == 0 or SMALLEST_MULTIPLIER <= self.noise_multiplier <= LARGEST_MULTIPLIER):
+        allowed = f"0, or a number from {SMALLEST_MULTIPLIER:g} to {LARGEST_MULTIPLIER:g}"
+        multiplier = real_number(self.noise_multiplier, "Gaussian(noise_multiplier)", allowed)
+        if not (multiplier == 0 or SMALLEST_MULTIPLIER <= multiplier <= LARGEST_MULTIPLIER):
             raise ValueError(
                 f"{self}: the noise multiplier is 0, or lies between {SMALLEST_MULTIPLIER:g} and {LARGEST_MULTIPLIER:g}"
             )
-        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
+        object.__setattr__(self, "noise_multiplier", multiplier)
 
     def claim(self, before: Claim, where: str) -> Claim:
         """Return `Released(event=GaussianDpEvent(noise_multiplier))` for a bounded sum.

@@ -308,7 +308,9 @@ class Ledger:
             if self.charged(address):
                 raise BudgetExhausted(
                     f"{address} was charged before, and its noise may have been drawn: re-send the stored bytes or "
-                    "forfeit the round; a new release needs a new address"
+                    "forfeit the round. A new release needs a new address: follow a broadcast, which begins the next "
+                    "round, or, for the data of another client, use that client's number. To compare pipelines on the "
+                    "same data, give each a fresh dp.Ledger()"
                 )
             spent = self._spent.get(address.client, Counter()) + Counter({charged: steps})
             self._refuse_beyond_budget(address, spent)

@@ -9,6 +9,8 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
 )
 from jaxtyping import Int64
 
+from dpcomp.core.checks import real_number
+
 
 @dataclass(frozen=True)
 class Poisson:
@@ -24,6 +26,7 @@ class Poisson:
         rate: The probability, in (0, 1].
 
     Raises:
+        TypeError: `rate` is not a number.
         ValueError: `rate` lies outside (0, 1].
 
     Examples:
@@ -38,9 +41,10 @@ class Poisson:
     rate: float
 
     def __post_init__(self):
-        if not 0 < self.rate <= 1:
+        rate = real_number(self.rate, "Poisson(rate)", "a probability above 0, up to 1")
+        if not 0 < rate <= 1:
             raise ValueError(f"{self}: the sampling rate lies in (0, 1]")
-        object.__setattr__(self, "rate", float(self.rate))
+        object.__setattr__(self, "rate", rate)
 
     def amplify(self, event: DpEvent) -> DpEvent:
         """Return the cost of the event on a Poisson sample: `PoissonSampledDpEvent`, or the event itself at rate 1."""

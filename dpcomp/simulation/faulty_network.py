@@ -12,18 +12,19 @@ from dpcomp.core.checks import whole_number
 class Faults:
     """The faults of a simulated federation, each with its probability. The default has none.
 
-    Time is counted in ticks: without faults, a message arrives one tick after it was sent.
+    Time is counted in ticks. A tick is the unit of simulated time: the time that a message takes from sender to
+    recipient if nothing delays it. It has no length in seconds.
 
     Args:
         drop: Probability that a message is lost.
         duplicate: Probability that a message is sent twice.
         corrupt: Probability that a message arrives with a flipped bit, or cut short.
         reorder: Probability that a message is delayed, so that later ones overtake it.
-        delay: The most ticks of such a delay.
+        delay: The longest such delay in ticks; the delay is drawn uniformly from 1 to this number.
         crash: Probability that a client crashes in a round, at one of four moments: as the round begins, before it
             saves its update, before it sends it, or after.
         absence: Probability that a client leaves in a round.
-        absence_rounds: The most rounds of such an absence.
+        absence_rounds: The longest such absence in rounds.
         server_restart: Probability that the server restarts before a round, from what it had saved.
         patience: Ticks that a round waits for updates, and again for its broadcast to be followed.
         retry: Ticks after which a client without a reply sends again.
@@ -60,14 +61,27 @@ class Faults:
 
 
 class Network:
-    """The messages that are under way, by the tick at which they arrive."""
+    """Carries messages, and loses, repeats, delays and damages some of them; without faults one takes one tick.
+
+    A tick is the unit of simulated time, as `Faults` says; the time stands still until `tick` is called.
+
+    Args:
+        faults: The probabilities of `drop`, `duplicate`, `corrupt` and `reorder`, and the longest `delay` in ticks.
+        stream: The generator that faults are drawn from.
+    """
 
     def __init__(self, faults: Faults, stream: np.random.Generator):
         self._faults, self._stream = faults, stream
         self._arrivals: deque[list[tuple[int, int, bytes]]] = deque()  # the first entry arrives at the next tick
 
     def send(self, sender: int, recipient: int, message: bytes) -> None:
-        """Send a message, which may be lost, doubled, delayed or damaged."""
+        """Send a message, which may be lost, repeated, delayed or damaged.
+
+        Args:
+            sender: The number of the client that sends, or `SERVER`.
+            recipient: The number of the client that shall receive it, or `SERVER`.
+            message: The bytes.
+        """
         faults = self._faults
         for _ in range(1 + self._happens(faults.duplicate)):
             if self._happens(faults.drop):

@@ -151,15 +151,11 @@ def _checked_counts(clients: int, rounds: int, evaluate_every: int) -> tuple[int
 
 
 def _check_server(pipeline: Pipeline, server: ServerOptimizer) -> None:
-    """Refuse a server optimiser that a codec cannot work with, or that another run has used."""
+    """Refuse a server optimiser that the codec cannot work with."""
     if pipeline.codec.averaged_clients and (server.learning_rate, server.momentum) != (1.0, 0.0):
         raise ValueError(
             f"server={server} beside {pipeline.codec.quantize}, which takes broadcasts for means of updates: use "
             "server=ServerOptimizer(learning_rate=1.0, momentum=0.0), or leave out clients= of the allocator"
-        )
-    if server.velocity is not None:
-        raise ValueError(
-            "server= has the velocity of another run: give a fresh ServerOptimizer(learning_rate=..., momentum=...)"
         )
 
 

@@ -24,18 +24,18 @@ from dpcomp.wire.bits_by_part import layer_bits
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimulatedFederation:
-    """A server, its clients and the traffic between them; `opened_federation` makes it.
+    """A server, its clients and the messages between them in one process; `opened_federation` makes it.
 
-    Attributes:
-        pipeline: What all of them run.
-        trainer: Trains the clients.
-        participants: The clients' state machines, by number.
-        server: The server.
-        server_ledger: Its ledger, which is charged where the server is trusted.
-        traffic: Carries their messages.
-        crashes: Draws who crashes and who is away.
-        participation: Draws the clients of a round where the pipeline draws examples.
-        secret: Where a secret cohort is drawn from.
+    Args:
+        pipeline: The mechanism and codec that the server and all clients use.
+        trainer: Trains each client from its present model, and evaluates the server's model.
+        participants: The clients' ends of the protocol; client i is at position i. Each has its own ledger.
+        server: The server's end of the protocol: it accepts updates and closes rounds.
+        server_ledger: The server's ledger. It is charged only if the server is trusted; otherwise it stays empty.
+        traffic: Delivers the messages, with the faults of the network, and counts their bytes.
+        crashes: Draws which clients crash or are away, and whether the server restarts.
+        participation: With `unit="example"`, draws the clients that a round asks; None asks all.
+        secret: The seed from which the clients of a round are drawn where amplification needs their draw to be secret.
     """
 
     pipeline: Pipeline
@@ -49,7 +49,14 @@ class SimulatedFederation:
     secret: SecretSeed
 
     def play_round(self) -> RoundOutcome:
-        """Play one round: a cohort trains and sends, the server closes the round, everybody follows its broadcast."""
+        """Play one round: the drawn clients train and send, the server closes the round, all follow its broadcast.
+
+        Returns:
+            The bytes, refusals and absences of the round.
+
+        Raises:
+            BudgetExhausted: A ledger's budget does not allow a release.
+        """
         server, traffic = self.server, self.traffic
         refused_before = server.refusals.copy()
         self.crashes.begin_round(traffic, server)
@@ -104,15 +111,18 @@ def opened_federation(
     """Open a federation before its first round; when the context ends, its server is closed.
 
     Args:
-        pipeline: What all of them run.
+        pipeline: The mechanism and codec that the server and all clients use.
         trainer: Trains the clients, and gives the layout and the first model.
         clients: The number of clients.
-        optimizer: Makes the server's step of the mean update.
-        participation: Draws the clients of a round where the pipeline draws examples.
+        optimizer: Computes the server's step from the mean update.
+        participation: With `unit="example"`, draws the clients that a round asks; None asks all.
         protocol: The classes of both ends, and their policies.
-        faults: What goes wrong.
-        seed: Public: names the run, and places masks, dither and faults.
-        secret: Where the server's noise and a secret cohort are drawn from.
+        faults: The probabilities of faults, and how long clients and rounds wait.
+        seed: The public seed: it names the run, and masks, dither and faults are drawn from it.
+        secret: The seed of a trusted server's noise, and of a draw of clients that must be secret.
+
+    Yields:
+        The federation, whose clients have asked the server for its present state.
     """
     layout, model = trainer.layout, trainer.initial_model
     participants = [

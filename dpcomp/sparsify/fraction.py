@@ -1,27 +1,30 @@
-"""Fraction: the base class of the sparsifiers that keep a fixed share of the coordinates."""
+"""The base class of the sparsifiers that keep a fixed share of the coordinates."""
 
 from dataclasses import dataclass
 
+from dpcomp.core.checks import real_number
 from dpcomp.privacy.claim import Claim, Released
 
 
 @dataclass(frozen=True)
 class Fraction:
-    """A sparsifier that keeps a fixed share of the coordinates: the density k/d.
+    """Base class of the sparsifiers that keep a fixed share of the coordinates: the density k/d.
 
     Attributes:
         fraction: The density, in (0, 1].
 
     Raises:
+        TypeError: The fraction is not a number.
         ValueError: The fraction lies outside (0, 1].
     """
 
     fraction: float
 
     def __post_init__(self):
-        if not 0 < self.fraction <= 1:
+        fraction = real_number(self.fraction, f"{type(self).__name__}(fraction)", "a share above 0, up to 1")
+        if not 0 < fraction <= 1:
             raise ValueError(f"{self}: the fraction of coordinates to keep lies in (0, 1]")
-        object.__setattr__(self, "fraction", float(self.fraction))
+        object.__setattr__(self, "fraction", fraction)
 
     def count(self, d: int) -> int:
         """Return k = round(fraction·d) for d coordinates, at least one unless d is 0."""

@@ -33,6 +33,7 @@ class RandomK(Fraction):
         fraction: The density k/d, in (0, 1]; at least one coordinate is kept.
 
     Raises:
+        TypeError: The fraction is not a number.
         ValueError: The fraction lies outside (0, 1].
 
     Examples:

@@ -39,6 +39,7 @@ class TopK(Fraction):
             at least one of a layer that is not empty, so that layers with small gradients are sent too.
 
     Raises:
+        TypeError: The fraction is not a number.
         ValueError: The fraction lies outside (0, 1], or `per` is neither "vector" nor "layer".
 
     Examples:

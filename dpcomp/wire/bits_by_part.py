@@ -13,7 +13,10 @@ from dpcomp.wire.payload import BodyParts, body_parts
 
 
 def layer_bits(channel: Channel, payload: bytes, memory: ClientMemory | ServerMemory) -> dict[str, float]:
-    """Measure the bits that a payload spends on a value of each layer.
+    """Estimate the bits that a payload spends on a value of each layer: the width, or the entropy, of its levels.
+
+    Positions and side information are not counted, and a coder spends a little more than the entropy; `measure_payload`
+    counts every bit of the payload, but not by layer.
 
     Args:
         channel: The channel of both ends: `pipeline.channel`.
@@ -21,7 +24,7 @@ def layer_bits(channel: Channel, payload: bytes, memory: ClientMemory | ServerMe
         memory: A memory from before the payload, as for `measure_payload`.
 
     Returns:
-        Bits a value, by the layer's name.
+        Bits a value, by the layer's name; 0 for a layer of which nothing is sent.
 
     Raises:
         CorruptPayload, VersionMismatch: As `measure_payload` does.

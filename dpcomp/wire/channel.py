@@ -1,6 +1,6 @@
 """Channel: the codecs and checks that client and server share, without the private side."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,7 +35,7 @@ class Channel:
         feedback: Whether a sender adds what its codec dropped to its next update.
         claim: The claim on the mechanism's releases; a value with any other claim is not sent.
         server_sees_clean: Whether updates are sent without noise; what the server decodes is then not released.
-        stages: The parts of the mechanism that have a public support or read history.
+        stages: The stages of the mechanism that have a public support or read history.
     """
 
     identity: bytes
@@ -66,12 +66,15 @@ class Channel:
 
     @cached_property
     def history_reader(self) -> ReadsHistory | None:
-        """The part that reads history, which both ends then keep; None if there is none.
+        """The stage, sparsifier or quantiser that reads history, which both ends then keep; None if there is none.
 
         Raises:
-            ValueError: Two different parts read history.
+            ValueError: Two different parts read history; or a part does that gets no `PublicContext` to read it from.
         """
-        parts = (*self.stages, self.uplink.sparsify, self.downlink.sparsify)
+        codecs = (self.uplink, self.downlink)
+        for codec in codecs:
+            _refuse_unread_history(codec)
+        parts = (*self.stages, *(part for codec in codecs for part in (codec.sparsify, codec.quantize)))
         readers = list(dict.fromkeys(part for part in parts if isinstance(part, ReadsHistory)))
         if len(readers) > 1:
             raise ValueError(f"{readers[0]} and {readers[1]} both read history: a pipeline has at most one such part")
@@ -174,3 +177,16 @@ class Channel:
             because = claim.because if isinstance(claim, Unbounded) else "the value is clipped, but carries no noise"
             remedy = claim.remedy if isinstance(claim, Unbounded) else "Add the noise first"
             raise NotPrivate(f"{because}, so it may not leave. {remedy}")
+
+
+def _refuse_unread_history(codec: Codec) -> None:
+    """Refuse a part with a history that none of its methods is given: it would be kept, and never read."""
+    inner = (("predict", codec.predict), ("entropy", codec.entropy))
+    if is_dataclass(codec.quantize) and not isinstance(codec.quantize, ReadsHistory):
+        inner += tuple((f"quantize.{item.name}", getattr(codec.quantize, item.name)) for item in fields(codec.quantize))
+    for place, part in inner:
+        if isinstance(part, ReadsHistory):
+            raise ValueError(
+                f"{part} (codec.{place}) has a history, but its methods get no PublicContext to read it from: only a "
+                "stage, a sparsifier or a quantiser reads history"
+            )

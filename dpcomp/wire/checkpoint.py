@@ -1,9 +1,9 @@
 """Checkpoint: save a memory, a model and a pending payload on disk, and load them again.
 
-A folder holds numbered generations, each a safetensors file. A new generation is written under another name, synced,
-renamed, and its folder synced; only then is the generation before the last deleted. So a crash leaves a whole
-generation at any moment. A file that is torn or foreign is named in a warning, and the generation before it is loaded.
-A checkpoint is never pickled, and never holds a ledger: restoring it must take no charge back.
+A folder holds numbered checkpoints, each a safetensors file. A new checkpoint is written under another name, synced,
+renamed, and its folder synced; only then is the checkpoint before the last deleted. So a crash leaves an undamaged
+checkpoint at any moment. A file that is damaged or foreign is named in a warning, and the checkpoint before it is
+loaded. A checkpoint is never pickled, and never holds a ledger: restoring it must take no charge back.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ClientMemory, Link, Pending, ServerMemory, Shared
 
 FORMAT = "dpcomp checkpoint 3"
-GENERATIONS_KEPT = 2
+CHECKPOINTS_KEPT = 2
 SUFFIX = ".safetensors"
 
 Arrays = dict[str, np.ndarray]
@@ -55,20 +55,20 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
-    """Write the next generation durably.
+    """Write the next checkpoint durably.
 
     The memory's `step` is not saved, since the model was moved by it before.
 
     Args:
-        folder: Where the generations are; it is created if it does not exist.
+        folder: Where the checkpoints are; it is created if it does not exist.
         checkpoint: What to save.
 
     Returns:
-        The path of the generation.
+        The path of the new checkpoint.
 
     Raises:
         ValueError: The model does not have the shape (d,) of the memory's layout.
-        OSError: The file cannot be written; earlier generations are as they were.
+        OSError: The file cannot be written; earlier checkpoints are as they were.
 
     Examples:
         >>> import tempfile
@@ -87,21 +87,24 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
     make_folder(place)
     arrays, record = _packed(checkpoint)
     text = json.dumps(record, sort_keys=True)
-    generations = _generations(place)
-    number = int(generations[-1].stem) + 1 if generations else 0
+    earlier = _checkpoints_in(place)
+    number = int(earlier[-1].stem) + 1 if earlier else 0
     path = place / f"{number:010d}{SUFFIX}"
     with atomic_write(path, draft_name="unfinished") as draft:
         save_file(arrays, draft, {"format": FORMAT, "facts": text, "digest": _digest(text, arrays)})
-    for old in generations[: 1 - GENERATIONS_KEPT]:
+    for old in earlier[: 1 - CHECKPOINTS_KEPT]:
         old.unlink()
     return path
 
 
 def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
-    """Load the newest whole generation; a warning names each newer file that is damaged, which is set aside.
+    """Load the newest undamaged checkpoint of a folder; a warning names each newer one, which is damaged.
+
+    A damaged checkpoint is renamed to *.torn, so that it is not tried again, and does not count as one of the two that
+    are kept.
 
     Args:
-        folder: Where `save` wrote the generations.
+        folder: Where `save` wrote the checkpoints.
         channel: The channel of the pipeline that they were saved with: `pipeline.channel`.
 
     Returns:
@@ -109,8 +112,8 @@ def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
 
     Raises:
         FileNotFoundError: The folder holds no checkpoint.
-        DpcompError: No generation in the folder is whole.
-        VersionMismatch: The newest whole generation is of another pipeline or layout.
+        DpcompError: All checkpoints in the folder are damaged, or of another program.
+        VersionMismatch: The newest undamaged checkpoint is of another pipeline or layout.
 
     Examples:
         >>> import tempfile
@@ -123,13 +126,13 @@ def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
         ...
         FileNotFoundError: ... holds no checkpoint (*.safetensors): ...
     """
-    generations = _generations(Path(folder))
-    if not generations:
+    checkpoints = _checkpoints_in(Path(folder))
+    if not checkpoints:
         raise FileNotFoundError(
             f"{folder} holds no checkpoint (*{SUFFIX}): begin with pipeline.init_client, or give another folder"
         )
     refused: dict[Path, str] = {}
-    for path in reversed(generations):
+    for path in reversed(checkpoints):
         try:
             arrays, record = _read(path)
         except DpcompError as error:
@@ -137,15 +140,15 @@ def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
             continue
         for torn, reason in refused.items():
             warnings.warn(f"{reason}; {path.name} is used, which is older", stacklevel=2)
-            torn.rename(torn.with_suffix(".torn"))  # or it would count as the generation in reserve
+            torn.rename(torn.with_suffix(".torn"))  # or it would count as one of CHECKPOINTS_KEPT
         return _unpacked(arrays, record, channel, path)
     raise DpcompError(
         f"no checkpoint in {folder} is whole: {'; '.join(refused.values())}. Restore a file, or begin anew"
     )
 
 
-def _generations(place: Path) -> list[Path]:
-    """Return the paths of all generations, oldest first."""
+def _checkpoints_in(place: Path) -> list[Path]:
+    """Return the paths of all checkpoints of a folder, oldest first."""
     return sorted(path for path in place.glob(f"*{SUFFIX}") if path.stem.isdigit())
 
 

@@ -28,14 +28,17 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[bytes,
         NotPrivate: The server is not trusted, and the update was not released by this pipeline.
         VersionMismatch: The memory is of another pipeline.
         TypeError: `update` is not an `Update`, or `memory` not a `ClientMemory`.
-        ValueError: The update has another client or layout, or values that are not finite.
+        ValueError: The update has another run, client or layout, or values that are not finite.
     """
     check_type(memory, ClientMemory, f"send: a client sends, with a ClientMemory, not a {type(memory).__name__}")
     check_type(update, Update, f"send: give an Update, from release or its .derive, not a {type(update).__name__}")
     if not channel.server_sees_clean:
         channel.refuse_unreleased(update.claim)
-    if update.address.client != memory.client:
-        raise ValueError(f"send: the update is of {update.address}, the memory of client {memory.client}")
+    if (update.address.run, update.address.client) != (memory.seed.number, memory.client):
+        raise ValueError(
+            f"send: the update is of {update.address}, the memory of client {memory.client} in run "
+            f"{memory.seed.number}: send an update with the memory that it was released with"
+        )
     tracked, address = None, update.address
     if memory.tracked is not None and channel.uplink.averaged_clients is not None:
         update, tracked = signal_estimate(update, memory.tracked, channel.uplink.averaged_clients)
@@ -73,12 +76,6 @@ def receive(channel: Channel, payload: bytes | OpenedPayload, memory: ServerMemo
             "this payload is a broadcast: clients follow it, the server does not receive it", reason="direction"
         )
     link = memory.link(frame.client)
-    if link.last is not None and link.last.run != frame.run:
-        raise VersionMismatch(
-            f"client {frame.client} sends for run {frame.run}; the server runs {link.last.run}: build both ends with "
-            "one PublicSeed",
-            reason="run",
-        )
     refuse_other_link(frame, link)
     if channel.server_sees_clean and link.last_version == frame.version:
         raise VersionMismatch(
@@ -107,13 +104,18 @@ def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[b
         NotPrivate: The aggregate was not released by this pipeline.
         VersionMismatch: The memory is of another pipeline.
         TypeError: `memory` is not a `ServerMemory`.
-        ValueError: The aggregate has another layout, or values that are not finite.
+        ValueError: The aggregate has another run or layout, or values that are not finite.
     """
     check_type(memory, ServerMemory, f"broadcast: the server sends, with a ServerMemory, not a {type(memory).__name__}")
     if not isinstance(aggregate, Update):
         aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=channel.uplink_claim)
     channel.refuse_unreleased(aggregate.claim)
-    aggregate = replace(aggregate, address=replace(memory.address, run=aggregate.address.run))
+    if aggregate.address.run != memory.seed.number:
+        raise ValueError(
+            f"broadcast: the aggregate is of run {aggregate.address.run}, the memory of run {memory.seed.number}: "
+            "build both from one PublicSeed"
+        )
+    aggregate = replace(aggregate, address=memory.address)
     encoded = encode(channel, channel.downlink, aggregate, memory)
     shared = channel.shared_after(
         memory.shared,
@@ -158,7 +160,7 @@ def follow(channel: Channel, payload: bytes | OpenedPayload, memory: ClientMemor
 
 
 def refuse_other_state(channel: Channel, frame: Frame, memory: ClientMemory | ServerMemory) -> None:
-    """Refuse a payload of another pipeline, or coded against other shared memory.
+    """Refuse a payload of another pipeline or run, or coded against other shared memory.
 
     Args:
         channel: The channel of both ends: `pipeline.channel`.
@@ -166,7 +168,7 @@ def refuse_other_state(channel: Channel, frame: Frame, memory: ClientMemory | Se
         memory: The reader's memory.
 
     Raises:
-        VersionMismatch: The `reason` is "pipeline" or "version".
+        VersionMismatch: The `reason` is "pipeline", "run" or "version".
     """
     channel.refuse_foreign_memory(memory)
     shared = memory.shared
@@ -175,6 +177,12 @@ def refuse_other_state(channel: Channel, frame: Frame, memory: ClientMemory | Se
             f"the payload is of pipeline and layout {frame.pipeline.hex()}, this end runs {memory.pipeline.hex()}: "
             "both ends must be built from one configuration",
             reason="pipeline",
+        )
+    if frame.run != memory.seed.number:  # before the digests, which differ then too, and which no resync would mend
+        raise VersionMismatch(
+            f"the payload is of run {frame.run}, this end is of run {memory.seed.number}: build both ends with one "
+            "PublicSeed",
+            reason="run",
         )
     if (frame.version, frame.shared) != (shared.version, shared.digest):
         raise VersionMismatch(

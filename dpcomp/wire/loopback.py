@@ -12,10 +12,10 @@ from dpcomp.wire.update import Update
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Delivery:
-    """A client's payload that the server has accepted.
+    """One delivery of `Loopback.send`: a client's payload, and what the server made of it when it accepted it.
 
     Attributes:
-        payload: The bytes.
+        payload: The bytes that were sent; their number is what the update costs on the wire.
         received: The update as the server decoded it.
         server_before: The server's memory before it, with which `measure_payload` measures the payload.
     """

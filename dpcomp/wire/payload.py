@@ -2,11 +2,13 @@
 
 A sender computes, in this order:
 
+    update      = s²/(s² + σ²) · update        if the allocator uses the privacy noise; then without feedback
     target      = residual + update            error feedback: what earlier payloads dropped (Seide et al. 2014)
-    target      = s²/(s² + σ²) · target        if the allocator uses the privacy noise; then without feedback
     innovation  = target − gain · broadcast    if the codec predicts; gain is a number a layer
     payload     = innovation on the codec's support, quantised and coded
     residual    = innovation − decoded innovation, which is target − what the receiver decodes
+
+The first line is `signal_estimate`, which `exchange.send` calls before `encode`; the others are `encode`.
 """
 
 from dataclasses import dataclass, replace
@@ -68,7 +70,7 @@ def signal_estimate(update: Update, tracked: TrackedSignal, clients: int) -> tup
 
 
 def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory | ServerMemory) -> Encoded:
-    """Encode an update.
+    """Encode an update, plus the residual in the sender's memory.
 
     Args:
         channel: The channel of both ends: `pipeline.channel`.

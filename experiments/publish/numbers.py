@@ -251,7 +251,7 @@ def _orders(configs: Path) -> Numbers:
 
 
 def _noise_multiplier(report: Report) -> float:
-    """That of the Gaussian in a report's pipeline; 0 where there is none."""
+    """Return the noise multiplier of the pipeline in a report; 0 if it adds no noise."""
     mechanism = report["pipeline"]["Pipeline"]["mechanism"]
     stages = mechanism["Unsafe"]["stages"] if isinstance(mechanism, dict) else mechanism
     noisy = (stage["Gaussian"]["noise_multiplier"] for stage in stages if "Gaussian" in stage)

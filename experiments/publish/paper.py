@@ -42,5 +42,5 @@ def write_numbers(configs: Path, paper: Path, tasks: Mapping[str, Callable[[], C
 
 
 def quoted_in(paper: Path) -> list[str]:
-    """The names of the numbers that the text quotes, each once."""
+    """Return the names of the numbers that the text quotes, each once."""
     return sorted(set(QUOTED.findall((paper / "paper.tex").read_text(encoding="utf-8"))))

@@ -24,7 +24,7 @@ class Sender:
     masked: bool = False
 
     def pipeline(self, *, trust: Literal["nobody", "server"], clip_norm: float, noise_multiplier: float) -> dp.Pipeline:
-        """The pipeline, on either terms."""
+        """Make the pipeline, for a trusted server or for one that nobody trusts."""
         mask = (dp.RandomK(FRACTION),) if self.masked else ()
         return dp.Pipeline(
             mechanism=(*mask, dp.Clip(clip_norm), dp.Gaussian(noise_multiplier)),
@@ -94,9 +94,9 @@ class Road:
         return dense if self.client.residual is None else self.client.residual + dense
 
     def encode(self) -> bytes:
-        """The second update's payload; the memories stay as they are."""
+        """Encode the second update as a payload; the memories stay as they are."""
         return self.pipeline.send(self.update, self.client)[0]
 
     def decode(self, payload: bytes) -> Float32[np.ndarray, "d"]:
-        """The whole vector that a payload says."""
+        """Decode the whole (d,) vector of a payload."""
         return self.pipeline.receive(payload, self.server)[0].dense()

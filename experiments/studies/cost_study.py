@@ -86,7 +86,7 @@ def study(
 
 
 def config_of(chosen: Study) -> dict[str, Any]:
-    """What a report says of how it was made, as JSON types: the calls that make the updates and the codecs."""
+    """Return the configuration that a report holds, as JSON types: the calls that make the updates and the codecs."""
     return {
         "name": chosen.name,
         "updates": repr(chosen.updates),

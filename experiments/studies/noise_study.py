@@ -108,7 +108,7 @@ def name_of(chosen: Study, case: tuple[str, int], seed: int) -> str:
 
 
 def config_of(chosen: Study, case: tuple[str, int]) -> dict[str, Any]:
-    """What a report says of how it was made, as JSON types."""
+    """Return the configuration that a report holds, as JSON types."""
     phase, batch = case
     recording = asdict(chosen.recording) | {"densities": list(chosen.recording.densities)}
     recording |= {"phases": {phase: chosen.recording.phases[phase]}, "batches": [batch]}

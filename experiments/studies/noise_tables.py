@@ -25,7 +25,7 @@ from experiments.studies.replay import Sent, Setting, released, session
 
 
 def payloads(rounds: Rounds, settings: Mapping[float, Sequence[Setting]]) -> pd.DataFrame:
-    """A row a setting and link: `Setting`'s fields, means of `PayloadRate`'s, and the `sent` support's
+    """Make a table with a row a setting and link: `Setting`'s fields, means of `PayloadRate`'s, and of the sent support
 
     sent_overlap: with the support before; sent_recall: of the clean top k; captured_energy: of the clean sum.
     """
@@ -45,7 +45,7 @@ def payloads(rounds: Rounds, settings: Mapping[float, Sequence[Setting]]) -> pd.
 
 
 def supports(rounds: Rounds, densities: Sequence[float], noise_multipliers: Sequence[float]) -> pd.DataFrame:
-    """A row a density and noise multiplier, of whole vectors before any codec: what was found, and what is expected.
+    """Make a table with a row a density and noise multiplier, of whole vectors before any codec: measured and expected.
 
     clean_overlap, noisy_overlap: of a vector's own top k with that of the round before. recall, energy: of the clean
     top k, and of the clean energy, in the noisy top k. expected_...: by `SelectionProbabilities`, from the clean
@@ -84,7 +84,7 @@ def supports(rounds: Rounds, densities: Sequence[float], noise_multipliers: Sequ
 
 
 def energies(rounds: Rounds, shares: Sequence[float], noise_multipliers: Sequence[float], bits: int) -> pd.DataFrame:
-    """A row an order, noise multiplier and share of the clean energy: the density and bytes that capture it.
+    """Make a table with a row an order, noise multiplier and share of clean energy: the density and bytes it takes.
 
     Noise first: the noisy vector's smallest top k that holds the share, told by its change from the round before.
     Support first: a public random support of that share of the coordinates, whose energy is the share on average.

@@ -67,7 +67,7 @@ class Rounds:
 def record(
     task: Classification, recording: Recording, seed: int, wanted: Collection[tuple[str, int]]
 ) -> Iterator[tuple[str, int, Rounds]]:
-    """The wanted (phase, batch) of one training run with their rounds, as training comes by them; it goes no further.
+    """Yield the wanted (phase, batch) of one training run with their rounds, in order; training stops after the last.
 
     Weights, batches and public supports are functions of the seed.
     """

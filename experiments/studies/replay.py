@@ -32,7 +32,7 @@ class Setting:
     noise_multiplier: float
 
     def pipeline(self, clip_norm: float) -> dp.Pipeline:
-        """The pipeline; without noise it has no guarantee."""
+        """Make the pipeline; without noise it has no guarantee."""
         first = self.order == "support first"
         stages = (
             *((dp.RandomK(self.density),) if first else ()),
@@ -69,14 +69,14 @@ class Releases:
         self._secret, self._ledger = dp.SecretSeed(rounds.seed.number), dp.Ledger()
 
     def __call__(self, total: dp.Total, number: int, memory: dp.ClientMemory | ServerMemory) -> dp.Update:
-        """The total with the noise of its round, by the end whose memory is given."""
+        """Add the noise of its round to a total, at the end whose memory is given."""
         address = dp.Address(self._rounds.seed.number, memory.address.client, number)
         permit = self._ledger.charge(self._pipeline.cost, address)
         return self._pipeline.noise(replace(total, mechanism=self._pipeline.mechanism), memory, self._secret, permit)
 
 
 def released(setting: Setting, rounds: Rounds) -> list[dp.Update]:
-    """What a client that trusts nobody releases, round after round."""
+    """Return the releases of a client that trusts nobody, an update a round."""
     pipeline = setting.pipeline(rounds.clip_norm)
     release, memory = Releases(pipeline, rounds), pipeline.init_client(rounds.layout, rounds.seed, CLIENT)
     totals = rounds.whole if setting.order == "noise first" else rounds.restricted[setting.density]
@@ -111,14 +111,14 @@ def session(setting: Setting, rounds: Rounds, releases: Sequence[dp.Update]) -> 
 
 
 def _clean(setting: Setting, rounds: Rounds, number: int, memory: dp.ClientMemory) -> dp.Update:
-    """A recorded sum as the update of a client that trusts the server."""
+    """Make the update of a client that trusts the server from a recorded sum."""
     total = rounds.whole[number] if setting.order == "noise first" else rounds.restricted[setting.density][number]
     values = total.vector().astype(np.float32)
     return dp.Update(values=values, layout=rounds.layout, address=memory.address, support=total.support)
 
 
 def _total(setting: Setting, estimate: dp.Update, units: int) -> dp.Total:
-    """What the server noises: on all coordinates, or on the round's public support."""
+    """Return the total that the server adds noise to: on all coordinates, or on the round's public support."""
     if setting.order == "noise first":
         return dp.Total(layers=(estimate.dense(),), layout=estimate.layout, units=units)
     return dp.Total(layers=(estimate.values,), layout=estimate.layout, support=estimate.support, units=units)

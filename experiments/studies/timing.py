@@ -25,7 +25,7 @@ class Timing:
 
 
 def timed(work: Callable[[], object], vector: Float32[np.ndarray, "d"], repeats: int) -> Timing:
-    """The CPU time of the work, in turns with copies of the vector into a warm buffer.
+    """Measure the CPU time of the work, in turns with copies of the vector into a warm buffer.
 
     Both are CPU time of this process, which others that are busy on the machine slow down but do not add to; they slow
     the neighbouring copies as well, so that the median of the ratios says more than that of the seconds.
@@ -50,7 +50,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most that the work holds at once of what it allocates itself, results included.
+    """Measure the largest memory, in bytes, that the work allocates and holds at once, results included.
 
     As tracemalloc knows it: Python's and NumPy's. What compiled libraries allocate on their own is not seen; of the
     range coder that is the coded stream and the tables of frequencies.
@@ -65,6 +65,6 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 def _forget_supports() -> None:
-    """The library remembers the last random supports: whoever is measured draws its own."""
+    """Empty the library's cache of random supports, so that each measurement draws its own."""
     for number in range(REMEMBERED):
         dp.Seeded(number, 1).indices(2)

@@ -67,6 +67,6 @@ class Drawn:
 
 
 def _on(support: dp.Seeded, total: dp.Total) -> dp.Total:
-    """A total of one row on a public support."""
+    """Restrict a total of one row to a public support."""
     (vector,) = total.layers
     return replace(total, layers=(vector[support.indices(total.layout.size)],), support=support)

@@ -141,10 +141,25 @@ def test_a_fixed_step_wants_an_entropy_coder():
         codec.encode(np.ones(3, np.float32), dp.Everywhere(), PublicContext(layout=dp.Layout.of(3)))
 
 
-@pytest.mark.parametrize("make", [lambda: dp.Waterfill(0), lambda: dp.Waterfill(17), lambda: dp.Waterfill(True)])
+@pytest.mark.parametrize("make", [lambda: dp.Waterfill(0), lambda: dp.Waterfill(17)])
 def test_a_budget_that_is_none_is_refused_at_birth(make):
     with pytest.raises(ValueError, match="mean rate"):
         make()
+
+
+@pytest.mark.parametrize("wrong", ["4", None, True])
+def test_what_is_no_number_is_refused_by_the_name_of_the_argument(wrong):
+    with pytest.raises(TypeError, match=r"Waterfill\(bits\) is .*: give a mean rate above 0, up to 16 bits a value"):
+        dp.Waterfill(wrong)
+    with pytest.raises(TypeError, match=r"FixedStep\(size\) is .*: give a finite number above 0"):
+        dp.FixedStep(wrong)
+    with pytest.raises(TypeError, match=r"Uniform\(bits=.*\): give a whole number from 2 to 16, or an allocator"):
+        dp.Uniform(wrong)
+
+
+def test_the_class_of_an_allocator_is_no_allocator():
+    with pytest.raises(TypeError, match=r"allocator such as dp.Waterfill\(4\), with the methods widths_and_steps and"):
+        dp.Uniform(dp.Waterfill)
 
 
 @pytest.mark.parametrize(("clients", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError)])

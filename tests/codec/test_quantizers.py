@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import linalg, stats
 
 import dpcomp as dp
+from dpcomp.codec.quantize.rotated import _blocks
 from dpcomp.core.public_context import PublicContext
 
 ENTROPIES = pytest.mark.parametrize("entropy", [dp.FixedWidth(), dp.RangeCoder()], ids=str)
@@ -35,10 +36,11 @@ def decoded(quantizer, values, key=0, layers=None):
     return quantizer.values(levels, side, counts, common), side
 
 
-def errors(quantizer, values, draws):
-    """Decoded minus value, a row a dither key."""
-    values = values.astype(np.float32)
-    return np.stack([decoded(quantizer, values, key)[0] - values.astype(np.float64) for key in range(draws)])
+def errors(quantizer, values, draws, copies=1):
+    """Decoded minus value, a row a draw: `copies` of them from each dither key, of as many copies side by side."""
+    values = np.tile(values.astype(np.float32), copies)
+    found = [decoded(quantizer, values, key)[0] - values.astype(np.float64) for key in range(draws // copies)]
+    return np.stack(found).reshape(draws, -1)
 
 
 def standard_error(samples):
@@ -66,7 +68,8 @@ def assert_centred(found, values):
 @pytest.mark.parametrize("name", VECTORS)
 @pytest.mark.parametrize("quantizer", UNBIASED, ids=str)
 def test_what_says_it_is_unbiased_is(quantizer, name):
-    assert_centred(errors(quantizer, VECTORS[name], 2000), VECTORS[name])
+    # Twenty copies of a vector have its largest value, so its steps, and twenty independent draws of its dither.
+    assert_centred(errors(quantizer, VECTORS[name], 2000, copies=20), VECTORS[name])
 
 
 @pytest.mark.parametrize("quantizer", BIASED, ids=str)
@@ -263,15 +266,73 @@ def test_along_the_vector_a_rotated_block_is_right_at_every_draw(n, scale):
         assert found @ values == pytest.approx(squared(values), rel=1e-5)
 
 
+def signs_of(n, key):
+    """The public random signs D1 and D2 of a block, a row each."""
+    ((_, signs),) = _blocks(n, key)
+    return signs
+
+
+def hadamard(blocks):
+    """H of each row; as in the library, a row's result is transposed as a square matrix, which permutes H's rows."""
+    n, side = blocks.shape[-1], math.isqrt(blocks.shape[-1])
+    products = blocks @ linalg.hadamard(n).astype(np.float64)
+    return products.reshape(-1, side, side).swapaxes(1, 2).reshape(-1, n)
+
+
+def rotated(block, signs):
+    """R x = H D2 H D1 x/n of a block, a row a draw of the signs (draws, 2, n)."""
+    return hadamard(signs[:, 1] * hadamard(signs[:, 0] * block)) / signs.shape[-1]
+
+
+def rotated_back(blocks, signs):
+    """The transpose of R, likewise."""
+    return signs[:, 0] * hadamard(signs[:, 1] * hadamard(blocks)) / signs.shape[-1]
+
+
+def rotated_errors(block, signs):
+    """Decoded minus value of a block, by the formula in the docstring of Rotated, a row a draw of the signs."""
+    turned = rotated(block, signs)
+    scales = squared(block) / np.abs(turned).sum(axis=1, keepdims=True)
+    return scales * rotated_back(np.where(turned >= 0, 1.0, -1.0), signs) - block
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_a_rotated_block_is_what_the_formula_says(name):
+    values = VECTORS[name][:256].astype(np.float32)
+    for key in range(40):
+        signs = signs_of(256, key)[None]
+        turned = rotated(values.astype(np.float64), signs)[0]
+        common = PublicContext(layout=dp.Layout.of(256), dither_key=key)
+        levels, side = dp.Rotated().levels(values, np.array([256]), common)
+        clear = np.abs(turned) > 1e-5 * np.abs(turned).max()  # the sign of a zero is up to the rounding
+        np.testing.assert_array_equal(levels[clear], turned[clear] > 0)
+        scale = squared(values) / np.abs(turned).sum()
+        found = dp.Rotated().values(levels, side, np.array([256]), common)
+        np.testing.assert_allclose(found, scale * rotated_back(2.0 * levels[None] - 1, signs)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [64, 256])
+def test_the_signs_of_a_rotation_are_fair_and_independent(n):
+    signs = np.stack([signs_of(n, key) for key in range(1000)])
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    flat = signs.reshape(len(signs), 2 * n)
+    correlations = np.triu(flat.T @ flat, k=1)[np.triu_indices(2 * n, k=1)] / math.sqrt(len(signs))
+    assert np.abs(flat.sum(axis=0)).max() < 5 * math.sqrt(len(signs))
+    assert np.abs(correlations).max() < 6.5  # one of 10¹⁰ normal values is larger, and there are 10⁵ pairs
+    assert correlations.std() == pytest.approx(1, rel=0.05)
+
+
 @pytest.mark.parametrize("name", VECTORS)
 def test_across_the_vector_a_rotated_block_is_right_on_average_unless_few_values_dwarf_the_rest(name):
-    assert_centred(errors(dp.Rotated(), VECTORS[name], 4000), VECTORS[name])
+    values = VECTORS[name][:256]
+    signs = np.random.default_rng(5).choice([-1.0, 1.0], (4000, 2, 256))
+    assert_centred(rotated_errors(values, signs), values)
 
 
 @pytest.mark.parametrize("equal", [1, 4])
 def test_few_values_that_dwarf_the_rest_bias_a_rotated_block_by_as_much_as_is_said(equal):
     values = np.where(np.arange(64) < equal, 1 / math.sqrt(equal), np.roll(SPIKE, 59))
-    found = errors(dp.Rotated(), values, 4000)
+    found = rotated_errors(values, np.random.default_rng(5).choice([-1.0, 1.0], (4000, 2, 64)))
     bias = math.sqrt(squared(found.mean(axis=0)) - squared(standard_error(found)))
     assert 0.05 < bias <= 1.05 * 1.3 / math.sqrt(64)
 

@@ -14,6 +14,7 @@ from dpcomp.lab.results.results_file import ResultsFile
 from dpcomp.lab.tasks import SHIPPED_TASKS
 from experiments.cli import main
 from experiments.studies import cost_study as cost
+from experiments.studies import timing
 from experiments.studies.codecs_measured import FRACTION, SENDERS, Road
 from experiments.studies.cost_study import STUDIES, Study, measured
 from experiments.studies.recorded_updates import Recording
@@ -26,6 +27,14 @@ RECORDED = Recorded(
 )
 NOISY = Study(name="digits", updates=RECORDED, trust="nobody", repeats=1)
 CLEAN = Study(name="resnet18", updates=Drawn(task="digits", density=FRACTION), trust="server", repeats=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_supports_to_forget():
+    """No test compares times, and to draw 64 supports before each, with shapes checked, takes longer than the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "REMEMBERED", 1)
+        yield
 
 
 @pytest.fixture(scope="module", params=[NOISY, CLEAN], ids=lambda study: study.name)

@@ -8,6 +8,7 @@ import pytest
 import dpcomp as dp
 from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.client import ClientState, transition
+from dpcomp.federated.late import Weigh
 from dpcomp.federated.messages import HELLO, REPLY
 from dpcomp.federated.phases import (
     BroadcastReceived,
@@ -168,6 +169,14 @@ def test_damaged_and_foreign_messages_change_nothing():
         transition(PIPELINE.channel, sending, BroadcastReceived(foreign))
 
 
+def test_a_client_of_another_run_is_told_so_instead_of_asking_to_be_resynced():
+    state, _ = ends()
+    elsewhere = Server(PIPELINE.channel, PIPELINE.init_server(LAYOUT, dp.PublicSeed(4)), zeros())
+    with pytest.raises(dp.VersionMismatch, match="build both ends with one PublicSeed") as refusal:
+        transition(PIPELINE.channel, state, BroadcastReceived(elsewhere.close_round()))
+    assert refusal.value.reason == "run"
+
+
 def test_a_word_that_lies_about_what_it_brings_is_refused():
     state, server = ends()
     server.close_round()
@@ -199,3 +208,12 @@ def test_a_half_life_is_above_zero():
 def test_questions_and_words_are_small():
     assert HELLO.header_bytes <= 88
     assert REPLY.header_bytes <= 64
+
+
+def test_policies_refuse_what_is_no_number_by_name():
+    with pytest.raises(TypeError, match=r"Decay\(half_life\) is '3': give a number of rounds above 0"):
+        Decay("3")
+    with pytest.raises(TypeError, match=r"Weigh\(max_age\).* is 1.5: give a whole number from 1 on"):
+        Weigh(max_age=1.5)
+    with pytest.raises(TypeError, match=r"Weigh\(exponent\) is '1': give a number from 0 on"):
+        Weigh(max_age=1, exponent="1")

@@ -117,7 +117,7 @@ def test_a_server_that_was_closed_does_nothing(tmp_path):
             act()
 
 
-def test_the_generation_in_reserve_brings_back_its_round(tmp_path):
+def test_the_checkpoint_in_reserve_brings_back_its_round(tmp_path):
     server, participant = together(PIPELINE, 2, server_of(folder=tmp_path))
     server.close()
     newest = sorted((tmp_path / "checkpoints").glob("*.safetensors"))[-1]

@@ -128,6 +128,12 @@ def test_a_state_machine_runs_without_a_participant():
     assert transition(PIPELINE.channel, state, Restarted())[0].phase is Phase.STALE
 
 
+def test_a_payload_of_another_run_is_refused_with_the_remedy_that_helps():
+    with pytest.raises(dp.VersionMismatch, match="build both ends with one PublicSeed") as refusal:
+        PIPELINE.receive(payload_of(PIPELINE, run=dp.PublicSeed(4)), server_of().memory)
+    assert refusal.value.reason == "run"
+
+
 def test_nobody_speaks_for_another():
     server, participant = together(TRUSTED, 1)
     spy = participant_of(TRUSTED, client=6)

@@ -134,6 +134,11 @@ class Halves:
 @dataclass(frozen=True)
 class NoTask:
     width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untested(Halves):
+    test = loss = property()
 """
 OWN_TASK = """
 task = { Halves = { width = 3 } }
@@ -170,7 +175,11 @@ def test_a_task_of_ones_own_with_data_and_model_in_one_file_is_swept(tmp_path, c
 @pytest.mark.parametrize(
     ("task", "said"),
     [
-        ("{ NoTask = { width = 3 } }", "is no task: a task has name, population"),
+        (
+            "{ NoTask = { width = 3 } }",
+            "has no name and no population and no train and no test and no model and no loss",
+        ),
+        ("{ Untested = { width = 3 } }", "has no test and no loss: a task has name, population"),
         ("{ Halfs = { width = 3 } }", "the nearest is 'Halves'"),
         ("{ Halves = { wide = 3 } }", "the nearest is 'width'"),
         ('"digit"', "the nearest is 'digits'"),

@@ -1,4 +1,7 @@
 import shutil
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -151,3 +154,9 @@ def test_every_tracked_result_counts_or_was_tried():
         assert not standing.left_out, standing.notes()
         seen.add(standing.results.path)
     assert set(results.rglob("*.jsonl")) <= seen
+
+
+@pytest.mark.parametrize("module", ["dpcomp", "dpcomp.lab.cli"])
+def test_the_command_also_runs_as_a_module(module):
+    ran = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.returncode) == (f"dpcomp {version('dpcomp')}\n", 0), ran.stderr

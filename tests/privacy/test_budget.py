@@ -135,10 +135,10 @@ def test_a_budget_holds_for_threads_that_charge_at_once():
 
 
 def test_killed_at_any_charge_the_ledger_never_forgets_and_never_exceeds(tmp_path):
-    path, kind = tmp_path / "ledger.db", pipeline(1.0)
+    path, kind = tmp_path / "ledger.db", pipeline(20.0, rate=1.0)  # without sampling, the budget takes no time
     script = (
         "import sys, dpcomp as dp\n"
-        "kind = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))\n"
+        "kind = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(20.0)), sampling=dp.Poisson(1.0))\n"
         "ledger = dp.Ledger(sys.argv[1])\n"
         "for number in range(int(sys.argv[2]), 10_000):\n"
         "    ledger.charge(kind.cost, dp.Address(5, 3, number))\n"

@@ -157,3 +157,9 @@ def test_a_block_that_does_not_fit_the_layout_is_refused(shapes):
     memory = pipeline.init_client({"a": (2,), "b": (3,)}, seed=dp.PublicSeed(0), client=0)
     with pytest.raises(ValueError, match="does not fit the layout"):
         pipeline.clip(tuple(np.zeros(shape, np.float32) for shape in shapes), memory)
+
+
+@pytest.mark.parametrize("norm", ["1", None, True, [1.0]])
+def test_a_norm_that_is_no_number_is_refused_by_name(norm):
+    with pytest.raises(TypeError, match=r"Clip\(norm\) is .*: give a finite number above 0"):
+        dp.Clip(norm)

@@ -116,3 +116,13 @@ def test_added_noise_is_scaled_by_the_multiplier_and_the_norm():
 def test_a_noise_multiplier_is_finite_and_not_negative(noise_multiplier):
     with pytest.raises(ValueError, match="noise multiplier"):
         dp.Gaussian(noise_multiplier)
+
+
+@pytest.mark.parametrize("wrong", ["1", None, True])
+def test_a_noise_multiplier_or_a_rate_that_is_no_number_is_refused_by_name(wrong):
+    with pytest.raises(
+        TypeError, match=r"Gaussian\(noise_multiplier\) is .*: give 0, or a number from 1e-09 to 1e\+09"
+    ):
+        dp.Gaussian(wrong)
+    with pytest.raises(TypeError, match=r"Poisson\(rate\) is .*: give a probability above 0, up to 1"):
+        dp.Poisson(wrong)

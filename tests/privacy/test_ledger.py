@@ -25,6 +25,8 @@ def test_an_address_is_charged_once():
     ledger.charge(PIPELINE.cost, HERE)
     with pytest.raises(dp.BudgetExhausted, match="charged before"):
         ledger.charge(PIPELINE.cost, HERE)
+    with pytest.raises(dp.BudgetExhausted, match=r"follow a broadcast.*that client's number.*fresh dp\.Ledger\(\)"):
+        ledger.charge(PIPELINE.cost, HERE)
     assert ledger.guarantee(1e-5).steps == 1
 
 

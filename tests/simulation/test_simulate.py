@@ -222,14 +222,14 @@ class TestRefusals:
         with pytest.raises(error, match=name):
             run(pipeline(), **{name: count})
 
-    def test_a_server_that_goes_on_with_another_runs_velocity(self):
-        used = ServerOptimizer(momentum=0.5, velocity=np.ones(SIZE, np.float32))
-        with pytest.raises(ValueError, match="fresh ServerOptimizer"):
-            run(pipeline(), server=used)
-
     def test_a_task_without_what_the_trainer_asks_for(self):
-        with pytest.raises(TypeError, match="SupervisedTask"):
+        with pytest.raises(TypeError, match=r"has no train and no test and no model and no loss: .*SupervisedTask"):
             run(pipeline(), task=SimpleNamespace(name="empty", population=60))
+
+    @pytest.mark.parametrize("trust", ["nobody", "server"])
+    def test_a_divisor_of_local_steps_where_the_update_is_the_unit(self, trust):
+        with pytest.raises(ValueError, match=r"PyTorch\(expected_batch_size=7\.5\).*unit='client'.*Leave it out"):
+            run(pipeline("client", trust), trainer=PyTorch(expected_batch_size=7.5))
 
 
 class TestBytes:
@@ -249,6 +249,14 @@ class TestBytes:
     def test_say_what_compression_saves(self):
         dense = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.5))
         assert run(dense).rows[0]["payload_bytes"] > run(pipeline()).rows[0]["payload_bytes"]
+
+
+class TestServers:
+    def test_the_same_optimizer_serves_many_runs(self):
+        optimizer = ServerOptimizer(momentum=0.5)
+        first, second = (run(pipeline(), rounds=3, server=optimizer) for _ in range(2))
+        np.testing.assert_array_equal(first.model, second.model)
+        assert (first.model != run(pipeline(), rounds=3).model).any()
 
 
 class TestClients:

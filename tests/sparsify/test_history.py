@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.codec.quantize import Bounds
 from dpcomp.federated import BroadcastReceived, Participant, ReplyReceived, Server, TimedOut, Trained
 from dpcomp.federated.phases import Phase
 from dpcomp.sparsify.top_k_indices import top_k_indices
@@ -127,3 +128,78 @@ def test_one_pipeline_keeps_one_history():
         dp.Pipeline(
             mechanism=(HistoryTopK(0.1), dp.Clip(1.0), dp.Gaussian(1.0)), codec=dp.Codec(sparsify=HistoryTopK(0.2))
         )
+
+
+@dataclass(frozen=True)
+class SpreadSign:
+    """A quantiser whose scale, at both ends, is the largest magnitude of the broadcasts so far."""
+
+    unbiased = False
+
+    def initial_history(self, layout):
+        return np.ones(1, np.float32)
+
+    def update_history(self, history, broadcast, layout):
+        return np.maximum(history, np.abs(broadcast).max())
+
+    def side_bytes(self, counts, context):
+        return 0
+
+    def bounds(self, side, context):
+        zeros = np.zeros(len(context.layout.shapes), np.int32)
+        return Bounds(zeros, zeros + 1)
+
+    def levels(self, values, counts, context):
+        return (values >= 0).astype(np.int32), b""
+
+    def values(self, levels, side, counts, context):
+        return context.history[0] * (2 * levels - 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("link", ["uplink", "downlink", "both"])
+def test_a_quantiser_reads_its_history_at_both_ends(link):
+    own = dp.Codec(quantize=SpreadSign())
+    codecs = {"uplink": (own, dp.Codec()), "downlink": (dp.Codec(), own), "both": (own, None)}[link]
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=codecs[0], downlink=codecs[1])
+    ends = Loopback(pipeline.channel, pipeline.init_server(D, SEED), {1: pipeline.init_client(D, SEED, client=1)})
+    ledger = dp.Ledger()
+    ends.broadcast(3 * moved(1))
+    memory = ends.clients[1]
+    permit = ledger.charge(pipeline.cost, memory.address)
+    received = ends.send(pipeline.release([np.ones((2, D), np.float32)], memory, dp.SecretSeed(1), permit)).received
+    scale = 1.0 if link == "both" else 3.0
+    assert ends.server.shared.history[0] == ends.clients[1].shared.history[0] == (1.0 if link != "uplink" else 3.0)
+    if link == "uplink":
+        assert set(np.abs(received.values)) == {np.float32(scale)}
+
+
+@dataclass(frozen=True)
+class Forgetful(dp.Nearest):
+    """A rounding rule that would like a history, which no rounding rule is given."""
+
+    def initial_history(self, layout):
+        return np.zeros(1, np.float32)
+
+    def update_history(self, history, broadcast, layout):
+        return history
+
+
+@dataclass(frozen=True)
+class Recalling(Forgetful, dp.FixedWidth):
+    """An entropy coder that would like one."""
+
+
+def test_a_history_that_nobody_is_given_is_refused_by_name():
+    for codec, place in (
+        (dp.Codec(quantize=dp.Uniform(4, rounding=Forgetful())), "quantize.rounding"),
+        (dp.Codec(entropy=Recalling()), "entropy"),
+    ):
+        for codecs in ({"codec": codec}, {"downlink": codec}):
+            with pytest.raises(ValueError, match=rf"\(codec.{place}\) has a history, but .* reads history"):
+                dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), **codecs)
+
+
+def test_a_quantiser_and_a_sparsifier_do_not_both_keep_a_history():
+    codec = dp.Codec(sparsify=HistoryTopK(0.1), quantize=SpreadSign())
+    with pytest.raises(ValueError, match="both read history"):
+        dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=codec, downlink=dp.Codec())

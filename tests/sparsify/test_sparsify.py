@@ -393,3 +393,10 @@ def test_random_k_cuts_each_layer_down_to_the_rounds_support(array):
     rows = np.concatenate([np.asarray(layer) for layer in restricted.layers], axis=1)
     np.testing.assert_array_equal(rows, block[:, restricted.support.indices(12)])
     assert rows.shape == (2, 6)
+
+
+@pytest.mark.parametrize("part", [dp.TopK, dp.RandomK])
+@pytest.mark.parametrize("wrong", ["0.1", None, True])
+def test_a_share_that_is_no_number_is_refused_by_name(part, wrong):
+    with pytest.raises(TypeError, match=rf"{part.__name__}\(fraction\) is .*: give a share above 0, up to 1"):
+        part(wrong)

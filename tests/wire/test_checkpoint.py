@@ -81,7 +81,7 @@ def test_a_run_goes_on_from_its_checkpoints_as_if_nothing_had_happened(tmp_path,
         assert one.residual is None or one.residual.tobytes() == other.residual.tobytes()
 
 
-def test_two_generations_are_kept_and_the_newest_is_loaded(tmp_path):
+def test_two_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path):
     pipeline = PIPELINES["top"]
     client, server = ends(pipeline)
     for number in range(4):

@@ -205,13 +205,14 @@ def test_another_run_is_refused():
     memory, server = both_ends(PLAIN, run=5)
     other_memory, other_server = both_ends(PLAIN, run=6)
     payload, after = PLAIN.send(update_of(PLAIN, memory, random_vector(0)), memory)
-    refused(PLAIN.receive, payload, other_server, "resync")
+    refused(PLAIN.receive, payload, other_server, "run 5, this end is of run 6: build both ends with one PublicSeed")
     down, _ = PLAIN.broadcast(random_vector(1), server)
-    refused(PLAIN.follow, down, other_memory, "resync")
-    _, server = PLAIN.receive(payload, server)
+    refused(PLAIN.follow, down, other_memory, "run 5, this end is of run 6: build both ends with one PublicSeed")
     strayed = replace(update_of(PLAIN, after, random_vector(2)), address=dp.Address(6, 1, 0))
-    with contextlib.suppress(ValueError):  # the sender may notice it already
-        refused(PLAIN.receive, PLAIN.send(strayed, after)[0], server, "run")
+    with pytest.raises(ValueError, match="the memory of client 1 in run 5"):
+        PLAIN.send(strayed, after)
+    with pytest.raises(ValueError, match="the aggregate is of run 6, the memory of run 5"):
+        PLAIN.broadcast(strayed, server)
 
 
 def test_another_client_is_refused():

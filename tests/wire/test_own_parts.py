@@ -98,3 +98,179 @@ def test_the_side_of_our_own_quantisers_stays_side_information():
         payload, _, bits = sent(pipeline)
         assert bits.side > 0, quantize
         assert bits.total == pytest.approx(8 * len(payload))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A quantiser of somebody's own, with a mistake of somebody's choice."""
+
+    mistake: str = ""
+
+    unbiased = False
+
+    def bounds(self, side, context):
+        layers = np.zeros(len(context.layout.shapes) + (self.mistake == "bounds"), np.int32)
+        return (layers, layers + 7) if self.mistake == "no bounds" else Bounds(layers - 7, layers + 7)
+
+    def side_bytes(self, counts, context):
+        return 1 if self.mistake == "side bytes" else 0
+
+    def levels(self, values, counts, context):
+        levels = np.clip(np.rint(values), -7, 7).astype(np.int32)
+        match self.mistake:
+            case "level":
+                levels[-1] = 9
+            case "level type":
+                return levels.astype(np.float32), b""
+            case "level list":
+                return levels.tolist(), b""
+            case "level count":
+                return levels[:-1], b""
+            case "side type":
+                return levels, np.empty(0, np.uint8)
+            case "wide":
+                return levels.astype(np.int64), b""
+        return levels, b""
+
+    def values(self, levels, side, counts, context):
+        match self.mistake:
+            case "value type":
+                return levels.astype(np.float64)
+            case "value count":
+                return levels[:-1].astype(np.float32)
+        assert levels.dtype == np.int32  # at both ends, whatever `levels` returned
+        return levels.astype(np.float32)
+
+
+LAYOUT = dp.Layout.of({"first": (3,), "empty": (0,), "last": (2,)})
+CODERS = pytest.mark.parametrize("entropy", [dp.FixedWidth(), dp.RangeCoder()], ids=str)
+
+
+@CODERS
+@pytest.mark.parametrize(
+    ("mistake", "error", "words"),
+    [
+        ("level", ValueError, "levels returned the level 9 in layer 'last', outside its bounds, -7 to 7: clip"),
+        ("level type", TypeError, "levels returned float32: return whole numbers"),
+        ("level list", TypeError, "levels returned list: return whole numbers"),
+        ("level count", ValueError, r"levels have the shape \(4,\): return one for each value, \(5,\)"),
+        ("side bytes", ValueError, "levels returned 0 bytes of side information, but side_bytes returned 1"),
+        ("side type", TypeError, "levels returned side information of ndarray: return bytes"),
+        ("bounds", ValueError, r"bounds have the shapes \(4,\) and \(4,\): .* for each layer, \(3,\)"),
+        ("no bounds", TypeError, "bounds returned a tuple: return Bounds"),
+        ("value type", TypeError, "values returned float64: return a float32 array"),
+        ("value count", ValueError, r"values have the shape \(4,\): return one for each level, \(5,\)"),
+    ],
+)
+def test_the_mistakes_of_an_own_quantiser_are_named_at_the_sender(entropy, mistake, error, words):
+    codec, values = dp.Codec(quantize=Steps(mistake), entropy=entropy), np.array([1, -2, 3, 4, 5], np.float32)
+    with pytest.raises(error, match=rf"Steps\(mistake='{mistake}'\): {words}"):
+        codec.encode(values, dp.Everywhere(), dp.PublicContext(layout=LAYOUT))
+
+
+@CODERS
+def test_levels_of_any_integer_type_are_decoded_alike_at_both_ends(entropy):
+    context, values = dp.PublicContext(layout=LAYOUT), np.array([1, -2, 3, 4, 50], np.float32)
+    bodies = []
+    for mistake in ("", "wide"):
+        codec = dp.Codec(quantize=Steps(mistake), entropy=entropy)
+        body, decoded = codec.encode(values, dp.Everywhere(), context)
+        assert decoded.tobytes() == codec.decode(body, context)[0].tobytes()
+        bodies.append(body)
+    assert bodies[0] == bodies[1]
+
+
+@dataclass(frozen=True)
+class FirstLayerAlone(Steps):
+    """It codes one layer, and leaves in the others what it likes."""
+
+    def bounds(self, side, context):
+        highest = np.array([7, 0, 0], np.int32)
+        return Bounds(-highest, highest)
+
+
+@CODERS
+def test_layers_that_are_not_coded_decode_alike_at_both_ends(entropy):
+    codec, context = dp.Codec(quantize=FirstLayerAlone(), entropy=entropy), dp.PublicContext(layout=LAYOUT)
+    body, decoded = codec.encode(np.array([1, -2, 3, 4, 5], np.float32), dp.Everywhere(), context)
+    np.testing.assert_array_equal(decoded, [1, -2, 3, 0, 0])
+    np.testing.assert_array_equal(codec.decode(body, context)[0], decoded)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A sparsifier that returns what it is told to."""
+
+    positions: tuple[int, ...]
+    listed: bool = True
+
+    def select(self, vector, candidates, context):
+        positions = np.array(self.positions)
+        return dp.Listed(positions) if self.listed else positions
+
+
+def test_the_mistakes_of_an_own_sparsifier_are_named_at_the_sender():
+    vector, context = np.zeros(5, np.float32), dp.PublicContext(layout=LAYOUT)
+    with pytest.raises(TypeError, match=r"Chosen\(.*\): select returned a ndarray: return dp.Listed\(positions\)"):
+        dp.Codec(sparsify=Chosen((1, 2), listed=False)).select(vector, dp.Everywhere(), context)
+    outside = dp.Codec(sparsify=Chosen((1, 5)))
+    with pytest.raises(ValueError, match=r"Chosen\(.*position 5 lies outside a vector of 5.*return positions below 5"):
+        outside.select(vector, dp.Everywhere(), context)
+    candidates = dp.Listed(np.array([0, 1, 4]))
+    with pytest.raises(ValueError, match=r"Chosen\(.*position 2, which is not among the 3 candidates"):
+        dp.Codec(sparsify=Chosen((1, 2))).select(vector, candidates, context)
+    allowed = dp.Codec(sparsify=Chosen((1, 4)))
+    assert allowed.select(vector, candidates, context) == dp.Listed(np.array([1, 4]))
+
+
+@dataclass(frozen=True)
+class Half:
+    """What somebody has written of a quantiser so far."""
+
+    def side_bytes(self, counts, context):
+        return 0
+
+    def levels(self, values, counts, context):
+        return np.zeros(len(values), np.int32), b""
+
+
+def test_a_slot_names_what_its_part_lacks():
+    with pytest.raises(
+        TypeError, match=r"Codec\(quantize=Half\(\)\) is no Quantizer; it lacks: unbiased, bounds, values"
+    ):
+        dp.Codec(quantize=Half())
+    with pytest.raises(TypeError, match=r"Codec\(sparsify=0.1\) is no Sparsifier; it lacks: select"):
+        dp.Codec(sparsify=0.1)
+    with pytest.raises(TypeError, match=r"Codec\(entropy=None\) is no EntropyCoder; it lacks: packed, writer, reader"):
+        dp.Codec(entropy=None)
+    with pytest.raises(TypeError, match=r"Codec\(quantize=Sign\) is a class: give an instance of it, such as Sign\("):
+        dp.Codec(quantize=dp.Sign)
+    with pytest.raises(TypeError, match=r"Codec\(predict=Half\(\)\): .*dp.LastBroadcast\(\): give that"):
+        dp.Codec(predict=Half())
+
+
+@pytest.mark.parametrize(
+    ("part", "call"),
+    [
+        (dp.Uniform(4), r"dp.Codec\(quantize=Uniform\(bits=4"),
+        (dp.TopK(0.1), r"dp.Codec\(sparsify=TopK\(fraction=0.1"),
+        (dp.RandomK(0.1), r"dp.Codec\(sparsify=RandomK\(fraction=0.1"),
+        (dp.FixedWidth(), r"dp.Codec\(entropy=FixedWidth\(\)\)"),
+        (dp.LastBroadcast(), r"dp.Codec\(predict=LastBroadcast\(\)\)"),
+        (4, r"dp.Codec\(quantize=dp.Uniform\(4\)\), or dp.Codec\(\)"),
+        (dp.Uniform, r"dp.Codec\(quantize=dp.Uniform\(4\)\), or dp.Codec\(\)"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["codec", "downlink"])
+def test_a_pipeline_says_how_a_part_becomes_a_codec(part, call, name):
+    with pytest.raises(TypeError, match=rf"Pipeline\({name}=.*\) is no Codec: write {call}"):
+        dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), **{name: part})
+
+
+def test_a_pipeline_refuses_sampling_and_feedback_of_another_type():
+    mechanism = (dp.Clip(1.0), dp.Gaussian(1.0))
+    with pytest.raises(TypeError, match=r"Pipeline\(sampling=0.1\): give dp.Poisson\(rate\), or None"):
+        dp.Pipeline(mechanism=mechanism, sampling=0.1)
+    with pytest.raises(TypeError, match=r"Pipeline\(feedback='no'\): give True or False"):
+        dp.Pipeline(mechanism=mechanism, feedback="no")

@@ -28,7 +28,13 @@ def widen_bfloat16(halves: UInt16[np.ndarray, "layers"]) -> Float32[np.ndarray, 
 
 
 def read_scales(side: bytes) -> Float32[np.ndarray, "layers"]:
-    """Read the scale or step of each layer from side information of two bytes a layer.
+    """Read the scale or step of each layer from side information.
+
+    Args:
+        side: Two bytes a layer, in the order of the layers: a bfloat16, the lower byte first (little-endian).
+
+    Returns:
+        (layers,) float32 scales, from 0.
 
     Raises:
         CorruptPayload: A scale is negative or not finite.

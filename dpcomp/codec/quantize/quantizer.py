@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.public_context import PublicContext
@@ -136,6 +136,8 @@ class Quantizer(Protocol):
 def refuse_levels_outside(levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
     """Check that the levels of every layer lie within its bounds.
 
+    The reader of a body calls it; `quantised` checks the sender.
+
     Args:
         levels: The levels, layer after layer.
         counts: How many of them each layer has.
@@ -148,6 +150,120 @@ def refuse_levels_outside(levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarr
     for (start, stop), lowest, highest in zip(layers, bounds.lowest, bounds.highest, strict=True):
         if stop > start and not (lowest <= levels[start:stop].min() and levels[start:stop].max() <= highest):
             raise CorruptPayload(f"a level lies outside its layer's bounds, {lowest} to {highest}")
+
+
+def quantised(
+    quantizer: Quantizer,
+    values: Float32[np.ndarray, "k"],
+    counts: Int64[np.ndarray, "layers"],
+    context: PublicContext,
+) -> tuple[Int32[np.ndarray, "m"], bytes, Bounds]:
+    """Quantise values at the sender, and check that the receiver can decode what comes out.
+
+    Args:
+        quantizer: The quantiser.
+        values: The (k,) values, layer after layer.
+        counts: How many of them each layer has.
+        context: The public values of the message.
+
+    Returns:
+        The levels as the receiver reads them, with the lowest level in layers that are not coded; the side information;
+        and the bounds.
+
+    Raises:
+        TypeError: The levels are not whole numbers, the side information is not bytes, or the bounds are no `Bounds`.
+        ValueError: A level lies outside its layer's bounds, or something has another length than the protocol says.
+    """
+    made, side = quantizer.levels(values, counts, context)
+    levels, k = _array(made, "iu", f"{quantizer!r}: levels", "whole numbers, an int32 array"), len(values)
+    if not isinstance(side, bytes):
+        raise TypeError(f"{quantizer!r}: levels returned side information of {type(side).__name__}: return bytes")
+    announced = quantizer.side_bytes(counts, context)
+    if len(side) != announced:
+        raise ValueError(
+            f"{quantizer!r}: levels returned {len(side)} bytes of side information, but side_bytes returned "
+            f"{announced}, and the receiver reads as many: make the two agree"
+        )
+    bounds = quantizer.bounds(side, context)
+    if not isinstance(bounds, Bounds):
+        raise TypeError(f"{quantizer!r}: bounds returned a {type(bounds).__name__}: return Bounds(lowest, highest)")
+    if not bounds.lowest.shape == bounds.highest.shape == counts.shape:
+        raise ValueError(
+            f"{quantizer!r}: bounds have the shapes {bounds.lowest.shape} and {bounds.highest.shape}: return a lowest "
+            f"and a highest level for each layer, {counts.shape}"
+        )
+    if levels.shape != (k,) and (bounds.coded.any() or levels.shape != (0,)):
+        raise ValueError(f"{quantizer!r}: levels have the shape {levels.shape}: return one for each value, ({k},)")
+    if len(levels):
+        _refuse_unsendable(quantizer, levels, counts, bounds, context)
+        if not bounds.coded.all():
+            levels = np.where(np.repeat(bounds.coded, counts), levels, np.repeat(bounds.lowest, counts))
+    return levels.astype(np.int32, copy=False), side, bounds
+
+
+def decoded_at_sender(
+    quantizer: Quantizer,
+    levels: Int32[np.ndarray, "m"],
+    side: bytes,
+    counts: Int64[np.ndarray, "layers"],
+    context: PublicContext,
+) -> Float32[np.ndarray, "k"]:
+    """Decode at the sender what it sends, and check the type and the number of the values.
+
+    Args:
+        quantizer: The quantiser.
+        levels: As `quantised` returns them.
+        side: The side information.
+        counts: How many of the k values each layer has.
+        context: The public values of the message.
+
+    Returns:
+        The (k,) values that the receiver decodes.
+
+    Raises:
+        TypeError: The quantiser's `values` returned something else than a float32 array.
+        ValueError: It has another shape than (k,).
+    """
+    made, k = quantizer.values(levels, side, counts, context), int(counts.sum())
+    values = _array(made, "f", f"{quantizer!r}: values", "a float32 array, the same bits at both ends")
+    if values.dtype != np.float32:
+        raise TypeError(f"{quantizer!r}: values returned {values.dtype}: return a float32 array")
+    if values.shape != (k,):
+        raise ValueError(f"{quantizer!r}: values have the shape {values.shape}: return one for each level, ({k},)")
+    return values
+
+
+def _array(made: object, kinds: str, where: str, expected: str) -> np.ndarray:
+    """Return what a method made if it is an array of a kind of numbers; refuse anything else."""
+    if not isinstance(made, np.ndarray) or made.dtype.kind not in kinds:
+        shown = made.dtype if isinstance(made, np.ndarray) else type(made).__name__
+        raise TypeError(f"{where} returned {shown}: return {expected}")
+    return made
+
+
+def _refuse_unsendable(
+    quantizer: Quantizer,
+    levels: Int[np.ndarray, "k"],
+    counts: Int64[np.ndarray, "layers"],
+    bounds: Bounds,
+    context: PublicContext,
+) -> None:
+    """Refuse levels outside the bounds of a coded layer, as the sender's error."""
+    sent = np.flatnonzero(bounds.coded & (counts > 0))
+    if not len(sent):
+        return
+    if bounds.lowest[sent].max() <= levels.min() and levels.max() <= bounds.highest[sent].min():
+        return  # as a rule: all layers have the same bounds
+    starts = np.cumsum([0, *counts])
+    for layer in sent:
+        within = levels[starts[layer] : starts[layer + 1]]
+        for level in (within.min(), within.max()):
+            if not bounds.lowest[layer] <= level <= bounds.highest[layer]:
+                raise ValueError(
+                    f"{quantizer!r}: levels returned the level {level} in layer {context.layout.shapes[layer][0]!r}, "
+                    f"outside its bounds, {bounds.lowest[layer]} to {bounds.highest[layer]}: clip the levels, or widen "
+                    "the bounds"
+                )
 
 
 def scale_layers(

@@ -88,7 +88,10 @@ class Rotated:
 
 
 def block_sizes(k: int) -> list[int]:
-    """Split k into block sizes: 2^16 as often as it goes, descending powers of two down to 2^6, ones."""
+    """Return the sizes of the blocks into which k values are cut, each of which is rotated and has a scale of its own.
+
+    They add up to k: 2^16 as often as it goes, then descending powers of two down to 2^6, then ones.
+    """
     rest = k % LARGEST_BLOCK
     powers = [1 << bit for bit in range(15, -1, -1) if 1 << bit >= SMALLEST_BLOCK and rest & 1 << bit]
     return [LARGEST_BLOCK] * (k // LARGEST_BLOCK) + powers + [1] * (rest % SMALLEST_BLOCK)

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from numbers import Integral
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from dpcomp.codec.allocation import Allocator, Equal
+from dpcomp.codec.allocation import Allocator
 from dpcomp.codec.quantize.bfloat16 import read_scales, round_up_to_bfloat16, widen_bfloat16
 from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
 from dpcomp.codec.quantize.rounding import Nearest, Rounding
 from dpcomp.codec.rate import LARGEST_LEVEL, MAX_LEVEL_BITS
+from dpcomp.core.checks import missing_members, whole_number
 from dpcomp.core.public_context import PublicContext
 
 
@@ -51,8 +53,13 @@ class Uniform:
     rounding: Rounding = field(default_factory=Nearest)
 
     def __post_init__(self):
-        if not isinstance(self.bits, Allocator):
-            object.__setattr__(self, "bits", Equal(self.bits).bits)
+        if isinstance(self.bits, Integral) and not isinstance(self.bits, bool):
+            object.__setattr__(self, "bits", whole_number(self.bits, "Uniform(bits)", least=2, most=MAX_LEVEL_BITS))
+        elif isinstance(self.bits, type) or not isinstance(self.bits, Allocator):
+            raise TypeError(
+                f"Uniform(bits={self.bits!r}): give a whole number from 2 to {MAX_LEVEL_BITS}, or an allocator such as "
+                f"dp.Waterfill(4), with the methods {' and '.join(missing_members(object(), Allocator))}"
+            )
         if not isinstance(self.rounding, Rounding) or isinstance(self.rounding, type):
             raise TypeError(
                 f"Uniform(rounding={self.rounding!r}) is no rounding rule: give dp.Nearest(), dp.Stochastic() or "

@@ -14,6 +14,7 @@ from dpcomp.lab.config.federation_keys import FEDERATION_KEYS, Owner
 from dpcomp.lab.config.grid import Point, points
 from dpcomp.simulation import Task
 from dpcomp.training.pytorch import PyTorch
+from dpcomp.training.pytorch.task import missing_members
 
 BLANK = {"Gaussian": {}}
 Tasks = Mapping[str, Callable[[], Task]]
@@ -27,16 +28,17 @@ def make_task(experiment: Experiment, tasks: Tasks) -> Task:
         tasks: The tasks that may be named. They are functions of modules, so that worker processes find them.
 
     Raises:
-        ConfigError: The name is not known, the call is refused, or what it makes is no task.
+        ConfigError: The name is not known, the call is refused, or what it makes lacks a member of `SupervisedTask`.
     """
     if isinstance(experiment.task, str):
         check_known(experiment.task, tasks, "task")
         return tasks[experiment.task]()
     task = from_table(experiment.task, "task", calls_of(experiment))
-    if not isinstance(task, Task):
+    if missing := missing_members(task):
         raise ConfigError(
-            f"task = {task!r}, which is no task: a task has name, population, train, test, model and loss, as "
-            "dpcomp.simulation.Task says. Name a dataclass that has them, from a file of `imports`"
+            f"task = {task!r}, which is no task, since it has no {' and no '.join(missing)}: a task has name, "
+            "population, train, test, model and loss, as dpcomp.training.pytorch.SupervisedTask says. Add what is "
+            "missing to the dataclass, or name another dataclass of a file of `imports`"
         )
     return task
 
@@ -123,7 +125,7 @@ def simulation_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """Arrange the values of [federation] as arguments of `simulate`: a trainer and a server are made of theirs.
 
     Args:
-        values: By the keys of FEDERATION_KEYS.
+        values: Built values, not tables, by the keys of FEDERATION_KEYS.
     """
     by_owner: dict[Owner, dict[str, Any]] = {"simulate": {}, "trainer": {}, "server": {}}
     for key, value in values.items():

@@ -27,16 +27,20 @@ from dpcomp.privacy.trust import TrustModel
 class Experiment:
     """One configuration: a task, a pipeline, a federation, and the seeds to run it with; as TOML values.
 
-    Attributes:
+    Args:
         task: The name of a task, or a call of one, {class name: arguments}.
-        pipeline: Fields of `dp.Pipeline` by name, or `unsafe` with its reason, whose values are calls.
+        pipeline: Fields of `dp.Pipeline` by name, or `unsafe` with its reason; their values are calls.
         federation: Values by the keys of FEDERATION_KEYS.
-        seeds: One trial each.
-        delta: δ of the guarantee.
-        epsilon: The budget that the Gaussian is calibrated for, over rounds × local steps; None: none is.
-        tune: Values by the keys of FEDERATION_KEYS; all combinations are tried with the first seed, and the best goes
-            on.
+        seeds: The seeds; each gives one trial.
+        delta: δ of the guarantee, in (0, 1).
+        epsilon: The ε for which the noise of `Gaussian` is calibrated, over all releases of the run; None where
+            `Gaussian` has a noise multiplier.
+        tune: Lists of values by the keys of FEDERATION_KEYS. All combinations are tried with the first seed, and the
+            other seeds run the combination with the best final accuracy.
         imports: Files whose dataclasses may be called.
+
+    Raises:
+        ConfigError: A key is unknown, there is no seed, or the number of clients or rounds is missing.
     """
 
     task: str | dict[str, Any]
@@ -60,7 +64,7 @@ class Experiment:
 
     @property
     def steps(self) -> int:
-        """How many releases a client's data go through, if it takes part in every round."""
+        """The number of releases that a client's data take part in, if the client takes part in every round."""
         local_steps = self.federation.get("local_steps", 1) if self.trust_model.releases_local_steps else 1
         return self.federation["rounds"] * local_steps
 
@@ -84,10 +88,10 @@ class Experiment:
 
 
 def load(path: Path) -> Experiment:
-    """The experiment that a TOML file describes.
+    """Read the experiment that a TOML file describes.
 
     Raises:
-        ConfigError: the file is not there, is not TOML, has a key that means nothing, or a grid.
+        ConfigError: The file is not there, is not TOML, has a key that means nothing, or a grid.
     """
     facts = read(path)
     if "grid" in facts:
@@ -99,10 +103,10 @@ def load(path: Path) -> Experiment:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a TOML file says, unchecked.
+    """Read a TOML file as tables and values, without checking its keys.
 
     Raises:
-        ConfigError: the file is not there, or is not TOML.
+        ConfigError: The file is not there, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -113,10 +117,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def experiment_of(facts: dict[str, Any], folder: Path) -> Experiment:
-    """The experiment of a file in that folder which says these facts.
+    """Make an experiment of the content of a TOML file.
+
+    Args:
+        facts: The file's tables and values, as `read` returns them, without a [grid].
+        folder: The folder of the file, from which paths of `imports` start.
 
     Raises:
-        ConfigError: a key means nothing, or one is missing.
+        ConfigError: A key is unknown, or one is missing.
     """
     check_keys(facts, [item.name for item in fields(Experiment)], "the file")
     missing = {"task", "pipeline", "federation"} - set(facts)

@@ -37,9 +37,9 @@ class Point:
 
     Attributes:
         config: The TOML file.
-        labels: Axis → label.
-        title: What figures call it.
-        experiment: What is run.
+        labels: From the name of each axis to the point's label on it.
+        title: Its name in figures and messages.
+        experiment: The experiment that is run.
         name: The first part of its trials' names, made of the labels; "" where there is no grid.
     """
 
@@ -134,7 +134,7 @@ def _check_path(path: str) -> None:
 
 
 def _placed(table: Any, path: tuple[str, ...], value: Any, where: str) -> Any:
-    """The table with a value at the path: a copy, as far as it differs."""
+    """Return the table with a value at the path; tables along the path are copied, the others shared."""
     key, *rest = path
     if isinstance(table, list):
         found = [place for place, item in enumerate(table) if isinstance(item, dict) and key in item]

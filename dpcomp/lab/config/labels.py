@@ -10,7 +10,7 @@ PLAIN = re.compile(r"[A-Za-z0-9._+-]+")
 
 
 def label(value: Any) -> str:
-    """A TOML value in short: 0.01, true, TopK(fraction=0.01)."""
+    """Return a TOML value as a short text: 0.01, true, TopK(fraction=0.01)."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
@@ -32,9 +32,10 @@ def _arguments(table: Mapping[str, Any]) -> str:
 
 
 def folder_name(labels: Mapping[str, str]) -> str:
-    """`axis=label,axis=label`, in the order of the axes' names, whatever order or other labels the file has.
+    """Return the name of a point as a folder's name: `axis=label,axis=label`, in the order of the axes' names.
 
-    What had to be changed, for its characters or for being too long, gets a digest of what it was.
+    A label with characters that a file system may not allow, and a name that is too long, is changed or cut, and gets a
+    digest of the original.
     """
     name = ",".join(_safe(f"{axis}={value}", f"{axis}{value}") for axis, value in sorted(labels.items()))
     return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{_digest(name)}"
@@ -51,7 +52,10 @@ def _digest(text: str) -> str:
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Of each dotted path its shortest ending that no other shares: `fraction`, or `TopK.fraction` beside another."""
+    """Return for each dotted path its shortest ending that no other path shares.
+
+    It is `fraction`, for example, or `TopK.fraction` where another path ends with `fraction`.
+    """
     paths = list(paths)
     short = {}
     for path in paths:

@@ -49,7 +49,7 @@ class Import:
         return found
 
     def _module(self) -> ModuleType:
-        """The file, run once a process; under a name of its content's, so that no other version is taken for it."""
+        """Import the file, once a process; its name holds the digest of its content, so versions do not mix."""
         name = f"experiments_import_{self.digest}"
         if name in sys.modules:
             return sys.modules[name]
@@ -68,10 +68,14 @@ class Import:
 
 
 def imported(name: str, folder: Path) -> Import:
-    """The file of this name, as it is now.
+    """Return a file of `imports` with the digest of its present content.
+
+    Args:
+        name: Its path from the config's folder.
+        folder: The config's folder.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: The file cannot be read.
     """
     path = (folder / name).absolute()  # a worker may stand in another folder
     return Import(name=name, path=path, digest=hashlib.sha256(_content(name, path)).hexdigest())

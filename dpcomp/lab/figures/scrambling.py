@@ -10,7 +10,16 @@ from dpcomp.lab.figures.style import COLUMN_INCHES, lines_by_method, place_legen
 
 
 def draw(curves: pd.DataFrame, fraction: float) -> Figure:
-    """One panel from a row a round (`method`, `round`, `top_k_overlap`); the plain line is chance, k/d."""
+    """Draw the share of the clean top k that is also in the released top k, against rounds.
+
+    Args:
+        curves: One row for each round of each trial, with the columns `method`, `round` and `top_k_overlap` (a share),
+            as `dpcomp.lab.results.frames.curves` returns them.
+        fraction: k/d of the probe `TopKOverlap`; the horizontal line is this share, which chance alone would give.
+
+    Returns:
+        The figure of one panel; bands span the seeds.
+    """
     use_style()
     frame = curves.dropna(subset="top_k_overlap").copy()
     frame["overlap_percent"] = 100 * frame["top_k_overlap"]

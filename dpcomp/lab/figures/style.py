@@ -52,7 +52,10 @@ def use_style() -> None:
 
 
 def by_method(methods: Sequence[str]) -> dict[str, Any]:
-    """seaborn's arguments that give each method its own colour and marker: that of LOOKS, or one that no other has."""
+    """Return seaborn's arguments that give each method its own colour and marker.
+
+    Methods of LOOKS have the same look in every figure; each other method gets a look that no known method has.
+    """
     names = list(methods)
     looks = _looks(names)
     return {
@@ -66,7 +69,12 @@ def by_method(methods: Sequence[str]) -> dict[str, Any]:
 
 
 def lines_by_method(methods: Sequence[str], *, marked: bool = True) -> dict[str, Any]:
-    """The same for `lineplot`, with a dash a method; markers only where points are few enough."""
+    """Return the arguments of `by_method` for `seaborn.lineplot`, with a dash pattern for each method.
+
+    Args:
+        methods: The methods, in the order of the legend.
+        marked: Whether points have markers; False where there are too many points.
+    """
     dashes = {name: DASHES[look] for name, look in _looks(list(methods)).items()}
     return by_method(methods) | {"dashes": dashes} | ({} if marked else {"markers": False})
 
@@ -74,14 +82,24 @@ def lines_by_method(methods: Sequence[str], *, marked: bool = True) -> dict[str,
 def plot_means(
     axes: Axes, frame: Any, x: str, y: str, methods: Sequence[str], *, bars: bool = False, **more: Any
 ) -> None:
-    """A line a method through the means of the rows that share an x; bars, or else a band, span these rows."""
+    """Draw a line for each method through the means of the rows with the same x.
+
+    Args:
+        axes: Where to draw.
+        frame: A table with the columns `method`, `x` and `y`.
+        x: The column of the horizontal axis.
+        y: The column of the vertical axis.
+        methods: The methods, in the order of the legend.
+        bars: Whether bars, and not a band, span the rows of one x.
+        **more: Further arguments of `seaborn.lineplot`.
+    """
     style = "bars" if bars else "band"
     looks = lines_by_method(methods)
     sns.lineplot(frame, x=x, y=y, errorbar=("pi", 100), err_style=style, ax=axes, **looks, **more)
 
 
 def place_legend(figure: Figure, axes: Axes, **inside: Any) -> None:
-    """The names inside the axes, where matplotlib's arguments say; of many below the figure, which grows for them."""
+    """Draw the legend inside the axes, at matplotlib's `inside`; with many names, below the figure, which grows."""
     _, names = axes.get_legend_handles_labels()
     if len(names) <= MOST_INSIDE:
         axes.legend(title=None, **inside)
@@ -92,7 +110,7 @@ def place_legend(figure: Figure, axes: Axes, **inside: Any) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes, *, columns: int) -> None:
-    """One legend for all panels, that of the given one, below them."""
+    """Place one legend for all panels, that of the given axes, below them."""
     handles, names = axes.get_legend_handles_labels()
     for each in figure.axes:
         if (drawn := each.get_legend()) is not None:

@@ -9,7 +9,15 @@ from dpcomp.lab.figures.style import COLUMN_INCHES, lines_by_method, place_legen
 
 
 def draw(curves: pd.DataFrame) -> Figure:
-    """Two panels from a row a round: method, seed, round, test_accuracy, uplink_bytes. Bands span the seeds."""
+    """Draw test accuracy against rounds (left), and against uplink bytes (right).
+
+    Args:
+        curves: One row for each round of each trial, with the columns `method`, `seed`, `round`, `test_accuracy` (a
+            share) and `uplink_bytes`, as `dpcomp.lab.results.frames.curves` returns them.
+
+    Returns:
+        The figure of two panels; bands span the seeds.
+    """
     use_style()
     frame = curves.sort_values(["method", "seed", "round"]).copy()
     frame["uplink_kib"] = frame.groupby(["method", "seed"])["uplink_bytes"].cumsum() / 1024

@@ -1,4 +1,4 @@
-"""Reports as one tidy frame: a row a round, or a row a trial."""
+"""Reports as one table: one row for each round, or one row for each trial."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,7 +7,15 @@ import pandas as pd
 
 
 def curves(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
-    """Every round of every report; `method` is the mapping's key, `seed` the report's."""
+    """Join the rounds of all reports into one table.
+
+    Args:
+        reports: From a method's name to the reports of its seeds.
+
+    Returns:
+        One row for each round of each report, with the columns of `dpcomp.simulation.Run`, `method` (the name) and
+        `seed`.
+    """
     frames = [
         pd.DataFrame(report["curves"]).assign(method=method, seed=report["seed"])
         for method, group in reports.items()
@@ -17,7 +25,16 @@ def curves(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
 
 
 def summary(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
-    """A row a trial: what it ended with, and what it cost."""
+    """Summarise each report: its final accuracy, its ε and its bytes.
+
+    Args:
+        reports: From a method's name to the reports of its seeds.
+
+    Returns:
+        One row for each report, with the columns `method`, `seed`, `test_accuracy` (of the last evaluation), `epsilon`
+        (None without a guarantee), `payload_bytes`, `compression_ratio` and `top_k_overlap` (means over the rounds),
+        `uplink_bytes` and `downlink_bytes` (sums over clients and rounds).
+    """
     rows = []
     for method, group in reports.items():
         for report in group:

@@ -37,10 +37,10 @@ def commit() -> str | None:
 
 
 def machine(seconds: float, device: str = "cpu") -> dict[str, Any]:
-    """Return what a trial ran on, and for how long.
+    """Return which machine a trial ran on, and for how long.
 
     Args:
-        seconds: Of wall time.
+        seconds: The wall time of the trial.
         device: Where the models were trained, as torch names it.
     """
     import torch  # whoever reads results needs no training framework

@@ -1,4 +1,4 @@
-"""Methods side by side: of each the best tuning, over its seeds."""
+"""A table that compares methods, each with its best tuning and all its seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ REFERENCE = "dense"  # the config beside a method's, or the label in its grid, t
 
 
 def standings_in(target: Path) -> tuple[Standing, ...]:
-    """Return how the configs below a folder stand, or the one that is named; of each folder REFERENCE comes first.
+    """Return the trials and results of all configs below a folder, or of one config; of each folder REFERENCE is first.
 
     Raises:
         ConfigError: There is no config, or one can't be read.
@@ -31,20 +31,20 @@ def standings_in(target: Path) -> tuple[Standing, ...]:
 
 
 def compare(target: Path) -> pd.DataFrame:
-    """Return the `comparison` of all configs below a folder, or of the one that is named. Raises ConfigError."""
+    """Return the `comparison` of all configs below a folder, or of one config. Raises ConfigError."""
     return comparison(standings_in(target), target)
 
 
 def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
-    """Return a row a method, from the results that count.
+    """Compare methods by the results that count: one row for each method.
 
-    A method is a point of a config, with its best tuning. Columns: method, tuning, tried, MEASURES, and rounds_behind:
-    how many rounds before its end the REFERENCE of its grid, or else the one beside its config, stood where the method
-    ends (mean over seeds).
+    A method is a point of a config, with its best tuning. Columns: method, tuning, tried (the number of tunings that
+    were tried), MEASURES, and rounds_behind: how many rounds before its own last round the REFERENCE of the method's
+    grid, or else the one beside its config, reached the final accuracy of the method (mean over seeds).
 
     Args:
-        standings: As `standings_in` returns them.
-        target: Of `standings_in`; methods are named by their paths from there.
+        standings: What `standings_in(target)` returned.
+        target: The folder of configs, or the config; methods are named by their paths from there.
 
     Raises:
         ConfigError: No trial is finished.
@@ -92,10 +92,22 @@ def notes(standings: Sequence[Standing]) -> list[str]:
 
 
 def measured(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return MEASURES of the trials of one method, a seed each: means, and the accuracy's standard deviation.
+    """Return MEASURES of the trials of one method, a seed each.
 
-    Bytes are those of one payload, and of all clients in all rounds. Without a guarantee epsilon is infinite; what no
-    trial has measured is NaN.
+    Args:
+        reports: The reports of the trials; none is a method without a finished trial.
+
+    Returns:
+        A value for each of MEASURES; what no trial has measured is NaN:
+
+        - `seeds`: the number of trials;
+        - `accuracy_percent`: the mean of the last test accuracies, in percent;
+        - `deviation`: their standard deviation over the seeds, in percentage points;
+        - `payload_bytes`: the mean bytes of a client's payload;
+        - `compression_ratio`: the bytes of the update as float32, divided by those of its payload;
+        - `uplink_bytes`, `downlink_bytes`: the bytes of all clients in all rounds;
+        - `epsilon`: the largest ε of the trials; that of a trial is the maximum over its clients. Infinite without a
+          guarantee.
     """
     if not reports:
         return {name: 0 if name == "seeds" else math.nan for name in MEASURES}
@@ -108,13 +120,14 @@ def measured(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def rounds_behind(accuracy: pd.Series, reference: pd.Series | None) -> float:
-    """Return how long before its last round the reference first reached the accuracy that the other ends with.
+    """Return how many rounds before its last round the reference first reached the final accuracy of a method.
 
-    Between evaluations it is interpolated; negative never, NaN if it was never reached or there is no reference.
+    Between evaluations it is interpolated. It is never negative, and NaN if the reference never reached that accuracy
+    or there is no reference.
 
     Args:
-        accuracy: Round → accuracy of a method.
-        reference: Round → accuracy of the method that it is compared with.
+        accuracy: The method's accuracy, indexed by round.
+        reference: The accuracy of the method that it is compared with, indexed by round.
     """
     if reference is None or reference.max() < accuracy.iloc[-1]:
         return float("nan")

@@ -42,14 +42,14 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a point has come to.
+    """The present results of a point: its best tuning so far, and the reports of that tuning.
 
     Attributes:
         point: The point.
         tuning: Its best tuning, as it stands in the trials' names; "" where nothing was tuned, or nothing is finished.
-        tried: How many tunings have finished with the first seed.
-        trials: The first part of the names of the trials that count, up to the seed.
-        reports: Their reports, in the order of the seeds.
+        tried: The number of tunings whose trial with the first seed is finished.
+        trials: The first part of the names of the best tuning's trials, up to the seed.
+        reports: The reports of these trials, in the order of the seeds.
     """
 
     point: Point
@@ -61,7 +61,12 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class PointTrials:
-    """The trials of a point: tuning → one a seed, in the order of the file."""
+    """The trials of a point.
+
+    Attributes:
+        point: The point.
+        by_tuning: From each tuning to its trials, one for each seed, in the order of the file.
+    """
 
     point: Point
     by_tuning: Mapping[str, tuple[Trial, ...]]
@@ -83,10 +88,10 @@ class Standing:
 
     Attributes:
         config: The TOML file.
-        results: Where its results lie.
-        points: The trials by point.
-        finished: Trial's name → its report, of the results that count.
-        left_out: Those that don't.
+        results: The file of its results.
+        points: The trials of each point.
+        finished: The results that count: from the name of a trial to its report.
+        left_out: The results that do not count.
     """
 
     config: Path
@@ -96,7 +101,7 @@ class Standing:
     left_out: tuple[Report, ...]
 
     def outcomes(self) -> tuple[Outcome, ...]:
-        """Return what each point has come to, those without a finished trial too."""
+        """Return the present results of each point, also of points without a finished trial."""
         return tuple(self._outcome(trials) for trials in self.points)
 
     def first(self) -> list[Trial]:
@@ -152,11 +157,11 @@ class Standing:
 
 
 def standing_of(config: Path, described: Sequence[Point] | None = None) -> Standing:
-    """Return how a config and its results stand; nothing is run.
+    """Return a config's trials and those of its results that count; nothing is run.
 
     Args:
         config: A TOML file.
-        described: Its points, where they are known already.
+        described: Its points, where they were read before; None to read them.
 
     Raises:
         ConfigError: The file describes no experiments, two of its trials are one, or its results are damaged.
@@ -177,7 +182,7 @@ def standing_of(config: Path, described: Sequence[Point] | None = None) -> Stand
 
 
 def outcomes(config: Path) -> tuple[Outcome, ...]:
-    """Return what the points of a config have come to so far; nothing is run.
+    """Return the present results of each point of a config; nothing is run.
 
     Raises:
         ConfigError: No result of the config counts; or as `standing_of`.

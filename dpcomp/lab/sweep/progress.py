@@ -1,4 +1,4 @@
-"""A bar over trials, with the time that is left."""
+"""A progress bar over trials, with the time that is left."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,13 @@ from rich.text import Text
 
 
 class TimeLeft(ProgressColumn):
-    """Time left at the mean pace so far; rich's own looks back half a minute, and a trial takes longer."""
+    """A column with the time left at the mean pace so far.
+
+    Rich's own column uses the pace of the last half minute, and a trial takes longer than that.
+    """
 
     def render(self, task: Task) -> Text:
-        """`0:12:30 left`, as soon as one has ended."""
+        """Return a text such as `0:12:30 left`, once a trial has ended."""
         if not task.completed or not task.total or task.elapsed is None:
             return Text("time left: after the first")
         seconds = task.elapsed * (task.total - task.completed) / task.completed
@@ -23,23 +26,28 @@ class TimeLeft(ProgressColumn):
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """How many of the trials have ended."""
+    """A progress bar that counts the trials that have ended; `bar` shows it."""
 
     progress: Progress
     task: TaskID
 
     def advance(self, count: int) -> None:
-        """So many more have ended."""
+        """Add to the number of trials that have ended."""
         self.progress.advance(self.task, count)
 
     def expect(self, total: int) -> None:
-        """So many there are in all."""
+        """Set the number of all trials."""
         self.progress.update(self.task, total=total)
 
 
 @contextmanager
 def bar(total: int, *, shown: bool) -> Iterator[Bar]:
-    """A bar on standard error for as long as the block lasts."""
+    """Show a progress bar on standard error for as long as the block lasts.
+
+    Args:
+        total: The number of all trials.
+        shown: Whether the bar is shown.
+    """
     columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeLeft())
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
         yield Bar(progress=progress, task=progress.add_task("trials", total=total))

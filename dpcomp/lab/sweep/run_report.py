@@ -24,14 +24,14 @@ def report_of(
     seconds: float,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Return what there is to know of a run, as JSON types; a value that was not measured is null.
+    """Return the report of a run, as JSON types; a value that was not measured is null.
 
     Args:
-        run: What came of the simulation.
-        pipeline: That it went through.
+        run: The result of the simulation.
+        pipeline: The pipeline of the simulation.
         trial: The trial's name.
         config: The trial's settings.
-        seed: Of the simulation.
+        seed: The seed of the simulation.
         versions: `provenance.versions` from before the simulation: the code may be edited while it runs.
         seconds: Wall time of the trial.
         device: Where the models were trained.

@@ -22,14 +22,14 @@ class TrialFailed(DpcompError):
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """How all configs stand after a sweep, and the attempts that failed."""
+    """The result of a sweep: the trials and results of each config, and the attempts that failed."""
 
     standings: tuple[Standing, ...]
     failures: tuple[Attempt, ...]
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
-        """What each point of each config has come to, in order, those without a finished trial too."""
+        """The present results of each point of each config, in order, also of points without a finished trial."""
         return tuple(outcome for standing in self.standings for outcome in standing.outcomes())
 
 

@@ -1,4 +1,4 @@
-"""What a sweep leaves beside its results: a table over the grid as CSV, and figures; and how tables are printed."""
+"""The table over a grid and the figures that a sweep writes beside its results; and the text of printed tables."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -21,8 +21,9 @@ COLUMNS = ("config", "tuning", "tried", *MEASURES, "trials")
 
 
 def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """Return a row a point: its label on each axis, its best tuning, how many were tried, MEASURES, its trials' names.
+    """Return one row for each point: its label on each axis, its best tuning, and what that tuning measured.
 
+    The other columns are `tuning`, `tried` (the number of tunings that were tried), MEASURES and `trials`.
     An axis that has the name of another column is called `grid.<name>`. `trials` is what the names begin with, before
     the seed; it is empty where nothing is finished.
     """
@@ -65,7 +66,7 @@ def printed(table: pd.DataFrame, decimals: int | None = 2) -> str:
 
     Args:
         table: Its column `epsilon`, if it has one, holds ε; NaN and infinity stand for no guarantee.
-        decimals: Of all other numbers; None for as many as pandas gives.
+        decimals: The number of decimals of all other columns; None for as many as pandas gives.
     """
     shown = table.copy()
     if "epsilon" in shown:

@@ -19,7 +19,7 @@ LOCK, TRACEBACK = "trial.lock", "error.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What came of a trial: it is finished, or another process holds it, or it failed with an error."""
+    """The end of an attempt at a trial: it is finished, another process runs it (`held`), or it failed (`error`)."""
 
     trial: Trial
     held: bool = False

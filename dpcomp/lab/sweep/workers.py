@@ -1,4 +1,4 @@
-"""Trials side by side in joblib's processes, here or on a cluster; none takes the others down."""
+"""Trials that run in parallel in joblib's processes, here or on a cluster; if one process dies, the others go on."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -17,13 +17,13 @@ from dpcomp.training.pytorch.task import SupervisedTask
 
 @contextmanager
 def _loky() -> Iterator[dict[str, Any]]:
-    """Processes of this machine."""
+    """Set up joblib for processes of this machine."""
     yield {"backend": "loky", "inner_max_num_threads": 1}
 
 
 @contextmanager
 def _ray() -> Iterator[dict[str, Any]]:
-    """The cluster at $RAY_ADDRESS, or this machine."""
+    """Set up joblib for the Ray cluster at $RAY_ADDRESS, or for this machine."""
     from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
 
     register_ray()
@@ -32,7 +32,7 @@ def _ray() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _dask() -> Iterator[dict[str, Any]]:
-    """The cluster at $DASK_SCHEDULER_ADDRESS, or this machine."""
+    """Set up joblib for the Dask cluster at $DASK_SCHEDULER_ADDRESS, or for this machine."""
     from dask import config  # pyright: ignore[reportMissingImports]
     from distributed import Client  # pyright: ignore[reportMissingImports]
 
@@ -46,11 +46,15 @@ BACKENDS = {"loky": _loky, "ray": _ray, "dask": _dask}
 
 @contextmanager
 def workers(backend: str, jobs: int) -> Iterator[None]:
-    """For as long as the block lasts `finish` runs `jobs` trials at a time (-1: as many as there are cores) there.
+    """Choose the processes in which `finish` runs trials, for as long as the block lasts.
+
+    Args:
+        backend: "loky" for processes of this machine, "ray" or "dask" for those of a cluster.
+        jobs: The number of trials that run at a time; -1 for as many as there are cores.
 
     Raises:
-        ConfigError: there is no such backend.
-        ValueError: its library is not installed.
+        ConfigError: There is no such backend.
+        ValueError: The backend's library is not installed.
     """
     check_known(backend, BACKENDS, "backend")
     with ExitStack() as stack:
@@ -67,10 +71,10 @@ def workers(backend: str, jobs: int) -> Iterator[None]:
 def finish(
     trials: Sequence[Trial], tasks: Tasks, *, advance: Callable[[int], None], rounds_shown: bool = False
 ) -> list[Attempt]:
-    """Run these trials; what another process holds is waited for when all others have ended.
+    """Run trials; those that another process is running are waited for when all others have ended.
 
     Args:
-        trials: What to run.
+        trials: The trials.
         tasks: The tasks that their configs may name.
         advance: Called with the number of trials that have ended since the last call.
         rounds_shown: Show a bar over the rounds.
@@ -131,6 +135,6 @@ class _Counting(joblib.Parallel):
         self._advance, self._reported = advance, 0
 
     def print_progress(self) -> None:
-        """Called by joblib whenever a task has ended."""
+        """Advance the progress bar; joblib calls this whenever a task has ended."""
         self._advance(self.n_completed_tasks - self._reported)
         self._reported = self.n_completed_tasks

@@ -18,7 +18,7 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
     Args:
         build: Makes the model, of linear, convolutional and group norm layers and of such as have no parameters.
-        seed: Of the weights.
+        seed: The seed from which the weights are drawn.
 
     Returns:
         The model, on the CPU.

@@ -72,12 +72,12 @@ def private_model(module: nn.Module, example: Tensor) -> PrivateModel:
         ...
         dpcomp.core.errors.NotPrivate: layer '' (BatchNorm1d) normalises over the batch: ...
     """
-    check_by_name(module)
+    check_layers(module)
     check_by_trial(module, example)
     return PrivateModel(module, batch_first=True, loss_reduction="mean")
 
 
-def check_by_name(module: nn.Module) -> None:
+def check_layers(module: nn.Module) -> None:
     """Refuse all kinds of batch normalisation, tracked instance statistics, and what Opacus' validators refuse.
 
     Raises:

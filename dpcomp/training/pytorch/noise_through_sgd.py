@@ -13,7 +13,7 @@ def noise_after(optimizer: torch.optim.Optimizer, noise_stddev: float, steps: in
 
     Args:
         optimizer: The local optimiser, at the start of its momentum.
-        noise_stddev: Of the independent noise in each coordinate of each gradient.
+        noise_stddev: The standard deviation of the independent noise in each coordinate of each gradient.
         steps: E, the number of steps.
 
     Returns:

@@ -8,7 +8,11 @@ from dpcomp.core.layout import Layout
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters that require gradients, by name without Opacus' prefix."""
+    """Return the parameters that require gradients, by name.
+
+    Opacus wraps a module, which puts the prefix `_module.` before each name; it is removed, so that a wrapped module
+    and the module itself have the same names.
+    """
     named = module.named_parameters()
     return {name.removeprefix("_module."): parameter for name, parameter in named if parameter.requires_grad}
 
@@ -18,6 +22,7 @@ def layout_of(module: torch.nn.Module) -> Layout:
 
     Examples:
         >>> import torch
+        >>> from dpcomp.training.pytorch.parameters import layout_of
         >>> layout_of(torch.nn.Linear(3, 2)).shapes
         (('weight', (2, 3)), ('bias', (2,)))
     """

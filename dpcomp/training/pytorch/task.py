@@ -9,6 +9,17 @@ from torch import Tensor, nn
 class SupervisedTask(Protocol):
     """A data set, a model and a loss, as tensors and a module on the CPU.
 
+    Any object with these six members is such a task; it need not inherit from this class:
+
+    | member | what it is |
+    |---|---|
+    | `name` | the name of the task in progress bars and reports |
+    | `population` | the public number of training examples |
+    | `train()` | the private (n, …) inputs and (n,) integer targets |
+    | `test()` | public (m, …) inputs and (m,) integer targets to evaluate on |
+    | `model(seed)` | a fresh `torch.nn.Module` from (b, …) inputs to (b, classes) outputs |
+    | `loss(outputs, targets)` | the mean loss of a batch, as a scalar tensor |
+
     Examples:
         A task of 60 made-up examples in two classes:
 
@@ -49,13 +60,22 @@ class SupervisedTask(Protocol):
         ...
 
     def model(self, seed: int) -> nn.Module:
-        """Return a fresh module, whose first weights are a function of the public seed."""
+        """Return a fresh module from (b, …) inputs to (b, classes) outputs; the public seed decides its first weights.
+
+        It is called several times in a simulation, and must return a new module with the same weights each time.
+        """
         ...
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean of the examples' losses over a batch, as a scalar.
+        """Return the mean of the examples' losses over a batch of (b, classes) outputs and (b,) targets, as a scalar.
 
         **Privacy:** each example's loss must depend on that example alone: no class weights computed from the batch, no
         `ignore_index`, no contrast between examples.
         """
         ...
+
+
+def missing_members(task: object) -> list[str]:
+    """Return the names of the members of `SupervisedTask` that a task lacks, in the order of that class."""
+    members = [name for name in vars(SupervisedTask) if not name.startswith("_")]
+    return [name for name in members if not hasattr(task, name)]

@@ -15,7 +15,7 @@ from dpcomp.training.pytorch.devices import device_of, to_device
 from dpcomp.training.pytorch.evaluation import accuracy_and_loss
 from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel, MakeOptimizer
 from dpcomp.training.pytorch.parameters import layout_of, read
-from dpcomp.training.pytorch.task import SupervisedTask
+from dpcomp.training.pytorch.task import missing_members
 from dpcomp.training.schedule import Schedule, rate_of
 from dpcomp.training.trainer import Federation
 from dpcomp.wire.memory import ClientMemory
@@ -30,15 +30,17 @@ class PyTorch:
     step is a release, with `unit="client"` the whole update is.
 
     Args:
-        local_steps: SGD steps of a client in a round. With `unit="example"` each is charged.
-        learning_rate: Of the local steps: a number, or a schedule over the rounds such as `Cosine`.
-        momentum: Of the local steps, in [0, 1). It starts at zero in every round.
-        expected_batch_size: The public constant that divides the sum of a step's clipped gradients; with
-            `unit="example"` only. None: sampling rate × the task's population ÷ clients.
-        local_sampling: How a client draws the batches of its local steps; with `unit="client"` only. No privacy depends
-            on it.
-        physical_batch_size: The most examples in one forward pass; with `unit="example"` only. It bounds memory and
-            changes results by rounding alone.
+        local_steps: The number of SGD steps that a client takes in a round. With `unit="example"` each is charged.
+        learning_rate: The learning rate of the local steps: a number from 0 on, or a schedule over the rounds such as
+            `Cosine`.
+        momentum: The momentum of the local steps, in [0, 1). The momentum buffer starts at zero in every round.
+        expected_batch_size: The public constant that divides the sum of a step's clipped gradients; used with
+            `unit="example"` only, and refused with `unit="client"`. None: sampling rate × the task's population ÷
+            clients.
+        local_sampling: How a client draws the batches of its local steps; used with `unit="client"` only. No privacy
+            depends on it. With `unit="example"` the pipeline's own `sampling` draws the batches.
+        physical_batch_size: The largest number of examples in one forward pass; used with `unit="example"` only. It
+            bounds memory and changes results by rounding alone.
         device: Where models are trained and evaluated: "cpu", "cuda" or "cuda:1". Codec, noise and ledger stay on the
             host. On a GPU, runs repeat up to the order in which its kernels add.
 
@@ -76,7 +78,8 @@ class PyTorch:
         """Return the trainer of a federation.
 
         Raises:
-            ValueError: The device is not in this machine.
+            TypeError: The task lacks members of `SupervisedTask`.
+            ValueError: The device is not in this machine, or `expected_batch_size` is given with `unit="client"`.
             NotPrivate: With `unit="example"`, the model mixes examples or remembers them.
         """
         return TorchTrainer(self, federation)
@@ -92,9 +95,10 @@ class TorchTrainer:
 
     def __init__(self, config: PyTorch, federation: Federation):
         task, device = federation.task, device_of(config.device)
-        if not isinstance(task, SupervisedTask):
+        if missing := missing_members(task):
             raise TypeError(
-                f"PyTorch cannot train {task!r}: give a task with the members of dpcomp.training.pytorch.SupervisedTask"
+                f"PyTorch cannot train {task!r}, which has no {' and no '.join(missing)}: give a task with all members "
+                "of dpcomp.training.pytorch.SupervisedTask"
             )
         inputs, targets = task.train()
         parts = federation.split(targets.numpy())
@@ -102,13 +106,18 @@ class TorchTrainer:
         self._test_examples = to_device(device, *task.test())
         self._loss, self._evaluated = task.loss, task.model(federation.seed.number)
         self.layout, self.initial_model = layout_of(self._evaluated), read(self._evaluated)
-        self.assumptions: tuple[str, ...] = ()
         if federation.pipeline.trust_model.releases_local_steps:
             divisor = config.expected_batch_size or federation.expected_batch_size
             self._local = _example_level(config, federation, divisor, example=inputs[0])
             number = f"the number of examples, {task.population:,}"
-            self.assumptions = (f"the divisor {divisor:g} and {number}, are public",)
+            self.assumptions: tuple[str, ...] = (f"the divisor {divisor:g} and {number}, are public",)
         else:
+            if config.expected_batch_size is not None:
+                raise ValueError(
+                    f"PyTorch(expected_batch_size={config.expected_batch_size:g}) beside a pipeline with "
+                    f"unit={federation.pipeline.unit!r}: it divides the clipped sum of a local step, and only "
+                    "unit='example' has such sums. Leave it out"
+                )
             self._local = _client_level(config, federation)
             self.assumptions = ()
 
