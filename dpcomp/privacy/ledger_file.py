@@ -65,6 +65,7 @@ KIND = DatabaseKind(
     how_to_create="`dp.Ledger.create(path)` makes a new ledger",
 )
 
+_ENCODE = json.JSONEncoder(default=repr).encode  # one for all: json.dumps would make an encoder for each entry
 Table = Literal["charges", "budgets", "seeded"]
 Value = str | int | float
 _FIELDS: dict[Table, str] = {
@@ -229,5 +230,4 @@ def _rows(connection: sqlite3.Connection, table: Table) -> Iterator[tuple[int, T
 
 
 def _digest(before: str, entry: Sequence[Value]) -> str:
-    text = json.dumps([before, *entry], default=repr)
-    return blake2b(text.encode(), digest_size=16).hexdigest()
+    return blake2b(_ENCODE([before, *entry]).encode(), digest_size=16).hexdigest()

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -265,23 +266,9 @@ def test_a_creation_that_was_cut_short_can_be_made_again(tmp_path):
         created(path)
 
 
-FORKS = """
-import time
-from dpcomp.core.errors import DpcompError
+CHILD_THAT_ENDS = """
 database = create_database(sys.argv[1], KIND, lambda _: None)
-child = os.fork()
-if not child:
-    for act in (database.changing, database.reading):
-        try:
-            with act():
-                print("used")
-        except DpcompError as error:
-            print(error, flush=True)
-    database.close()
-    if sys.argv[2] == "ends":
-        sys.exit()
-    time.sleep(600)
-if sys.argv[2] == "ends":
+if child := os.fork():
     os.waitpid(child, 0)
     with database.changing() as connection:
         connection.execute("INSERT INTO notes VALUES (7, 'still held')")
@@ -290,29 +277,52 @@ if sys.argv[2] == "ends":
     except DpcompError:
         print("still locked")
 else:
-    print(child, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+    for act in (database.changing, database.reading):
+        try:
+            with act():
+                print("used")
+        except DpcompError as error:
+            print(error, flush=True)
+    database.close()
 """
 
 
 def test_a_forked_child_can_neither_use_nor_release_a_database(tmp_path):
-    ran = run(FORKS, tmp_path / "some.db", "ends")
+    ran = run(CHILD_THAT_ENDS, tmp_path / "some.db")
     assert ran.stdout.count("was opened by another process") == 2 and ran.stdout.endswith("still locked\n"), ran.stderr
     assert looked(tmp_path / "some.db") == 1
 
 
+CHILD_THAT_STAYS = """
+import time
+database = create_database(sys.argv[1], KIND, lambda _: None)
+if child := os.fork():
+    os.write(1, b"%d\\n" % child)
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(600)
+"""
+
+
 def test_a_forked_child_that_outlives_its_parent_keeps_no_lock(tmp_path):
     path = tmp_path / "some.db"
-    process = subprocess.Popen([*interpreter(FORKS), str(path), "stays"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(3)]
-    (child,) = (int(line) for line in lines if line.strip().isdigit())
-    try:
-        assert process.wait() == -signal.SIGKILL
-        open_database(path, KIND).close()
-    finally:
-        os.kill(child, signal.SIGKILL)
-        process.stdout.close()
+    with subprocess.Popen([*interpreter(CHILD_THAT_STAYS), str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            assert process.wait() == -signal.SIGKILL
+            await_unlocked(path)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def await_unlocked(path):
+    """Open a database once a child has given up its copy of the lock, which it does as soon as it runs."""
+    for _ in range(600):
+        try:
+            return open_database(path, KIND).close()
+        except DpcompError:
+            time.sleep(0.1)
+    raise AssertionError("the child keeps the lock")
 
 
 def test_a_fork_waits_for_the_change_of_another_thread(tmp_path):
