@@ -7,6 +7,7 @@ import pytest
 
 from dpcomp.core.errors import ConfigError
 from experiments.data.tasks import TASKS
+from experiments.publish import paper
 from experiments.publish.numbers import numbers
 from experiments.publish.paper import quoted_in, write_numbers
 
@@ -15,13 +16,21 @@ PAPER, CONFIGS = ROOT / "paper", ROOT / "experiments" / "configs"
 TEXT = (PAPER / "paper.tex").read_text(encoding="utf-8")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def known():
+    """All numbers by name, computed once: that takes longer than all that the tests do with them."""
+    computed = numbers(CONFIGS, TASKS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper, "numbers", lambda configs, tasks: computed)
+        yield computed
+
+
 def test_the_numbers_are_those_of_the_results(tmp_path):
     (tmp_path / "paper.tex").write_text(TEXT, encoding="utf-8")
     assert write_numbers(CONFIGS, tmp_path, TASKS).read_bytes() == (PAPER / "numbers.tex").read_bytes()
 
 
-def test_no_number_is_not_a_number():
-    known = numbers(CONFIGS, TASKS)
+def test_no_number_is_not_a_number(known):
     assert [name for name in quoted_in(PAPER) if "nan" in known[name] or "inf" in known[name]] == []
 
 
