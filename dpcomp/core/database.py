@@ -33,7 +33,7 @@ if sys.platform == "linux":
     import fcntl
 
 PATIENCE = 30.0  # seconds for which a change waits for readers, and a reader for a change
-READERS_SHARE = 0.25  # for so much of the time that a change takes, readers are let in before the next
+READERS_SHARE = 0.1  # for so much of the time that a change takes, readers are let in before the next
 
 # SQLite's format: the header of a file, and the bytes that its locks stand on (https://sqlite.org/fileformat2.html).
 HEADER_BYTES, MAGIC, JOURNAL_MAGIC = 100, b"SQLite format 3\0", bytes.fromhex("d9d505f920a163d7")
