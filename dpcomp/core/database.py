@@ -33,12 +33,14 @@ if sys.platform == "linux":
     import fcntl
 
 PATIENCE = 30.0  # seconds for which a change waits for readers, and a reader for a change
-READERS_SHARE = 0.1  # for so much of the time that a change takes, readers are let in before the next
+COURTESY = 0.1  # seconds for which a change waits at most to let readers in that wait already
+READERS_SHARE = 0.25  # for so much of the time that a change takes, readers of other programs are let in afterwards
 
 # SQLite's format: the header of a file, and the bytes that its locks stand on (https://sqlite.org/fileformat2.html).
 HEADER_BYTES, MAGIC, JOURNAL_MAGIC = 100, b"SQLite format 3\0", bytes.fromhex("d9d505f920a163d7")
 PENDING, RESERVED, SHARED = 2**30, 2**30 + 1, 2**30 + 2
 SHARED_BYTES = 510
+WAITING = SHARED + SHARED_BYTES  # a byte that SQLite does not lock: here a reader says that it waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,7 +408,12 @@ class _OpenFileLock:
     def await_readers(self) -> None:
         """Keep new readers out, and wait until there are none."""
         pending, shared = ("F_WRLCK", PENDING, 1), ("F_WRLCK", SHARED, SHARED_BYTES)
-        # Readers of other programs ask again and again. Between changes without a pause they would never be let in.
+        # Readers ask again and again, and between changes without a pause would hardly be let in. Ours say that they
+        # wait; those of other programs do not.
+        patience = time.monotonic() + COURTESY
+        while not self._lock("F_WRLCK", WAITING, 1) and time.monotonic() < patience:
+            time.sleep(0.001)
+        self._lock("F_UNLCK", WAITING, 1)
         open_until = self._opened_at + READERS_SHARE * (self._opened_at - self._closed_at)
         time.sleep(max(0.0, open_until - time.monotonic()))
         self._closed_at = time.monotonic()
@@ -424,14 +431,15 @@ class _OpenFileLock:
 
     def await_change(self) -> None:
         """Wait until no change is being made, and keep further ones waiting."""
-        pending, shared = ("F_RDLCK", PENDING, 1), ("F_RDLCK", SHARED, SHARED_BYTES)
-        self._await([pending, shared], f"a change of {self.place} has taken {PATIENCE:g} seconds")
-        self._lock("F_UNLCK", PENDING, 1)
+        waiting, pending, shared = ("F_RDLCK", WAITING, 1), ("F_RDLCK", PENDING, 1), ("F_RDLCK", SHARED, SHARED_BYTES)
+        self._await([waiting, pending, shared], f"changes of {self.place} have taken {PATIENCE:g} seconds")
+        for place in (WAITING, PENDING):
+            self._lock("F_UNLCK", place, 1)
 
     def release(self) -> None:
         """Give up all locks, and close the descriptor."""
         if self._descriptor is not None:
-            self._lock("F_UNLCK", PENDING, 2 + SHARED_BYTES)  # closing is not enough: a child may have a copy
+            self._lock("F_UNLCK", PENDING, WAITING + 1 - PENDING)  # closing is not enough: a child may have a copy
             self.forget()
 
     def forget(self) -> None:
