@@ -3,7 +3,7 @@
 import json
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,32 +11,21 @@ import numpy as np
 import tomli_w
 from dp_accounting import NonPrivateDpEvent
 
-from dpcomp.codec import (
-    Codec,
-    Dithered,
-    Equal,
-    FixedStep,
-    FixedWidth,
-    Float16,
-    Float32,
-    LastBroadcast,
-    Nearest,
-    RangeCoder,
-    Rotated,
-    Sign,
-    Stochastic,
-    Ternary,
-    Uniform,
-    Waterfill,
-)
+from dpcomp import codec as codec_folder
+from dpcomp import privacy as privacy_folder
+from dpcomp import sparsify as sparsify_folder
+from dpcomp.codec import Codec, LastBroadcast
+from dpcomp.codec import entropy as entropy_folder
+from dpcomp.codec import quantize as quantize_folder
 from dpcomp.codec.codec import Sparsifier
 from dpcomp.codec.entropy import EntropyCoder
 from dpcomp.codec.quantize import Quantizer
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
+from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import ConfigError, NotPrivate
 from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import HasPublicSupport, ReadsHistory
+from dpcomp.core.public_context import HasPublicSupport
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_after, fold
@@ -45,21 +34,18 @@ from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger import Permit
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
 from dpcomp.privacy.unit_gradients import Total, Units
-from dpcomp.sparsify import RandomK, TopK
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.update import Update
 
-# The classes that a table may name, by their names.
+# The classes that a table may name, by their names: the parts that the folders of the library export.
 PARTS: dict[str, type] = {
-    part.__name__: part
-    for part in (
-        *(Clip, Gaussian, RandomK, TopK, Poisson, Codec, LastBroadcast),
-        *(Uniform, Nearest, Stochastic, Dithered, Equal, Waterfill, FixedStep),
-        *(Float32, Float16, Sign, Ternary, Rotated, FixedWidth, RangeCoder),
-    )
+    name: part
+    for folder in (privacy_folder, sparsify_folder, codec_folder, quantize_folder, entropy_folder)
+    for name, part in vars(folder).items()
+    if is_dataclass(part) and isinstance(part, type) and part not in (Unsafe, quantize_folder.Bounds)
 }
 
 
@@ -133,7 +119,7 @@ class Pipeline:
             object.__setattr__(self, "mechanism", tuple(stages))
         for number, stage in enumerate(self.stages, start=1):
             if not isinstance(stage, Stage) or isinstance(stage, type):
-                raise TypeError(f"mechanism: {stage!r} (stage {number}) is no stage: give one such as dp.Clip(1.0)")
+                raise TypeError(_why_no_stage(stage, number))
         for name in ("codec", "downlink"):
             codec = getattr(self, name)
             if not isinstance(codec, Codec) and (name, codec) != ("downlink", None):
@@ -242,7 +228,8 @@ class Pipeline:
 
     @cached_property
     def _channel(self) -> Channel:
-        public = tuple(stage for stage in self.stages if isinstance(stage, (HasPublicSupport, ReadsHistory)))
+        names = ("public_support", "initial_history", "update_history")
+        public = tuple(stage for stage in self.stages if any(hasattr(stage, name) for name in names))
         return Channel(
             identity=digest(json.dumps(self._description, sort_keys=True).encode()),
             uplink=self.codec,
@@ -582,6 +569,17 @@ class Pipeline:
             VersionMismatch: The bytes are sound, but the broadcast does not lead on from the client's version.
         """
         return exchange.follow(self.channel, payload, memory)
+
+
+def _why_no_stage(part: object, number: int) -> str:
+    """Return the message of an error: why a part of a mechanism is no stage, and what to do."""
+    where = f"mechanism: {part!r} (stage {number})"
+    if isinstance(part, type):
+        return f"{where} is a class: give an instance of it, such as {part.__name__}(…)"
+    if isinstance(part, (Sparsifier, Quantizer, EntropyCoder, LastBroadcast)):
+        return f"{where} is no stage, but a part of the codec: give it to {_as_codec(part)}"
+    missing = ", ".join(missing_members(part, Stage))
+    return f"{where} is no stage; it lacks: {missing}. Give one such as dp.Clip(1.0), or write these methods"
 
 
 def _as_codec(part: object) -> str:

@@ -39,5 +39,15 @@ def energies_of(source: Path) -> pd.DataFrame:
 
 
 def costs_of(source: Path) -> pd.DataFrame:
-    """Return where each codec of the cost study pays, for each update and device. Raises ConfigError."""
+    """Compute the bandwidth below which, and the energy a bit above which, each codec of the cost study pays.
+
+    Args:
+        source: The study's TOML file.
+
+    Returns:
+        A row for each update, device and codec; the columns are those of `costs_by_device`.
+
+    Raises:
+        ConfigError: The study has no results.
+    """
     return costs_by_device(measured_costs(study_reports(source)))

@@ -50,7 +50,7 @@ class RemoteSource:
 
     @property
     def noise_floor(self) -> float:
-        """The error a coordinate at infinite rate: that of estimating X from Y, averaged over the coordinates."""
+        """The mean squared error a coordinate that no rate removes: that of the best estimate of X from Y."""
         return float(self._shares @ (np.array(self.variances) - self._estimates))
 
     def distortion(self, rate: float) -> float:

@@ -17,7 +17,7 @@ from dpcomp.codec.rate import entropy_bits
 from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.layout import split_by_counts
-from dpcomp.core.public_context import PublicContext
+from dpcomp.core.public_context import HasPublicSupport, PublicContext
 from dpcomp.core.support import Everywhere, Listed, Seeded, Support
 
 SUPPORT_HEADER = struct.Struct("<BI")  # one of the codes below, and how many coordinates the support holds
@@ -131,7 +131,7 @@ class Codec:
 
         Raises:
             TypeError: The sparsifier returned no support.
-            ValueError: It returned positions outside the vector or the candidates.
+            ValueError: It returned positions outside the vector or the candidates, or not its public support.
         """
         if self.sparsify is None:
             return candidates
@@ -144,7 +144,13 @@ class Codec:
             support.count(d)
         except ValueError as error:
             raise ValueError(f"{where} a support outside the vector ({error}): return positions below {d}") from error
-        if not isinstance(candidates, Everywhere) and support not in (candidates, context.public_support):
+        public = context.public_support
+        if public is not None and isinstance(self.sparsify, HasPublicSupport) and support != public:
+            raise ValueError(
+                f"{where} another support than its public_support, so its positions would cost bytes: return "
+                "self.public_support(context), or leave out that method"
+            )
+        if not isinstance(candidates, Everywhere) and support not in (candidates, public):
             positions, allowed = support.indices(d), candidates.indices(d)
             outside = positions[~np.isin(positions, allowed, assume_unique=True)]
             if len(outside):

@@ -40,7 +40,7 @@ class Keep:
     """Keep the whole residual of a client, however many rounds it missed: no value is lost, but all of it is old."""
 
     def residual(self, residual: Float32[np.ndarray, "d"], missed: int) -> Float32[np.ndarray, "d"]:
-        """Return the residual unchanged."""
+        """Return the client's residual unchanged, however many rounds it missed."""
         return residual
 
 

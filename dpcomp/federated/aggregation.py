@@ -121,8 +121,8 @@ def mean_of_released(
 class ServerOptimizer:
     """Federated averaging with server momentum: v ← μv + Δ, step = η·v, for the mean Δ of a round's updates.
 
-    With the defaults it is plain federated averaging: the step is the mean. The velocity v is a part of the server's
-    state and not of this value, so that several runs may use the same optimiser.
+    The step is added to the model. With the defaults it is plain federated averaging: the step is the mean. Give it to
+    `Server` or `simulate`; the server keeps the velocity v, so several runs may use the same optimiser.
 
     Source: Hsu, Qi & Brown 2019 (FedAvgM), section 4; Reddi et al. 2021, Algorithm 2.
 

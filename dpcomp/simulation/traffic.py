@@ -90,7 +90,7 @@ class Traffic:
         self._last_sent[client] = self._now - self._faults.retry
 
     def take_counts(self) -> ByteCounts:
-        """Return the bytes since the last call, and count from zero again."""
+        """Return the numbers of bytes sent each way since the last call, and count from zero again."""
         counts, self.counts = self.counts, ByteCounts()
         return counts
 

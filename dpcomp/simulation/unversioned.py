@@ -65,7 +65,7 @@ class UnversionedServer(Server):
         )
 
     def handle(self, message: bytes, sender: int) -> bytes | None:
-        """Accept a payload, whatever it was coded against, without a reply."""
+        """Accept an undamaged payload, whatever version of shared memory it was coded against; there is no reply."""
         try:
             frame, _ = PAYLOAD.unseal(message)
             payload = _stamped(message, self.memory.shared, self.memory.link(frame.client))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float32
@@ -75,6 +76,8 @@ class Channel:
         for codec in codecs:
             _refuse_unread_history(codec)
         parts = (*self.stages, *(part for codec in codecs for part in (codec.sparsify, codec.quantize)))
+        for part in parts:
+            _refuse_half_a_history(part)
         readers = list(dict.fromkeys(part for part in parts if isinstance(part, ReadsHistory)))
         if len(readers) > 1:
             raise ValueError(f"{readers[0]} and {readers[1]} both read history: a pipeline has at most one such part")
@@ -123,7 +126,10 @@ class Channel:
 
     def shared_at_start(self, layout: Layout, seed: PublicSeed) -> Shared:
         """Return shared memory before any broadcast."""
-        history = None if self.history_reader is None else self.history_reader.initial_history(layout)
+        reader = self.history_reader
+        history = (
+            None if reader is None else _checked_history(reader, "initial_history", reader.initial_history(layout))
+        )
         return Shared(digest=self.genesis(layout, seed), history=history)
 
     def shared_after(
@@ -145,7 +151,8 @@ class Channel:
         """
         history = shared.history
         if self.history_reader is not None and history is not None:
-            history = self.history_reader.update_history(history, broadcast, layout)
+            updated = self.history_reader.update_history(history, broadcast, layout)
+            history = _checked_history(self.history_reader, "update_history", updated, like=history)
         return shared.advanced(chained, broadcast if self.predicts else None, listed, history)
 
     def refuse_foreign_memory(self, memory: ClientMemory | ServerMemory) -> None:
@@ -190,3 +197,29 @@ def _refuse_unread_history(codec: Codec) -> None:
                 f"{part} (codec.{place}) has a history, but its methods get no PublicContext to read it from: only a "
                 "stage, a sparsifier or a quantiser reads history"
             )
+
+
+def _refuse_half_a_history(part: object) -> None:
+    """Refuse a part with one of the two methods of a history: nothing would be kept, and nobody would say so."""
+    methods = ("initial_history", "update_history")
+    has = [name for name in methods if hasattr(part, name)]
+    if len(has) == 1:
+        (lacks,) = set(methods) - set(has)
+        raise ValueError(f"{part} has {has[0]}, but not {lacks}: a part with a history has both methods, so add it")
+
+
+def _checked_history(
+    reader: ReadsHistory, method: str, returned: Any, like: Float32[np.ndarray, "h"] | None = None
+) -> Float32[np.ndarray, "h"]:
+    """Return a part's history if checkpoints and snapshots keep it unchanged: float32 of shape (h,), h for ever."""
+    if isinstance(returned, np.ndarray):
+        history = cast("np.ndarray[Any, np.dtype[Any]]", returned)
+        if history.dtype == np.float32 and history.shape == ((history.size,) if like is None else like.shape):
+            return history
+        given = f"{history.dtype} of shape {history.shape}"
+    else:
+        given = repr(returned)
+    raise ValueError(
+        f"{reader}: {method} gave {given}, not float32 of shape {'(h,)' if like is None else like.shape}: a snapshot "
+        "would round or cut it, and the two ends would compute different supports. Return array.astype(np.float32)"
+    )

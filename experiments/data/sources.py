@@ -28,7 +28,7 @@ BROKEN_ARCHIVE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAErro
 
 
 class Unavailable(Exception):
-    """A source can't serve what was asked for; its text says why."""
+    """A source of a data set does not have the files that were asked for; the message says why."""
 
 
 @runtime_checkable
@@ -36,7 +36,11 @@ class Source(Protocol):
     """Something that can be asked for files by name."""
 
     def read(self, names: tuple[str, ...]) -> dict[str, bytes]:
-        """Return the contents of the files with these names, or raise `Unavailable`."""
+        """Return the bytes of the files with these names, by name.
+
+        Raises:
+            Unavailable: The source does not have one of them, or cannot be reached.
+        """
         ...
 
 

@@ -3,13 +3,14 @@
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 
 import numpy as np
 import pytest
 
 import dpcomp as dp
 from dpcomp.core.calls import as_table, as_toml_table, from_table
+from dpcomp.lab.config.calls import CALLS
 from dpcomp.pipeline import PARTS
 
 PIPELINES = [
@@ -131,3 +132,19 @@ def test_every_process_gives_a_pipeline_one_name():
 
 def test_numbers_of_any_library_are_written_as_pythons():
     assert as_table((np.float64(0.5), np.int64(3), True, None, "x"), "here") == [0.5, 3, True, None, "x"]
+
+
+def test_a_table_may_name_every_part_that_a_folder_exports():
+    folders = ("dpcomp.codec.", "dpcomp.sparsify.")
+    public = [getattr(dp, name) for name in dp.__all__ if is_dataclass(getattr(dp, name))]
+    stages = [part for part in public if callable(getattr(part, "claim", None))]
+    parts = [*stages, dp.Poisson, *(part for part in public if part.__module__.startswith(folders))]
+    assert set(PARTS) == {part.__name__ for part in parts}
+    assert set(PARTS) <= set(CALLS)
+
+
+@pytest.mark.parametrize("part", [dp.Uniform(4), dp.RangeCoder(), dp.LastBroadcast(), dp.Clip, 3])
+def test_what_is_no_stage_is_refused_with_the_place_where_it_belongs(part):
+    words = "is a class" if isinstance(part, type) else "lacks: claim" if part == 3 else r"give it to dp\.Codec\("
+    with pytest.raises(TypeError, match=rf"stage 1\).*{words}"):
+        dp.Pipeline(mechanism=(part, dp.Gaussian(1.0)))

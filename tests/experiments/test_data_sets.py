@@ -18,7 +18,7 @@ from experiments.data.obtain import obtain
 from experiments.data.sources import Folder
 from experiments.data.tasks import DATA_SETS, TASKS, cifar10, fashion_mnist, mnist
 
-RECIPES = [mnist.RECIPE, fashion_mnist.RECIPE, cifar10.RECIPE]
+RECIPES = [module.RECIPE for module in tasks._MODULES.values() if hasattr(module, "RECIPE")]
 
 
 def test_digits():
@@ -39,7 +39,7 @@ def test_other_digits_are_refused(monkeypatch):
 def test_every_module_is_a_task_that_worker_processes_find():
     modules = {path.stem for path in Path(tasks.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(TASKS) >= modules | {"digits"}
-    assert set(DATA_SETS) == {recipe.name for recipe in RECIPES} | {"digits"}
+    assert set(DATA_SETS) >= {recipe.name for recipe in RECIPES} | {"digits"}
     assert pickle.loads(pickle.dumps(TASKS)) == TASKS
     for name in TASKS:
         experiment = Experiment(task=name, pipeline={}, federation={"clients": 1, "rounds": 1})

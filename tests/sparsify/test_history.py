@@ -17,6 +17,7 @@ from dpcomp.wire.loopback import Loopback
 
 D, SHARE = 200, 0.1
 SEED = dp.PublicSeed(4)
+NOISE = (dp.Clip(1.0), dp.Gaussian(1.0))
 
 
 @dataclass(frozen=True)
@@ -203,3 +204,59 @@ def test_a_quantiser_and_a_sparsifier_do_not_both_keep_a_history():
     codec = dp.Codec(sparsify=HistoryTopK(0.1), quantize=SpreadSign())
     with pytest.raises(ValueError, match="both read history"):
         dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=codec, downlink=dp.Codec())
+
+
+@dataclass(frozen=True)
+class Odd(HistoryTopK):
+    """A part whose history is not what ends can keep."""
+
+    fault: str = ""
+
+    def initial_history(self, layout):
+        good = np.zeros(layout.size, np.float32)
+        return {"none": None, "flat": good[None], "float64": good.astype(np.float64)}.get(self.fault, good)
+
+    def update_history(self, history, broadcast, layout):
+        after = super().update_history(history, broadcast, layout)
+        return {"wider": after.astype(np.float64), "shorter": after[:5]}.get(self.fault, after)
+
+
+@pytest.mark.parametrize("fault", ["none", "flat", "float64", "wider", "shorter"])
+def test_a_history_that_a_snapshot_would_change_is_refused(fault):
+    pipeline = dp.Pipeline(
+        mechanism=NOISE, codec=dp.Codec(sparsify=Odd(SHARE, fault=fault)), downlink=dp.Codec(), feedback=False
+    )
+
+    def first_round():
+        pipeline.broadcast(moved(0), pipeline.init_server(D, dp.PublicSeed(0)))
+
+    with pytest.raises(ValueError, match=r"Odd.*_history gave .*, not float32 of shape"):
+        first_round()
+
+
+@pytest.mark.parametrize("method", ["initial_history", "update_history"])
+@pytest.mark.parametrize("place", ["stage", "sparsifier"])
+def test_a_part_with_half_a_history_is_refused(method, place):
+    methods = {name: vars(HistoryTopK)[name] for name in ("public_support", "select", "claim", "apply", method)}
+    half = dataclass(frozen=True)(type("Half", (), methods))()
+    parts = (
+        {"mechanism": (half, *NOISE)} if place == "stage" else {"mechanism": NOISE, "codec": dp.Codec(sparsify=half)}
+    )
+    with pytest.raises(ValueError, match=f"Half.* has {method}, but not"):
+        dp.Pipeline(**parts)
+
+
+@dataclass(frozen=True)
+class Elsewhere(HistoryTopK):
+    """A sparsifier that sends another support than it says."""
+
+    def select(self, vector, candidates, context):
+        return dp.Listed(np.arange(3))
+
+
+def test_a_sparsifier_that_does_not_send_its_public_support_is_refused():
+    pipeline = dp.Pipeline(mechanism=dp.unsafe("a test", dp.Clip(1.0)), codec=dp.Codec(sparsify=Elsewhere(SHARE)))
+    memory, ledger = pipeline.init_client(D, dp.PublicSeed(0), client=1), dp.Ledger()
+    update = pipeline.release([], memory, dp.SecretSeed(), ledger.charge(pipeline.cost, memory.address))
+    with pytest.raises(ValueError, match="another support than its public_support"):
+        pipeline.send(update, memory)

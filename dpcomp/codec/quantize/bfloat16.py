@@ -9,13 +9,13 @@ LARGEST = 0x7F7F  # the largest finite bfloat16
 
 
 def round_to_bfloat16(scales: Float64[np.ndarray, "layers"]) -> UInt16[np.ndarray, "layers"]:
-    """Round non-negative numbers to the nearest finite bfloat16, within 2⁻⁸ of them; return its 16 bits."""
+    """Round each non-negative number to the nearest finite bfloat16, within 2⁻⁸ of it; return the bits as uint16."""
     words = scales.astype(np.float32).view(np.uint32)
     return np.minimum((words + 0x8000) >> 16, LARGEST).astype(np.uint16)
 
 
 def round_up_to_bfloat16(steps: Float64[np.ndarray, "layers"]) -> UInt16[np.ndarray, "layers"]:
-    """Round non-negative numbers up to a bfloat16, or to the largest finite one; return its 16 bits."""
+    """Round each non-negative number up to the next bfloat16, at most to the largest finite one; return the bits."""
     capped = np.minimum(steps, np.finfo(np.float32).max)
     words = capped.astype(np.float32).view(np.uint32)
     words += words.view(np.float32) < capped  # the next float32 up

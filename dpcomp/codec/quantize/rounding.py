@@ -35,10 +35,10 @@ class Rounding(Protocol):
 
 @dataclass(frozen=True)
 class Nearest:
-    """Round to the nearest whole number.
+    """Round each value, in units of the quantiser's step Δ, to the nearest whole number.
 
     It has the smallest error of each value, at most Δ/2, but is biased: the error is a function of the value, and does
-    not average out over clients or rounds. Use it with feedback.
+    not average out over clients or rounds. Use it with error feedback.
     """
 
     unbiased = False

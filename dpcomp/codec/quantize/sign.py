@@ -31,7 +31,7 @@ class Sign:
         return 2 * len(counts)
 
     def bounds(self, side: bytes, context: PublicContext) -> Bounds:
-        """Return 0 (negative) and 1 (positive)."""
+        """Return the lowest and the highest level of every layer: 0 for negative values, 1 for the others."""
         zeros = np.zeros(len(context.layout.shapes), dtype=np.int32)
         return Bounds(zeros, zeros + 1)
 
@@ -46,7 +46,7 @@ class Sign:
     def values(
         self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
-        """Return plus or minus the layer's scale."""
+        """Return each layer's scale for level 1, and minus the scale for level 0."""
         values = levels.astype(np.float32)
         values *= 2
         values -= 1

@@ -3,22 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
-import dpcomp as dp
 from dpcomp.core.errors import ConfigError
 from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.late import Reject, Weigh
 from dpcomp.lab.config.experiment import Experiment
+from dpcomp.pipeline import PARTS
 from dpcomp.simulation import IID, Dirichlet, Faults, Versioned
 from dpcomp.simulation.probes import Clipping, TopKOverlap
 from dpcomp.simulation.unversioned import Unversioned
 from dpcomp.training.schedule import Cosine
 
-CALLS: dict[str, Callable[..., Any]] = {
+CALLS: dict[str, Callable[..., Any]] = PARTS | {
     call.__name__: call
     for call in (
-        *(dp.Clip, dp.Gaussian, dp.RandomK, dp.TopK, dp.Poisson, dp.Codec, dp.LastBroadcast),
-        *(dp.Uniform, dp.Nearest, dp.Stochastic, dp.Dithered, dp.Equal, dp.Waterfill, dp.FixedStep),
-        *(dp.Float32, dp.Float16, dp.Sign, dp.Ternary, dp.Rotated, dp.FixedWidth, dp.RangeCoder),
         *(IID, Dirichlet, TopKOverlap, Clipping, Cosine),
         *(Faults, Versioned, Unversioned, Keep, Decay, Drop, Reject, Weigh),
     )

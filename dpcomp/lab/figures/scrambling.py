@@ -10,15 +10,16 @@ from dpcomp.lab.figures.style import COLUMN_INCHES, lines_by_method, place_legen
 
 
 def draw(curves: pd.DataFrame, fraction: float) -> Figure:
-    """Draw the share of the clean top k that is also in the released top k, against rounds.
+    """Draw, against rounds, what share of an update's k largest values are still among the k largest after the noise.
 
     Args:
         curves: One row for each round of each trial, with the columns `method`, `round` and `top_k_overlap` (a share),
             as `dpcomp.lab.results.frames.curves` returns them.
-        fraction: k/d of the probe `TopKOverlap`; the horizontal line is this share, which chance alone would give.
+        fraction: k/d, the share of the d coordinates that are the top k, of the probe `TopKOverlap`; the horizontal
+            line is this share, which chance alone would give.
 
     Returns:
-        The figure of one panel; bands span the seeds.
+        The figure of one panel; bands reach from the lowest to the highest seed.
     """
     use_style()
     frame = curves.dropna(subset="top_k_overlap").copy()

@@ -223,7 +223,21 @@ class PrivateOptimizer(DPOptimizer):
         return True
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take in a micro-batch, and step at the end of a logical step; a step that fails is discarded."""
+        """Clip a micro-batch and add it up; after the last one of a logical step, add noise and update the model.
+
+        A logical step has one micro-batch, unless `signal_skip_step` says that more follow. If anything raises, the
+        whole logical step is discarded.
+
+        Args:
+            closure: Called before all else, to make the forward and backward pass; None where they were made.
+
+        Returns:
+            None.
+
+        Raises:
+            NotPrivate: A forward pass had no full backward pass.
+            BudgetExhausted: No round is open, or its permit has no step left.
+        """
         try:
             return super().step(closure)
         except BaseException:

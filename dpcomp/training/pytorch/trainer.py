@@ -122,7 +122,11 @@ class TorchTrainer:
             self.assumptions = ()
 
     def train(self, client: int, start: Float32[np.ndarray, "d"], memory: ClientMemory, ledger: Ledger) -> Update:
-        """Train a client on its own examples, as `Trainer.train` says."""
+        """Train a client for one round on its own examples, and return the change of its model.
+
+        Args, results and errors are those of `Trainer.train`: the ledger is charged for the round before any noise is
+        drawn, and the update is released unless the server is trusted.
+        """
         return self._local.train(start, *self._examples[client], memory, ledger)
 
     def evaluate(self, model: Float32[np.ndarray, "d"]) -> Mapping[str, float]:

@@ -1,7 +1,8 @@
 """The tasks of this project: a module each, which holds how its data set is obtained, and the task.
 
 A module defines `task`, a function that returns the task; configs name the task as the module is named. A module that
-obtains a data set also defines RECIPE, and `data_set`, a function of a folder in torchvision's layout or None.
+has a data set of its own also defines `data_set`, a function of a folder in torchvision's layout or None; if the data
+are obtained from elsewhere, a RECIPE says how.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,5 +27,5 @@ TASKS: Mapping[str, Callable[[], Classification]] = {
 }
 DATA_SETS: Mapping[str, Callable[[Path | None], DataSet]] = {
     "digits": _digits,
-    **{name: module.data_set for name, module in _MODULES.items() if hasattr(module, "RECIPE")},
+    **{name: module.data_set for name, module in _MODULES.items() if hasattr(module, "data_set")},
 }
