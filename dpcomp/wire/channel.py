@@ -15,7 +15,8 @@ from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.support import Support
 from dpcomp.privacy.claim import Claim, Released, Unbounded
 from dpcomp.wire.frame import digest
-from dpcomp.wire.memory import ClientMemory, Link, ServerMemory, Shared
+from dpcomp.wire.links import Link
+from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory, Shared
 
 CLEAN_UPLINK = Unbounded(
     because="the server is trusted, so the uplink is clean, and what is decoded from it was never released",
@@ -50,10 +51,6 @@ class Channel:
     def fingerprint(self, layout: Layout) -> bytes:
         """Return the 8 bytes that name this channel with a layout; they must be the same at both ends."""
         return digest(self.identity, layout.digest)
-
-    def genesis(self, layout: Layout, seed: PublicSeed) -> bytes:
-        """Return the digest of shared memory before any broadcast."""
-        return digest(self.fingerprint(layout), seed.number.to_bytes(8, "little"))
 
     @property
     def uplink_claim(self) -> Claim:
@@ -124,13 +121,19 @@ class Channel:
                 return replace(context, public_support=part.public_support(context), previous_support=previous)
         return replace(context, previous_support=previous)
 
-    def shared_at_start(self, layout: Layout, seed: PublicSeed) -> Shared:
-        """Return shared memory before any broadcast."""
+    def shared_at_start(self, layout: Layout, seed: PublicSeed, genesis: Genesis = Genesis()) -> Shared:
+        """Return shared memory before any broadcast.
+
+        Args:
+            layout: The layers of the vector.
+            seed: The public seed of the run.
+            genesis: The first model and the run id of the federation.
+        """
         reader = self.history_reader
         history = (
             None if reader is None else _checked_history(reader, "initial_history", reader.initial_history(layout))
         )
-        return Shared(digest=self.genesis(layout, seed), history=history)
+        return Shared(digest=genesis.digest(self.fingerprint(layout), seed), history=history)
 
     def shared_after(
         self,
