@@ -1,8 +1,13 @@
-"""Journal: the payloads that a server has accepted since its last checkpoints, durable before it replies."""
+"""Journal: what a server has accepted and drawn since its last checkpoints, durable before it replies."""
 
 import os
+import sqlite3
 
-from dpcomp.core.database import DatabaseExists, DatabaseKind, create_database, open_database
+import numpy as np
+from jaxtyping import Int64
+
+from dpcomp.core.database import Database, DatabaseKind, create_database, open_database
+from dpcomp.core.errors import DpcompError
 
 FORMAT = 2  # of the file: SQLite's user_version
 
@@ -10,27 +15,64 @@ KIND = DatabaseKind(
     name="journal",
     application_id=int.from_bytes(b"dpcJ", "big"),
     format=FORMAT,
-    schema=("CREATE TABLE accepted (number INTEGER PRIMARY KEY, version INTEGER NOT NULL, payload BLOB NOT NULL)",),
+    schema=(
+        # AUTOINCREMENT: a number is never given again, so that the count of all accepted payloads is known.
+        "CREATE TABLE accepted "
+        "(number INTEGER PRIMARY KEY AUTOINCREMENT, version INTEGER NOT NULL, payload BLOB NOT NULL)",
+        "CREATE TABLE cohorts (version INTEGER PRIMARY KEY, clients BLOB NOT NULL)",
+        "CREATE TABLE federation (run_id BLOB NOT NULL)",
+    ),
     unmarked=b"CREATE TABLE accepted",
     how_to_create="A server makes a new journal in an empty folder",
 )
 
 
 class Journal:
-    """A durable list of accepted payloads, in the order in which they were accepted (SQLite, synced at each payload).
+    """A durable list of accepted payloads in their order, and the cohort of each round (SQLite, synced at each change).
+
+    `Journal.create` makes one, and `Journal(path)` opens it again.
 
     Args:
-        path: The file; it is created if it does not exist.
+        path: The file.
 
     Raises:
-        DpcompError: The file cannot be opened, is open in another process, or is not a journal.
+        DpcompError: No file is there, it cannot be opened, is open in another process, or is not a journal.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        try:
-            self._database = create_database(path, KIND, lambda _: None)
-        except DatabaseExists:
-            self._database = open_database(path, KIND)
+        self._database: Database = open_database(path, KIND)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], run_id: bytes) -> "Journal":
+        """Create a journal.
+
+        Args:
+            path: The file, in a folder that exists.
+            run_id: The run id of the federation.
+
+        Raises:
+            DpcompError: A file is there already, or it cannot be written.
+        """
+
+        def fill(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT INTO federation (run_id) VALUES (?)", (run_id,))
+
+        journal = cls.__new__(cls)
+        journal._database = create_database(path, KIND, fill)
+        return journal
+
+    @property
+    def run_id(self) -> bytes:
+        """The run id of the federation."""
+        with self._database.reading() as connection:
+            return connection.execute("SELECT run_id FROM federation").fetchone()[0]
+
+    @property
+    def count(self) -> int:
+        """The number of payloads that were ever appended, those that were forgotten included."""
+        with self._database.reading() as connection:
+            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'accepted'").fetchone()
+        return 0 if row is None else row[0]
 
     def append(self, version: int, payload: bytes) -> None:
         """Write a payload durably: once this returns, it survives a crash of the machine.
@@ -50,6 +92,26 @@ class Journal:
         with self._database.reading() as connection:
             return connection.execute("SELECT version, payload FROM accepted ORDER BY number").fetchall()
 
+    def keep_cohort(self, version: int, clients: Int64[np.ndarray, "chosen"]) -> None:
+        """Write the cohort of a round durably, before anybody is told of it.
+
+        Args:
+            version: The server's version in that round.
+            clients: The clients' numbers, ascending.
+
+        Raises:
+            DpcompError: The cohort could not be written, or that round has one already.
+        """
+        with self._database.changing() as connection:
+            content = clients.astype("<u4").tobytes()
+            connection.execute("INSERT INTO cohorts (version, clients) VALUES (?, ?)", (version, content))
+
+    def cohorts(self) -> dict[int, Int64[np.ndarray, "chosen"]]:
+        """Return all cohorts, by the server's version in their round."""
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT version, clients FROM cohorts").fetchall()
+        return {version: np.frombuffer(clients, dtype="<u4").astype(np.int64) for version, clients in rows}
+
     def forget_before(self, version: int) -> None:
         """Delete the payloads that were accepted before a version; their bytes are overwritten.
 
@@ -61,6 +123,33 @@ class Journal:
         """
         with self._database.changing() as connection:
             connection.execute("DELETE FROM accepted WHERE version < ?", (version,))
+
+    def forget_cohorts_before(self, version: int) -> None:
+        """Delete the cohorts of the rounds before a version. Raises DpcompError if the file could not be written."""
+        with self._database.changing() as connection:
+            connection.execute("DELETE FROM cohorts WHERE version < ?", (version,))
+
+    def refuse_other(self, folder: object, run_id: bytes, count: int) -> None:
+        """Refuse to go on from a checkpoint that this journal does not belong to.
+
+        Args:
+            folder: Where both are, for the error.
+            run_id: The run id in the checkpoint.
+            count: The number of payloads that were accepted before the checkpoint was saved.
+
+        Raises:
+            DpcompError: The journal is of another federation, or older than the checkpoint.
+        """
+        if self.run_id != run_id:
+            raise DpcompError(
+                f"{folder} holds a checkpoint of run id {run_id.hex()} and a journal of {self.run_id.hex()}: restore "
+                "both from one copy"
+            )
+        if self.count < count:
+            raise DpcompError(
+                f"the journal in {folder} holds {self.count} payloads, and the checkpoint was saved after {count}: it "
+                "is older, and payloads that were called accepted are missing. Restore both from one copy"
+            )
 
     def close(self) -> None:
         """Close the file, so that another process may open it."""

@@ -8,7 +8,7 @@ import pytest
 import dpcomp as dp
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.phases import TimedOut, Trained
-from tests.federated.ends import PIPELINE, TRUSTED, participant_of, server_of, talk, update_of
+from tests.federated.ends import PIPELINE, RUN_ID, TRUSTED, participant_of, server_of, talk, update_of
 
 MARKER = b"the clean update of client 7 "
 
@@ -19,7 +19,7 @@ def raw(folder):
 
 @pytest.mark.parametrize("length", [100, 3_000, 300_000])
 def test_no_byte_of_a_payload_stays_after_it_is_forgotten(tmp_path, length):
-    journal, payload = Journal(tmp_path / "journal.db"), MARKER * (length // len(MARKER) + 1)
+    journal, payload = Journal.create(tmp_path / "journal.db", RUN_ID), MARKER * (length // len(MARKER) + 1)
     for version in range(4):
         for _ in range(5):
             journal.append(version, payload)
@@ -37,7 +37,7 @@ def test_a_journal_is_its_owners_alone_and_survives(tmp_path):
     path = tmp_path / "journal.db"
     before = os.umask(0)
     try:
-        journal = Journal(path)
+        journal = Journal.create(path, RUN_ID)
         journal.append(0, b"payload")
     finally:
         os.umask(before)
@@ -59,6 +59,9 @@ def test_a_ledger_is_no_journal(tmp_path):
     with pytest.raises(dp.DpcompError, match="is no journal"):
         Journal(tmp_path / "some.db")
     assert (tmp_path / "some.db").read_bytes() == before
+    with pytest.raises(dp.DpcompError, match="there is no journal"):
+        Journal(tmp_path / "mistyped.db")
+    assert not (tmp_path / "mistyped.db").exists()
 
 
 @pytest.mark.parametrize("pipeline", [TRUSTED, PIPELINE], ids=["trusted", "not trusted"])

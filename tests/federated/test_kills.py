@@ -19,7 +19,12 @@ MOMENT = 0.02  # seconds, on average, from the last message of a life to the kil
 
 
 def fresh_server(folder=None):
-    return Server(PIPELINE.channel, PIPELINE.init_server(LAYOUT, RUN), np.zeros(LAYOUT.size, np.float32), folder=folder)
+    return Server(
+        PIPELINE.channel,
+        PIPELINE.init_server(LAYOUT, RUN, run_id=b"the kill"),
+        np.zeros(LAYOUT.size, np.float32),
+        folder=folder,
+    )
 
 
 def charged(folder):
