@@ -53,7 +53,7 @@ class DpcompFederation:
         seed = dp.PublicSeed(0)
         self.memory = self.pipeline.init_client(self.optimizer.layout, seed=seed, client=0)
         self.server = self.pipeline.init_server(self.optimizer.layout, seed=seed)
-        self.ledger = dp.Ledger(folder / "ledger.sqlite")
+        self.ledger = dp.Ledger.create(folder / "ledger.sqlite")
         self.weights = read(self.model)
 
     def round(self) -> None:

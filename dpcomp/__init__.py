@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from dpcomp.privacy.budget import Budget as Budget
     from dpcomp.privacy.ledger import Ledger as Ledger
     from dpcomp.privacy.ledger import Permit as Permit
+    from dpcomp.privacy.ledger_file import LedgerMark as LedgerMark
+    from dpcomp.privacy.ledger_record import LedgerEntry as LedgerEntry
+    from dpcomp.privacy.ledger_record import LedgerRecord as LedgerRecord
     from dpcomp.privacy.calibrate import calibrate as calibrate
     from dpcomp.sparsify.random_k import RandomK as RandomK
     from dpcomp.sparsify.top_k import TopK as TopK
@@ -89,6 +92,8 @@ _MODULES = {
     "Guarantee": "dpcomp.privacy.guarantee",
     "Budget": "dpcomp.privacy.budget",
     **dict.fromkeys(("Ledger", "Permit"), "dpcomp.privacy.ledger"),
+    "LedgerMark": "dpcomp.privacy.ledger_file",
+    **dict.fromkeys(("LedgerEntry", "LedgerRecord"), "dpcomp.privacy.ledger_record"),
     "calibrate": "dpcomp.privacy.calibrate",
     "RandomK": "dpcomp.sparsify.random_k",
     "TopK": "dpcomp.sparsify.top_k",

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import tomli_w
 from dp_accounting import NonPrivateDpEvent
+from jaxtyping import Float
 
 from dpcomp import codec as codec_folder
 from dpcomp import privacy as privacy_folder
@@ -38,7 +39,7 @@ from dpcomp.privacy.unit_gradients import Total, Units
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import digest
-from dpcomp.wire.memory import ClientMemory, ServerMemory
+from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory
 from dpcomp.wire.update import Update
 
 # The classes that a table may name, by their names: the parts that the folders of the library export.
@@ -332,48 +333,71 @@ class Pipeline:
 
     # The memories of both ends at the start of a run.
 
-    def init_client(self, layout: Any, seed: PublicSeed, client: int) -> ClientMemory:
+    def init_client(
+        self,
+        layout: Any,
+        seed: PublicSeed,
+        client: int,
+        *,
+        first_model: Float[np.ndarray, "d"] | None = None,
+        run_id: bytes | None = None,
+    ) -> ClientMemory:
         """Make the memory of a new client.
 
         Args:
             layout: The number of coordinates d, a mapping from layer name to shape, or a `Layout`.
             seed: The public seed of the run, the same at all ends; its number names the run.
             client: The client's number, from 0 to 2³² − 2.
+            first_model: The first model as a (d,) vector, the same at all ends, so that ends with different ones refuse
+                each other; None for none. `Participant` and `Server` add their own.
+            run_id: 8 bytes that name this federation, the same at all ends; None for none. `Server` draws them, and a
+                `Participant` learns them from the server's first reply.
 
         Returns:
             A memory at version 0, without any accepted payload.
 
         Raises:
             TypeError: `seed` is not a `PublicSeed`.
-            ValueError: The layout has no coordinates, or `client` lies outside its range.
+            ValueError: The layout has no coordinates, `client` lies outside its range, or `run_id` does not have 8
+                bytes.
         """
         layout = Layout.of(layout)
         return ClientMemory(
             client=client,
             tracked=TrackedSignal.initial(layout) if self.codec.averaged_clients else None,
-            **self._memory_at_start(layout, seed),
+            **self._memory_at_start(layout, seed, Genesis.of(first_model, run_id)),
         )
 
-    def init_server(self, layout: Any, seed: PublicSeed) -> ServerMemory:
+    def init_server(
+        self,
+        layout: Any,
+        seed: PublicSeed,
+        *,
+        first_model: Float[np.ndarray, "d"] | None = None,
+        run_id: bytes | None = None,
+    ) -> ServerMemory:
         """Make the memory of the server before the first round.
 
         Args:
             layout: As for `init_client`.
             seed: As for `init_client`.
+            first_model: As for `init_client`.
+            run_id: As for `init_client`.
 
         Raises:
             TypeError, ValueError: As `init_client` does.
         """
-        return ServerMemory(**self._memory_at_start(Layout.of(layout), seed))
+        return ServerMemory(**self._memory_at_start(Layout.of(layout), seed, Genesis.of(first_model, run_id)))
 
-    def _memory_at_start(self, layout: Layout, seed: PublicSeed) -> dict[str, Any]:
+    def _memory_at_start(self, layout: Layout, seed: PublicSeed, genesis: Genesis) -> dict[str, Any]:
         if not isinstance(seed, PublicSeed):
             raise TypeError(f"seed={seed!r}: give a dp.PublicSeed(number), the same at all ends; it may be public")
         return {
             "pipeline": self.channel.fingerprint(layout),
             "layout": layout,
             "seed": seed,
-            "shared": self.channel.shared_at_start(layout, seed),
+            "shared": self.channel.shared_at_start(layout, seed, genesis),
+            "genesis": genesis,
             "residual": np.zeros(layout.size, dtype=np.float32) if self.feedback else None,
         }
 

@@ -114,6 +114,14 @@ class Codec:
         return getattr(self.quantizer, "allocates", False)
 
     @property
+    def needs_last_support(self) -> bool:
+        """Whether the entropy coder codes listed positions by their difference from those listed before.
+
+        Both ends then keep the last support of a link. `needs_last_support = False` in an entropy coder says no.
+        """
+        return getattr(self.entropy, "needs_last_support", True)
+
+    @property
     def quantizer(self) -> Quantizer:
         """The quantiser in use: `quantize`, or `Float32()` for None."""
         return Unquantized() if self.quantize is None else self.quantize

@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-Reason = Literal["pipeline", "version", "link", "repeat", "run", "direction", "twice"]
+Reason = Literal[
+    "pipeline", "run", "model", "version", "round", "link", "repeat", "twice", "direction", "uninvited", "size"
+]
 
 
 class DpcompError(Exception):
@@ -32,8 +34,9 @@ class VersionMismatch(DpcompError):
 
     Attributes:
         reason: What differs: the `pipeline` or its layout, the `version` or digest of the shared memory, the `link` or
-            the `run` of the sender; or that the payload is a `repeat` of an accepted one, was sent in the wrong
-            `direction`, or is the second of its sender in a round (`twice`).
+            the `run` of the sender, its first `model`, or the `round` of the update; or that the payload is a `repeat`
+            of an accepted one, was sent in the wrong `direction`, is the second of its sender in a round (`twice`), its
+            sender was not asked for it (`uninvited`), or its values are beyond the `size` that an update may have.
     """
 
     def __init__(self, message: str, reason: Reason):

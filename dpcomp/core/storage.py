@@ -1,7 +1,6 @@
-"""Files that outlive a crash: written whole or not at all, in folders that stay; and databases for one process."""
+"""Files that outlive a crash: written whole or not at all, in folders that stay."""
 
 import os
-import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,12 +29,12 @@ def atomic_write(path: Path, draft_name: str | None = None) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part" if draft_name is None else draft_name)
     try:
         yield draft
-        _sync(draft)  # without it a crash of the machine may leave the new name on an empty file
+        sync(draft)  # without it a crash of the machine may leave the new name on an empty file
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -49,35 +48,11 @@ def make_folder(place: Path) -> None:
     made = [folder for folder in (place, *place.parents) if not folder.exists()]
     place.mkdir(parents=True, exist_ok=True)
     for folder in made:
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
-def open_database(path: str | os.PathLike[str]) -> sqlite3.Connection:
-    """Open an SQLite database that this process alone holds, and whose every statement is on the disk when it returns.
-
-    Args:
-        path: The file, made if it is missing; or ":memory:".
-
-    Returns:
-        A connection in autocommit mode that any thread may use, one at a time.
-
-    Raises:
-        sqlite3.DatabaseError: The file can't be opened, is held by another process, or is no database.
-    """
-    database = sqlite3.connect(os.fspath(path), timeout=0.0, isolation_level=None, check_same_thread=False)
-    try:
-        # Exclusive before WAL, so that no index of the log is shared with other processes.
-        database.executescript(
-            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
-            "BEGIN IMMEDIATE; COMMIT;"  # takes the lock now, and not with the first change
-        )
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,6 +5,8 @@ from dpcomp.federated.absence import Drop as Drop
 from dpcomp.federated.absence import Keep as Keep
 from dpcomp.federated.aggregation import ServerOptimizer as ServerOptimizer
 from dpcomp.federated.aggregation import TrustedRelease as TrustedRelease
+from dpcomp.federated.cohort import Cohort as Cohort
+from dpcomp.federated.largest_update import largest_update as largest_update
 from dpcomp.federated.late import Reject as Reject
 from dpcomp.federated.late import Weigh as Weigh
 from dpcomp.federated.participant import Participant as Participant

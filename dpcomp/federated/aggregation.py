@@ -1,6 +1,6 @@
 """Aggregation: from the updates of a round to the step that is broadcast."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,9 +9,12 @@ from jaxtyping import Float32
 
 from dpcomp.core.checks import real_number
 from dpcomp.core.randomness import SecretSeed
-from dpcomp.core.support import Everywhere
+from dpcomp.core.support import Everywhere, Support
+from dpcomp.federated.exact_sum import ExactSum
+from dpcomp.privacy import Poisson
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.ledger import Ledger, Permit
+from dpcomp.privacy.unit_gradients import Total
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ServerMemory
 from dpcomp.wire.update import Update
@@ -31,30 +34,92 @@ class Releases(Protocol):
         """The cost of a single release."""
         ...
 
-    def release(self, blocks: Iterable[Any], memory: ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
-        """Clip each block, sum the blocks, and add noise; `Pipeline.release` explains the arguments.
+    @property
+    def sampling(self) -> Poisson | None:
+        """How the clients of a round are drawn; None for all of them."""
+        ...
+
+    def clip(self, block: Any, memory: ServerMemory) -> Total:
+        """Clip a block of units and sum them; `Pipeline.clip` explains the arguments."""
+        ...
+
+    def empty_total(self, memory: ServerMemory) -> Total:
+        """Return the total of no unit."""
+        ...
+
+    def noise(self, total: Total, memory: ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
+        """Add noise to a total; `Pipeline.noise` explains the arguments."""
+        ...
+
+
+class RoundSum(Protocol):
+    """The sum of the updates of a round, to which each is added as it comes, in any order."""
+
+    def add(self, update: Update, weight: float) -> None:
+        """Add an update with a public weight."""
+        ...
+
+    def mean(self) -> Update:
+        """Return the released mean of the updates so far."""
+        ...
+
+
+class ReleasedSum:
+    """The weighted sum of updates that their clients released; it does not depend on the order of the updates.
+
+    Args:
+        channel: The channel of both ends: `pipeline.channel`.
+        memory: The server's memory in this round.
+    """
+
+    def __init__(self, channel: Channel, memory: ServerMemory):
+        self._channel, self._memory = channel, memory
+        self._sum, self._count = ExactSum(memory.layout.size), 0
+        self._support: Support | None = None  # of all updates; everywhere, where they have several
+
+    def add(self, update: Update, weight: float = 1.0) -> None:
+        """Add weight · update; the product is rounded to float32, and the sum is exact.
 
         Args:
-            blocks: The clean updates of the round, each as a block of a single unit.
-            memory: The server's memory.
-            secret: The source of the noise.
-            permit: The permit for the round's charge.
+            update: The decoded update.
+            weight: A public weight.
 
-        Returns:
-            The noised sum, with a released claim.
+        Raises:
+            NotPrivate: The update was not released by this pipeline.
         """
-        ...
+        self._channel.refuse_unreleased(update.claim)
+        values = update.values if weight == 1 else np.float32(weight) * update.values
+        everywhere = isinstance(update.support, Everywhere)
+        self._sum.add(values, None if everywhere else update.support.indices(update.layout.size))
+        self._support = update.support if self._support in (None, update.support) else Everywhere()
+        self._count += 1
+
+    def mean(self) -> Update:
+        """Return Σ weightᵢ · updateᵢ ÷ n; without any update, zero."""
+        layout = self._memory.layout
+        mean = (self._sum.rounded() / max(1, self._count)).astype(np.float32)
+        support = Everywhere() if self._support is None else self._support
+        return Update(
+            values=mean[support.indices(layout.size)],
+            layout=layout,
+            address=self._memory.address,
+            support=support,
+            claim=self._channel.claim,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrustedRelease:
-    """Makes the release of each round at a trusted server: it charges the ledger, clips, sums and adds noise.
+    """What a trusted server's releases are made with: once a round it charges, and adds noise to the clipped sum.
 
     Args:
         pipeline: The pipeline whose mechanism clips and adds the noise.
-        secret: The source of the noise.
+        secret: The source of the noise, and of the secret draw of the clients of a round.
         ledger: The ledger, which is charged once a round.
         divisor: The expected number of clients in a round, a public constant.
+
+    Raises:
+        NotPrivate: The secret has a number, and the ledger is durable and not for research.
     """
 
     pipeline: Releases
@@ -62,31 +127,58 @@ class TrustedRelease:
     ledger: Ledger
     divisor: float
 
-    def mean(self, updates: Sequence[Update], memory: ServerMemory) -> Update:
+    def __post_init__(self):
+        self.ledger.refuse_seed(self.secret)
+
+
+class ClippedSum:
+    """The sum of the clean updates of a round, each clipped as it comes; it does not depend on their order.
+
+    **Privacy:** an update is clipped here, after decoding, so each client moves the sum by at most one clip norm
+    whatever its codec did (PRIVACY_RULES 10 and 18). The clipped updates are added without rounding.
+
+    Args:
+        release: What the round is released with.
+        memory: The server's memory in this round.
+    """
+
+    def __init__(self, release: TrustedRelease, memory: ServerMemory):
+        self._release, self._memory = release, memory
+        self._nothing = release.pipeline.empty_total(memory)
+        self._sum, self._units = ExactSum(len(self._nothing.vector())), 0
+
+    def add(self, update: Update, weight: float = 1.0) -> None:
+        """Clip an update, and add it; a trusted server accepts none that is late, so the weight is 1."""
+        assert weight == 1, f"a trusted server accepts no late update, but this one has weight {weight}"
+        total = self._release.pipeline.clip(update.dense()[None, :], self._memory)
+        self._sum.add(total.vector())
+        self._units += total.units
+
+    def mean(self) -> Update:
         """Charge the round, and return the noised sum of the clipped updates ÷ `divisor`.
 
         A round without updates is charged and noised like any other, so that an observer cannot tell.
 
-        **Privacy:** the updates are clipped here, after decoding, so each client moves the sum by at most one clip norm
-        whatever its codec did (PRIVACY_RULES 10 and 18); the divisor is a public constant.
-
-        Args:
-            updates: The decoded updates, one update a client.
-            memory: The server's memory.
+        **Privacy:** the divisor is a public constant, and the charge is durable before the noise is drawn.
 
         Raises:
             BudgetExhausted: The round was charged before, or the budget allows no further release.
         """
-        permit = self.ledger.charge(self.pipeline.cost, memory.address)
-        blocks = (update.dense()[None, :] for update in updates)
-        released = self.pipeline.release(blocks, memory, self.secret, permit)
-        return released.derive(released.dense() / np.float32(self.divisor))
+        release, memory = self._release, self._memory
+        permit = release.ledger.charge(release.pipeline.cost, memory.address)
+        edges = np.cumsum([layer.shape[0] for layer in self._nothing.layers])[:-1]
+        layers = tuple(np.split(self._sum.rounded(), edges))
+        total = replace(release.pipeline.empty_total(memory), layers=layers, units=self._units)
+        released = release.pipeline.noise(total, memory, release.secret, permit)
+        return released.derive(released.dense() / np.float32(release.divisor))
 
 
 def mean_of_released(
     channel: Channel, updates: Sequence[Update], memory: ServerMemory, weights: Sequence[float] | None = None
 ) -> Update:
     """Return the weighted mean Σ weightᵢ · updateᵢ ÷ n of n updates that their clients released.
+
+    The sum is exact, so the mean does not depend on the order of the updates.
 
     Args:
         channel: The channel of both ends: `pipeline.channel`.
@@ -100,16 +192,10 @@ def mean_of_released(
     Raises:
         NotPrivate: An update was not released by this pipeline.
     """
-    for update in updates:
-        channel.refuse_unreleased(update.claim)
-    total = np.zeros(memory.layout.size, dtype=np.float64)
+    total = ReleasedSum(channel, memory)
     for update, weight in zip(updates, weights or [1.0] * len(updates), strict=True):
-        total += update.dense() if weight == 1 else weight * update.dense()
-    mean = (total / max(1, len(updates))).astype(np.float32)
-    supports = {update.support for update in updates}
-    support = supports.pop() if len(supports) == 1 else Everywhere()
-    values = mean[support.indices(len(mean))]
-    return Update(values=values, layout=memory.layout, address=memory.address, support=support, claim=channel.claim)
+        total.add(update, weight)
+    return total.mean()
 
 
 @dataclass(frozen=True, kw_only=True)

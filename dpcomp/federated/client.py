@@ -7,7 +7,18 @@ from jaxtyping import Float32
 
 from dpcomp.core.errors import VersionMismatch
 from dpcomp.federated.absence import AbsencePolicy, Keep
-from dpcomp.federated.messages import HELLO, NO_DIGEST, REPLY, Hello, Reply, message_digest, read_link, read_snapshot
+from dpcomp.federated.messages import (
+    FOREIGN,
+    HELLO,
+    LONGEST_REASON,
+    REFUSALS,
+    REPLY,
+    Hello,
+    Reply,
+    message_digest,
+    read_link,
+    read_snapshot,
+)
 from dpcomp.federated.phases import (
     RESYNCING,
     STALE,
@@ -29,7 +40,8 @@ from dpcomp.federated.phases import (
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import PAYLOAD, Frame, OpenedPayload
-from dpcomp.wire.memory import ClientMemory, Link, Pending
+from dpcomp.wire.links import Link
+from dpcomp.wire.memory import NO_DIGEST, ClientMemory, Pending
 from dpcomp.wire.update import Update
 
 
@@ -48,7 +60,9 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClientState:
-    """The state of a client. Memory, model and pending payload must survive the process; the rest need not.
+    """The state of a client. Memory, model, pending payload and question must survive the process; the rest need not.
+
+    At version 0 the model is the first one, and its digest stands in the memory's genesis.
 
     Attributes:
         memory: What the client remembers between messages.
@@ -58,6 +72,9 @@ class ClientState:
         session: A number that no earlier process of this client used in its questions.
         asked: The number of questions in this session.
         question: The question that has no reply yet; None if there is none.
+
+    Raises:
+        ValueError: The memory was made for another first model.
     """
 
     memory: ClientMemory
@@ -68,6 +85,10 @@ class ClientState:
     asked: int = 0
     question: Question | None = None
 
+    def __post_init__(self):
+        if not self.memory.shared.version and self.memory.genesis.first_model == NO_DIGEST:
+            object.__setattr__(self, "memory", self.memory.with_first_model(self.model))
+
     def with_question(self) -> "ClientState":
         """Return the state with a new question, which states this state; no earlier reply answers it."""
         memory, pending = self.memory, self.pending
@@ -75,6 +96,8 @@ class ClientState:
         hello = Hello(
             pipeline=memory.pipeline,
             run=memory.seed.number,
+            first_model=memory.genesis.first_model,
+            run_id=memory.genesis.run_id,
             client=memory.client,
             nonce=(self.session + self.asked) % 2**64,
             version=memory.shared.version,
@@ -108,7 +131,8 @@ def transition(channel: Channel, state: ClientState, event: Event, absence_polic
 
     Raises:
         CorruptPayload: The message is damaged.
-        VersionMismatch: The message is of another pipeline, or for another client.
+        VersionMismatch: The message is of another federation, or for another client; or it is the server's reply that
+            this client is of another federation than the server.
         NotPrivate: The server is not trusted, and the update was not released by this pipeline.
         ValueError: The client trained although it is not synced, or trained a second time at an address.
     """
@@ -127,8 +151,9 @@ def transition(channel: Channel, state: ClientState, event: Event, absence_polic
         case TimedOut():
             after, actions = _after_timeout(state)
         case Restarted():
-            after = replace(state, phase=STALE, session=event.session, asked=0, question=None)
-            actions = ()
+            # A question that has no reply yet stays open, so that a later process understands the reply.
+            phase = STALE if state.question is None else RESYNCING
+            after, actions = replace(state, phase=phase, session=event.session, asked=0), ()
     assert after.phase in TRANSITIONS[state.phase][type(event)], f"{state.phase}, {event}: {after.phase}"
     return after, actions
 
@@ -150,7 +175,7 @@ def _after_broadcast(channel: Channel, state: ClientState, broadcast: bytes) -> 
         # The broadcast may be early or late, or the server was restored: only the server's reply can tell.
         return (state, ()) if state.phase is RESYNCING else _ask(state)
     # A broadcast does not state the link, so a client that was away still has to ask for it.
-    return (after, (Save(),)) if after.phase in (SYNCED, WAITING, RESYNCING) else _ask(after, Save())
+    return (after, (Save(),)) if after.phase in (SYNCED, WAITING, RESYNCING) else _ask(after)
 
 
 def _after_timeout(state: ClientState) -> Outcome:
@@ -171,16 +196,36 @@ def _after_reply(channel: Channel, state: ClientState, message: bytes, absence_p
             reason="direction",
         )
     if state.question is not None and reply.answers == message_digest(state.question.hello):
+        _refuse_foreign_server(state, reply, body)
         return _after_resync(channel, state, state.question, reply, body, absence_policy)
     if state.pending is not None and reply.answers == message_digest(state.pending.payload):
+        _refuse_foreign_server(state, reply, body)
         return _after_receipt(state, state.pending, reply)
     return state, ()  # it answers an earlier message, and is out of date
+
+
+def _refuse_foreign_server(state: ClientState, reply: Reply, body: bytes) -> None:
+    """Refuse the reply of a server of another federation, in the server's words where it has noticed."""
+    for reason in FOREIGN:
+        if reply.refusal == REFUSALS.index(reason):
+            words = body[:LONGEST_REASON].decode(errors="replace")
+            raise VersionMismatch(f"the server refuses this client: {words}", reason=reason)
+    known = state.memory.genesis.run_id
+    if known not in (NO_DIGEST, reply.run_id):
+        raise VersionMismatch(
+            f"the reply is of run id {reply.run_id.hex()}; this client takes part in {known.hex()}: it is another "
+            "federation of the same seed. Ask the server that this client began with, or begin anew in an empty folder",
+            reason="run",
+        )
 
 
 def _after_resync(
     channel: Channel, state: ClientState, question: Question, reply: Reply, body: bytes, absence_policy: AbsencePolicy
 ) -> Outcome:
     """Apply the reply to a question: settle the pending payload, and move the client to the server's version."""
+    if state.memory.genesis.run_id == NO_DIGEST:
+        genesis = replace(state.memory.genesis, run_id=reply.run_id)
+        state = replace(state, memory=state.memory.with_genesis(genesis))
     server_link = read_link(body[: reply.link_bytes], state.memory.layout)
     settled = _settle_pending(state, reply, server_link)
     after = _catch_up(channel, settled, question, reply, body[reply.link_bytes :])
@@ -203,14 +248,14 @@ def _after_receipt(state: ClientState, pending: Pending, reply: Reply) -> Outcom
     after, shared = _settle_pending(state, reply, state.memory.link), state.memory.shared
     outdated = reply.version > shared.version or (reply.version == shared.version and reply.shared != shared.digest)
     if outdated or state.phase is not WAITING:
-        return _ask(after, Save())
+        return _ask(after)
     return replace(after, phase=SYNCED), (Save(),)
 
 
-def _ask(state: ClientState, *before: Action) -> Outcome:
+def _ask(state: ClientState) -> Outcome:
     after = state.with_question()
     assert after.question is not None
-    return after, (*before, Send(after.question.hello))
+    return after, (Save(), Send(after.question.hello))
 
 
 def _follow(channel: Channel, state: ClientState, broadcast: OpenedPayload) -> ClientState:

@@ -1,36 +1,78 @@
-"""Journal: the payloads that a server has accepted since its last checkpoints, durable before it replies."""
+"""Journal: what a server has accepted and drawn since its last checkpoints, durable before it replies."""
 
 import os
 import sqlite3
-from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int64
+
+from dpcomp.core.database import Database, DatabaseKind, create_database, open_database
 from dpcomp.core.errors import DpcompError
-from dpcomp.core.storage import open_database
+
+FORMAT = 2  # of the file: SQLite's user_version
+
+KIND = DatabaseKind(
+    name="journal",
+    application_id=int.from_bytes(b"dpcJ", "big"),
+    format=FORMAT,
+    schema=(
+        # AUTOINCREMENT: a number is never given again, so that the count of all accepted payloads is known.
+        "CREATE TABLE accepted "
+        "(number INTEGER PRIMARY KEY AUTOINCREMENT, version INTEGER NOT NULL, payload BLOB NOT NULL)",
+        "CREATE TABLE cohorts (version INTEGER PRIMARY KEY, clients BLOB NOT NULL)",
+        "CREATE TABLE federation (run_id BLOB NOT NULL)",
+    ),
+    unmarked=b"CREATE TABLE accepted",
+    how_to_create="A server makes a new journal in an empty folder",
+)
 
 
 class Journal:
-    """A durable list of accepted payloads, in the order in which they were accepted (SQLite, synced at each payload).
+    """A durable list of accepted payloads in their order, and the cohort of each round (SQLite, synced at each change).
+
+    `Journal.create` makes one, and `Journal(path)` opens it again.
 
     Args:
-        path: The file; it is created if it does not exist.
+        path: The file.
 
     Raises:
-        DpcompError: The file cannot be opened, is open in another process, or is not a journal.
+        DpcompError: No file is there, it cannot be opened, is open in another process, or is not a journal.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._name = str(Path(path))
-        try:
-            self._database = open_database(self._name)
-            self._database.execute("PRAGMA secure_delete = ON")
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS accepted (number INTEGER PRIMARY KEY, version INTEGER, payload BLOB)"
-            )
-        except sqlite3.DatabaseError as error:
-            raise DpcompError(
-                f"the journal {self._name} cannot be opened ({error}): does its folder exist, and is it open in "
-                "another process? A single server at a time may hold it"
-            ) from error
+        self._database: Database = open_database(path, KIND)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], run_id: bytes) -> "Journal":
+        """Create a journal.
+
+        Args:
+            path: The file, in a folder that exists.
+            run_id: The run id of the federation.
+
+        Raises:
+            DpcompError: A file is there already, or it cannot be written.
+        """
+
+        def fill(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT INTO federation (run_id) VALUES (?)", (run_id,))
+
+        journal = cls.__new__(cls)
+        journal._database = create_database(path, KIND, fill)
+        return journal
+
+    @property
+    def run_id(self) -> bytes:
+        """The run id of the federation."""
+        with self._database.reading() as connection:
+            return connection.execute("SELECT run_id FROM federation").fetchone()[0]
+
+    @property
+    def count(self) -> int:
+        """The number of payloads that were ever appended, those that were forgotten included."""
+        with self._database.reading() as connection:
+            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'accepted'").fetchone()
+        return 0 if row is None else row[0]
 
     def append(self, version: int, payload: bytes) -> None:
         """Write a payload durably: once this returns, it survives a crash of the machine.
@@ -42,18 +84,72 @@ class Journal:
         Raises:
             DpcompError: The payload could not be written, so the server must not call it accepted.
         """
-        try:
-            self._database.execute("INSERT INTO accepted (version, payload) VALUES (?, ?)", (version, payload))
-        except sqlite3.Error as error:
-            raise DpcompError(f"the journal {self._name} cannot be written ({error}): is the disk full?") from error
+        with self._database.changing() as connection:
+            connection.execute("INSERT INTO accepted (version, payload) VALUES (?, ?)", (version, payload))
 
     def payloads(self) -> list[tuple[int, bytes]]:
         """Return all payloads in their order, each after the version of the server that accepted it."""
-        return self._database.execute("SELECT version, payload FROM accepted ORDER BY number").fetchall()
+        with self._database.reading() as connection:
+            return connection.execute("SELECT version, payload FROM accepted ORDER BY number").fetchall()
+
+    def keep_cohort(self, version: int, clients: Int64[np.ndarray, "chosen"]) -> None:
+        """Write the cohort of a round durably, before anybody is told of it.
+
+        Args:
+            version: The server's version in that round.
+            clients: The clients' numbers, ascending.
+
+        Raises:
+            DpcompError: The cohort could not be written, or that round has one already.
+        """
+        with self._database.changing() as connection:
+            content = clients.astype("<u4").tobytes()
+            connection.execute("INSERT INTO cohorts (version, clients) VALUES (?, ?)", (version, content))
+
+    def cohorts(self) -> dict[int, Int64[np.ndarray, "chosen"]]:
+        """Return all cohorts, by the server's version in their round."""
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT version, clients FROM cohorts").fetchall()
+        return {version: np.frombuffer(clients, dtype="<u4").astype(np.int64) for version, clients in rows}
 
     def forget_before(self, version: int) -> None:
-        """Delete the payloads that were accepted before a version; no checkpoint that is kept needs them."""
-        self._database.execute("DELETE FROM accepted WHERE version < ?", (version,))
+        """Delete the payloads that were accepted before a version; their bytes are overwritten.
+
+        Args:
+            version: The first version whose payloads a checkpoint that is kept still needs.
+
+        Raises:
+            DpcompError: The file could not be written.
+        """
+        with self._database.changing() as connection:
+            connection.execute("DELETE FROM accepted WHERE version < ?", (version,))
+
+    def forget_cohorts_before(self, version: int) -> None:
+        """Delete the cohorts of the rounds before a version. Raises DpcompError if the file could not be written."""
+        with self._database.changing() as connection:
+            connection.execute("DELETE FROM cohorts WHERE version < ?", (version,))
+
+    def refuse_other(self, folder: object, run_id: bytes, count: int) -> None:
+        """Refuse to go on from a checkpoint that this journal does not belong to.
+
+        Args:
+            folder: Where both are, for the error.
+            run_id: The run id in the checkpoint.
+            count: The number of payloads that were accepted before the checkpoint was saved.
+
+        Raises:
+            DpcompError: The journal is of another federation, or older than the checkpoint.
+        """
+        if self.run_id != run_id:
+            raise DpcompError(
+                f"{folder} holds a checkpoint of run id {run_id.hex()} and a journal of {self.run_id.hex()}: restore "
+                "both from one copy"
+            )
+        if self.count < count:
+            raise DpcompError(
+                f"the journal in {folder} holds {self.count} payloads, and the checkpoint was saved after {count}: it "
+                "is older, and payloads that were called accepted are missing. Restore both from one copy"
+            )
 
     def close(self) -> None:
         """Close the file, so that another process may open it."""

@@ -9,13 +9,21 @@ from jaxtyping import Float32
 
 from dpcomp.codec.entropy import RangeCoder
 from dpcomp.core.address import Address
-from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.errors import CorruptPayload, Reason
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Listed
 from dpcomp.wire.frame import PAYLOAD, Format, digest
-from dpcomp.wire.memory import Link, Shared
+from dpcomp.wire.links import Link
+from dpcomp.wire.memory import NO_DIGEST as NO_DIGEST
+from dpcomp.wire.memory import Shared
 
-NO_DIGEST = bytes(8)  # stands where a digest would, if there is nothing to digest
+# What the `refusal` of a reply says, by its number; no number may change its meaning within a format number.
+REFUSALS = (
+    *("", "corrupt", "pipeline", "run", "model", "version", "round", "link", "repeat", "twice", "direction"),
+    *("uninvited", "size"),
+)
+FOREIGN: tuple[Reason, ...] = ("pipeline", "run", "model")  # the two ends are of different federations
+LONGEST_REASON = 500  # bytes of a refusal's text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +33,8 @@ class Hello:
     Attributes:
         pipeline: The fingerprint of pipeline and layout.
         run: The number of the run's public seed.
+        first_model: The digest of the client's first model.
+        run_id: What the server's first reply told this client; zeros before it.
         client: The client's number.
         nonce: A number that distinguishes this question from all others of the client.
         version: The version of the client's shared memory.
@@ -38,6 +48,8 @@ class Hello:
 
     pipeline: Annotated[bytes, "8s"]
     run: Annotated[int, "Q"]
+    first_model: Annotated[bytes, "8s"]
+    run_id: Annotated[bytes, "8s"]
     client: Annotated[int, "I"]
     nonce: Annotated[int, "Q"]
     version: Annotated[int, "I"]
@@ -54,10 +66,12 @@ class Reply:
     """The server's reply to a payload or a hello, which states the server's version and its link with the client.
 
     The body of a reply to a hello brings the client to the server's version: it holds the whole link, if the client has
-    another link; then the broadcasts since the client's version, or a snapshot.
+    another link; then the broadcasts since the client's version, or a snapshot. The body of a reply that refuses a
+    message of another federation is the reason, as text.
 
     Attributes:
         answers: The digest of the message that is answered.
+        run_id: What distinguishes the server's federation from all others.
         client: The client's number.
         version: The version of the server's shared memory.
         shared: The digest of the server's shared memory.
@@ -66,9 +80,11 @@ class Reply:
         usable: 1 if the client may send its pending payload again, else 0.
         link_bytes: The number of bytes at the beginning of the body that hold the whole link.
         snapshot: 1 if a snapshot follows in the body, 0 if broadcasts follow.
+        refusal: Why the message was not accepted, as a place in `REFUSALS`; 0 if it was.
     """
 
     answers: Annotated[bytes, "8s"]
+    run_id: Annotated[bytes, "8s"]
     client: Annotated[int, "I"]
     version: Annotated[int, "I"]
     shared: Annotated[bytes, "8s"]
@@ -77,10 +93,11 @@ class Reply:
     usable: Annotated[int, "B"]
     link_bytes: Annotated[int, "I"]
     snapshot: Annotated[int, "B"]
+    refusal: Annotated[int, "B"]
 
 
-HELLO = Format(Hello, b"dph\x02")
-REPLY = Format(Reply, b"dpr\x02")
+HELLO = Format(Hello, b"dph\x03")
+REPLY = Format(Reply, b"dpr\x03")
 
 
 def message_digest(message: bytes) -> bytes:

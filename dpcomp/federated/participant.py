@@ -1,6 +1,7 @@
 """Participant: a client whose state survives its process."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ from jaxtyping import Float32
 
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.absence import AbsencePolicy, Keep
-from dpcomp.federated.client import ClientState, transition
+from dpcomp.federated.client import ClientState, Question, transition
 from dpcomp.federated.phases import Event, Phase, Restarted, Save
+from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
 from dpcomp.privacy.ledger import Ledger
 from dpcomp.wire import checkpoint
 from dpcomp.wire.channel import Channel
@@ -32,7 +34,8 @@ class Participant:
             dropped so far: `Keep()` all of it, `Decay(half_life)` less for each missed round, `Drop()` nothing.
 
     Raises:
-        DpcompError: The folder is that of another client, or the ledger is older than the checkpoint.
+        DpcompError: The folder is that of another client or federation, or the ledger is older than the checkpoint.
+        ValueError: The memory was made for another first model.
 
     Examples:
         >>> import numpy as np
@@ -59,6 +62,7 @@ class Participant:
         self._channel, self._absence_policy, self.ledger = channel, absence_policy, ledger
         self._folder = None if folder is None else Path(folder)
         self.state = self._saved = ClientState(memory=memory, model=model)
+        self._genesis = self.state.memory.genesis
         if self._folder is not None and self._folder.exists():
             self.restart()
 
@@ -105,12 +109,16 @@ class Participant:
 
     def _save(self, state: ClientState) -> None:
         if self._folder is not None:
-            checkpoint.save(self._folder, Checkpoint(state.memory, state.model, state.pending))
+            beside = ledger_arrays(self.ledger)
+            if state.question is not None:
+                beside["question"] = np.frombuffer(state.question.hello, dtype=np.uint8)
+                beside["question version"] = np.array([state.question.version], dtype=np.int64)
+            checkpoint.save(self._folder, Checkpoint(state.memory, state.model, state.pending, beside))
         self._saved = state
 
     def _load(self, folder: Path) -> ClientState:
         try:
-            memory, model, pending, _ = checkpoint.load(folder, self._channel)
+            memory, model, pending, beside = checkpoint.load(folder, self._channel)
         except FileNotFoundError:
             return self._saved  # nothing was saved before the process ended
         if not isinstance(memory, ClientMemory) or model is None:
@@ -121,8 +129,14 @@ class Participant:
                 f"{folder} is of client {memory.client}, run {memory.seed} and layout {memory.layout}; this is client "
                 f"{mine.client}, run {mine.seed} and layout {mine.layout}: give another folder"
             )
+        refuse_other_genesis(folder, memory, self._genesis)
         state = ClientState(memory=memory, model=model, pending=pending)
+        if "question" in beside:
+            question = Question(beside["question"].tobytes(), int(beside["question version"][0]))
+            state = replace(state, phase=Phase.RESYNCING, question=question)
         self._refuse_older_ledger(state, f"{folder} holds a release")
+        if not self._channel.server_sees_clean:
+            refuse_older_ledger(self.ledger, beside)
         return state
 
     def _refuse_older_ledger(self, state: ClientState, evidence: str) -> None:

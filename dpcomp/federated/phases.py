@@ -73,7 +73,7 @@ class TimedOut:
 
 @dataclass(frozen=True)
 class Restarted:
-    """The event that the client was away or has crashed, and continues from its saved state.
+    """The event that the client was away or has crashed, and continues from its saved state; a question stays open.
 
     Args:
         session: A number that this client never used before.
@@ -133,6 +133,6 @@ TRANSITIONS: dict[Phase, dict[type[Event], tuple[Phase, ...]]] = {
         BroadcastReceived: (RESYNCING,),
         ReplyReceived: (RESYNCING, SYNCED, WAITING),
         TimedOut: (RESYNCING,),
-        Restarted: (STALE,),
+        Restarted: (RESYNCING,),
     },
 }

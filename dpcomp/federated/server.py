@@ -1,37 +1,54 @@
 """Server: accepts payloads, replies to clients, closes rounds, and brings returning clients up to date."""
 
+import math
 import os
+import secrets
+import threading
 import warnings
+from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, DpcompError, NotPrivate, VersionMismatch
 from dpcomp.core.storage import make_folder
-from dpcomp.federated.aggregation import ServerOptimizer, TrustedRelease, mean_of_released
+from dpcomp.federated.aggregation import (
+    ClippedSum,
+    ReleasedSum,
+    RoundSum,
+    ServerOptimizer,
+    TrustedRelease,
+    mean_of_released,
+)
+from dpcomp.federated.cohort import Cohort
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.messages import (
+    FOREIGN,
     HELLO,
+    LONGEST_REASON,
     NO_DIGEST,
+    REFUSALS,
     REPLY,
+    Hello,
     Reply,
     Snapshot,
     message_digest,
     write_link,
     write_snapshot,
 )
+from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
 from dpcomp.wire import checkpoint, exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint
-from dpcomp.wire.frame import PAYLOAD, OpenedPayload
+from dpcomp.wire.frame import PAYLOAD, Frame, OpenedPayload
 from dpcomp.wire.memory import ServerMemory, Shared
 from dpcomp.wire.update import Update
 
@@ -39,25 +56,52 @@ LARGEST_VALUE = 2.0**64  # of an update: far above any sum of clipped gradients,
 
 
 class Accepted(NamedTuple):
-    """An update that the server has accepted in the present round.
+    """What is kept of an update that the server has accepted in the present round; its values are in the sum.
 
     Attributes:
-        update: The decoded update.
+        client: The number of the client that sent it.
         weight: Its weight in the mean.
         payload_bytes: The length of its payload.
     """
 
-    update: Update
+    client: int
     weight: float
     payload_bytes: int
 
 
+class AcceptedUpdates(Sequence[Accepted]):
+    """What is kept of each update of a round, in 16 bytes an update."""
+
+    def __init__(self):
+        self._clients, self._weights, self._payload_bytes = array("I"), array("d"), array("I")
+
+    def append(self, accepted: Accepted) -> None:
+        """Add an update."""
+        self._clients.append(accepted.client)
+        self._weights.append(accepted.weight)
+        self._payload_bytes.append(accepted.payload_bytes)
+
+    def __len__(self) -> int:
+        return len(self._payload_bytes)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        return Accepted(self._clients[place], self._weights[place], self._payload_bytes[place])
+
+
 class Server:
-    """Handles the messages of clients and closes rounds.
+    """Handles the messages of clients and closes rounds; every method may be called from any thread.
 
     Only accepted payloads and closed rounds change memory and model. With a folder, the server survives its process: it
     writes a payload to a journal before it replies, and a round to a checkpoint before it returns the broadcast; a new
     server with the same folder continues from there.
+
+    A client counts once in a round, whatever it sends. Where a cohort is drawn, only its clients count: under a trusted
+    server whose pipeline samples clients always, else if `cohort` is given.
+
+    An update is added to the round's sum as it arrives, and is not kept. The sum is exact, so the broadcast does not
+    depend on the order in which updates came.
 
     `refusals` counts the messages that were not accepted, by reason. If the server is trusted, these counts depend on
     clean messages and are for research alone.
@@ -68,21 +112,26 @@ class Server:
 
     Args:
         channel: The channel of both ends: `pipeline.channel`.
-        memory: The server's memory: `pipeline.init_server(layout, seed)`.
+        memory: The server's memory: `pipeline.init_server(layout, seed)`. If it names no run id, the server draws one.
         model: The initial parameters as a (d,) vector, the same at all ends.
         optimizer: Computes a round's step from the mean of its updates.
         late_policy: Whether updates that arrive after their round are accepted, and with what weight.
         trusted_release: Makes the releases of a trusted server; None if the server is not trusted.
         clients: The number of clients; messages from a client with this number or a higher one are refused.
+        cohort: Draws the clients of each round; None accepts updates of all clients. Under a trusted server it is drawn
+            as the pipeline says, from the secret of `trusted_release`.
+        largest_update: The largest L2 norm of a decoded update; updates above it are refused. `largest_update(...)`
+            computes it from public numbers. A trusted server clips, and needs none.
         folder: Where journal and checkpoints are written; None writes nothing.
 
     Raises:
-        NotPrivate: `late_policy` accepts late updates under a trusted server; a late update beside a fresh one has
-            twice the sensitivity.
+        NotPrivate: The server is trusted, and `late_policy` accepts late updates, of which one beside a fresh one has
+            twice the sensitivity; or `cohort` is given, although the pipeline says how clients are drawn.
         ValueError: `trusted_release` is None although the server is trusted, or given although it is not, or is of
-            another pipeline; or the model does not fit the memory's layout.
-        DpcompError: The folder is that of another run or of a client, is in use, or holds a release that the ledger of
-            `trusted_release` was never charged for.
+            another pipeline; a cohort is drawn, but `clients` is not given; the model does not fit the memory's layout;
+            or the memory names another first model.
+        DpcompError: The folder is that of another federation or of a client, is in use, lacks its journal, or holds a
+            release that the ledger of `trusted_release` was never charged for.
 
     Examples:
         >>> import numpy as np
@@ -105,6 +154,8 @@ class Server:
         late_policy: LatePolicy = Reject(),
         trusted_release: TrustedRelease | None = None,
         clients: int = SERVER,
+        cohort: Cohort | None = None,
+        largest_update: float = math.inf,
         folder: str | os.PathLike[str] | None = None,
     ):
         if channel.server_sees_clean and late_policy.max_age:
@@ -120,34 +171,30 @@ class Server:
             raise ValueError(
                 "trusted_release is of another pipeline than the channel: build both from the same pipeline"
             )
-        if model.shape != (memory.layout.size,):
-            raise ValueError(
-                f"the model has shape {model.shape}, the memory's layout {memory.layout.size} coordinates: give a "
-                f"vector of shape ({memory.layout.size},)"
-            )
+        if not largest_update > 0:
+            raise ValueError(f"largest_update={largest_update}: the largest norm of an update is a number above 0")
+        self._lock = threading.RLock()
         self._channel, self._late_policy, self._trusted_release = channel, late_policy, trusted_release
-        self.memory, self.model, self._optimizer = memory, model, optimizer
-        self._velocity: np.ndarray | None = None  # the optimiser's, after the last round
-        self.accepted: list[Accepted] = []  # in this round
-        self.refusals: Counter[str] = Counter()
-        self._history: list[bytes] = []  # the last broadcasts, as long as they are shorter than a snapshot
+        self._cohort = _enforced_cohort(cohort, trusted_release, clients)
+        self._cohorts: dict[int, np.ndarray] = {}  # version → the clients of that round, ascending
+        self._largest_update, self._largest_message = largest_update, largest_message(memory.layout.size)
         self._clients, self._folder, self._journal, self._closed = clients, None, None, False
-        if folder is not None:
+        self.refusals: Counter[str] = Counter()
+        self._optimizer = optimizer
+        self._begin(memory.with_first_model(model), model, None, [])
+        self._genesis = self.memory.genesis
+        if folder is None:
+            self._draw_run_id()
+        else:
             self._folder = Path(folder)
             make_folder(self._folder)
-            self._journal = Journal(self._folder / "journal.db")
-            with ExitStack() as on_failure:
-                on_failure.callback(self._journal.close)
-                try:
-                    self.restart()
-                except FileNotFoundError:
-                    self._save(self.memory, self.model, self._velocity, self._history)
-                on_failure.pop_all()
+            self._open_folder(self._folder)
 
     def handle(self, message: bytes, sender: int) -> bytes | None:
         """Handle a client's payload or hello.
 
-        A message that is damaged, or of another run or pipeline, is counted in `refusals` and gets no reply.
+        A message that is damaged, too long or of another client than its sender is counted in `refusals`, and gets no
+        reply. A client of another federation gets a reply that says so.
 
         Args:
             message: The bytes that arrived.
@@ -159,14 +206,43 @@ class Server:
         Raises:
             DpcompError: The journal cannot be written, so the payload is not accepted; or this server was closed.
         """
-        self._refuse_closed()
-        try:
-            return self._take_hello(message, sender) if HELLO.begins(message) else self._take_payload(message, sender)
-        except VersionMismatch as error:
-            self.refusals[error.reason] += 1
-        except CorruptPayload:
-            self.refusals["corrupt"] += 1
-        return None
+        with self._lock:
+            self._refuse_closed()
+            if len(message) > self._largest_message:  # before anything of it is hashed or decoded
+                self.refusals["length"] += 1
+                return None
+            try:
+                if HELLO.begins(message):
+                    return self._take_hello(message, sender)
+                return self._take_payload(message, sender, self._journal)
+            except CorruptPayload:
+                self.refusals["corrupt"] += 1
+            except VersionMismatch as error:
+                self.refusals[error.reason] += 1
+            return None
+
+    def cohort(self) -> list[int]:
+        """Return the clients that are asked for an update in the present round.
+
+        They are drawn at the first call in a round, and written to the journal before they are returned; each later
+        call returns the same, in a later process too. Updates of other clients are refused.
+
+        **Privacy:** under a trusted server that samples, the draw is secret: tell only those who were drawn.
+
+        Returns:
+            Their numbers, ascending; all clients, where none are drawn.
+
+        Raises:
+            DpcompError: The journal cannot be written; or this server was closed.
+            ValueError: The server accepts all clients, and does not know their number.
+        """
+        with self._lock:
+            self._refuse_closed()
+            if self._cohort is not None:
+                return self._drawn(self.memory.shared.version).tolist()
+            if self._clients == SERVER:
+                raise ValueError("this server accepts all clients, and does not know their number: give it clients=")
+            return list(range(self._clients))
 
     def close_round(self) -> bytes:
         """Close the round: aggregate its updates, move the model, and return the broadcast for all clients.
@@ -181,19 +257,22 @@ class Server:
             DpcompError: This server was closed.
             OSError: The round could not be saved. A trusted server has charged it, so the next call releases zeros.
         """
-        self._refuse_closed()
-        step, velocity = self._optimizer.step(self._mean(), self._velocity)
-        broadcast, memory = exchange.broadcast(self._channel, step, self.memory)
-        assert memory.step is not None
-        model, history = self.model + memory.step.dense(), [*self._history, broadcast]
-        memory = replace(memory, older=self._still_received((*self.memory.older, self.memory.shared)))
-        while sum(map(len, history)) > self._least_snapshot_bytes:
-            del history[0]
-        if self._journal is not None:
-            self._save(memory, model, velocity, history)  # first: an unsaved round must not be broadcast
-            self._journal.forget_before(memory.shared.version - 1)  # the checkpoint before this one needs the rest
-        self.memory, self.model, self._velocity, self._history, self.accepted = memory, model, velocity, history, []
-        return broadcast
+        with self._lock:
+            self._refuse_closed()
+            step, velocity = self._optimizer.step(self._mean(), self._velocity)
+            broadcast, memory = exchange.broadcast(self._channel, step, self.memory)
+            assert memory.step is not None
+            model, history = self.model + memory.step.dense(), [*self._history, broadcast]
+            memory = replace(memory, older=self._still_received((*self.memory.older, self.memory.shared)))
+            while sum(map(len, history)) > self._least_snapshot_bytes:
+                del history[0]
+            if self._journal is not None:
+                self._save(memory, model, velocity, history)  # first: an unsaved round must not be broadcast
+                self._forget(self._journal, memory.shared.version)
+            oldest = self._oldest_cohort(memory.shared.version)
+            self._cohorts = {version: drawn for version, drawn in self._cohorts.items() if version >= oldest}
+            self._begin(memory, model, velocity, history)
+            return broadcast
 
     def restart(self) -> None:
         """Continue from the state in the folder, as a new process does; no accepted payload is lost.
@@ -202,50 +281,137 @@ class Server:
             ValueError: The server has no folder.
             DpcompError: As for the constructor.
         """
-        if self._folder is None or self._journal is None:
-            raise ValueError("a server without a folder has no saved state to restart from: give it a folder")
-        self._restore(self._folder, self._journal)
+        with self._lock:
+            if self._folder is None or self._journal is None:
+                raise ValueError("a server without a folder has no saved state to restart from: give it a folder")
+            self._restore(self._folder, self._journal)
 
     def close(self) -> None:
         """Close the folder, so that another process may use it; this server handles no message after that."""
-        if self._journal is not None:
-            self._journal.close()
-            self._closed = True
-
-    def _take_payload(self, payload: bytes, sender: int) -> bytes:
-        opened = OpenedPayload.of(payload)
-        frame = opened.frame
-        self._refuse_foreign(frame.pipeline, frame.run, frame.client, sender)
-        try:
-            update, memory = exchange.receive(self._channel, opened, self.memory)
-            if np.abs(update.values).max(initial=0.0) > LARGEST_VALUE:
-                raise CorruptPayload(f"the update holds values above {LARGEST_VALUE:g}, whose sum float32 may not hold")
-        except VersionMismatch as error:
-            self.refusals[error.reason] += 1
-        except CorruptPayload:
-            self.refusals["corrupt"] += 1
-        else:
+        with self._lock:
             if self._journal is not None:
-                self._journal.append(memory.shared.version, payload)
+                self._journal.close()
+                self._closed = True
+
+    def _begin(
+        self,
+        memory: ServerMemory,
+        model: Float32[np.ndarray, "d"],
+        velocity: Float32[np.ndarray, "d"] | None,
+        history: list[bytes],
+    ) -> None:
+        """Begin a round without updates."""
+        self.memory, self.model = memory, model
+        self._velocity = velocity  # the optimiser's, after the last round
+        self._history = history  # the last broadcasts, as long as they are shorter than a snapshot
+        self._snapshot: bytes | None = None  # made once a version, for the first client that needs it
+        self.accepted = AcceptedUpdates()
+        self._sum: RoundSum = (
+            ReleasedSum(self._channel, memory)
+            if self._trusted_release is None
+            else ClippedSum(self._trusted_release, memory)
+        )
+
+    def _take_payload(self, payload: bytes, sender: int, journal: Journal | None) -> bytes:
+        """Add an update to the round, once its payload is in the journal, and return the reply."""
+        opened = OpenedPayload.of(payload)
+        frame, refusal = opened.frame, ""
+        self._refuse_other_sender(frame.client, sender)
+        if foreign := self._foreign(frame.pipeline, frame.run):
+            return self._refusal(payload, frame.client, foreign)
+        try:
+            exchange.refuse_unreceivable(self._channel, opened, self.memory)
+            self._refuse_out_of_turn(frame)
+            update, memory = exchange.receive(self._channel, opened, self.memory)
+            self._refuse_large(update)
+        except VersionMismatch as error:
+            refusal = error.reason
+        except CorruptPayload:
+            refusal = "corrupt"
+        else:
+            weight = self._late_policy.weight(memory.shared.version - frame.round)
+            if journal is not None:
+                journal.append(memory.shared.version, payload)
+            self._sum.add(update, weight)
             self.memory = memory
-            weight = self._late_policy.weight(memory.shared.version - frame.version)
-            self.accepted.append(Accepted(update, weight, len(payload)))
-        return self._reply(payload, frame.client)
+            self.accepted.append(Accepted(frame.client, weight, len(payload)))
+        if refusal:
+            self.refusals[refusal] += 1
+        return self._reply(payload, frame.client, refusal=refusal)
+
+    def _refuse_out_of_turn(self, frame: Frame) -> None:
+        """Refuse an update of a round that does not count, of a client that was not asked, or beside another one."""
+        version, last = self.memory.shared.version, self.memory.link(frame.client).last
+        if frame.round > frame.version or version - frame.round > self._late_policy.max_age:
+            raise VersionMismatch(
+                f"client {frame.client} sends an update of round {frame.round}, coded at version {frame.version}; the "
+                f"server is at version {version}, and late_policy={self._late_policy}: send the update of a round "
+                "before the next broadcast",
+                reason="round",
+            )
+        if last is not None and frame.round <= last.round:
+            raise VersionMismatch(
+                f"client {frame.client} sends another update of round {frame.round}, after one of round {last.round}: "
+                "a client counts once in a round. Wait for the next broadcast",
+                reason="twice",
+            )
+        if self._cohort is not None:
+            drawn = self._drawn(frame.round)
+            place = int(np.searchsorted(drawn, frame.client))
+            if place == len(drawn) or drawn[place] != frame.client:
+                raise VersionMismatch(
+                    f"client {frame.client} sends an update of round {frame.round}, for which it was not drawn: send "
+                    "one where the server asks for it",
+                    reason="uninvited",
+                )
+
+    def _refuse_large(self, update: Update) -> None:
+        """Refuse values that no client of this configuration sends."""
+        if np.abs(update.values).max(initial=0.0) > LARGEST_VALUE:
+            raise CorruptPayload(f"the update holds values above {LARGEST_VALUE:g}, whose sum float32 may not hold")
+        norm = float(np.linalg.norm(update.values.astype(np.float64)))
+        if norm > self._largest_update:
+            raise VersionMismatch(
+                f"client {update.address.client} sends an update of norm {norm:g}, above largest_update="
+                f"{self._largest_update:g}: check its clip norm, learning rate and noise",
+                reason="size",
+            )
+
+    def _drawn(self, version: int) -> Int64[np.ndarray, "chosen"]:
+        """Return the clients that were drawn for a round; those of the present round are drawn now if need be."""
+        assert self._cohort is not None
+        if version not in self._cohorts and version == self.memory.shared.version:
+            drawn = self._cohort.draw(self._clients, self.memory)
+            if self._journal is not None:
+                self._journal.keep_cohort(version, drawn)
+            self._cohorts[version] = drawn
+        return self._cohorts.get(version, np.empty(0, np.int64))  # nobody was drawn for a round that nobody asked about
 
     def _take_hello(self, message: bytes, sender: int) -> bytes:
         hello, _ = HELLO.unseal(message)
-        self._refuse_foreign(hello.pipeline, hello.run, hello.client, sender)
+        self._refuse_other_sender(hello.client, sender)
+        if foreign := self._foreign(hello.pipeline, hello.run) or self._other_genesis(hello):
+            return self._refusal(message, hello.client, foreign)
         link, at_pending = self.memory.link(hello.client), self.memory.shared_at(hello.pending_version)
         same = (hello.link_count, hello.link) == (link.count, link.digest)
         client_has_link = same or hello.pending == link.digest != NO_DIGEST
         whole_link = b"" if client_has_link else write_link(link, self.memory.layout)
         in_time = (at_pending.version, at_pending.digest) == (hello.pending_version, hello.pending_shared)
         usable = hello.pending != NO_DIGEST and same and in_time
-        since = self._broadcasts_since(hello.version, hello.shared)
+        # A client that does not know the run id yet does not know the digest that begins with it.
+        new = hello.run_id == NO_DIGEST and hello.version == 0
+        begun = self._digest_at_start() if new else hello.shared
+        since = self._broadcasts_since(hello.version, begun)
         snapshot = since is None
         if since is None:
-            since = write_snapshot(Snapshot(self.memory.shared, self.model), self.memory.layout)
+            if self._snapshot is None:
+                self._snapshot = write_snapshot(Snapshot(self.memory.shared, self.model), self.memory.layout)
+            since = self._snapshot
         return self._reply(message, hello.client, usable=usable, link=whole_link, snapshot=snapshot, body=since)
+
+    def _digest_at_start(self) -> bytes:
+        memory = self.memory
+        return self._channel.shared_at_start(memory.layout, memory.seed, memory.genesis).digest
 
     def _reply(
         self,
@@ -256,10 +422,12 @@ class Server:
         link: bytes = b"",
         snapshot: bool = False,
         body: bytes = b"",
+        refusal: str = "",
     ) -> bytes:
         counted, shared = self.memory.link(client), self.memory.shared
         reply = Reply(
             answers=message_digest(message),
+            run_id=self.memory.genesis.run_id,
             client=client,
             version=shared.version,
             shared=shared.digest,
@@ -268,6 +436,7 @@ class Server:
             usable=int(usable),
             link_bytes=len(link),
             snapshot=int(snapshot),
+            refusal=REFUSALS.index(refusal),
         )
         return REPLY.seal(reply, link + body)
 
@@ -286,30 +455,52 @@ class Server:
         return 4 * self.memory.layout.size * (1 if self.memory.shared.reference is None else 2)
 
     def _mean(self) -> Update:
-        updates = [accepted.update for accepted in self.accepted]
         release = self._trusted_release
-        if release is None:
-            return mean_of_released(
-                self._channel, updates, self.memory, [accepted.weight for accepted in self.accepted]
-            )
-        if release.ledger.charged(self.memory.address):
+        if release is not None and release.ledger.charged(self.memory.address):
             # A crash came after the charge: a second release would not be charged, so the step is zero.
             return mean_of_released(self._channel, [], self.memory)
-        return release.mean(updates, self.memory)
+        return self._sum.mean()
 
-    def _refuse_foreign(self, pipeline: bytes, run: int, client: int, sender: int) -> None:
+    def _foreign(self, pipeline: bytes, run: int) -> VersionMismatch | None:
+        """Return why a message is of another configuration or run; None if it is not."""
         if pipeline != self.memory.pipeline:
-            raise VersionMismatch(
+            return VersionMismatch(
                 f"the message is of pipeline and layout {pipeline.hex()}, this server has {self.memory.pipeline.hex()}"
                 ": both ends must be built from one configuration",
                 reason="pipeline",
             )
         if run != self.memory.seed.number:
-            raise VersionMismatch(
+            return VersionMismatch(
                 f"the message is of run {run}, this server has run {self.memory.seed.number}: build both ends with the "
                 "same PublicSeed",
                 reason="run",
             )
+        return None
+
+    def _other_genesis(self, hello: Hello) -> VersionMismatch | None:
+        """Return why a client began another federation than this one; None if it did not."""
+        mine = self.memory.genesis
+        if hello.first_model != mine.first_model:
+            return VersionMismatch(
+                f"the client began with the first model {hello.first_model.hex()}, this server with "
+                f"{mine.first_model.hex()}: give both ends the same first model",
+                reason="model",
+            )
+        if hello.run_id not in (NO_DIGEST, mine.run_id):
+            return VersionMismatch(
+                f"the client takes part in run id {hello.run_id.hex()}, this server runs {mine.run_id.hex()}, another "
+                "federation of the same seed: ask the server that it began with, or begin anew in an empty folder",
+                reason="run",
+            )
+        return None
+
+    def _refusal(self, message: bytes, client: int, foreign: VersionMismatch) -> bytes:
+        """Count a message of another federation, and return the reply that says so."""
+        assert foreign.reason in FOREIGN
+        self.refusals[foreign.reason] += 1
+        return self._reply(message, client, refusal=foreign.reason, body=str(foreign).encode()[:LONGEST_REASON])
+
+    def _refuse_other_sender(self, client: int, sender: int) -> None:
         if client != sender or not 0 <= client < self._clients:
             raise VersionMismatch(
                 f"the message names client {client} and came from client {sender}: a client sends its own messages, "
@@ -324,6 +515,43 @@ class Server:
     def _still_received(self, older: tuple[Shared, ...]) -> tuple[Shared, ...]:
         return older[-self._late_policy.max_age :] if self._late_policy.max_age else ()
 
+    def _draw_run_id(self) -> None:
+        """Draw a run id, unless the memory was made with one; it is identity alone, and no stream derives from it."""
+        genesis = self.memory.genesis
+        if genesis.run_id == NO_DIGEST and not self.memory.shared.version:
+            self.memory = self.memory.with_genesis(replace(genesis, run_id=secrets.token_bytes(len(NO_DIGEST))))
+
+    def _open_folder(self, folder: Path) -> None:
+        path, begun = folder / "journal.db", checkpoint.exists(folder / "checkpoints")
+        if begun and not path.exists():
+            raise DpcompError(
+                f"{folder} holds checkpoints, but no {path.name}: payloads that were called accepted are missing. "
+                "Restore both from one copy"
+            )
+        if not begun and not path.exists():
+            self._draw_run_id()
+            self._journal = Journal.create(path, self.memory.genesis.run_id)
+        else:
+            self._journal = Journal(path)
+        with ExitStack() as on_failure:
+            on_failure.callback(self._journal.close)
+            if begun:
+                self._restore(folder, self._journal)
+            else:
+                self._adopt(folder, self._journal)
+            on_failure.pop_all()
+
+    def _adopt(self, folder: Path, journal: Journal) -> None:
+        """Begin with a new journal, or one whose server was killed before it saved its first checkpoint."""
+        if journal.count or journal.cohorts():
+            raise DpcompError(
+                f"{folder} holds the journal of a server, but no checkpoint: restore both from one copy, or give an "
+                "empty folder"
+            )
+        self.memory = self.memory.with_genesis(replace(self._genesis, run_id=journal.run_id))
+        refuse_other_genesis(folder, self.memory, self._genesis)
+        self._save(self.memory, self.model, self._velocity, self._history)
+
     def _save(
         self,
         memory: ServerMemory,
@@ -332,10 +560,28 @@ class Server:
         history: list[bytes],
     ) -> None:
         assert self._folder is not None
-        arrays: dict[str, np.ndarray] = {} if velocity is None else {"velocity": velocity}
+        assert self._journal is not None
+        arrays: dict[str, np.ndarray] = {"accepted": np.array([self._journal.count], dtype=np.int64)}
+        if self._trusted_release is not None:
+            arrays |= ledger_arrays(self._trusted_release.ledger)
+        if velocity is not None:
+            arrays["velocity"] = velocity
         for place, broadcast in enumerate(history):
             arrays[f"broadcast {place}"] = np.frombuffer(broadcast, dtype=np.uint8)
         checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, extra_arrays=arrays))
+
+    def _forget(self, journal: Journal, version: int) -> None:
+        """Delete the payloads and cohorts of closed rounds, but for those that the checkpoint before the newest needs.
+
+        A trusted server has charged a closed round, and can't release it again, so it needs none of its clean payloads.
+        """
+        journal.forget_before(version if self._channel.server_sees_clean else version - 1)
+        if self._cohort is not None:
+            journal.forget_cohorts_before(self._oldest_cohort(version))
+
+    def _oldest_cohort(self, version: int) -> int:
+        """Return the version of the first round whose cohort is needed once the server is at a version."""
+        return version - 1 - self._late_policy.max_age
 
     def _restore(self, folder: Path, journal: Journal) -> None:
         memory, model, _, arrays = checkpoint.load(folder / "checkpoints", self._channel)
@@ -346,25 +592,66 @@ class Server:
                 f"{folder} is of run {memory.seed} and layout {memory.layout}; this is run {self.memory.seed} and "
                 f"layout {self.memory.layout}: give another folder"
             )
-        if self._trusted_release is not None and memory.shared.version:
-            last = replace(memory.address, round=memory.shared.version - 1)
-            if not self._trusted_release.ledger.charged(last):
-                raise DpcompError(
-                    f"{folder} holds the release of {last}, which {self._trusted_release.ledger} never charged: "
-                    "restore the newest ledger; what is spent cannot be taken back"
-                )
-        self.memory = replace(memory, older=self._still_received(memory.older))
-        self.model, self._history, self.accepted = model, _broadcasts(arrays), []
-        self._velocity = arrays.get("velocity")
-        counted, self._journal = self.refusals.copy(), None  # what stands in the journal is not written again
-        try:
-            for version, payload in journal.payloads():
-                if version == memory.shared.version:
-                    self._take_payload(payload, PAYLOAD.record_of(payload).client)
-                elif version > memory.shared.version:
-                    warnings.warn(f"{folder}: an update accepted at version {version} is lost with it", stacklevel=3)
-        finally:
-            self._journal, self.refusals = journal, counted
+        refuse_other_genesis(folder, memory, self._genesis)
+        journal.refuse_other(folder, memory.genesis.run_id, int(arrays["accepted"][0]))
+        if self._trusted_release is not None:
+            self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
+        memory = replace(memory, older=self._still_received(memory.older))
+        self._begin(memory, model, arrays.get("velocity"), _broadcasts(arrays))
+        self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
+        self._cohorts = journal.cohorts()
+        counted, self.refusals = self.refusals, Counter()
+        for version, payload in journal.payloads():
+            if version == memory.shared.version:
+                self._take_payload(payload, PAYLOAD.record_of(payload).client, None)  # it is in the journal already
+            elif version > memory.shared.version:
+                warnings.warn(f"{folder}: an update accepted at version {version} is lost with it", stacklevel=3)
+        for reason in self.refusals:
+            warnings.warn(
+                f"{folder}: updates that were accepted before are refused now ({reason}): has the configuration "
+                "changed within a round?",
+                stacklevel=3,
+            )
+        self.refusals = counted
+
+    def _refuse_older_ledger(
+        self, folder: Path, memory: ServerMemory, arrays: Mapping[str, np.ndarray], release: TrustedRelease
+    ) -> None:
+        """Refuse a ledger that lacks a charge of a release in the folder."""
+        last = replace(memory.address, round=memory.shared.version - 1) if memory.shared.version else None
+        if last is not None and not release.ledger.charged(last):
+            raise DpcompError(
+                f"{folder} holds the release of {last}, which {release.ledger} never charged: restore the newest "
+                "ledger; what is spent cannot be taken back"
+            )
+        refuse_older_ledger(release.ledger, arrays)
+
+
+def largest_message(d: int) -> int:
+    """Return the most bytes of a message from a client; a server reads no longer one.
+
+    A coordinate takes at most 8 bytes for its value and 4 for its position; the rest is left to frames, side
+    information and tables.
+
+    Args:
+        d: The number of coordinates.
+    """
+    return 2**18 + 16 * d
+
+
+def _enforced_cohort(cohort: Cohort | None, release: TrustedRelease | None, clients: int) -> Cohort | None:
+    """Return the cohort that a server enforces: that of the pipeline, if the server is trusted."""
+    if release is not None:
+        if cohort is not None:
+            raise NotPrivate(
+                f"cohort={cohort} under a trusted server: its pipeline says how clients are drawn, and the guarantee "
+                "rests on that. Leave cohort out, and set sampling= in the pipeline"
+            )
+        sampling = release.pipeline.sampling
+        cohort = None if sampling is None else Cohort(sampling=sampling, secret=release.secret)
+    if cohort is not None and clients == SERVER:
+        raise ValueError(f"{cohort} draws among all clients, so their number is needed: give Server(clients=...)")
+    return cohort
 
 
 def _broadcasts(arrays: Mapping[str, np.ndarray]) -> list[bytes]:

@@ -1,6 +1,5 @@
 """Ledger: records privacy charges durably before noise is drawn, and gives the permits to draw it."""
 
-import json
 import os
 import sqlite3
 import threading
@@ -8,54 +7,33 @@ import weakref
 from collections import Counter
 from pathlib import Path
 
-from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
-    DpEvent,
-    NonPrivateDpEvent,
-)
-
 from dpcomp.core.address import Address
 from dpcomp.core.checks import check_type, whole_number
-from dpcomp.core.errors import BudgetExhausted, DpcompError
-from dpcomp.core.storage import open_database
+from dpcomp.core.database import Database, create_database, look_at_database, memory_database, open_database
+from dpcomp.core.errors import BudgetExhausted, DpcompError, NotPrivate
+from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy.budget import Budget
-from dpcomp.privacy.cost import Cost, guarantee_of
-from dpcomp.privacy.events import MOST_STEPS, read_event, write_event
+from dpcomp.privacy.cost import Cost
+from dpcomp.privacy.events import MOST_STEPS
 from dpcomp.privacy.guarantee import Guarantee
-
-FORMAT = 2  # of the file: SQLite's user_version
-
-SCHEMA = """
-CREATE TABLE charges (
-    run TEXT NOT NULL, client INTEGER NOT NULL, round INTEGER NOT NULL,
-    steps INTEGER NOT NULL CHECK (steps > 0), event TEXT NOT NULL, basis TEXT NOT NULL,
-    PRIMARY KEY (run, client, round)
-) WITHOUT ROWID;
-CREATE TABLE budgets (epsilon REAL NOT NULL, delta REAL NOT NULL);
-CREATE TRIGGER budgets_once BEFORE INSERT ON budgets WHEN EXISTS (SELECT 1 FROM budgets)
-    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TRIGGER budgets_stay BEFORE DELETE ON budgets
-    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TRIGGER budgets_hold BEFORE UPDATE ON budgets
-    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TABLE seeded (run TEXT NOT NULL, client INTEGER NOT NULL, PRIMARY KEY (run, client));
-CREATE TRIGGER charges_once BEFORE INSERT ON charges
-    WHEN EXISTS (SELECT 1 FROM charges WHERE (run, client, round) = (NEW.run, NEW.client, NEW.round))
-    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TRIGGER seeded_stay BEFORE DELETE ON seeded
-    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TRIGGER charges_stay BEFORE DELETE ON charges
-    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-CREATE TRIGGER charges_hold BEFORE UPDATE ON charges
-    BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
-"""
-
-TOTALS = "SELECT client, event, basis, SUM(steps) FROM charges GROUP BY client, event, basis ORDER BY client, basis"
+from dpcomp.privacy.ledger_file import KIND, LedgerMark, append, digest_at, read_entries, read_head, write_head
+from dpcomp.privacy.ledger_record import (
+    CostText,
+    LedgerEntry,
+    LedgerRecord,
+    cost_as_text,
+    cost_from_text,
+    guarantee_of_spent,
+    steps_of_events,
+    utc,
+)
 
 
 class Permit:
-    """The right to draw noise at an address, for a number of steps at a cost; `Ledger.charge` gives it.
+    """The right to draw noise at an address, for a number of steps at a cost; `Ledger.charge` alone gives it.
 
-    A permit is used up step by step, is valid in the process that charged alone, and cannot be copied or pickled.
+    A permit is used up step by step, is valid in the process that charged alone, and cannot be copied or pickled. Its
+    ledger knows the permits that it gave, so that a permit which was made by mistake is worth nothing.
 
     Attributes:
         address: Where the noise may be drawn.
@@ -63,10 +41,26 @@ class Permit:
         used: The number of releases that were made.
     """
 
-    def __init__(self, ledger: "Ledger", address: Address, cost: Cost, steps: int):
+    def __init__(self, ledger: "Ledger", address: Address, cost: Cost, steps: int, token: object):
+        if token is not ledger._token:  # pyright: ignore[reportPrivateUsage]
+            raise TypeError("a permit is not made but given, by ledger.charge(cost, address, steps)")
         self._ledger, self._process, self._lock = ledger, os.getpid(), threading.Lock()
-        self._cost = cost
-        self.address, self.steps, self.used = address, steps, 0
+        self._address, self._cost, self._steps, self._used = address, cost, steps, 0
+
+    @property
+    def address(self) -> Address:
+        """Where the noise may be drawn."""
+        return self._address
+
+    @property
+    def steps(self) -> int:
+        """The number of releases that were charged."""
+        return self._steps
+
+    @property
+    def used(self) -> int:
+        """The number of releases that were made."""
+        return self._used
 
     def spend(self, cost: Cost, *, seeded: bool) -> int:
         """Use a step of the permit for a release.
@@ -80,18 +74,19 @@ class Permit:
 
         Raises:
             BudgetExhausted: No step is left, another cost was charged, or another process charged.
+            NotPrivate: The noise comes from a number, and the ledger is durable and not for research.
+            TypeError: The ledger did not give this permit.
         """
         if os.getpid() != self._process:
             raise BudgetExhausted(f"{self} was given to another process: charge the ledger in the process that draws")
         if cost != self._cost:
             raise BudgetExhausted(f"{self} was charged for {self._cost}, not for {cost}: charge for this pipeline")
-        if seeded:
-            self._ledger.note_seeded(self.address)
+        self._ledger._confirm(self, seeded)  # pyright: ignore[reportPrivateUsage]
         with self._lock:
-            if self.used >= self.steps:
+            if self._used >= self._steps:
                 raise BudgetExhausted(f"{self} is used up: charge more steps at the next address")
-            self.used += 1
-            return self.used - 1
+            self._used += 1
+            return self._used - 1
 
     def __repr__(self) -> str:
         return f"Permit({self.address}, {self.used} of {self.steps} steps used)"
@@ -103,17 +98,21 @@ class Permit:
 class Ledger:
     """An append-only record of privacy charges, in memory or durable on disk (SQLite, synced at each charge).
 
-    A ledger on disk can be open in a single process at a time. No checkpoint holds it, so restoring a checkpoint takes
-    no charge back. A budget is stored with the charges and cannot be changed; a charge that would exceed it for a
-    client is refused.
+    `Ledger()` keeps it in memory, `Ledger.create(path)` makes a durable one, `Ledger(path)` opens it again, and
+    `Ledger.read(path)` looks at one that may be in use. A path where no ledger is, is refused: a mistyped path would be
+    an empty ledger.
+
+    A durable ledger can be open in a single process at a time. No checkpoint holds it, so restoring a checkpoint takes
+    no charge back; and a checkpoint holds the ledger's `mark`, so that a restored ledger is refused. A budget is stored
+    with the charges and cannot be changed; a charge that would exceed it for a client is refused.
 
     Args:
-        path: The file; None keeps the ledger in memory.
+        path: The file of an existing ledger; None keeps a new ledger in memory.
         budget: The largest (ε, δ) of each client; None for no limit, or for the budget that the file holds.
 
     Raises:
-        DpcompError: The file cannot be opened, is open in another process, is not a ledger, has another format number,
-            or has another budget.
+        DpcompError: No file is there, it cannot be opened, is open in another process, is not a ledger, has another
+            format number or another budget, or an entry of it was changed or deleted.
         BudgetExhausted: A client has spent more than the budget already.
 
     Examples:
@@ -127,25 +126,149 @@ class Ledger:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, budget: Budget | None = None):
-        self._name = ":memory:" if path is None else str(Path(path))
-        self._process = os.getpid()
-        self._seeded: set[tuple[str, int]] = set()
-        self._spent: dict[int, Counter[tuple[str, str]]] = {}  # client → (event, basis), as text → steps
+        _check_budget(budget)
+        if path is None:
+            self._start(memory_database(KIND, lambda connection: write_head(connection, research=True)), budget)
+        else:
+            self._start(open_database(path, KIND), budget)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], budget: Budget | None = None, *, research: bool = False) -> "Ledger":
+        """Create a durable ledger, which this process alone may read and write.
+
+        Args:
+            path: The file, in a folder that exists.
+            budget: The largest (ε, δ) of each client; None for no limit.
+            research: Whether noise from a numbered `SecretSeed`, which can be repeated, may be charged to it.
+
+        Returns:
+            The ledger, without any charge.
+
+        Raises:
+            DpcompError: A file is there already, or it cannot be written.
+
+        Examples:
+            >>> import dpcomp as dp
+            >>> from tempfile import TemporaryDirectory
+            >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(2.0)))
+            >>> with TemporaryDirectory() as folder:
+            ...     with dp.Ledger.create(f"{folder}/client-7.db") as ledger:
+            ...         permit = ledger.charge(pipeline.cost, dp.Address(run=0, client=7, round=0))
+            ...     with dp.Ledger(f"{folder}/client-7.db") as ledger:
+            ...         ledger.guarantee(delta=1e-5).steps
+            1
+        """
+        _check_budget(budget)
+
+        def fill(connection: sqlite3.Connection) -> None:
+            write_head(connection, research)
+            if budget is not None:
+                mark = read_head(connection, str(path)).mark
+                append(connection, str(path), mark, "budgets", budget.epsilon, budget.delta)
+
+        ledger = cls.__new__(cls)
+        ledger._start(create_database(path, KIND, fill), budget)
+        return ledger
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> LedgerRecord:
+        """Read what a durable ledger holds, while any process may hold it; nothing is changed.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The charges, the budget and the mark, as they were between two charges.
+
+        Raises:
+            DpcompError: No file is there, it is not a ledger or has another format number, or an entry of it was
+                changed or deleted.
+
+        Examples:
+            >>> import dpcomp as dp
+            >>> from tempfile import TemporaryDirectory
+            >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(2.0)))
+            >>> with TemporaryDirectory() as folder, dp.Ledger.create(f"{folder}/client-7.db") as ledger:
+            ...     permit = ledger.charge(pipeline.cost, dp.Address(run=0, client=7, round=0))
+            ...     record = dp.Ledger.read(f"{folder}/client-7.db")
+            >>> record.mark == ledger.mark, record.entries[0].address
+            (True, Address(run=0, client=7, round=0))
+        """
+        name, budget, seeded = str(Path(path)), None, False
+        entries: list[LedgerEntry] = []
+        with look_at_database(path, KIND) as connection:
+            head = read_head(connection, name)
+            for table, time, fields in read_entries(connection, name):
+                if table == "charges":
+                    run, client, number, steps, event, basis = fields
+                    entry = LedgerEntry(
+                        time=utc(time),
+                        address=Address(int(run), int(client), int(number)),
+                        steps=int(steps),
+                        cost=cost_from_text(str(event), str(basis)),
+                    )
+                    entries.append(entry)
+                elif table == "budgets":
+                    budget = Budget(*map(float, fields))
+                else:
+                    seeded = True
+        return LedgerRecord(
+            name=name, budget=budget, research=head.research, seeded=seeded, entries=tuple(entries), mark=head.mark
+        )
+
+    def _start(self, database: Database, budget: Budget | None) -> None:
+        self._database, self._lock, self._token = database, threading.Lock(), object()
+        self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
+        self._seeded: set[tuple[str, int]] = set()  # (run, client) whose noise was drawn from a number
+        self._spent: dict[int, Counter[CostText]] = {}
+        self.budget = None
         try:
-            self._database = open_database(self._name)
-            self._refuse_other_format()
-            for client, event, basis, steps in self._database.execute(TOTALS):
-                self._spent.setdefault(client, Counter())[event, basis] = steps
-        except sqlite3.OperationalError as error:
+            with database.reading() as connection:
+                self._head = read_head(connection, database.name)
+                self._mark = self._head.mark
+                for table, _, fields in read_entries(connection, database.name):
+                    if table == "charges":
+                        _, client, _, steps, event, basis = fields
+                        spent = self._spent.setdefault(int(client), Counter())
+                        spent[str(event), str(basis)] += int(steps)
+                    elif table == "budgets":
+                        self.budget = Budget(*map(float, fields))
+                    else:
+                        self._seeded.add((str(fields[0]), int(fields[1])))
+            self._keep_budget(budget)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def mark(self) -> LedgerMark:
+        """How far the ledger has come; each charge changes it. A checkpoint keeps it for `refuse_older_than`."""
+        return self._mark
+
+    @property
+    def research(self) -> bool:
+        """Whether noise from a numbered `SecretSeed` may be charged; a ledger in memory is for research."""
+        return self._head.research
+
+    def refuse_older_than(self, mark: LedgerMark) -> None:
+        """Refuse to go on if this ledger lacks an entry that it, or the ledger before it, once had.
+
+        Args:
+            mark: A mark that was kept elsewhere, such as in a checkpoint.
+
+        Raises:
+            DpcompError: The ledger has fewer entries than the mark, or other ones: it was restored from a copy, was
+                created anew, or is another client's.
+        """
+        check_type(mark, LedgerMark, f"refuse_older_than({mark!r}): give a LedgerMark, such as ledger.mark")
+        with self._database.reading() as connection:
+            here = digest_at(connection, self._head, mark.count)
+        if here != mark.digest:
+            why = "is older than that" if self._mark.count < mark.count else "has other entries than that"
             raise DpcompError(
-                f"the ledger {self._name} cannot be opened ({error}): does its folder exist, and is it open in "
-                "another process? A single process at a time may hold a ledger"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise DpcompError(f"{self._name} is no ledger ({error}): give another path, or restore the file") from error
-        self._finalizer = weakref.finalize(self, _close, self._database, self._process)
-        self._lock = threading.Lock()
-        self.budget = self._kept_budget(budget)
+                f"{self} has {self._mark}, and was {mark} before: it {why}, since it was restored, created anew or is "
+                "another's. Restore the newest ledger; what is spent cannot be taken back"
+            )
 
     def charge(self, cost: Cost, address: Address, steps: int = 1) -> Permit:
         """Record the cost of releases at an address durably, and return the permit to make them.
@@ -163,9 +286,10 @@ class Ledger:
 
         Raises:
             BudgetExhausted: The charge would exceed the budget, or the address was charged before.
-            TypeError: `cost` is not a `Cost`, or `steps` not a whole number.
+            TypeError: `cost` is not a `Cost`, `address` no `Address`, or `steps` not a whole number.
             ValueError: `steps` is below 1, or the ledger holds charges for another unit or trust.
-            DpcompError: Another process opened the ledger.
+            DpcompError: Another process opened the ledger, its file cannot be written, was replaced, or was changed by
+                another program. Nothing was charged.
 
         Examples:
             >>> import dpcomp as dp
@@ -175,34 +299,35 @@ class Ledger:
             Permit(Address(run=0, client=7, round=0), 0 of 3 steps used)
         """
         check_type(cost, Cost, f"charge(cost={cost!r}): a Cost is charged, such as pipeline.cost")
+        check_type(address, Address, f"charge(address={address!r}): give an Address, such as memory.address")
         steps = whole_number(steps, "charge(steps)", least=1, most=MOST_STEPS)
-        if os.getpid() != self._process:
-            raise DpcompError(
-                f"the ledger {self._name} was opened by another process: open it in the process that charges"
-            )
-        self._refuse_other_unit_or_trust(cost)
-        charged = _as_text(cost)
+        charged = cost_as_text(cost)
+        self._database.refuse_other_process()  # before the lock, which another thread may have held at a fork
         with self._lock:
-            spent = self._spent.get(address.client, Counter()) + Counter({charged: steps})
-            self._refuse_beyond_budget(address, spent)
-            try:
-                row = (str(address.run), address.client, address.round, steps, *charged)
-                self._database.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?)", row)
-            except sqlite3.IntegrityError as error:
+            self._refuse_other_unit_or_trust(cost)
+            if self.charged(address):
                 raise BudgetExhausted(
                     f"{address} was charged before, and its noise may have been drawn: re-send the stored bytes or "
                     "forfeit the round. A new release needs a new address: follow a broadcast, which begins the next "
                     "round, or, for the data of another client, use that client's number. To compare pipelines on the "
                     "same data, give each a fresh dp.Ledger()"
-                ) from error
-            self._spent[address.client] = spent
-        return Permit(self, address, cost, steps)
+                )
+            spent = self._spent.get(address.client, Counter()) + Counter({charged: steps})
+            self._refuse_beyond_budget(address, spent)
+            row = (str(address.run), address.client, address.round, steps, *charged)
+            with self._database.changing() as connection:
+                mark = append(connection, self._database.name, self._mark, "charges", *row)
+            self._spent[address.client], self._mark = spent, mark
+            permit = Permit(self, address, cost, steps, self._token)
+            self._permits.add(permit)
+        return permit
 
     def charged(self, address: Address) -> bool:
         """Return whether an address was charged; its noise may have been drawn, and no more may be released there."""
-        key = (str(address.run), address.client, address.round)
-        row = self._database.execute("SELECT 1 FROM charges WHERE (run, client, round) = (?, ?, ?)", key)
-        return row.fetchone() is not None
+        with self._database.reading() as connection:
+            key = (str(address.run), address.client, address.round)
+            row = connection.execute("SELECT 1 FROM charges WHERE (run, client, round) = (?, ?, ?)", key)
+            return row.fetchone() is not None
 
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
         """Return the guarantee of all charges so far: the largest over clients, whose data are disjoint.
@@ -214,31 +339,30 @@ class Ledger:
         Raises:
             TypeError: `delta` is not a number.
             ValueError: `delta` or `population` lies outside its range.
+            DpcompError: Another process opened the ledger.
         """
-        if not self._spent:
-            # Zero steps of any event cost nothing, but a guarantee has to name a unit and a trust.
-            nothing = Cost(event=NonPrivateDpEvent(), unit="example", trust="nobody", sampling="none")
-            return nothing.guarantee(0, delta, population=population)
-        seeded = self._database.execute("SELECT COUNT(*) FROM seeded").fetchone()[0] > 0
-        histories = {tuple(spent.items()) for spent in self._spent.values()}
-        guarantees = [
-            guarantee_of(
-                [(_from_text(*text), steps) for text, steps in spent], delta, population=population, seeded=seeded
-            )
-            for spent in histories
-        ]
-        return max(guarantees, key=lambda guarantee: guarantee.epsilon)
+        self._database.refuse_other_process()
+        with self._lock:
+            spent, seeded = dict(self._spent), bool(self._seeded)
+        return guarantee_of_spent(spent, delta, population=population, seeded=seeded)
 
-    def note_seeded(self, address: Address) -> None:
-        """Record that noise was drawn from a seed, so that the guarantee says so."""
-        who = (str(address.run), address.client)
-        if who not in self._seeded:
-            self._database.execute("INSERT OR IGNORE INTO seeded VALUES (?, ?)", who)
-            self._seeded.add(who)
+    def refuse_seed(self, secret: SecretSeed) -> None:
+        """Refuse a seed with a number, unless this ledger is for research.
+
+        A release refuses it too, but only after the charge; who holds both a ledger and a seed asks before.
+
+        Args:
+            secret: The source of noise.
+
+        Raises:
+            NotPrivate: The seed has a number, which somebody may know, and the ledger is durable and not for research.
+        """
+        if secret.seeded:
+            self._refuse_seeded()
 
     def close(self) -> None:
         """Close the file, so that another process may open it."""
-        self._finalizer()
+        self._database.close()
 
     def __enter__(self) -> "Ledger":
         return self
@@ -247,26 +371,48 @@ class Ledger:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Ledger({self._name!r})"
+        return "Ledger()" if self._database.name == ":memory:" else f"Ledger({self._database.name!r})"
 
-    def _kept_budget(self, budget: Budget | None) -> Budget | None:
-        """Return the budget that the file holds; if it holds none, store the given budget."""
-        row = self._database.execute("SELECT epsilon, delta FROM budgets").fetchone()
-        kept = None if row is None else Budget(*row)
-        if kept is None and budget is not None:
-            for client, spent in self._spent.items():
-                if not budget.allows(_by_event(spent)):
-                    self.close()
-                    raise BudgetExhausted(f"{self}: client {client} has spent more than {budget} already")
-            self._database.execute("INSERT INTO budgets VALUES (?, ?)", (budget.epsilon, budget.delta))
-            return budget
-        if budget is not None and budget != kept:
-            self.close()
-            raise DpcompError(f"{self} has {kept}, not {budget}: a budget is never changed; start another ledger")
-        return kept
+    def _confirm(self, permit: Permit, seeded: bool) -> None:
+        """Refuse a permit that this ledger did not give, and noise from a number where it is not allowed; note it."""
+        if permit not in self._permits:
+            raise TypeError(f"{self} did not give {permit}: charge the ledger, and use the permit that it returns")
+        if not seeded:
+            return
+        self._refuse_seeded()
+        who = (str(permit.address.run), permit.address.client)
+        with self._lock:
+            if who not in self._seeded:
+                with self._database.changing() as connection:
+                    mark = append(connection, self._database.name, self._mark, "seeded", *who)
+                self._mark = mark
+                self._seeded.add(who)
 
-    def _refuse_beyond_budget(self, address: Address, spent: Counter[tuple[str, str]]) -> None:
-        if self.budget is not None and not self.budget.allows(_by_event(spent)):
+    def _refuse_seeded(self) -> None:
+        if not self.research:
+            raise NotPrivate(
+                f"{self} is durable, and the noise comes from a SecretSeed with a number: whoever knows the number can "
+                "take the noise away. Use dp.SecretSeed() without a number, or for repeatable research a ledger of "
+                "dp.Ledger.create(path, research=True)"
+            )
+
+    def _keep_budget(self, budget: Budget | None) -> None:
+        """Hold the file's budget to the given one; if it has none, store the given one."""
+        if budget is None or budget == self.budget:
+            return
+        if self.budget is not None:
+            raise DpcompError(
+                f"{self} has {self.budget}, not {budget}: a budget is never changed; create another ledger"
+            )
+        for client, spent in self._spent.items():
+            if not budget.allows(steps_of_events(spent)):
+                raise BudgetExhausted(f"{self}: client {client} has spent more than {budget} already")
+        with self._database.changing() as connection:
+            mark = append(connection, self._database.name, self._mark, "budgets", budget.epsilon, budget.delta)
+        self.budget, self._mark = budget, mark
+
+    def _refuse_beyond_budget(self, address: Address, spent: Counter[CostText]) -> None:
+        if self.budget is not None and not self.budget.allows(steps_of_events(spent)):
             raise BudgetExhausted(
                 f"charging {address} would take client {address.client} to {sum(spent.values())} steps, beyond "
                 f"{self.budget}: nothing was charged. Stop here, charge fewer steps, or add more noise"
@@ -275,46 +421,13 @@ class Ledger:
     def _refuse_other_unit_or_trust(self, cost: Cost) -> None:
         if not self._spent:
             return
-        held = _from_text(*next(iter(next(iter(self._spent.values())))))
+        held = cost_from_text(*next(iter(next(iter(self._spent.values())))))
         if held.trust_model != cost.trust_model:
             raise ValueError(
                 f"{self} holds charges for unit={held.unit!r} with trust={held.trust!r}; this charge is for "
                 f"unit={cost.unit!r} with trust={cost.trust!r}. They do not compose: keep a ledger for each"
             )
 
-    def _refuse_other_format(self) -> None:
-        """Refuse a file with another format number; a new file gets the present number."""
-        number = self._database.execute("PRAGMA user_version").fetchone()[0]
-        empty = self._database.execute("SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)").fetchone()[0]
-        if empty:
-            self._database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
-        elif number != FORMAT:
-            self._database.close()
-            raise DpcompError(
-                f"{self._name} has ledger format {number}, not {FORMAT}: use the version of dpcomp that wrote it"
-            )
 
-
-def _close(database: sqlite3.Connection, process: int) -> None:
-    # A forked child that closed its copy would checkpoint and remove the log that its parent still writes.
-    if os.getpid() == process:
-        database.close()
-
-
-def _by_event(spent: Counter[tuple[str, str]]) -> dict[DpEvent, int]:
-    """Sum the steps of each event, over the bases on which they were charged."""
-    steps_of: dict[DpEvent, int] = {}
-    for (event, _), steps in spent.items():
-        steps_of[read_event(event)] = steps_of.get(read_event(event), 0) + steps
-    return steps_of
-
-
-def _as_text(cost: Cost) -> tuple[str, str]:
-    """Write a cost as two columns of a row: its event; and its basis, which is all else."""
-    basis = {"unit": cost.unit, "trust": cost.trust, "sampling": cost.sampling, "why_unsafe": cost.why_unsafe}
-    return write_event(cost.event), json.dumps(basis, sort_keys=True)
-
-
-def _from_text(event: str, basis: str) -> Cost:
-    """Read a cost that `_as_text` wrote."""
-    return Cost(event=read_event(event), **json.loads(basis))
+def _check_budget(budget: object) -> None:
+    check_type(budget, (Budget, type(None)), f"budget={budget!r}: give a dp.Budget(epsilon, delta), or None")

@@ -1,11 +1,9 @@
 """Participation: the clients that take part in a round."""
 
-from dpcomp.core.address import SERVER
 from dpcomp.core.errors import NotPrivate
-from dpcomp.core.randomness import SecretSeed
+from dpcomp.federated.cohort import Cohort
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
-from dpcomp.wire.memory import ServerMemory
 
 
 def refuse_second_sampling(pipeline: Pipeline, participation: Poisson | None) -> None:
@@ -21,30 +19,18 @@ def refuse_second_sampling(pipeline: Pipeline, participation: Poisson | None) ->
         )
 
 
-def drawn_cohort(
-    pipeline: Pipeline, participation: Poisson | None, clients: int, memory: ServerMemory, secret: SecretSeed
-) -> list[int]:
-    """Return the clients that are asked for an update in a round.
+def public_cohort(pipeline: Pipeline, participation: Poisson | None) -> Cohort | None:
+    """Return how a server that is not trusted draws the clients of a round; a trusted one asks its pipeline.
 
-    **Privacy:** where the draw amplifies (a trusted server), it comes from the secret seed. Elsewhere the server sees
-    who sends, so the draw is public and amplifies nothing.
+    **Privacy:** the server sees who sends, so the draw is public and amplifies nothing.
 
     Args:
         pipeline: Its sampling draws clients, unless it draws examples.
         participation: Draws the clients where the pipeline draws examples; None for all clients.
-        clients: The number of clients.
-        memory: The server's, whose address places the draw.
-        secret: Where a secret draw comes from.
 
     Returns:
-        Their numbers, ascending; under sampling sometimes none.
+        The draw; None for all clients, or for a trusted server.
     """
     trust = pipeline.trust_model
     sampling = participation if trust.releases_local_steps else pipeline.sampling
-    if sampling is None:
-        return list(range(clients))
-    if trust.cohort_is_secret:
-        stream = secret.stream("cohort", memory.address.run, SERVER, memory.address.round)
-    else:
-        stream = memory.seed.stream("cohort", memory.address.round)
-    return sampling.draw(clients, stream).tolist()
+    return None if sampling is None or trust.cohort_is_secret else Cohort(sampling=sampling)

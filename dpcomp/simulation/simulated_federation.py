@@ -14,7 +14,7 @@ from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger import Ledger
 from dpcomp.simulation.crashes import Crashes
 from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.participation import drawn_cohort
+from dpcomp.simulation.participation import public_cohort
 from dpcomp.simulation.protocol import ProtocolVariant
 from dpcomp.simulation.round_outcome import RoundOutcome
 from dpcomp.simulation.traffic import Traffic
@@ -34,8 +34,6 @@ class SimulatedFederation:
         server_ledger: The server's ledger. It is charged only if the server is trusted; otherwise it stays empty.
         traffic: Delivers the messages, with the faults of the network, and counts their bytes.
         crashes: Draws which clients crash or are away, and whether the server restarts.
-        participation: With `unit="example"`, draws the clients that a round asks; None asks all.
-        secret: The seed from which the clients of a round are drawn where amplification needs their draw to be secret.
     """
 
     pipeline: Pipeline
@@ -45,8 +43,6 @@ class SimulatedFederation:
     server_ledger: Ledger
     traffic: Traffic
     crashes: Crashes
-    participation: Poisson | None
-    secret: SecretSeed
 
     def play_round(self) -> RoundOutcome:
         """Play one round: the drawn clients train and send, the server closes the round, all follow its broadcast.
@@ -60,7 +56,7 @@ class SimulatedFederation:
         server, traffic = self.server, self.traffic
         refused_before = server.refusals.copy()
         self.crashes.begin_round(traffic, server)
-        cohort = drawn_cohort(self.pipeline, self.participation, len(self.participants), server.memory, self.secret)
+        cohort = server.cohort()
         traffic.invite(cohort)
         bits = [self._train(client) for client in cohort if self._can_train(client)]
         traffic.deliver()
@@ -150,6 +146,7 @@ def opened_federation(
             late_policy=protocol.late_policy,
             trusted_release=trusted_release,
             clients=clients,
+            cohort=public_cohort(pipeline, participation),
             folder=folder,
         )
         on_exit.callback(server.close)
@@ -163,8 +160,6 @@ def opened_federation(
             server_ledger=server_ledger,
             traffic=traffic,
             crashes=Crashes(faults, clients, seed.stream("misfortune")),  # the purpose names the stream: it stays
-            participation=participation,
-            secret=secret,
         )
 
 

@@ -4,6 +4,7 @@ Every message that arrives, early, late or twice, is read as the next one, again
 Damaged bytes are still refused.
 """
 
+import math
 import os
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -14,15 +15,17 @@ from jaxtyping import Float32
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, NotPrivate
 from dpcomp.federated.absence import Keep
-from dpcomp.federated.aggregation import ServerOptimizer
+from dpcomp.federated.aggregation import ServerOptimizer, TrustedRelease
+from dpcomp.federated.cohort import Cohort
 from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Event, Phase, Trained
-from dpcomp.federated.server import Accepted, Server, TrustedRelease
+from dpcomp.federated.server import Accepted, Server
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import LINK_BYTES, PAYLOAD
-from dpcomp.wire.memory import Link, ServerMemory, Shared
+from dpcomp.wire.links import Link
+from dpcomp.wire.memory import ServerMemory, Shared
 
 
 class UnversionedServer(Server):
@@ -45,6 +48,8 @@ class UnversionedServer(Server):
         late_policy: LatePolicy = Reject(),
         trusted_release: TrustedRelease | None = None,
         clients: int = SERVER,
+        cohort: Cohort | None = None,
+        largest_update: float = math.inf,
         folder: str | os.PathLike[str] | None = None,
     ):
         if channel.server_sees_clean:
@@ -62,6 +67,8 @@ class UnversionedServer(Server):
             late_policy=late_policy,
             trusted_release=trusted_release,
             clients=clients,
+            cohort=cohort,
+            largest_update=largest_update,
         )
 
     def handle(self, message: bytes, sender: int) -> bytes | None:
@@ -73,7 +80,8 @@ class UnversionedServer(Server):
         except CorruptPayload:
             self.refusals["corrupt"] += 1
         else:
-            self.accepted.append(Accepted(update, 1.0, len(message)))
+            self._sum.add(update, 1.0)
+            self.accepted.append(Accepted(frame.client, 1.0, len(message)))
 
 
 class UnversionedParticipant(Participant):

@@ -15,7 +15,8 @@ from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.support import Support, checked_support
 from dpcomp.privacy.claim import Claim, Released, Unbounded
 from dpcomp.wire.frame import digest
-from dpcomp.wire.memory import ClientMemory, Link, ServerMemory, Shared
+from dpcomp.wire.links import Link
+from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory, Shared, with_history
 
 CLEAN_UPLINK = Unbounded(
     because="the server is trusted, so the uplink is clean, and what is decoded from it was never released",
@@ -50,10 +51,6 @@ class Channel:
     def fingerprint(self, layout: Layout) -> bytes:
         """Return the 8 bytes that name this channel with a layout; they must be the same at both ends."""
         return digest(self.identity, layout.digest)
-
-    def genesis(self, layout: Layout, seed: PublicSeed) -> bytes:
-        """Return the digest of shared memory before any broadcast."""
-        return digest(self.fingerprint(layout), seed.number.to_bytes(8, "little"))
 
     @property
     def uplink_claim(self) -> Claim:
@@ -125,13 +122,19 @@ class Channel:
                 return replace(context, public_support=support, previous_support=previous)
         return replace(context, previous_support=previous)
 
-    def shared_at_start(self, layout: Layout, seed: PublicSeed) -> Shared:
-        """Return shared memory before any broadcast."""
+    def shared_at_start(self, layout: Layout, seed: PublicSeed, genesis: Genesis = Genesis()) -> Shared:
+        """Return shared memory before any broadcast.
+
+        Args:
+            layout: The layers of the vector.
+            seed: The public seed of the run.
+            genesis: The first model and the run id of the federation.
+        """
         reader = self.history_reader
-        if reader is None:
-            return Shared(digest=self.genesis(layout, seed))
-        history = _checked_history(reader, "initial_history", reader.initial_history(layout))
-        return Shared(digest=_with_history(self.genesis(layout, seed), history), history=history)
+        history = (
+            None if reader is None else _checked_history(reader, "initial_history", reader.initial_history(layout))
+        )
+        return Shared(digest=genesis.digest(self.fingerprint(layout), seed, history), history=history)
 
     def shared_after(
         self,
@@ -154,7 +157,7 @@ class Channel:
         if self.history_reader is not None and history is not None:
             updated = self.history_reader.update_history(history, broadcast, layout)
             history = _checked_history(self.history_reader, "update_history", updated, like=history)
-            chained = _with_history(chained, history)
+            chained = with_history(chained, history)
         return shared.advanced(chained, broadcast if self.predicts else None, listed, history)
 
     def refuse_foreign_memory(self, memory: ClientMemory | ServerMemory) -> None:
@@ -208,15 +211,6 @@ def _refuse_half_a_history(part: object) -> None:
     if len(has) == 1:
         (lacks,) = set(methods) - set(has)
         raise ValueError(f"{part} has {has[0]}, but not {lacks}: a part with a history has both methods, so add it")
-
-
-def _with_history(chained: bytes, history: Float32[np.ndarray, "h"]) -> bytes:
-    """Return a digest of shared memory that tells two histories apart.
-
-    The broadcasts decide the history only if every machine computes it alike, which an own part may fail to do: its two
-    ends would then decode other coordinates, and nothing else in a message would show it.
-    """
-    return digest(chained, np.asarray(history, dtype="<f4").tobytes())
 
 
 def _checked_history(

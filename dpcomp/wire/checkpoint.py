@@ -28,9 +28,10 @@ from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.storage import atomic_write, make_folder
 from dpcomp.core.support import Listed
 from dpcomp.wire.channel import Channel
-from dpcomp.wire.memory import ClientMemory, Link, Pending, ServerMemory, Shared
+from dpcomp.wire.links import Link, Links
+from dpcomp.wire.memory import ClientMemory, Genesis, Pending, ServerMemory, Shared
 
-FORMAT = "dpcomp checkpoint 3"
+FORMAT = "dpcomp checkpoint 4"
 CHECKPOINTS_KEPT = 2
 SUFFIX = ".safetensors"
 
@@ -148,6 +149,11 @@ def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
     )
 
 
+def exists(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder holds a checkpoint, whole or damaged."""
+    return bool(_checkpoints_in(Path(folder)))
+
+
 def _checkpoints_in(place: Path) -> list[Path]:
     """Return the paths of all checkpoints of a folder, oldest first."""
     return sorted(path for path in place.glob(f"*{SUFFIX}") if path.stem.isdigit())
@@ -192,12 +198,12 @@ def _packed(checkpoint: Checkpoint) -> tuple[Arrays, Record]:
         "layout": memory.layout.shapes,
         "seed": memory.seed.number,
         "shared": _pack_shared("shared", memory.shared, arrays),
+        "first_model": memory.genesis.first_model.hex(),
+        "run_id": memory.genesis.run_id.hex(),
     }
     if isinstance(memory, ServerMemory):
         record["older"] = [_pack_shared(f"older {place}", shared, arrays) for place, shared in enumerate(memory.older)]
-        record["links"] = {
-            str(client): _pack_link(f"link {client}", link, arrays) for client, link in memory.links.items()
-        }
+        arrays |= {f"links {name}": column for name, column in memory.links.columns().items()}
         return arrays, record
     record["client"] = memory.client
     record["link"] = _pack_link("link", memory.link, arrays)
@@ -223,15 +229,14 @@ def _unpacked(arrays: Arrays, record: Record, channel: Channel, path: Path) -> C
     shared = _read_shared("shared", record["shared"], arrays)
     both: Record = {"pipeline": fingerprint, "layout": layout, "seed": PublicSeed(record["seed"]), "shared": shared}
     both["residual"] = arrays.get("residual")
+    both["genesis"] = Genesis(first_model=bytes.fromhex(record["first_model"]), run_id=bytes.fromhex(record["run_id"]))
     model = arrays.get("model")
     extra_arrays = {name.removeprefix("beside "): value for name, value in arrays.items() if name.startswith("beside ")}
     if "client" not in record:
-        links = {
-            int(client): _read_link(f"link {client}", link_record, arrays)
-            for client, link_record in record["links"].items()
-        }
+        columns = {name.removeprefix("links "): value for name, value in arrays.items() if name.startswith("links ")}
         older = tuple(_read_shared(f"older {place}", old, arrays) for place, old in enumerate(record["older"]))
-        return Checkpoint(ServerMemory(**both, links=MappingProxyType(links), older=older), model, None, extra_arrays)
+        memory = ServerMemory(**both, links=Links.from_columns(columns), older=older)
+        return Checkpoint(memory, model, None, extra_arrays)
     link, tracked = _read_link("link", record["link"], arrays), _read_tracked("tracked", record["noise"], arrays)
     memory, pending = ClientMemory(**both, client=record["client"], link=link, tracked=tracked), None
     if "pending link" in record:

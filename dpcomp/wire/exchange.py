@@ -8,7 +8,8 @@ from dpcomp.core.checks import check_type
 from dpcomp.core.errors import VersionMismatch
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import LINK_BYTES, Frame, OpenedPayload, chained
-from dpcomp.wire.memory import ClientMemory, Link, ServerMemory
+from dpcomp.wire.links import Link
+from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.payload import decode, encode, signal_estimate
 from dpcomp.wire.update import Update
 
@@ -44,7 +45,8 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[bytes,
         update, tracked = signal_estimate(update, memory.tracked, channel.uplink.averaged_clients)
     encoded = encode(channel, channel.uplink, update, memory)
     chain = chained(memory.link.digest, encoded.payload)
-    link = memory.link.advanced(chain, address, memory.shared.version, encoded.listed)
+    listed = encoded.listed if channel.uplink.needs_last_support else None
+    link = memory.link.advanced(chain, address, memory.shared.version, listed)
     return encoded.payload, replace(memory, residual=encoded.residual, link=link, tracked=tracked)
 
 
@@ -65,10 +67,31 @@ def receive(channel: Channel, payload: bytes | OpenedPayload, memory: ServerMemo
             of a client in a round, where the server is trusted.
         TypeError: `memory` is not a `ServerMemory`.
     """
+    opened = OpenedPayload.of(payload)
+    refuse_unreceivable(channel, opened, memory)
+    frame, link = opened.frame, memory.link(opened.frame.client)
+    at_payload = replace(memory, shared=memory.shared_at(frame.version))
+    update, listed = decode(channel, channel.uplink, opened, channel.uplink_claim, at_payload, link)
+    chain = chained(link.digest, opened.payload)
+    listed = listed if channel.uplink.needs_last_support else None
+    return update, memory.accepted(frame.client, link.advanced(chain, frame.address, frame.version, listed))
+
+
+def refuse_unreceivable(channel: Channel, opened: OpenedPayload, memory: ServerMemory) -> None:
+    """Refuse a payload that `receive` would refuse before it decodes anything.
+
+    Args:
+        channel: The channel of both ends: `pipeline.channel`.
+        opened: The payload.
+        memory: The server's memory.
+
+    Raises:
+        VersionMismatch: As `receive` does.
+        TypeError: `memory` is not a `ServerMemory`.
+    """
     check_type(
         memory, ServerMemory, f"receive: the server receives, with a ServerMemory, not a {type(memory).__name__}"
     )
-    opened = OpenedPayload.of(payload)
     frame, at_payload = opened.frame, replace(memory, shared=memory.shared_at(opened.frame.version))
     refuse_other_state(channel, frame, at_payload)
     if frame.client == SERVER:
@@ -83,9 +106,6 @@ def receive(channel: Channel, payload: bytes | OpenedPayload, memory: ServerMemo
             "round have twice the sensitivity. Wait for the next broadcast",
             reason="twice",
         )
-    update, listed = decode(channel, channel.uplink, opened, channel.uplink_claim, at_payload, link)
-    link = link.advanced(chained(link.digest, opened.payload), frame.address, frame.version, listed)
-    return update, memory.accepted(frame.client, link)
 
 
 def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[bytes, ServerMemory]:

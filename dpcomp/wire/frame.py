@@ -135,7 +135,7 @@ class Frame:
         return Address(self.run, self.client, self.round)
 
 
-MAGIC = b"dpc\x03"  # the last byte is the format's version
+MAGIC = b"dpc\x04"  # the last byte is the format's version
 PAYLOAD = Format(Frame, MAGIC)
 HEADER_BYTES = PAYLOAD.header_bytes
 

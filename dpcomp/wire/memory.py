@@ -1,8 +1,7 @@
 """Memory: what each end remembers between messages; a message replaces a memory by a new value."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float32
@@ -12,6 +11,8 @@ from dpcomp.core.address import SERVER, Address
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.support import Listed, Support
+from dpcomp.wire.frame import digest
+from dpcomp.wire.links import Link, Links
 from dpcomp.wire.update import Update
 
 
@@ -62,35 +63,54 @@ class Shared:
         )
 
 
+NO_DIGEST = bytes(8)  # stands where a digest would, if there is nothing to digest
+
+
 @dataclass(frozen=True, kw_only=True)
-class Link:
-    """The state that a client and the server share: a function of the client's accepted payloads.
+class Genesis:
+    """What a federation begins with, besides pipeline, layout and seed; shared memory's digest begins with all of it.
 
     Attributes:
-        count: The number of accepted payloads.
-        digest: The hash chain over them.
-        last: The address of the last accepted payload.
-        last_version: The version of shared memory that it was coded against; -1 before the first.
-        last_support: The last support whose positions a payload listed; the next is coded by its difference from it.
+        first_model: The digest of the first model; zeros for none, as without `Server` and `Participant`.
+        run_id: 8 random bytes that distinguish this federation from all others of the same configuration and seed;
+            zeros for none, or for a client that has not learned it yet. No random stream derives from it.
+
+    Raises:
+        ValueError: One of the two does not have 8 bytes.
     """
 
-    count: int = 0
-    digest: bytes = bytes(8)
-    last: Address | None = None
-    last_version: int = -1
-    last_support: Listed | None = None
+    first_model: bytes = NO_DIGEST
+    run_id: bytes = NO_DIGEST
 
-    def advanced(self, chained: bytes, address: Address, version: int, listed: Support | None) -> "Link":
-        """Return the link after another accepted payload.
+    def __post_init__(self):
+        if (len(self.first_model), len(self.run_id)) != (len(NO_DIGEST), len(NO_DIGEST)):
+            raise ValueError(f"{self}: the digest of a model and a run id have {len(NO_DIGEST)} bytes each")
+
+    @classmethod
+    def of(cls, first_model: Float32[np.ndarray, "d"] | None, run_id: bytes | None = None) -> "Genesis":
+        """Make the genesis of a first model, a (d,) vector or None for none, and a run id, 8 bytes or None for none."""
+        named = NO_DIGEST if first_model is None else digest(np.asarray(first_model, dtype="<f4").tobytes())
+        return cls(first_model=named, run_id=NO_DIGEST if run_id is None else run_id)
+
+    def digest(self, fingerprint: bytes, seed: PublicSeed, history: Float32[np.ndarray, "h"] | None = None) -> bytes:
+        """Return the digest of shared memory before any broadcast.
 
         Args:
-            chained: The hash chain after the payload.
-            address: The payload's address.
-            version: The version of shared memory that it was coded against.
-            listed: The support, if the payload lists its positions; else None.
+            fingerprint: Of pipeline and layout: `channel.fingerprint(layout)`.
+            seed: The public seed of the run.
+            history: The history before any broadcast, if a part keeps one; else None.
         """
-        last_support = listed if isinstance(listed, Listed) else self.last_support
-        return Link(count=self.count + 1, digest=chained, last=address, last_version=version, last_support=last_support)
+        named = b"" if self == Genesis() else self.first_model + self.run_id
+        return with_history(digest(fingerprint, seed.number.to_bytes(8, "little"), named), history)
+
+
+def with_history(chained: bytes, history: Float32[np.ndarray, "h"] | None) -> bytes:
+    """Return a digest of shared memory that tells two histories apart.
+
+    The broadcasts decide the history only if every machine computes it alike, which an own part may fail to do: its two
+    ends would then decode other coordinates, and nothing else in a message would show it.
+    """
+    return chained if history is None else digest(chained, np.asarray(history, dtype="<f4").tobytes())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,6 +124,7 @@ class _Memory:
         shared: The state that all ends share.
         residual: What this sender's codec has dropped so far, as a (d,) vector; None without feedback.
         step: The last broadcast as all ends decoded it, which is added to the model; None before the first.
+        genesis: The first model and the run id of the federation.
     """
 
     pipeline: bytes
@@ -112,10 +133,42 @@ class _Memory:
     shared: Shared
     residual: Float32[np.ndarray, "d"] | None
     step: Update | None = None
+    genesis: Genesis = Genesis()
 
     def __post_init__(self):
         if self.residual is not None:
             self.residual.flags.writeable = False
+
+    def with_genesis(self, genesis: Genesis) -> Self:
+        """Return this memory with another genesis; before any broadcast, its digest begins with it."""
+        shared = self.shared
+        if not shared.version:
+            shared = replace(shared, digest=genesis.digest(self.pipeline, self.seed, shared.history))
+        return replace(self, genesis=genesis, shared=shared)
+
+    def with_first_model(self, model: Float32[np.ndarray, "d"]) -> Self:
+        """Return this memory with a first model in its genesis, if it is at version 0 and names none yet.
+
+        Args:
+            model: The first model, as a (d,) vector.
+
+        Raises:
+            ValueError: The memory names another first model, or the model does not fit its layout.
+        """
+        if model.shape != (self.layout.size,):
+            raise ValueError(
+                f"the model has shape {model.shape}, the memory's layout {self.layout.size} coordinates: give a "
+                f"vector of shape ({self.layout.size},)"
+            )
+        if self.shared.version:
+            return self
+        named = Genesis.of(model).first_model
+        if self.genesis.first_model not in (NO_DIGEST, named):
+            raise ValueError(
+                f"the memory names the first model {self.genesis.first_model.hex()}, but {named.hex()} was given: "
+                "begin with the model that the memory was made for"
+            )
+        return self.with_genesis(replace(self.genesis, first_model=named))
 
     @property
     def broadcast_link(self) -> Link:
@@ -137,7 +190,7 @@ class ClientMemory(_Memory):
     """
 
     client: int
-    link: Link = Link()
+    link: Link = field(default_factory=Link)
     tracked: TrackedSignal | None = None
 
     def __post_init__(self):
@@ -200,7 +253,7 @@ class ServerMemory(_Memory):
         older: Earlier shared memories, against which late payloads are still decoded.
     """
 
-    links: Mapping[int, Link] = field(default_factory=lambda: MappingProxyType({}))
+    links: Links = field(default_factory=Links)
     older: tuple[Shared, ...] = ()
 
     @property
@@ -223,4 +276,4 @@ class ServerMemory(_Memory):
 
     def accepted(self, client: int, link: Link) -> "ServerMemory":
         """Return this memory with the link of a client replaced."""
-        return replace(self, links=MappingProxyType({**self.links, client: link}))
+        return replace(self, links=self.links.replaced(client, link))

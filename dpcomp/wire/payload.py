@@ -24,7 +24,8 @@ from dpcomp.core.support import Everywhere, Listed
 from dpcomp.privacy.claim import Claim
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import LINK_BYTES, PAYLOAD, Frame, OpenedPayload
-from dpcomp.wire.memory import ClientMemory, Link, ServerMemory
+from dpcomp.wire.links import Link
+from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.update import Update
 
 

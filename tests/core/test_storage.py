@@ -1,12 +1,8 @@
-"""Files that are written whole or not at all, and databases that one process holds."""
-
-import sqlite3
-import subprocess
-import sys
+"""Files that are written whole or not at all."""
 
 import pytest
 
-from dpcomp.core.storage import atomic_write, make_folder, open_database, write_whole
+from dpcomp.core.storage import atomic_write, make_folder, write_whole
 
 
 def test_a_file_is_replaced_whole_and_no_draft_stays(tmp_path):
@@ -53,40 +49,3 @@ def test_a_folder_is_made_with_those_above_it(tmp_path):
     for _ in range(2):
         make_folder(tmp_path / "a" / "b")
         assert (tmp_path / "a" / "b").is_dir()
-
-
-SECOND = """
-import sqlite3, sys
-from dpcomp.core.storage import open_database
-try:
-    open_database(sys.argv[1])
-except sqlite3.OperationalError as error:
-    print(error)
-"""
-
-
-def test_a_database_is_one_processes_and_its_commits_are_synchronous(tmp_path):
-    path = tmp_path / "some.db"
-    database = open_database(path)
-    database.execute("CREATE TABLE found (number INTEGER)")
-    pragmas = {name: database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")}
-    assert pragmas == {"journal_mode": "wal", "synchronous": 2}
-    ran = subprocess.run([sys.executable, "-c", SECOND, str(path)], capture_output=True, text=True)
-    assert ran.stdout == "database is locked\n"
-    database.close()
-    again = open_database(path)
-    assert again.execute("SELECT COUNT(*) FROM found").fetchone() == (0,)
-    again.close()
-
-
-def test_a_file_that_is_no_database_is_refused(tmp_path):
-    (tmp_path / "some.db").write_bytes(b"this is a text, and no database" * 100)
-    with pytest.raises(sqlite3.DatabaseError):
-        open_database(tmp_path / "some.db")
-
-
-def test_a_database_in_memory_is_nobody_elses():
-    for _ in range(2):
-        database = open_database(":memory:")
-        database.execute("CREATE TABLE found (number INTEGER)")
-        database.close()

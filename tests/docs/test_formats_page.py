@@ -11,9 +11,10 @@ from typing import get_type_hints
 import pytest
 
 import dpcomp as dp
+from dpcomp.federated import journal
 from dpcomp.federated.messages import HELLO, REPLY, Hello, Reply
 from dpcomp.lab.results import results_file
-from dpcomp.privacy import ledger
+from dpcomp.privacy import ledger_file
 from dpcomp.wire import checkpoint
 from dpcomp.wire.frame import PAYLOAD, Frame
 
@@ -53,14 +54,16 @@ def test_the_checkpoints_number_is_that_of_the_code():
     assert checkpoint.FORMAT.endswith(f" {row.group(2)}")
 
 
-@pytest.mark.parametrize(("name", "number"), [("ledger", ledger.FORMAT), ("result", results_file.FORMAT)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("ledger", ledger_file.FORMAT), ("journal", journal.FORMAT), ("result", results_file.FORMAT)]
+)
 def test_the_number_of_a_file_is_that_of_the_code(name, number):
     row = re.search(rf"^\| \[{name}\]\(#{name}\) \| .*? \| (\d+) \|", PAGE, flags=re.MULTILINE)
     assert int(row.group(1)) == number
 
 
 def test_the_tables_of_a_ledger_are_those_of_the_code(tmp_path):
-    dp.Ledger(tmp_path / "some.db").close()
+    dp.Ledger.create(tmp_path / "some.db").close()
     database = sqlite3.connect(tmp_path / "some.db")
     tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     expected = {

@@ -9,7 +9,7 @@ from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, Tim
 from dpcomp.federated.server import Server, TrustedRelease
 
 LAYOUT = dp.Layout.of({"a": (100, 48), "b": (200,)})
-RUN = dp.PublicSeed(3)
+RUN, RUN_ID = dp.PublicSeed(3), b"the ends"
 NOISE = (dp.Clip(1.0), dp.Gaussian(0.5))
 TOP = dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4))
 PIPELINE = dp.Pipeline(mechanism=NOISE, codec=TOP)
@@ -33,7 +33,7 @@ def server_of(pipeline=PIPELINE, folder=None, ledger=None, late_policy=None):
         trusted_release = TrustedRelease(
             pipeline=pipeline, secret=dp.SecretSeed(0), ledger=ledger or dp.Ledger(), divisor=1.0
         )
-    memory = pipeline.init_server(LAYOUT, RUN)
+    memory = pipeline.init_server(LAYOUT, RUN, run_id=RUN_ID)
     return Server(
         pipeline.channel,
         memory,

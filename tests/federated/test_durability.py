@@ -1,12 +1,15 @@
 """What either end has said outlives its process, or is noticed to be gone."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import dpcomp as dp
 from dpcomp.federated.late import Weigh
 from dpcomp.federated.participant import Participant
-from dpcomp.federated.phases import BroadcastReceived, Phase, TimedOut, Trained
+from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut, Trained
 from dpcomp.federated.server import Server
 from tests.federated.ends import (
     LAYOUT,
@@ -69,7 +72,7 @@ def test_a_server_restarts_with_all_that_it_called_accepted(tmp_path):
 
 
 def test_states_are_checked_when_a_client_is_opened(tmp_path):
-    ledger = dp.Ledger(tmp_path / "ledger.db")
+    ledger = dp.Ledger.create(tmp_path / "ledger.db", research=True)
     memory = PIPELINE.init_client(LAYOUT, RUN, 1)
     participant = Participant(PIPELINE.channel, memory, zeros(), ledger, tmp_path / "checkpoints")
     server = server_of()
@@ -144,6 +147,13 @@ def test_a_trusted_server_does_not_go_on_with_an_older_ledger(tmp_path):
     server_of(TRUSTED, tmp_path, ledger).close()
 
 
+def test_a_trusted_server_with_a_durable_ledger_takes_no_numbered_seed(tmp_path):
+    with dp.Ledger.create(tmp_path / "ledger.db") as ledger:
+        with pytest.raises(dp.NotPrivate, match="SecretSeed with a number"):
+            server_of(TRUSTED, ledger=ledger)
+        assert not ledger.mark.count
+
+
 def test_a_policy_that_has_changed_holds_at_once(tmp_path):
     server, participant = server_of(folder=tmp_path, late_policy=Weigh(max_age=3)), participant_of()
     talk(participant, server, TimedOut())
@@ -154,3 +164,113 @@ def test_a_policy_that_has_changed_holds_at_once(tmp_path):
     strict.handle(payload, 1)
     assert strict.refusals == {"version": 1}
     strict.close()
+
+
+def test_a_missing_journal_beside_a_checkpoint_is_an_error(tmp_path):
+    server_of(folder=tmp_path).close()
+    (tmp_path / "journal.db").unlink()
+    with pytest.raises(dp.DpcompError, match=r"no journal\.db: .*Restore both"):
+        server_of(folder=tmp_path)
+    assert not (tmp_path / "journal.db").exists()
+
+
+def test_a_missing_checkpoint_beside_a_journal_in_use_is_an_error(tmp_path):
+    together(PIPELINE, 1, server_of(folder=tmp_path))[0].close()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(dp.DpcompError, match="no checkpoint"):
+        server_of(folder=tmp_path)
+
+
+def test_a_journal_that_is_older_than_the_checkpoint_or_of_another_federation_is_an_error(tmp_path):
+    server, participant = together(PIPELINE, 1, server_of(folder=tmp_path / "live"))
+    server.close()
+    shutil.copy(tmp_path / "live" / "journal.db", tmp_path / "old.db")
+    server = server_of(folder=tmp_path / "live")
+    together(PIPELINE, 1, server, participant)
+    server.close()
+    shutil.copy(tmp_path / "old.db", tmp_path / "live" / "journal.db")
+    with pytest.raises(dp.DpcompError, match="older"):
+        server_of(folder=tmp_path / "live")
+    other = Server(PIPELINE.channel, PIPELINE.init_server(LAYOUT, RUN), zeros(), folder=tmp_path / "other")
+    other.close()
+    shutil.copy(tmp_path / "other" / "journal.db", tmp_path / "live" / "journal.db")
+    with pytest.raises(dp.DpcompError, match="journal of"):
+        server_of(folder=tmp_path / "live")
+
+
+def test_a_server_that_was_set_back_counts_no_payload_twice(tmp_path):
+    server = server_of(folder=tmp_path / "live")
+    participant = participant_of()
+    talk(participant, server, TimedOut())
+    participant.ledger.charge(PIPELINE.cost, participant.state.memory.address)
+    (payload,) = participant.handle(Trained(update_of(PIPELINE, participant.state.memory, 3)))
+    server.close()
+    shutil.copytree(tmp_path / "live", tmp_path / "backup")
+    server = server_of(folder=tmp_path / "live")
+    participant.handle(ReplyReceived(server.handle(payload, 1)))
+    participant.handle(BroadcastReceived(server.close_round()))
+    server.close()
+    set_back = server_of(folder=tmp_path / "backup")
+    for _ in range(3):  # late copies of the network
+        set_back.handle(payload, 1)
+    assert len(set_back.accepted) == 1 and set_back.refusals == {"repeat": 2}
+    talk(participant, set_back, TimedOut())
+    stands_with(participant, set_back)
+    assert not participant.may_train  # its address is spent
+    talk(participant, set_back, BroadcastReceived(set_back.close_round()))
+    stands_with(participant, set_back)
+    set_back.close()
+
+
+def test_a_client_counts_once_in_a_round_whatever_it_releases():
+    server, participant = together(PIPELINE, 1)
+    memory, votes = participant.state.memory, 0
+    for vote in range(91):
+        payload, memory = PIPELINE.send(update_of(PIPELINE, memory, vote), memory)
+        votes += server.handle(payload, 1) is not None
+        memory = replace(memory, link=server.memory.link(1))
+    assert votes == 91 and len(server.accepted) == 1
+    assert server.refusals == {"twice": 90}
+
+
+@pytest.mark.parametrize(("late", "accepted"), [(None, 0), (Weigh(max_age=1), 1)])
+def test_an_update_of_an_earlier_round_than_its_version_is_a_late_one(late, accepted):
+    server, participant = server_of(late_policy=late), participant_of()
+    talk(participant, server, TimedOut())
+    update = update_of(PIPELINE, participant.state.memory)
+    talk(participant, server, BroadcastReceived(server.close_round()))
+    talk(participant, server, Trained(update))
+    assert [one.weight for one in server.accepted] == [2**-0.5] * accepted
+    assert server.refusals == ({} if accepted else {"round": 1})
+
+
+def test_an_update_of_a_round_to_come_is_refused():
+    server, participant = server_of(late_policy=Weigh(max_age=3)), participant_of()
+    talk(participant, server, TimedOut())
+    memory = participant.state.memory
+    update = replace(update_of(PIPELINE, memory), address=replace(memory.address, round=1))
+    server.handle(PIPELINE.send(update, memory)[0], 1)
+    assert server.refusals == {"round": 1} and not server.accepted
+
+
+def test_a_ledger_that_lost_its_newest_charges_is_refused_by_both_ends(tmp_path):
+    memory = PIPELINE.init_client(LAYOUT, RUN, 1)
+    dp.Ledger.create(tmp_path / "ledger.db").close()
+    shutil.copy(tmp_path / "ledger.db", tmp_path / "new.db")
+    ledger, server = dp.Ledger(tmp_path / "ledger.db"), server_of()
+    participant = Participant(PIPELINE.channel, memory, zeros(), ledger, tmp_path / "client")
+    talk(participant, server, TimedOut())
+    ledger.charge(PIPELINE.cost, participant.state.memory.address)  # and the update was never sent
+    talk(participant, server, BroadcastReceived(server.close_round()))
+    ledger.close()
+    shutil.copy(tmp_path / "new.db", tmp_path / "ledger.db")
+    with dp.Ledger(tmp_path / "ledger.db") as restored, pytest.raises(dp.DpcompError, match="older"):
+        Participant(PIPELINE.channel, memory, zeros(), restored, tmp_path / "client")
+    charged = dp.Ledger()
+    trusted = server_of(TRUSTED, tmp_path / "server", charged)
+    trusted.close_round()
+    trusted.close()
+    forged = dp.Ledger()
+    forged.charge(TRUSTED.cost, dp.Address(RUN.number, dp.SERVER, 0))
+    with pytest.raises(dp.DpcompError, match="what is spent cannot be taken back"):
+        server_of(TRUSTED, tmp_path / "server", forged)

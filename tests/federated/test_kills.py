@@ -1,13 +1,13 @@
 """A client process that is killed at any moment goes on by itself, and has never released twice."""
 
 import multiprocessing
-import sqlite3
 import time
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
+import dpcomp as dp
 from dpcomp.federated.messages import HELLO, NO_DIGEST
 from dpcomp.federated.phases import Phase, ReplyReceived, TimedOut
 from dpcomp.federated.server import Server
@@ -19,15 +19,17 @@ MOMENT = 0.02  # seconds, on average, from the last message of a life to the kil
 
 
 def fresh_server(folder=None):
-    return Server(PIPELINE.channel, PIPELINE.init_server(LAYOUT, RUN), np.zeros(LAYOUT.size, np.float32), folder=folder)
+    return Server(
+        PIPELINE.channel,
+        PIPELINE.init_server(LAYOUT, RUN, run_id=b"the kill"),
+        np.zeros(LAYOUT.size, np.float32),
+        folder=folder,
+    )
 
 
 def charged(folder):
     """The rounds that the ledger of a folder has charged."""
-    with sqlite3.connect(f"file:{folder}/ledger.db?mode=ro", uri=True) as database:
-        rounds = {number for (number,) in database.execute("SELECT round FROM charges")}
-    database.close()
-    return rounds
+    return {entry.address.round for entry in dp.Ledger.read(folder / "ledger.db").entries}
 
 
 class Life:
@@ -102,7 +104,8 @@ class Life:
 
 
 def survive(folder, kills, seed):
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["dpcomp.federated"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["dpcomp.federated", "dpcomp.pipeline"])
+    dp.Ledger.create(folder / "ledger.db").close()
     life, rng = Life(folder), np.random.default_rng(seed)
     for kill in range(1, kills + 1):
         life.live(int(rng.integers(1, 9)), float(rng.exponential(MOMENT)))

@@ -9,7 +9,7 @@ import dpcomp as dp
 from dpcomp.federated.messages import REPLY
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut, Trained
-from dpcomp.wire.memory import Link
+from dpcomp.wire.links import Link
 from tests.federated.ends import (
     DOWN,
     LAYOUT,
@@ -91,7 +91,7 @@ def test_clients_notice_a_server_that_was_set_back_and_resync(tmp_path, pipeline
         for one in (participant, other):
             talk(one, set_back, BroadcastReceived(broadcast))
     talk(participant, set_back, Trained(update_of(pipeline, participant.state.memory, 77)))
-    assert [one.update.address.client for one in set_back.accepted] == [1]
+    assert [one.client for one in set_back.accepted] == [1]
     stands_with(participant, set_back)
     set_back.close()
 

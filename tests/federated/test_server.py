@@ -105,9 +105,10 @@ def test_a_late_update_counts_less_where_that_is_declared():
     (payload,) = participant.handle(Trained(update))
     server.close_round()
     server.close_round()
+    taken, _ = PIPELINE.receive(payload, server.memory)
     server.handle(payload, 1)
-    ((taken, weight, _),) = server.accepted
-    assert weight == pytest.approx(1 / 3)
+    ((client, weight, payload_bytes),) = server.accepted
+    assert (client, weight, payload_bytes) == (1, pytest.approx(1 / 3), len(payload))
     before = server.model
     server.close_round()
     moved = server.model + server.memory.residual - before

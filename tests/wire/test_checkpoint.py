@@ -152,7 +152,7 @@ def test_a_ledger_gets_nothing_back_from_an_older_checkpoint(tmp_path):
     pipeline = PIPELINES["top"]
     client, _ = ends(pipeline)
     checkpoint.save(tmp_path / "memory", Checkpoint(client))
-    with dp.Ledger(tmp_path / "ledger.db") as ledger:
+    with dp.Ledger.create(tmp_path / "ledger.db") as ledger:
         ledger.charge(pipeline.cost, client.address)
         again = checkpoint.load(tmp_path / "memory", pipeline.channel).memory
         with pytest.raises(dp.BudgetExhausted, match="charged before"):

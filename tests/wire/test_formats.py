@@ -40,19 +40,23 @@ def test_a_checkpoint_of_another_format_is_refused_by_its_number(tmp_path):
     save_file(
         {"model": np.zeros(9, np.float32)}, tmp_path / "0000000000.safetensors", {"format": "dpcomp checkpoint 2"}
     )
-    with pytest.raises(dp.DpcompError, match="the format 'dpcomp checkpoint 2', not 'dpcomp checkpoint 3'"):
+    with pytest.raises(dp.DpcompError, match=f"the format 'dpcomp checkpoint 2', not '{checkpoint.FORMAT}'"):
         checkpoint.load(tmp_path, PIPELINE.channel)
 
 
 def test_a_ledger_of_another_format_is_refused_by_its_number(tmp_path):
     path = tmp_path / "ledger.db"
     with sqlite3.connect(path) as database:
+        database.execute("PRAGMA journal_mode = WAL")
         database.execute("CREATE TABLE charges (run TEXT, client INTEGER, round INTEGER)")
+        database.execute("PRAGMA user_version = 2")
     database.close()
     before = path.read_bytes()
-    with pytest.raises(dp.DpcompError, match="ledger format 0, not 2"):
-        dp.Ledger(path)
-    assert path.read_bytes()[100:] == before[100:]
+    for act in (dp.Ledger, dp.Ledger.read):
+        with pytest.raises(dp.DpcompError, match="ledger format 2, not 3"):
+            act(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_payload_is_checksummed_once_at_each_end(monkeypatch):
@@ -65,8 +69,9 @@ def test_a_payload_is_checksummed_once_at_each_end(monkeypatch):
 
     monkeypatch.setattr(frame, "digest", counting)
     d = 100_000
-    memory, server_memory = PIPELINE.init_client(d, SEED, 0), PIPELINE.init_server(d, SEED)
-    server = Server(PIPELINE.channel, server_memory, np.zeros(d, np.float32))
+    begun = {"first_model": np.zeros(d, np.float32), "run_id": b"this one"}
+    memory, server_memory = PIPELINE.init_client(d, SEED, 0, **begun), PIPELINE.init_server(d, SEED, **begun)
+    server = Server(PIPELINE.channel, server_memory, begun["first_model"])
     digested.clear()
     payload = payload_of(memory)
     assert sum(size > d / 4 for size in digested) == 1

@@ -132,6 +132,7 @@ class FixedWidth:
     """
 
     packed = True
+    needs_last_support = False
 
     def writer(self) -> FixedWidthWriter:
         """Return a new writer, for one body."""

@@ -1,0 +1,98 @@
+"""The journal keeps what a server accepted, and nothing of it once no checkpoint needs it."""
+
+import os
+import stat
+
+import pytest
+
+import dpcomp as dp
+from dpcomp.federated.journal import Journal
+from dpcomp.federated.phases import TimedOut, Trained
+from tests.federated.ends import PIPELINE, RUN_ID, TRUSTED, participant_of, server_of, talk, update_of
+
+MARKER = b"the clean update of client 7 "
+
+
+def raw(folder):
+    return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("length", [100, 3_000, 300_000])
+def test_no_byte_of_a_payload_stays_after_it_is_forgotten(tmp_path, length):
+    journal, payload = Journal.create(tmp_path / "journal.db", RUN_ID), MARKER * (length // len(MARKER) + 1)
+    for version in range(4):
+        for _ in range(5):
+            journal.append(version, payload)
+    assert MARKER in raw(tmp_path)
+    journal.forget_before(3)
+    assert journal.payloads() == [(3, payload)] * 5
+    journal.forget_before(4)
+    assert MARKER not in raw(tmp_path)
+    journal.close()
+    assert MARKER not in raw(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["journal.db"]
+
+
+def test_a_journal_is_its_owners_alone_and_survives(tmp_path):
+    path = tmp_path / "journal.db"
+    before = os.umask(0)
+    try:
+        journal = Journal.create(path, RUN_ID)
+        journal.append(0, b"payload")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(path.read_bytes())  # the file alone is complete
+    with pytest.raises(dp.DpcompError, match="open in another process"):
+        Journal(path)
+    journal.close()
+    for place in (path, copy):
+        journal = Journal(place)
+        assert journal.payloads() == [(0, b"payload")]
+        journal.close()
+
+
+def test_a_ledger_is_no_journal(tmp_path):
+    dp.Ledger.create(tmp_path / "some.db").close()
+    before = (tmp_path / "some.db").read_bytes()
+    with pytest.raises(dp.DpcompError, match="is no journal"):
+        Journal(tmp_path / "some.db")
+    assert (tmp_path / "some.db").read_bytes() == before
+    with pytest.raises(dp.DpcompError, match="there is no journal"):
+        Journal(tmp_path / "mistyped.db")
+    assert not (tmp_path / "mistyped.db").exists()
+
+
+@pytest.mark.parametrize("pipeline", [TRUSTED, PIPELINE], ids=["trusted", "not trusted"])
+def test_a_closed_round_leaves_no_clean_payload_behind(tmp_path, pipeline):
+    server, participant = server_of(pipeline, tmp_path), participant_of(pipeline)
+    talk(participant, server, TimedOut())
+    talk(participant, server, Trained(update_of(pipeline, participant.state.memory, 7)))
+    assert server._journal is not None
+    ((_, payload),) = server._journal.payloads()
+    journal = tmp_path / "journal.db"
+    chunks = [payload[place : place + 8] for place in range(0, len(payload) - 8, 8)]
+    chunks = [chunk for chunk in chunks if 0 not in chunk]  # a zero may stand anywhere in a file
+    assert chunks and all(chunk in journal.read_bytes() for chunk in chunks)
+    server.close_round()
+    files = b"".join(file.read_bytes() for file in tmp_path.glob("journal*"))
+    left = {chunk in files for chunk in chunks}
+    # Where nobody is trusted, payloads are released values, and the checkpoint in reserve needs the last round's.
+    assert left == {pipeline is not TRUSTED}
+    server.close()
+
+
+def test_a_crash_between_the_checkpoint_and_the_journal_leaves_no_clean_payload(tmp_path, monkeypatch):
+    ledger = dp.Ledger()
+    server, participant = server_of(TRUSTED, tmp_path, ledger), participant_of(TRUSTED)
+    talk(participant, server, TimedOut())
+    talk(participant, server, Trained(update_of(TRUSTED, participant.state.memory, 7)))
+    monkeypatch.setattr(Journal, "forget_before", lambda *_: None)
+    server.close_round()
+    server.close()
+    monkeypatch.undo()
+    again = server_of(TRUSTED, tmp_path, ledger)
+    assert again._journal is not None
+    assert again._journal.payloads() == []
+    again.close()
