@@ -47,7 +47,7 @@ from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, ServerMemory
-from dpcomp.wire.update import Update
+from dpcomp.wire.update import Update, with_claim
 
 # The classes that a table may name, by their names.
 PARTS: dict[str, type] = {
@@ -462,14 +462,14 @@ class Pipeline:
         if self._noise:
             stream = secret.stream("noise", address.run, address.client, address.round, step)
             vector = self._noise.add(vector, stream.standard_normal(len(vector)), self._noise_l2)
-        return Update(
+        update = Update(
             values=vector.astype(np.float32),
             layout=memory.layout,
             address=address,
             support=total.support,
-            claim=self.claim,
             noise_stddev=self._noise.noise_multiplier * self._noise_l2 if self._noise else 0.0,
         )
+        return with_claim(update, self.claim)
 
     def release(
         self, blocks: Iterable[Any], memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit

@@ -13,7 +13,7 @@ from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.ledger import Ledger, Permit
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ServerMemory
-from dpcomp.wire.update import Update
+from dpcomp.wire.update import UNKNOWN, Update, with_claim
 
 
 @runtime_checkable
@@ -108,7 +108,8 @@ def mean_of_released(
     supports = {update.support for update in updates}
     support = supports.pop() if len(supports) == 1 else Everywhere()
     values = mean[support.indices(len(mean))]
-    return Update(values=values, layout=memory.layout, address=memory.address, support=support, claim=channel.claim)
+    update = Update(values=values, layout=memory.layout, address=memory.address, support=support)
+    return with_claim(update, channel.claim)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,5 +147,6 @@ class ServerOptimizer:
         if self.velocity is not None:
             velocity = np.float32(self.momentum) * self.velocity + velocity
         # Not derive, because the velocity has values outside this mean's support.
-        step = replace(mean, values=velocity * np.float32(self.learning_rate), support=Everywhere())
+        values = velocity * np.float32(self.learning_rate)
+        step = with_claim(replace(mean, values=values, support=Everywhere(), claim=UNKNOWN), mean.claim)
         return step, replace(self, velocity=velocity)

@@ -11,6 +11,7 @@ from dpcomp.core.errors import NotPrivate, VersionMismatch
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport, PublicContext, ReadsHistory
 from dpcomp.core.randomness import PublicSeed
+from dpcomp.core.read_only import read_only
 from dpcomp.core.support import Support
 from dpcomp.privacy.claim import Claim, Released, Unbounded
 from dpcomp.wire.frame import digest
@@ -96,8 +97,8 @@ class Channel:
             client=sender,
             mask_key=memory.seed.key("mask", memory.shared.version),
             dither_key=memory.seed.key("dither", sender, memory.shared.version, link.count),
-            last_broadcast=memory.shared.reference,
-            history=memory.shared.history,
+            last_broadcast=read_only(memory.shared.reference),
+            history=read_only(memory.shared.history),
         )
 
     def message_context(
@@ -120,7 +121,7 @@ class Channel:
 
     def shared_at_start(self, layout: Layout, seed: PublicSeed) -> Shared:
         """Return shared memory before any broadcast."""
-        history = None if self.history_reader is None else self.history_reader.initial_history(layout)
+        history = None if self.history_reader is None else np.array(self.history_reader.initial_history(layout))
         return Shared(digest=self.genesis(layout, seed), history=history)
 
     def shared_after(
@@ -142,7 +143,8 @@ class Channel:
         """
         history = shared.history
         if self.history_reader is not None and history is not None:
-            history = self.history_reader.update_history(history, broadcast, layout)
+            # A copy, as the part may keep its own and go on writing to it.
+            history = np.array(self.history_reader.update_history(read_only(history), read_only(broadcast), layout))
         return shared.advanced(chained, broadcast if self.predicts else None, listed, history)
 
     def refuse_foreign_memory(self, memory: ClientMemory | ServerMemory) -> None:

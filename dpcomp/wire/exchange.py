@@ -10,7 +10,7 @@ from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import LINK_BYTES, Frame, OpenedPayload, chained
 from dpcomp.wire.memory import ClientMemory, Link, ServerMemory
 from dpcomp.wire.payload import decode, encode, signal_estimate
-from dpcomp.wire.update import Update
+from dpcomp.wire.update import UNKNOWN, Update, with_claim
 
 
 def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[bytes, ClientMemory]:
@@ -111,9 +111,11 @@ def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[b
     """
     check_type(memory, ServerMemory, f"broadcast: the server sends, with a ServerMemory, not a {type(memory).__name__}")
     if not isinstance(aggregate, Update):
-        aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=channel.uplink_claim)
+        aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address)
+        aggregate = with_claim(aggregate, channel.uplink_claim)
     channel.refuse_unreleased(aggregate.claim)
-    aggregate = replace(aggregate, address=replace(memory.address, run=aggregate.address.run))
+    address = replace(memory.address, run=aggregate.address.run)
+    aggregate = with_claim(replace(aggregate, address=address, claim=UNKNOWN), aggregate.claim)
     encoded = encode(channel, channel.downlink, aggregate, memory)
     shared = channel.shared_after(
         memory.shared,

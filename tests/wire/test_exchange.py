@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.wire.update import with_claim
 
 D = 300
 LAYOUT = {"weight": (20, 14), "bias": (20,)}
@@ -44,7 +45,7 @@ def random_vector(*place):
 
 def update_of(pipeline, memory, vector):
     """An update of which the pipeline's claim holds."""
-    return dp.Update(values=vector, layout=memory.layout, address=memory.address, claim=pipeline.claim)
+    return with_claim(dp.Update(values=vector, layout=memory.layout, address=memory.address), pipeline.claim)
 
 
 def state(memory):
@@ -209,7 +210,8 @@ def test_another_run_is_refused():
     down, _ = PLAIN.broadcast(random_vector(1), server)
     refused(PLAIN.follow, down, other_memory, "resync")
     _, server = PLAIN.receive(payload, server)
-    strayed = replace(update_of(PLAIN, after, random_vector(2)), address=dp.Address(6, 1, 0))
+    strayed = dp.Update(values=random_vector(2), layout=after.layout, address=dp.Address(6, 1, 0))
+    strayed = with_claim(strayed, PLAIN.claim)
     with contextlib.suppress(ValueError):  # the sender may notice it already
         refused(PLAIN.receive, PLAIN.send(strayed, after)[0], server, "run")
 
