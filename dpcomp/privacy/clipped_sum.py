@@ -17,7 +17,7 @@ from array_api_compat import array_namespace
 from jaxtyping import Bool, Float, Float64
 
 UNITS_PER_SUM = 1024  # units added without compensation
-BUFFER_SIZE = 2**18  # float64 values that are converted at a time, 2 MB: they stay in a cache
+BUFFER_SIZE = 2**19  # float64 values that are converted at a time, 4 MB: they stay in a cache
 
 
 def added(high: Any, low: Any, more: Any) -> tuple[Any, Any]:
