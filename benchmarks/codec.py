@@ -39,6 +39,7 @@ from analysis.measures.efficiency import compression_ratio
 from analysis.measures.payload_rate import PayloadRate
 from dpcomp.core.layout import Layout
 from dpcomp.training.pytorch.parameters import layout_of
+from dpcomp.wire.update import with_claim
 from experiments.data.tasks.cifar10_resnet import task as cifar10_resnet
 
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
@@ -139,7 +140,7 @@ class RoundTrip:
 
     def _update(self, values: Vector) -> dp.Update:
         claim = self.pipeline.claim
-        return dp.Update(values=values, layout=self.client.layout, address=self.client.address, claim=claim)
+        return with_claim(dp.Update(values=values, layout=self.client.layout, address=self.client.address), claim)
 
     def encode(self) -> bytes:
         return self.pipeline.send(self.update, self.client)[0]

@@ -3,7 +3,7 @@
 import json
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -23,24 +23,27 @@ from dpcomp.codec.entropy import EntropyCoder
 from dpcomp.codec.quantize import Quantizer
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
-from dpcomp.core.checks import missing_members
+from dpcomp.core.checks import check_type, missing_members
 from dpcomp.core.errors import ConfigError, NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport, PublicContext
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.core.support import Support, checked_support, same_positions
 from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
+from dpcomp.privacy.batches import Batches
 from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_after, fold
 from dpcomp.privacy.cost import Cost
+from dpcomp.privacy.gaussian import on_public_grid, public_grid
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger import Permit
+from dpcomp.privacy.traced_sum import is_traced
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
 from dpcomp.privacy.unit_gradients import Total, Units
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory
-from dpcomp.wire.update import Update
+from dpcomp.wire.update import Update, with_claim
 
 # The classes that a table may name, by their names: the parts that the folders of the library export.
 PARTS: dict[str, type] = {
@@ -113,7 +116,16 @@ class Pipeline:
                 "predict= needs whole updates, but a support in the mechanism sends parts of them: leave one out"
             )
         # Raise now what they would raise at the first release or message.
-        _ = self.claim, self._noise_l2, self.channel.history_reader
+        _ = self.claim, self._noise_stddev, self.channel.history_reader
+        if self._noise_stddev:
+            public_grid(self._noise_stddev)
+        for number, stage in enumerate(self.stages, start=1):
+            if hidden := _state_beside_fields(stage):
+                raise TypeError(
+                    f"mechanism: {stage!r} (stage {number}) has {', '.join(hidden)} beside its fields, which may "
+                    "change unseen: make it a field, or compute it where it is used"
+                )
+        _ = self._at_birth
 
     def _check_parts(self) -> None:
         if not isinstance(self.mechanism, Unsafe):
@@ -133,7 +145,7 @@ class Pipeline:
         _refuse_taken_names((self.stages, self.codec, self.downlink, self.sampling))
         _ = (
             self.trust_model,
-            self._description,
+            self._description(),
         )  # refuse an unknown unit or trust, and a part that is no frozen dataclass
 
     def _check_estimates(self) -> None:
@@ -172,7 +184,7 @@ class Pipeline:
     def _transforms(self) -> tuple[Transform, ...]:
         return self.stages[:-1] if self._noise else self.stages  # pyright: ignore[reportReturnType]
 
-    @cached_property
+    @property
     def claim(self) -> Released:
         """The claim on the mechanism's output: released, at the cost of an event.
 
@@ -190,7 +202,7 @@ class Pipeline:
                 )
         return claim
 
-    @cached_property
+    @property
     def _noise_l2(self) -> float:
         """The L2 sensitivity that the noise multiplier scales: the bound that the stages before the noise prove.
 
@@ -208,12 +220,12 @@ class Pipeline:
         return norms[-1]
 
     @property
+    def _noise_stddev(self) -> float:
+        return self._noise.noise_multiplier * self._noise_l2 if self._noise else 0.0
+
+    @property
     def cost(self) -> Cost:
         """The cost of a single release; its event includes the sampling if that amplifies."""
-        return self._cost
-
-    @cached_property
-    def _cost(self) -> Cost:
         event, sampling = self.claim.event, "none"
         if self.sampling is not None:
             sampling = f"Poisson {self.sampling.rate:g}"
@@ -234,7 +246,7 @@ class Pipeline:
         names = ("public_support", "initial_history", "update_history")
         public = tuple(stage for stage in self.stages if any(hasattr(stage, name) for name in names))
         return Channel(
-            identity=digest(json.dumps(self._description, sort_keys=True).encode()),
+            identity=digest(self._description().encode()),
             uplink=self.codec,
             downlink=self.codec if self.downlink is None else self.downlink,
             feedback=self.feedback,
@@ -243,9 +255,8 @@ class Pipeline:
             stages=public,
         )
 
-    @cached_property
-    def _description(self) -> dict[str, Any]:
-        """All fields as plain types."""
+    def _description(self) -> str:
+        """Describe all fields as they are now, in a canonical text."""
         # Of this class alone: a subclass that only observes (simulation/probes.py) is the same pipeline on the wire.
         table: dict[str, Any] = {}
         for item in fields(Pipeline):
@@ -253,7 +264,33 @@ class Pipeline:
             if isinstance(value, Unsafe):
                 table["unsafe"], value = value.why, value.stages
             table[item.name] = as_table(value, item.name)
-        return table
+        return json.dumps(table, sort_keys=True)
+
+    def _facts(self) -> tuple[Any, Released, float]:
+        """Return what a release rests on, as it is now: all parts, the claim, the noise's standard deviation."""
+        parts = (self.mechanism, self.codec, self.downlink, self.sampling, self.feedback, self.unit, self.trust)
+        return _contents(parts), self.claim, self._noise_stddev
+
+    @cached_property
+    def _at_birth(self) -> tuple[Any, Released, float]:
+        return self._facts()
+
+    def _refuse_changed(self) -> None:
+        """Refuse to go on if a part was changed since the pipeline was made: what was charged is another mechanism."""
+        try:
+            same = self._facts() == self._at_birth
+        except (NotPrivate, TypeError, ValueError) as error:
+            raise NotPrivate(f"a part was changed after the pipeline was made, and now {error}") from error
+        if not same:
+            raise NotPrivate(
+                f"a part was changed after the pipeline was made, which is now {self}, with the claim {self.claim} "
+                f"where {self._at_birth[1]} was charged: parts are values, so make another pipeline of other parts"
+            )
+
+    @property
+    def _clips_by(self) -> Any:
+        """What identifies the mechanism whose totals this pipeline may release."""
+        return self.mechanism, _contents(self.mechanism)  # the contents too: a stage that was changed equals itself
 
     def to_table(self) -> dict[str, Any]:
         """Return the pipeline as the table `[pipeline]` of a TOML file: plain types, class names with their fields.
@@ -412,11 +449,15 @@ class Pipeline:
             memory: The memory of the end that releases.
 
         Returns:
-            The sum over the units; totals of micro-batches are added with `+`.
+            The sum over the units, read-only; totals of micro-batches are added with `+`, and a total is released once.
+            Inside a trace of JAX it holds traced arrays, and cannot be released: there, add noise yourself, or trace
+            the gradients alone.
 
         Raises:
+            NotPrivate: A part was changed since the pipeline was made.
             ValueError: The block does not fit the memory's layout.
         """
+        self._refuse_changed()
         value: Units | Total = Units.of(block, memory.layout)
         context = self.channel.context(memory)
         for transform in self._transforms:
@@ -424,7 +465,7 @@ class Pipeline:
             if isinstance(transform, HasPublicSupport):
                 _refuse_other_support(transform, value.support, context)
         total = value if isinstance(value, Total) else value.sum()
-        return replace(total, mechanism=self.mechanism)
+        return total if is_traced(total.layers[0]) else total.sealed(Batches(self._clips_by))
 
     def empty_total(self, memory: ClientMemory | ServerMemory) -> Total:
         """Return the total of an empty batch; its release is pure noise."""
@@ -433,11 +474,12 @@ class Pipeline:
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
         """Add fresh noise to a total, which uses a step of the permit.
 
-        The noise is drawn by ChaCha20, drawn and added in float64, and rounded to float32 once. Its stream derives from
-        the secret, the permit's address and the step, so no two releases share noise.
+        The noise is drawn by ChaCha20, drawn and added in float64, and rounded to a public grid, then to float32. Its
+        stream derives from the secret, the permit's address and the step, so no two releases share noise.
 
-        **Privacy:** the noise is scaled by the bound that the stages before it prove, and the release was charged
-        before, since the permit exists (PRIVACY_RULES hazards 1, 4 and 17).
+        **Privacy:** the noise is scaled by the bound that the stages before it prove, read here and not before; the
+        release was charged before, since the permit exists; and its units are released once (PRIVACY_RULES hazards 1,
+        4, 17, 39, 40 and 42).
 
         Args:
             total: What this pipeline's `clip` returned, or a sum of such totals.
@@ -450,8 +492,9 @@ class Pipeline:
 
         Raises:
             BudgetExhausted: The permit has no step left, or was charged for another cost.
-            NotPrivate: The other end adds the noise under this trust, another mechanism made the total, or a client's
-                total holds more units than its update.
+            NotPrivate: The other end adds the noise under this trust; another mechanism made the total; a part of it
+                was released before; a part of the pipeline was changed; or a client's total holds more units than its
+                update. No step of the permit was used.
             VersionMismatch: The memory is of another pipeline.
             TypeError: `secret` is not a `SecretSeed`, or `permit` not a `Permit`.
             ValueError: The permit is of another client.
@@ -469,30 +512,31 @@ class Pipeline:
             )
         if permit.address.client != memory.address.client:
             raise ValueError(f"{permit} cannot release for client {memory.address.client}: charge memory.address")
-        if total.mechanism != self.mechanism:
-            raise NotPrivate(
-                "this total was not made by this pipeline's clip, so its sensitivity may be another: clip the block "
-                "with this pipeline"
-            )
+        check_type(total, Total, f"noise: give a Total, which pipeline.clip returns, not a {type(total).__name__}")
+        self._refuse_changed()
+        batches = total.batches(self._clips_by)
         most = self.trust_model.units_per_release
         if most is not None and total.units > most:
             raise NotPrivate(
                 f"{total.units} units in a client's release: with unit='client' the client's whole update is the only "
                 "unit, a block of shape (1, d)"
             )
-        step = permit.spend(self.cost, seeded=secret.seeded)
-        vector, address = total.vector(), permit.address
+        batches.take()
+        try:
+            step = permit.spend(self.cost, seeded=secret.seeded)
+        except BaseException:
+            batches.give_back()
+            raise
+        vector, address, stddev = total.vector(), permit.address, self._noise_stddev
         if self._noise:
             stream = secret.stream("noise", address.run, address.client, address.round, step)
             vector = self._noise.add(vector, stream.standard_normal(len(vector)), self._noise_l2)
-        return Update(
-            values=vector.astype(np.float32),
-            layout=memory.layout,
-            address=address,
-            support=total.support,
-            claim=self.claim,
-            noise_stddev=self._noise.noise_multiplier * self._noise_l2 if self._noise else 0.0,
+        if stddev:
+            vector = on_public_grid(vector, stddev)
+        update = Update(
+            values=vector, layout=memory.layout, address=address, support=total.support, noise_stddev=stddev
         )
+        return with_claim(update, self.claim)
 
     def release(
         self, blocks: Iterable[Any], memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit
@@ -643,3 +687,19 @@ def _as_codec(part: object) -> str:
         if isinstance(part, protocol) and not isinstance(part, type):
             return f"dp.Codec({slot}={part!r})"
     return "dp.Codec(quantize=dp.Uniform(4)), or dp.Codec() for float32"
+
+
+def _state_beside_fields(part: Any) -> list[str]:
+    """Return the names of a part's attributes that are no fields; what a `cached_property` keeps is a field's echo."""
+    names = vars(part).keys() - part.__dataclass_fields__.keys() if hasattr(part, "__dict__") else ()
+    return sorted(name for name in names if not isinstance(getattr(type(part), name, None), cached_property))
+
+
+def _contents(part: Any) -> Any:
+    """Return the classes and contents of a part, which are equal to the former ones as long as nothing was changed."""
+    if isinstance(part, tuple):
+        return tuple(map(_contents, cast(tuple[Any, ...], part)))
+    if not is_dataclass(part):
+        return part
+    names = (*part.__dataclass_fields__, *_state_beside_fields(part))
+    return type(part), tuple((name, _contents(getattr(part, name))) for name in names)

@@ -30,7 +30,7 @@ def as_table(value: Any, where: str) -> Any:
 
     Raises:
         TypeError: The value is, or holds, anything else. The description of such a part would contain its address in
-            memory, and two processes would take it for two different parts.
+            memory, and two processes would take it for two different parts. Or a part holds a list, which can change.
 
     Examples:
         >>> from dpcomp import Clip
@@ -79,8 +79,17 @@ def _as_table(value: Any, where: str, *, omit_none: bool) -> Any:
                     "the file would get: make None the default, or give a value"
                 )
             continue
+        _refuse_lists(content, place)
         table[item.name] = _as_table(content, place, omit_none=omit_none)
     return {name: table}
+
+
+def _refuse_lists(content: Any, where: str) -> None:
+    if isinstance(content, list):
+        raise TypeError(f"{where} is a list, which can change after the part was described: give a tuple")
+    if isinstance(content, tuple):
+        for item in content:
+            _refuse_lists(item, where)
 
 
 def check_frozen(value: Any, where: str) -> None:

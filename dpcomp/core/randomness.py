@@ -2,7 +2,8 @@
 
 The two are different types, so that a mask can never share a stream with noise. Every stream is
 ChaCha20 (RFC 8439's cipher, 20 rounds) under a 256-bit key of its own, derived with BLAKE2b from the
-seed, the purpose, and the numbers that place it (run, client, round, step).
+seed, the purpose, and the numbers that place it (run, client, round, step). The docstring of
+`dpcomp.Gaussian` says what a guarantee idealises of the draws.
 """
 
 import hashlib

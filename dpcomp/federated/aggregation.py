@@ -8,16 +8,16 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.core.checks import real_number
+from dpcomp.core.exact_sum import ExactSum
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.core.support import Everywhere, Support
-from dpcomp.federated.exact_sum import ExactSum
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.ledger import Ledger, Permit
-from dpcomp.privacy.unit_gradients import Total
+from dpcomp.privacy.unit_gradients import SumOfTotals, Total
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ServerMemory
-from dpcomp.wire.update import Update
+from dpcomp.wire.update import UNKNOWN, Update, with_claim
 
 
 @runtime_checkable
@@ -99,13 +99,9 @@ class ReleasedSum:
         layout = self._memory.layout
         mean = (self._sum.rounded() / max(1, self._count)).astype(np.float32)
         support = Everywhere() if self._support is None else self._support
-        return Update(
-            values=mean[support.indices(layout.size)],
-            layout=layout,
-            address=self._memory.address,
-            support=support,
-            claim=self._channel.claim,
-        )
+        values = mean[support.indices(layout.size)]
+        update = Update(values=values, layout=layout, address=self._memory.address, support=support)
+        return with_claim(update, self._channel.claim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +140,12 @@ class ClippedSum:
 
     def __init__(self, release: TrustedRelease, memory: ServerMemory):
         self._release, self._memory = release, memory
-        self._nothing = release.pipeline.empty_total(memory)
-        self._sum, self._units = ExactSum(len(self._nothing.vector())), 0
+        self._sum = SumOfTotals(release.pipeline.empty_total(memory))
 
     def add(self, update: Update, weight: float = 1.0) -> None:
         """Clip an update, and add it; a trusted server accepts none that is late, so the weight is 1."""
         assert weight == 1, f"a trusted server accepts no late update, but this one has weight {weight}"
-        total = self._release.pipeline.clip(update.dense()[None, :], self._memory)
-        self._sum.add(total.vector())
-        self._units += total.units
+        self._sum.add(self._release.pipeline.clip(update.dense()[None, :], self._memory))
 
     def mean(self) -> Update:
         """Charge the round, and return the noised sum of the clipped updates ÷ `divisor`.
@@ -166,10 +159,7 @@ class ClippedSum:
         """
         release, memory = self._release, self._memory
         permit = release.ledger.charge(release.pipeline.cost, memory.address)
-        edges = np.cumsum([layer.shape[0] for layer in self._nothing.layers])[:-1]
-        layers = tuple(np.split(self._sum.rounded(), edges))
-        total = replace(release.pipeline.empty_total(memory), layers=layers, units=self._units)
-        released = release.pipeline.noise(total, memory, release.secret, permit)
+        released = release.pipeline.noise(self._sum.total(), memory, release.secret, permit)
         return released.derive(released.dense() / np.float32(release.divisor))
 
 
@@ -248,5 +238,6 @@ class ServerOptimizer:
             return mean.derive(mean.dense() * np.float32(self.learning_rate)), velocity
         velocity = mean.dense() if velocity is None else np.float32(self.momentum) * velocity + mean.dense()
         # Not derive, because the velocity has values outside this mean's support.
-        step = replace(mean, values=velocity * np.float32(self.learning_rate), support=Everywhere())
+        values = velocity * np.float32(self.learning_rate)
+        step = with_claim(replace(mean, values=values, support=Everywhere(), claim=UNKNOWN), mean.claim)
         return step, velocity

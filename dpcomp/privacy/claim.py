@@ -9,6 +9,8 @@ from dp_accounting import DpEvent  # pyright: ignore[reportMissingTypeStubs]  # 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.public_context import PublicContext
 
+ROUNDING = 1e-5  # the part of a bound by which floating point may exceed it; noise is charged as if it did
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unbounded:
@@ -29,8 +31,10 @@ class Unbounded:
 class Bounded:
     """The claim that adding or removing one unit moves the value by at most `l2` in Euclidean norm.
 
+    In floating point it may be l2·(1 + 10⁻⁵): `Gaussian` charges for that.
+
     Args:
-        l2: The L2 sensitivity.
+        l2: The L2 sensitivity of the exact value.
         support_is_public: Whether the value's support is a function of public or released values.
     """
 

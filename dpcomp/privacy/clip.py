@@ -1,44 +1,46 @@
 """Clipping: scale each unit to a bounded norm, and sum the units."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import (
-    array_namespace,
-    is_lazy_array,  # pyright: ignore[reportUnknownVariableType]  # its signature names packages that may be missing
-)
+from array_api_compat import array_namespace, is_numpy_array, is_torch_array
 from jaxtyping import Float
 
 from dpcomp.core.checks import real_number
 from dpcomp.core.public_context import PublicContext
 from dpcomp.privacy.claim import Bounded, Claim, Unbounded
+from dpcomp.privacy.clipped_sum import device_sum, host_sum
+from dpcomp.privacy.traced_sum import is_traced, traced_sum
 from dpcomp.privacy.unit_gradients import Total, Units
 
-UNITS_PER_SUM = 64  # units added in float32 at a time
-SQUARES_PER_SUM = 512  # squares added in float32 at a time: at 4,096 a constant vector's norm is off by 2·10⁻⁶
+SMALLEST_NORM, LARGEST_NORM = 1e-20, 1e20  # beyond, clipped values or their noise leave the range of float32
+MARGIN = 1e-6  # added to norms, in clip norms
+SQUARES_PER_SUM = 128  # added in the units' own precision: in float32 and any order, a norm is off by 3.8·10⁻⁶
+SINGLE_NORMS = (1e-9, 1e9)  # the clip norms at which norms of float32 units need no more range than float32 has
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Scale each unit x by min(1, C/(‖x‖ + 10⁻⁶)), where C is `norm`, and sum the units.
+    """Scale each unit x by min(1, C/(‖x‖ + 10⁻⁶·C)), where C is `norm`, and sum the units.
 
-    The norm is that of the whole unit, over all layers. The 10⁻⁶ is that of Opacus, and errs on the safe side. A unit
-    whose norm is not finite contributes zero.
+    The norm is that of the whole unit, over all layers. The 10⁻⁶ errs on the safe side. A unit whose norm is not finite
+    contributes zero, by the same operations as any other unit. For C between 10⁻⁹ and 10⁹, norms are computed in the
+    precision of the gradients, so in float32 a norm above 1.8·10¹⁹ is not finite; for other C they are in float64.
 
     Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
 
-    **Privacy:** each scaled unit has norm ≤ C(1 + 10⁻⁵) in floating point, so adding or removing one moves
-    the sum by no more, whatever the unit holds. Sums are float64 (NumPy, torch); JAX without 64-bit mode rounds
-    a sum of n units to n·2⁻²⁴·C: give it micro-batches of at most 128 (PRIVACY_RULES hazards 5, 6 and 41).
+    **Privacy:** adding or removing one unit moves the sum by at most C(1 + 10⁻⁵) in floating point, whatever the unit
+    holds, for up to 10⁶ units in any micro-batches. Norms are summed in short blocks, whose worst error is known; sums
+    are float64 with compensation (dpcomp/privacy/clipped_sum.py has the proof), on the host for NumPy, JAX and torch on
+    the CPU. Inside `jax.jit` they are pairs of floats (PRIVACY_RULES hazards 5, 6, 41 and 44).
 
     Args:
-        norm: C, the largest L2 norm of a unit, a finite number above 0.
+        norm: C, the largest L2 norm of a unit, from 10⁻²⁰ to 10²⁰.
 
     Raises:
         TypeError: `norm` is not a number.
-        ValueError: `norm` is not a finite number above 0.
+        ValueError: `norm` lies outside its range.
 
     Examples:
         >>> import numpy as np
@@ -51,9 +53,12 @@ class Clip:
     norm: float
 
     def __post_init__(self):
-        norm = real_number(self.norm, "Clip(norm)", "a finite number above 0")
-        if not (norm > 0 and math.isfinite(norm)):
-            raise ValueError(f"{self}: the clip norm is a finite number above 0")
+        norm = real_number(self.norm, "Clip(norm)", f"a number from {SMALLEST_NORM:g} to {LARGEST_NORM:g}")
+        if not SMALLEST_NORM <= norm <= LARGEST_NORM:
+            raise ValueError(
+                f"{self}: the clip norm is a finite number above 0, from {SMALLEST_NORM:g} to {LARGEST_NORM:g}; "
+                "beyond, float32 cannot hold the release. Scale the loss, or choose a norm near those of the gradients"
+            )
         object.__setattr__(self, "norm", norm)
 
     def claim(self, before: Claim, where: str) -> Claim:
@@ -74,74 +79,83 @@ class Clip:
         """
         if isinstance(value, Total):
             raise ValueError(f"{self} meets a sum: units are clipped once, before they are added up")
-        sums = self.sum(value.layers)
-        return Total(layers=sums, layout=value.layout, support=value.support, units=value.count)
+        if is_traced(value.layers[0]):
+            sums, remainders = traced_sum(_alike(value.layers), self.norm, MARGIN)
+        else:
+            sums, remainders = self.sum(value.layers), ()
+        total = Total(layers=sums, layout=value.layout, support=value.support, units=value.count)
+        return total.with_remainders(remainders)
 
     def sum(self, layers: tuple[Float[Any, "n _"], ...]) -> tuple[Float[Any, "_"], ...]:
-        """Return ∑ᵢ min(1, C/(‖xᵢ‖ + 10⁻⁶)) xᵢ, layer by layer; the norm is over all layers of the unit.
+        """Return ∑ᵢ min(1, C/(‖xᵢ‖ + 10⁻⁶·C)) xᵢ, layer by layer; the norm is over all layers of the unit.
 
         Args:
             layers: An (n, m) array a layer, of one framework: n units, m coordinates of the layer.
 
         Returns:
-            An (m,) array a layer.
+            An (m,) float64 array a layer: of torch for units of torch, else of NumPy. Inside a trace of JAX they are
+            traced arrays of the units' dtype, which rounds the sum.
         """
+        given, layers = layers, _alike(layers)
+        if is_traced(layers[0]):
+            return traced_sum(layers, self.norm, MARGIN)[0]
         xp = array_namespace(*layers)
-        norms = unit_norms(layers)
+        wide = not SINGLE_NORMS[0] <= self.norm <= SINGLE_NORMS[1]
+        norms = unit_norms(tuple(xp.astype(x, xp.float64) for x in layers) if wide else layers)
         finite = xp.isfinite(norms)
-        factors = xp.where(finite, self.norm / (norms + 1e-6), xp.zeros_like(norms))
-        factors = xp.minimum(factors, xp.ones_like(factors))
-        # 0 · NaN is NaN, so rows without a finite norm are blanked: a pass that is made only when needed, except
-        # inside a trace, which cannot look, and where a product of matrices might run in TF32 besides.
-        if is_lazy_array(layers[0]):
-            zeros = (xp.zeros_like(x) for x in layers)
-            products = (
-                xp.where(finite[:, None], factors[:, None] * x, zero) for x, zero in zip(layers, zeros, strict=True)
-            )
-            return tuple(xp.sum(product, axis=0) for product in products)
-        if not bool(xp.all(finite)):
-            layers = tuple(xp.where(finite[:, None], x, xp.zeros_like(x)) for x in layers)
-        return tuple(_weighted_sum(factors, x) for x in layers)
+        limited = xp.minimum(self.norm / (norms + MARGIN * self.norm), xp.ones_like(norms))
+        factors = xp.where(finite, limited, xp.zeros_like(norms))
+        if not is_numpy_array(layers[0]):
+            return tuple(device_sum(factors, layers))
+        sums = host_sum(factors, finite, layers)
+        return tuple(map(array_namespace(*given).asarray, sums)) if all(map(is_torch_array, given)) else tuple(sums)
 
 
 def unit_norms(layers: tuple[Float[Any, "n _"], ...]) -> Float[Any, "n"]:
-    """Return the (n,) norms ‖xᵢ‖ over all layers of each unit, to a relative error of 10⁻⁶ up to 10⁸ coordinates."""
+    """Return the (n,) float64 norms ‖xᵢ‖ over all layers of each unit, to a relative error of 4·10⁻⁶.
+
+    They are an array of torch for units on a device, else of NumPy.
+
+    Args:
+        layers: An (n, m) array a layer, of one framework, in float32 or float64.
+    """
+    layers = _alike(layers)
     xp = array_namespace(*layers)
     with np.errstate(over="ignore", invalid="ignore"):  # a square that overflows is an infinite norm: meant
-        return xp.sqrt(sum(_squared_norms(x) for x in layers))
+        return xp.sqrt(sum(map(_squared_norms, layers)))
+
+
+def _alike(layers: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return layers of one dtype, float32 or wider, as arrays of NumPy unless they are traced or lie on a device."""
+    if not any(map(is_traced, layers)) and not all(map(is_torch_array, layers)):
+        layers = tuple(map(np.asarray, layers))
+    xp = array_namespace(*layers)
+    dtype = xp.result_type(xp.float32, *layers)
+    layers = tuple(layer if layer.dtype == dtype else xp.astype(layer, dtype) for layer in layers)
+    if is_torch_array(layers[0]):
+        on_cpu = layers[0].device.type == "cpu"
+        return tuple(layer.detach().numpy() if on_cpu else layer.detach() for layer in layers)
+    return layers
 
 
 def _squared_norms(x: Float[Any, "n m"]) -> Float[Any, "n"]:
-    """Return ‖xᵢ‖² of each row.
+    """Return ‖xᵢ‖² of each row in float64.
 
-    One long float32 sum reads low (torch's by 0.7–1.2 % at 10⁷ coordinates), so squares are added in
-    blocks, and the blocks in float64, or, where a framework has none, in blocks again.
+    One long float32 sum reads low (torch's by 0.7–1.2 % at 10⁷ coordinates), so squares are added in short blocks, and
+    the blocks in float64.
     """
     xp, (n, m) = array_namespace(x), x.shape
-    floats = xp.__array_namespace_info__().dtypes(kind="real floating")
-    widest = floats.get("float64", floats["float32"])
     whole = m - m % SQUARES_PER_SUM
     if whole == 0:
-        return xp.astype(xp.linalg.vector_norm(x, axis=1), widest) ** 2
-    blocks = xp.reshape(x[:, :whole], (n, whole // SQUARES_PER_SUM, SQUARES_PER_SUM))
-    squares = _squared_norms(xp.astype(xp.linalg.vector_norm(blocks, axis=2), widest))
-    return squares if whole == m else squares + _squared_norms(x[:, whole:])
+        return _squares(x)
+    blocks = _squares(xp.reshape(x[:, :whole], (n, whole // SQUARES_PER_SUM, SQUARES_PER_SUM)))
+    squares = xp.sum(blocks, axis=1)
+    return squares if whole == m else squares + _squares(x[:, whole:])
 
 
-def _weighted_sum(factors: Float[Any, "n"], x: Float[Any, "n m"]) -> Float[Any, "m"]:
-    """Return ∑ᵢ fᵢxᵢ, in float64.
-
-    A float32 sum of n units of norm C is off by n·2⁻²⁴·C, so only a few rows are added in float32.
-    """
+def _squares(x: Float[Any, "... m"]) -> Float[Any, "..."]:
+    """Return the sum of squares over the last axis, rounded like x, as float64."""
     xp = array_namespace(x)
-    total = None
-    for start in range(0, max(1, x.shape[0]), UNITS_PER_SUM):
-        rows = xp.astype(factors[start : start + UNITS_PER_SUM], x.dtype) @ x[start : start + UNITS_PER_SUM]
-        if rows.dtype != x.dtype:
-            raise ValueError(
-                f"a product of {x.dtype} came out as {rows.dtype}: automatic mixed precision would round units above "
-                "the clip norm. Clip outside of autocast"
-            )
-        rows = xp.astype(rows, xp.float64)
-        total = rows if total is None else total + rows
-    return total
+    if is_numpy_array(x):
+        return np.vecdot(x, x).astype(np.float64)
+    return xp.astype(xp.linalg.vector_norm(x, axis=-1), xp.float64) ** 2

@@ -12,6 +12,7 @@ from dpcomp.core.errors import NotPrivate, VersionMismatch
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport, PublicContext, ReadsHistory
 from dpcomp.core.randomness import PublicSeed
+from dpcomp.core.read_only import read_only
 from dpcomp.core.support import Support, checked_support
 from dpcomp.privacy.claim import Claim, Released, Unbounded
 from dpcomp.wire.frame import digest
@@ -99,8 +100,8 @@ class Channel:
             client=sender,
             mask_key=memory.seed.key("mask", memory.shared.version),
             dither_key=memory.seed.key("dither", sender, memory.shared.version, link.count),
-            last_broadcast=memory.shared.reference,
-            history=memory.shared.history,
+            last_broadcast=read_only(memory.shared.reference),
+            history=read_only(memory.shared.history),
         )
 
     def message_context(
@@ -155,7 +156,7 @@ class Channel:
         """
         history = shared.history
         if self.history_reader is not None and history is not None:
-            updated = self.history_reader.update_history(history, broadcast, layout)
+            updated = self.history_reader.update_history(history, read_only(broadcast), layout)
             history = _checked_history(self.history_reader, "update_history", updated, like=history)
             chained = with_history(chained, history)
         return shared.advanced(chained, broadcast if self.predicts else None, listed, history)

@@ -11,7 +11,7 @@ from dpcomp.wire.frame import LINK_BYTES, Frame, OpenedPayload, chained
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.payload import decode, encode, signal_estimate
-from dpcomp.wire.update import Update
+from dpcomp.wire.update import UNKNOWN, Update, with_claim
 
 
 def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[bytes, ClientMemory]:
@@ -130,14 +130,15 @@ def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[b
     if not isinstance(aggregate, Update):
         if not hasattr(aggregate, "shape"):
             raise TypeError(f"broadcast: give an Update or a (d,) array, not a {type(aggregate).__name__}")
-        aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address, claim=channel.uplink_claim)
+        aggregate = Update(values=aggregate, layout=memory.layout, address=memory.address)
+        aggregate = with_claim(aggregate, channel.uplink_claim)
     channel.refuse_unreleased(aggregate.claim)
     if aggregate.address.run != memory.seed.number:
         raise ValueError(
             f"broadcast: the aggregate is of run {aggregate.address.run}, the memory of run {memory.seed.number}: "
             "build both from one PublicSeed"
         )
-    aggregate = replace(aggregate, address=memory.address)
+    aggregate = with_claim(replace(aggregate, address=memory.address, claim=UNKNOWN), aggregate.claim)
     encoded = encode(channel, channel.downlink, aggregate, memory)
     shared = channel.shared_after(
         memory.shared,

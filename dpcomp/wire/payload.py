@@ -20,13 +20,14 @@ from dpcomp.codec.codec import Codec
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.public_context import PublicContext
+from dpcomp.core.read_only import read_only
 from dpcomp.core.support import Everywhere, Listed
 from dpcomp.privacy.claim import Claim
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import LINK_BYTES, PAYLOAD, Frame, OpenedPayload
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory, ServerMemory
-from dpcomp.wire.update import Update
+from dpcomp.wire.update import UNKNOWN, Update, with_claim
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,11 +104,11 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
         _refuse_not_finite(innovation)
     context = channel.message_context(codec, memory)
     public = context.public_support
-    support = codec.select(innovation, candidates, context)
+    support = codec.select(read_only(innovation), candidates, context)
     if not isinstance(support, (Everywhere, Listed)) and support != public:
         support = Listed(support.indices(layout.size))  # the receiver knows the public support of this round alone
     values = innovation if isinstance(support, Everywhere) else innovation[support.indices(layout.size)]
-    body, decoded = codec.encode(values, support, context)
+    body, decoded = codec.encode(read_only(values), support, context)
     residual = None
     if memory.residual is not None:
         residual = innovation
@@ -125,10 +126,10 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
         link_count=link.count,
         link=link.digest[:LINK_BYTES],
     )
-    innovation_sent = replace(update, values=decoded, support=support, noise_stddev=None)
+    innovation_sent = replace(update, values=decoded, support=support, noise_stddev=None, claim=UNKNOWN)
     return Encoded(
         payload=PAYLOAD.seal(frame, gains + body),
-        decoded=_with_prediction(innovation_sent, prediction),
+        decoded=with_claim(_with_prediction(innovation_sent, prediction), update.claim),
         listed=support if isinstance(support, Listed) and support != public else None,
         residual=residual,
     )
@@ -207,10 +208,10 @@ def decode(
         prediction = codec.predict.prediction(memory.shared.reference, gains, layout)
     values, support = codec.decode(parts.coded, parts.context)
     address = opened.frame.address
-    innovation = Update(values=values, layout=layout, address=address, support=support, claim=claim)
+    innovation = Update(values=values, layout=layout, address=address, support=support)
     del values  # the update has its own
     listed = support if isinstance(support, Listed) and support != parts.context.public_support else None
-    return _with_prediction(innovation, prediction), listed
+    return with_claim(_with_prediction(innovation, prediction), claim), listed
 
 
 def _with_prediction(innovation: Update, prediction: Float32[np.ndarray, "d"] | None) -> Update:

@@ -1,5 +1,6 @@
 """Update: a flat vector with named layers, a support and an address."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,9 +9,10 @@ from array_api_compat import is_torch_array
 from jaxtyping import Float, Float32
 
 from dpcomp.core.address import Address
+from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Everywhere, Support
-from dpcomp.privacy.claim import Claim, Unbounded
+from dpcomp.privacy.claim import Claim, Released, Unbounded
 
 UNKNOWN = Unbounded(
     because="the update was made by hand, so nothing is known of its values",
@@ -23,7 +25,9 @@ class Update:
     """A flat vector with named layers: its values on a support, and the address that it belongs to.
 
     A pipeline's `release` makes updates with a released claim, and so does `receive` of a payload that holds a release.
-    An update that is made by hand may be sent to a trusted server alone.
+    An update that is made by hand may be sent to a trusted server alone. A released update does not change: its values
+    lie in memory that NumPy cannot write to, and `dataclasses.replace` refuses it, since other values need not be
+    released; values that were computed of it go through `derive`.
 
     Args:
         values: (k,) floats, a value for each coordinate of the support, in ascending order of position. They are
@@ -31,10 +35,11 @@ class Update:
         layout: The layers of the whole vector of d coordinates.
         address: The run, client and round that it belongs to.
         support: Which k coordinates it holds.
-        claim: What is proven of the values.
+        claim: What is proven of the values. A `Released` claim is not given by hand: a pipeline's release has it.
         noise_stddev: The standard deviation of the privacy noise in the values; None if it is not known.
 
     Raises:
+        NotPrivate: `claim` is `Released`.
         ValueError: The number of values is not that of the support.
 
     Examples:
@@ -58,16 +63,24 @@ class Update:
     noise_stddev: float | None = None
 
     def __post_init__(self):
+        if isinstance(self.claim, Released):
+            raise NotPrivate(
+                "an update with a released claim was made by hand or by dataclasses.replace, and nothing shows that "
+                "its values were released: make it with pipeline.release, or with .derive(values) of a released update"
+            )
         given = self.values.detach().cpu().numpy() if is_torch_array(self.values) else self.values
-        values = np.array(given, dtype=np.float32)
+        values = np.asarray(given, dtype=np.float32)
         expected = self.support.count(self.layout.size)
         if values.shape != (expected,):
             raise ValueError(
                 f"an update on {type(self.support).__name__} of {self.layout.size} coordinates holds "
                 f"{expected} values; these have shape {values.shape}"
             )
-        values.flags.writeable = False
-        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "values", _immutable(values))
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        # Of a copy and of what was pickled: NumPy makes arrays anew there, that could be written to.
+        vars(self).update(state, values=_immutable(state["values"]))
 
     def dense(self) -> Float32[np.ndarray, "d"]:
         """Return the whole (d,) vector, zero outside the support; on `Everywhere` it is `values` itself, read-only."""
@@ -93,4 +106,24 @@ class Update:
         vector = np.asarray(vector, dtype=np.float32)
         if vector.shape != (self.layout.size,):
             raise ValueError(f"derive: the vector has shape {vector.shape}, not ({self.layout.size},)")
-        return replace(self, values=vector[self.support.indices(self.layout.size)], noise_stddev=noise_stddev)
+        values = vector[self.support.indices(self.layout.size)]
+        return with_claim(replace(self, values=values, noise_stddev=noise_stddev, claim=UNKNOWN), self.claim)
+
+
+def with_claim(update: Update, claim: Claim) -> Update:
+    """Return an update with another claim; the one way to a released one.
+
+    **Privacy:** the caller has proven the claim. Only what releases, decodes or post-processes releases calls this.
+
+    Args:
+        update: The update.
+        claim: What is proven of its values.
+    """
+    proven = object.__new__(Update)
+    vars(proven).update(vars(update), claim=claim)
+    return proven
+
+
+def _immutable(values: Float32[np.ndarray, "k"]) -> Float32[np.ndarray, "k"]:
+    """Return a copy of the values in immutable bytes: no flag of the array, or of its base, makes it writeable."""
+    return np.ndarray(values.shape, dtype=np.float32, buffer=values.tobytes())

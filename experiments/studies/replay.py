@@ -69,10 +69,20 @@ class Releases:
         self._secret, self._ledger = dp.SecretSeed(rounds.seed.number), dp.Ledger()
 
     def __call__(self, total: dp.Total, number: int, memory: dp.ClientMemory | ServerMemory) -> dp.Update:
-        """Add the noise of its round to a total, at the end whose memory is given."""
+        """Add the noise of its round to a total, at the end whose memory is given.
+
+        A recorded total is no batch that a pipeline clipped, and meets noise many times: pure noise is released, and
+        the total added to it. Such an update is for study alone.
+        """
         address = dp.Address(self._rounds.seed.number, memory.address.client, number)
         permit = self._ledger.charge(self._pipeline.cost, address)
-        return self._pipeline.noise(replace(total, mechanism=self._pipeline.mechanism), memory, self._secret, permit)
+        at_round = replace(memory, shared=replace(memory.shared, version=number))
+        noise = self._pipeline.release([], at_round, self._secret, permit)
+        if noise.support != total.support:
+            raise ValueError(f"the total of round {number} is on {total.support}, its noise on {noise.support}")
+        vector = np.zeros(total.layout.size)
+        vector[total.support.indices(total.layout.size)] = total.vector()
+        return noise.derive(noise.dense() + vector, noise_stddev=noise.noise_stddev)
 
 
 def released(setting: Setting, rounds: Rounds) -> list[dp.Update]:

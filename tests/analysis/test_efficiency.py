@@ -7,6 +7,7 @@ import dpcomp as dp
 from analysis.measures.efficiency import bytes_at_energy, compression_ratio, encoded_bytes
 from analysis.measures.supports import smallest_support
 from dpcomp.core.public_context import PublicContext
+from dpcomp.wire.update import with_claim
 
 LAYOUT = dp.Layout.of(5000)
 CODEC = dp.Codec(quantize=dp.Uniform(4))
@@ -28,12 +29,9 @@ def test_encoded_bytes_are_those_of_a_payload_that_is_sent():
     memory, sizes, expected = pipeline.init_client(LAYOUT, dp.PublicSeed(0), client=0), [], []
     for share in (0.5, 0.5, 0.8):
         support = smallest_support(clean, noisy, share)
-        update = dp.Update(
-            values=noisy[support.positions],
-            layout=LAYOUT,
-            address=memory.address,
-            support=support,
-            claim=pipeline.claim,
+        update = with_claim(
+            dp.Update(values=noisy[support.positions], layout=LAYOUT, address=memory.address, support=support),
+            pipeline.claim,
         )
         common = PublicContext(layout=LAYOUT, previous_support=memory.link.last_support)
         expected.append(encoded_bytes(CODEC, noisy, support, common))

@@ -10,6 +10,7 @@ from scipy.stats import entropy
 
 import dpcomp as dp
 from analysis.measures.payload_rate import PayloadRate
+from dpcomp.wire.update import with_claim
 
 LAYOUT = dp.Layout.of({"dense": (1000,), "sparse": (3000,)})
 
@@ -22,7 +23,7 @@ def test_levels_have_the_entropy_of_their_own_layers(layers):
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a measurement of the wire"), codec=codec, feedback=False)
     memory = pipeline.init_client(layout, dp.PublicSeed(0), client=0)
     values = np.array([level for layer in layers for level in layer], dtype=np.float32)
-    update = dp.Update(values=values, layout=layout, address=memory.address, claim=pipeline.claim)
+    update = with_claim(dp.Update(values=values, layout=layout, address=memory.address), pipeline.claim)
     payload, _ = pipeline.send(update, memory)
     expected = sum(len(layer) * entropy(np.unique(layer, return_counts=True)[1], base=2) for layer in layers)
     assert PayloadRate.of(pipeline, payload, memory).value_entropy_bits == pytest.approx(expected, abs=1e-9)
@@ -37,7 +38,7 @@ def rates_of_a_run(codec, rounds=3, noise=0.1, **terms):
     steady = rng.standard_t(3, LAYOUT.size) * np.where(np.arange(LAYOUT.size) < 1000, 3, 1)
     for _ in range(rounds):
         values = (steady + noise * rng.standard_normal(LAYOUT.size)).astype(np.float32)
-        update = dp.Update(values=values, layout=LAYOUT, address=memory.address, claim=pipeline.claim)
+        update = with_claim(dp.Update(values=values, layout=LAYOUT, address=memory.address), pipeline.claim)
         payload, memory = pipeline.send(update, memory)
         rates.append(PayloadRate.of(pipeline, payload, server))
         _, server = pipeline.receive(payload, server)
@@ -97,7 +98,7 @@ def test_conditional_entropies_count_the_supports_that_differ_so():
     for _ in range(2):
         values = (steady + 0.5 * rng.standard_normal(LAYOUT.size)).astype(np.float32)
         supports.append(set(np.argsort(-np.abs(values))[:200].tolist()))
-        update = dp.Update(values=values, layout=LAYOUT, address=memory.address, claim=pipeline.claim)
+        update = with_claim(dp.Update(values=values, layout=LAYOUT, address=memory.address), pipeline.claim)
         before = memory
         payload, memory = pipeline.send(update, before)
     rate = PayloadRate.of(pipeline, payload, before)

@@ -11,6 +11,7 @@ import dpcomp as dp
 from dpcomp.codec.rate import rate_at_step, step_for_rate
 from dpcomp.codec.widths import best_columns, best_widths
 from dpcomp.core.public_context import PublicContext
+from dpcomp.wire.update import with_claim
 
 CODERS = (dp.RangeCoder(), dp.FixedWidth())
 SIZES = (864, 32, 9216, 0, 18_432, 64, 40_000, 640, 10)
@@ -104,13 +105,13 @@ def test_a_layer_without_bits_is_decoded_as_zero_and_comes_back_when_it_matters(
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the codec"), codec=codec)
     memory, heard = pipeline.init_client(layout, dp.PublicSeed(0), client=0), np.zeros(2000)
     for _ in range(3):
-        update = dp.Update(values=values, layout=layout, address=memory.address, claim=pipeline.claim)
+        update = with_claim(dp.Update(values=values, layout=layout, address=memory.address), pipeline.claim)
         _, memory = pipeline.send(update, memory)
         assert memory.residual is not None
         heard = 3 * values - memory.residual
     assert not heard[1000:].any()  # a millionth of the other's size: its residual waits
     loud = np.where(np.arange(2000) < 1000, 0, 1).astype(np.float32)
-    update = dp.Update(values=loud, layout=layout, address=memory.address, claim=pipeline.claim)
+    update = with_claim(dp.Update(values=loud, layout=layout, address=memory.address), pipeline.claim)
     _, after = pipeline.send(update, memory)
     assert after.residual is not None
     assert np.abs(after.residual[1000:]).max() < 0.5

@@ -9,6 +9,7 @@ from scipy.special import entr
 import dpcomp as dp
 from dpcomp.codec.entropy.positions import merge_with_previous, split_by_previous
 from dpcomp.core.public_context import PublicContext
+from dpcomp.wire.update import with_claim
 
 CODEC = dp.Codec(quantize=dp.Uniform(2))
 
@@ -100,7 +101,7 @@ def test_over_rounds_both_ends_code_a_slow_support_by_its_changes():
     steady, sizes = rng.standard_t(2, d), []
     for _ in range(4):
         values = (steady + 0.1 * rng.standard_normal(d)).astype(np.float32)
-        update = dp.Update(values=values, layout=memory.layout, address=memory.address, claim=pipeline.claim)
+        update = with_claim(dp.Update(values=values, layout=memory.layout, address=memory.address), pipeline.claim)
         payload, after = pipeline.send(update, memory)
         lost, _ = pipeline.send(update, memory)  # made again from the same memory, it is the same
         assert lost == payload

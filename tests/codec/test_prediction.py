@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.wire.update import with_claim
 
 LAYOUT = dp.Layout.of({"steady": (30_000,), "empty": (0,), "fresh": (10_000,), "one": (1,)})
 SPARSE = dp.Codec(sparsify=dp.TopK(0.05), quantize=dp.Uniform(4))
@@ -30,7 +31,7 @@ def session(codec, correlation, *, feedback=False, count=6, downlink=None):
     )
     for vector in rounds(correlation, count):
         before = memory
-        update = dp.Update(values=vector, layout=LAYOUT, address=memory.address, claim=pipeline.claim)
+        update = with_claim(dp.Update(values=vector, layout=LAYOUT, address=memory.address), pipeline.claim)
         payload, memory = pipeline.send(update, memory)
         estimate, server = pipeline.receive(payload, server)
         if before.residual is not None and memory.residual is not None:  # residual + update = estimate + new residual
@@ -107,8 +108,8 @@ def test_a_body_without_room_for_the_gains_is_corrupt():
     )
     down, server = pipeline.broadcast(np.ones(LAYOUT.size, np.float32), server)
     memory = pipeline.follow(down, memory)
-    update = dp.Update(
-        values=np.ones(LAYOUT.size, np.float32), layout=LAYOUT, address=memory.address, claim=pipeline.claim
+    update = with_claim(
+        dp.Update(values=np.ones(LAYOUT.size, np.float32), layout=LAYOUT, address=memory.address), pipeline.claim
     )
     frame, body = PAYLOAD.unseal(pipeline.send(update, memory)[0])
     pipeline.receive(PAYLOAD.seal(frame, body), server)

@@ -8,6 +8,7 @@ from scipy.special import gammaln
 from scipy.stats import entropy
 
 import dpcomp as dp
+from dpcomp.wire.update import with_claim
 
 
 def payload_and_bound(pipeline, vector, bits):
@@ -17,7 +18,7 @@ def payload_and_bound(pipeline, vector, bits):
         pipeline.init_client(layout, dp.PublicSeed(0), client=0),
         pipeline.init_server(layout, dp.PublicSeed(0)),
     )
-    update = dp.Update(values=vector, layout=layout, address=memory.address, claim=pipeline.claim)
+    update = with_claim(dp.Update(values=vector, layout=layout, address=memory.address), pipeline.claim)
     payload, _ = pipeline.send(update, memory)
     estimate, _ = pipeline.receive(payload, server)
     k, middle = len(estimate.values), layout.edges[1]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.wire.update import with_claim
 
 LAYERS = {
     f"layer {number}": (size,) for number, size in enumerate(np.geomspace(500, 2_000_000, 40).astype(int).tolist())
@@ -34,7 +35,7 @@ def send_and_receive():
     vector = rng.laplace(size=11_000_000).astype(np.float32)
     warm = np.empty_like(vector)
     for _ in range(15):
-        update = dp.Update(values=vector, layout=memory.layout, address=memory.address, claim=pipeline.claim)
+        update = with_claim(dp.Update(values=vector, layout=memory.layout, address=memory.address), pipeline.claim)
         copying = median(seconds(np.copyto, warm, vector)[0] for _ in range(5))
         sending, (payload, memory) = seconds(pipeline.send, update, memory)
         receiving, (_, server) = seconds(pipeline.receive, payload, server)

@@ -5,6 +5,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.codec.wiener import TrackedSignal
+from dpcomp.wire.update import with_claim
 
 SIZES = (5_000, 5_000, 5_000)
 LAYOUT = dp.Layout.of({str(number): (size,) for number, size in enumerate(SIZES)})
@@ -37,8 +38,9 @@ def federation(pipeline, rounds, seed=0):
         signal, noisy = vectors(rng, CLIENTS)
         received, sizes = [], []
         for client, memory in enumerate(memories):
-            update = dp.Update(
-                values=noisy[client], layout=LAYOUT, address=memory.address, claim=pipeline.claim, noise_stddev=NOISE
+            update = with_claim(
+                dp.Update(values=noisy[client], layout=LAYOUT, address=memory.address, noise_stddev=NOISE),
+                pipeline.claim,
             )
             payload, memories[client] = pipeline.send(update, memory)
             estimate, server = pipeline.receive(payload, server)
@@ -94,7 +96,7 @@ def test_an_update_that_does_not_say_its_noise_is_refused():
     pipeline = noisy_pipeline(2)
     memory = pipeline.init_client(LAYOUT, dp.PublicSeed(0), client=0)
     values = np.ones(LAYOUT.size, np.float32)
-    update = dp.Update(values=values, layout=LAYOUT, address=memory.address, claim=pipeline.claim)
+    update = with_claim(dp.Update(values=values, layout=LAYOUT, address=memory.address), pipeline.claim)
     with pytest.raises(ValueError, match="noise_stddev"):
         pipeline.send(update, memory)
 

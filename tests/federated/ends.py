@@ -7,6 +7,7 @@ from dpcomp.federated.late import Reject
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut, Trained
 from dpcomp.federated.server import Server, TrustedRelease
+from dpcomp.wire.update import with_claim
 
 LAYOUT = dp.Layout.of({"a": (100, 48), "b": (200,)})
 RUN, RUN_ID = dp.PublicSeed(3), b"the ends"
@@ -50,9 +51,8 @@ def participant_of(pipeline=PIPELINE, client=1, run=RUN, layout=LAYOUT):
 
 def update_of(pipeline, memory, seed=0):
     values = np.random.default_rng(seed).standard_normal(memory.layout.size).astype(np.float32)
-    claim = pipeline.claim if pipeline.trust == "nobody" else None
-    facts = {} if claim is None else {"claim": claim}
-    return dp.Update(values=values, layout=memory.layout, address=memory.address, **facts)
+    update = dp.Update(values=values, layout=memory.layout, address=memory.address)
+    return with_claim(update, pipeline.claim) if pipeline.trust == "nobody" else update
 
 
 def talk(participant, server, event):

@@ -21,6 +21,7 @@ from dpcomp.federated.phases import (
     Trained,
 )
 from dpcomp.federated.server import Server
+from dpcomp.wire.update import with_claim
 
 LAYOUT = dp.Layout.of({"a": (40, 10), "b": (13,)})
 RUN = dp.PublicSeed(3)
@@ -45,7 +46,9 @@ def ends(pipeline=PIPELINE):
 
 def update_of(state, seed=0, pipeline=PIPELINE):
     values = np.random.default_rng(seed).standard_normal(LAYOUT.size).astype(np.float32)
-    return dp.Update(values=values, layout=LAYOUT, address=state.memory.address, claim=pipeline.claim, noise_stddev=0.5)
+    return with_claim(
+        dp.Update(values=values, layout=LAYOUT, address=state.memory.address, noise_stddev=0.5), pipeline.claim
+    )
 
 
 def waiting(state, seed=0, pipeline=PIPELINE):

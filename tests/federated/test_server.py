@@ -155,7 +155,7 @@ def test_values_that_no_sum_can_bear_are_refused(down):
     server, participant = together(pipeline, 0)
     for value in (3e38, -1e30):
         update = update_of(pipeline, participant.state.memory)
-        talk(participant, server, Trained(replace(update, values=np.full(LAYOUT.size, value, np.float32))))
+        talk(participant, server, Trained(update.derive(np.full(LAYOUT.size, value, np.float32))))
         talk(participant, server, BroadcastReceived(server.close_round()))
     assert server.refusals == {"corrupt": 2} and not server.model.any()
 

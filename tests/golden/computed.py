@@ -21,6 +21,7 @@ from dpcomp.simulation.probes import Clipping, TopKOverlap
 from dpcomp.training.pytorch import PyTorch
 from dpcomp.training.schedule import Cosine
 from dpcomp.wire.frame import HEADER_BYTES
+from dpcomp.wire.update import with_claim
 
 SEED, CLIENTS = 7, 2
 LAYOUTS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -129,13 +130,15 @@ class Exchange:
         for number, vector in enumerate(vectors):
             memory = self.clients[number]
             support = self.pipeline.empty_total(memory).support  # everywhere, or RandomK's of the mechanism
-            update = dp.Update(
-                values=vector[support.indices(len(vector))],
-                layout=self.layout,
-                address=memory.address,
-                support=support,
-                claim=self.pipeline.claim,
-                noise_stddev=self.case.get("noise_stddev"),
+            update = with_claim(
+                dp.Update(
+                    values=vector[support.indices(len(vector))],
+                    layout=self.layout,
+                    address=memory.address,
+                    support=support,
+                    noise_stddev=self.case.get("noise_stddev"),
+                ),
+                self.pipeline.claim,
             )
             payload, self.clients[number] = self.pipeline.send(update, memory)
             received, self.server = self.pipeline.receive(payload, self.server)

@@ -13,6 +13,7 @@ from dpcomp.codec.entropy.range_meter import information
 from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.bits_by_part import layer_bits, measure_payload
 from dpcomp.wire.frame import HEADER_BYTES
+from dpcomp.wire.update import with_claim
 from tests.wire.test_round_trip import messages
 
 ENTROPIES = st.sampled_from([dp.FixedWidth(), dp.RangeCoder()])
@@ -148,7 +149,7 @@ def test_every_payload_of_a_run_is_measured_by_whoever_has_yet_to_accept_it(code
     steady, rng = np.random.default_rng(1).standard_t(3, 4000), np.random.default_rng(2)
     for number in range(3):
         values = (steady + 0.1 * rng.standard_normal(4000)).astype(np.float32)
-        update = dp.Update(values=values, layout=memory.layout, address=memory.address, claim=pipeline.claim)
+        update = with_claim(dp.Update(values=values, layout=memory.layout, address=memory.address), pipeline.claim)
         before = memory
         payload, memory = pipeline.send(update, memory)
         _, bits = measure_payload(pipeline.channel, payload, server)
@@ -176,7 +177,7 @@ def test_a_support_told_by_its_changes_is_measured_so():
     pipeline, memory, server = a_run(dp.Codec(sparsify=dp.TopK(0.05), quantize=dp.Uniform(4)), feedback=False)
     values, index = np.random.default_rng(1).standard_t(3, 4000).astype(np.float32), []
     for _ in range(2):
-        update = dp.Update(values=values, layout=memory.layout, address=memory.address, claim=pipeline.claim)
+        update = with_claim(dp.Update(values=values, layout=memory.layout, address=memory.address), pipeline.claim)
         payload, memory = pipeline.send(update, memory)
         index.append(measure_payload(pipeline.channel, payload, server)[1].index)
         _, server = pipeline.receive(payload, server)

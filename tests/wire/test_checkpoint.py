@@ -13,6 +13,7 @@ import torch
 import dpcomp as dp
 from dpcomp.wire import checkpoint
 from dpcomp.wire.checkpoint import Checkpoint
+from dpcomp.wire.update import with_claim
 
 LAYOUT = {"a": (12, 25), "scalar": (), "empty": (0,), "b": (99,)}
 NOISE = (dp.Clip(1.0), dp.Gaussian(0.5))
@@ -37,13 +38,15 @@ def rounds(pipeline, client, server, numbers):
         masks = [stage for stage in pipeline.stages if isinstance(stage, dp.RandomK)]
         d = client.layout.size
         support = masks[0].public_support(pipeline.channel.context(client)) if masks else dp.Everywhere()
-        update = dp.Update(
-            values=rng.standard_normal(support.count(d)).astype(np.float32),
-            layout=client.layout,
-            address=client.address,
-            support=support,
-            claim=pipeline.claim,
-            noise_stddev=0.5,
+        update = with_claim(
+            dp.Update(
+                values=rng.standard_normal(support.count(d)).astype(np.float32),
+                layout=client.layout,
+                address=client.address,
+                support=support,
+                noise_stddev=0.5,
+            ),
+            pipeline.claim,
         )
         up, client = pipeline.send(update, client)
         received, server = pipeline.receive(up, server)

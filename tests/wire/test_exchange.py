@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.wire.update import with_claim
 
 D = 300
 LAYOUT = {"weight": (20, 14), "bias": (20,)}
@@ -44,7 +45,7 @@ def random_vector(*place):
 
 def update_of(pipeline, memory, vector):
     """An update of which the pipeline's claim holds."""
-    return dp.Update(values=vector, layout=memory.layout, address=memory.address, claim=pipeline.claim)
+    return with_claim(dp.Update(values=vector, layout=memory.layout, address=memory.address), pipeline.claim)
 
 
 def state(memory):
@@ -208,7 +209,8 @@ def test_another_run_is_refused():
     refused(PLAIN.receive, payload, other_server, "run 5, this end is of run 6: build both ends with one PublicSeed")
     down, _ = PLAIN.broadcast(random_vector(1), server)
     refused(PLAIN.follow, down, other_memory, "run 5, this end is of run 6: build both ends with one PublicSeed")
-    strayed = replace(update_of(PLAIN, after, random_vector(2)), address=dp.Address(6, 1, 0))
+    strayed = dp.Update(values=random_vector(2), layout=after.layout, address=dp.Address(6, 1, 0))
+    strayed = with_claim(strayed, PLAIN.claim)
     with pytest.raises(ValueError, match="the memory of client 1 in run 5"):
         PLAIN.send(strayed, after)
     with pytest.raises(ValueError, match="the aggregate is of run 6, the memory of run 5"):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import dpcomp as dp
 from dpcomp.wire.frame import HEADER_BYTES, PAYLOAD, Frame
+from dpcomp.wire.update import with_claim
 from tests.cpu_time import cpu_loops
 
 D = 400
@@ -42,7 +43,7 @@ def ends(name):
     layout, seed = dp.Layout.of({"a": (D - 30,), "b": (30,)}), dp.PublicSeed(0)
     memory, server = pipeline.init_client(layout, seed, client=1), pipeline.init_server(layout, seed)
     values = np.random.default_rng(0).standard_normal(D).astype(np.float32)
-    update = dp.Update(values=values, layout=layout, address=memory.address, claim=pipeline.claim)
+    update = with_claim(dp.Update(values=values, layout=layout, address=memory.address), pipeline.claim)
     payload, _ = pipeline.send(update, memory)
     return pipeline, payload, server
 
@@ -259,7 +260,7 @@ def test_a_short_message_that_declares_much_costs_little():
     pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=CODECS["top"], feedback=False)
     memory, server = pipeline.init_client(d, dp.PublicSeed(0), client=1), pipeline.init_server(d, dp.PublicSeed(0))
     values = np.zeros(d, np.float32)
-    update = dp.Update(values=values, layout=memory.layout, address=memory.address, claim=pipeline.claim)
+    update = with_claim(dp.Update(values=values, layout=memory.layout, address=memory.address), pipeline.claim)
     payload, _ = pipeline.send(update, memory)
     step = b"\x80\x3f"
     hostile = [

@@ -13,6 +13,7 @@ import pytest
 import dpcomp as dp
 from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.frame import HEADER_BYTES, PAYLOAD
+from dpcomp.wire.update import with_claim
 from tests.cpu_time import cpu_loops
 
 FAST_PER_CODEC, SLOW_PER_CODEC = 105, 3600
@@ -106,7 +107,7 @@ def victim(name, large=False, run=7, rounds=1):
 
     def update():
         values = heavy_tailed(rng, layout)
-        return dp.Update(values=values, layout=layout, address=client.address, claim=pipeline.claim)
+        return with_claim(dp.Update(values=values, layout=layout, address=client.address), pipeline.claim)
 
     for _ in range(rounds):
         payload, client = pipeline.send(update(), client)
@@ -420,7 +421,7 @@ def test_a_gain_never_makes_an_estimate_that_is_not_finite(gain):
     large = np.array([3e38, 1.0], np.float32)
     down, server = pipeline.broadcast(large, server)
     client = pipeline.follow(down, client)
-    update = dp.Update(values=large, layout=client.layout, address=client.address, claim=pipeline.claim)
+    update = with_claim(dp.Update(values=large, layout=client.layout, address=client.address), pipeline.claim)
     payload, _ = pipeline.send(update, client)
     values = (np.sign(gain) * large).astype("<f4").tobytes()
     body = struct.pack("<bBI", gain, 0, 2) + b"\x08" + values

@@ -392,3 +392,42 @@ def test_a_sparsifier_without_the_support_that_it_promises_is_refused():
 def test_a_stage_that_keeps_another_support_than_it_says_is_refused(mask, words):
     with pytest.raises((TypeError, ValueError), match=words):
         sent(dp.Pipeline(mechanism=(mask, dp.Clip(1.0), dp.Gaussian(1.0))))
+
+
+def test_own_parts_cannot_write_to_what_they_are_given():
+    found = []
+
+    def attempt(array):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0.0
+        found.append(array)
+
+    @dataclass(frozen=True)
+    class Writes:
+        def initial_history(self, layout):
+            return np.zeros(layout.size, np.float32)
+
+        def update_history(self, history, broadcast, layout):
+            attempt(history)
+            attempt(broadcast)
+            return kept[0]
+
+        def select(self, vector, candidates, context):
+            attempt(vector)
+            attempt(context.history)
+            return candidates
+
+    kept = [np.ones(8, np.float32)]  # the part goes on to hold it, and writes to it
+    codec = dp.Codec(sparsify=Writes())
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=codec)
+    client = pipeline.init_client(8, dp.PublicSeed(0), client=0)
+    server = pipeline.init_server(8, dp.PublicSeed(0))
+    update = pipeline.release([], client, dp.SecretSeed(), dp.Ledger().charge(pipeline.cost, client.address))
+    payload, client = pipeline.send(update, client)
+    estimate, server = pipeline.receive(payload, server)
+    down, server = pipeline.broadcast(estimate, server)
+    client = pipeline.follow(down, client)
+    assert len(found) >= 6
+    kept[0][:] = 7.0
+    np.testing.assert_array_equal(client.shared.history, np.ones(8))
+    np.testing.assert_array_equal(server.shared.history, np.ones(8))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import dpcomp as dp
+from dpcomp.wire.update import with_claim
 
 CLIENTS = 3
 JAX = 0.05  # of the arrays in a long session: it compiles something for every new shape
@@ -198,8 +199,9 @@ class Session:
             return self.pipeline.release(blocks, memory, self.secret, permit)
         support = self.support(memory)
         values, expected = dressed(self.rng, self.vector()[support.indices(self.layout.size)], self.jax)
-        place = {"layout": self.layout, "address": memory.address, "support": support, "claim": self.pipeline.claim}
+        place = {"layout": self.layout, "address": memory.address, "support": support}
         made = dp.Update(values=values, noise_stddev=float(self.scale), **place)
+        made = with_claim(made, self.pipeline.claim)
         assert made.values.tobytes() == expected.tobytes()
         return made
 

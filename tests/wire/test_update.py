@@ -1,6 +1,8 @@
 """Addresses, layouts, supports and updates."""
 
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 import dpcomp as dp
+from dpcomp.wire.update import with_claim
 
 ADDRESS = dp.Address(run=1, client=2, round=3)
 GOLDEN_SPARSE = [377, 419, 507, 586, 636, 666]
@@ -179,7 +182,7 @@ def test_an_update_cannot_be_changed():
 
 def test_what_is_derived_keeps_claim_support_and_address_and_leaves_the_source_alone():
     claim = dp.Bounded(l2=2.0)
-    update = dataclasses.replace(update_of([1, 2], dp.Listed(np.array([1, 3])), d=4), claim=claim)
+    update = with_claim(update_of([1, 2], dp.Listed(np.array([1, 3])), d=4), claim)
     derived = update.derive(update.dense() * 2 + 1)
     assert (derived.claim, derived.support, derived.address) == (claim, update.support, ADDRESS)
     np.testing.assert_array_equal(derived.dense(), [0, 3, 0, 5])
@@ -190,3 +193,57 @@ def test_what_is_derived_keeps_claim_support_and_address_and_leaves_the_source_a
 
 def test_an_update_made_by_hand_is_not_released():
     assert isinstance(update_of([1, 2]).claim, dp.Unbounded)
+
+
+def released_update(d=4):
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+    memory = pipeline.init_client(d, seed=dp.PublicSeed(0), client=1)
+    permit = dp.Ledger().charge(pipeline.cost, memory.address)
+    return pipeline, memory, pipeline.release([], memory, dp.SecretSeed(), permit)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda update: dp.Update(values=np.ones(4), layout=update.layout, address=update.address, claim=update.claim),
+        lambda update: dataclasses.replace(update, values=np.ones(4)),
+        lambda update: dataclasses.replace(update, support=dp.Listed(np.arange(4))),
+        lambda update: dataclasses.replace(update_of(np.ones(4)), claim=update.claim),
+    ],
+)
+def test_a_released_claim_is_not_given_by_hand(forge):
+    _, _, update = released_update()
+    with pytest.raises(dp.NotPrivate, match="by hand"):
+        forge(update)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda update: update,
+        copy.copy,
+        copy.deepcopy,
+        lambda update: pickle.loads(pickle.dumps(update)),
+        lambda update: update.derive(update.dense()),
+    ],
+)
+def test_the_values_of_a_release_cannot_be_written_to_by_any_flag(copied):
+    pipeline, memory, update = released_update()
+    same = copied(update)
+    assert same.claim == update.claim
+    np.testing.assert_array_equal(same.values, update.values)
+    arrays = [same.values, same.dense(), same.values.view(), same.values[:2]]
+    for array in arrays:
+        while isinstance(array, np.ndarray):
+            with pytest.raises(ValueError, match="WRITEABLE"):
+                array.flags.writeable = True
+            array = array.base
+    payload, _ = pipeline.send(same, memory)
+    assert payload == pipeline.send(update, memory)[0]
+
+
+def test_values_are_copied_from_what_was_given():
+    mine = np.arange(4, dtype=np.float32)
+    update = update_of(mine)
+    mine[:] = 9.0
+    np.testing.assert_array_equal(update.values, np.arange(4))

@@ -14,6 +14,7 @@ import pytest
 import dpcomp as dp
 from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.frame import MAGIC
+from dpcomp.wire.update import with_claim
 
 FILE = Path(__file__).with_name("wire_vectors.json")
 LAYOUT = dp.Layout.of({"a": (5, 6), "nothing": (0,), "b": (10,), "scalar": (), "c": (8, 4, 4)})
@@ -78,7 +79,7 @@ def payloads():
     memory, server = pipeline.init_client(LAYOUT, seed, client=3), pipeline.init_server(LAYOUT, seed)
     found = {}
     for name in ("up", "up again"):
-        update = dp.Update(values=VALUES, layout=LAYOUT, address=memory.address, claim=pipeline.claim)
+        update = with_claim(dp.Update(values=VALUES, layout=LAYOUT, address=memory.address), pipeline.claim)
         found[name], memory = pipeline.send(update, memory)
         estimate, server = pipeline.receive(found[name], server)
         found[f"down after {name}"], server = pipeline.broadcast(estimate.derive(VALUES / np.float32(2)), server)

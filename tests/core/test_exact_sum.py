@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpcomp.federated import exact_sum
-from dpcomp.federated.exact_sum import ExactSum
+from dpcomp.core import exact_sum
+from dpcomp.core.exact_sum import ExactSum
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
