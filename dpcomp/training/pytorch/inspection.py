@@ -14,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.engine import Engine, Loss
 from dpcomp.training.pytorch.isolated import Isolated, IsolatedRows
+from dpcomp.training.pytorch.opacus_hooks import remove_hooks
 from dpcomp.training.pytorch.parameters import trainable
 from dpcomp.training.pytorch.passes import Pass, floating
 from dpcomp.training.pytorch.private_model import PrivateModel
@@ -60,6 +61,7 @@ def private_model(
     """
     check_precision(module)
     check_by_name(module)
+    remove_hooks(module)
     subject = copy.deepcopy(module).train()
     trial = _Trial(subject, loss, engine)
     trial.run(inputs, targets)
@@ -155,23 +157,23 @@ class _Trial:
         self._subject, self._loss, self._guard = subject, loss, Unmoved(subject)
         self.model = _wrapped(subject, loss, engine)
         self._engine_name = type(engine).__name__
-        self._moves = False  # whether any gradient was above zero
+        self._moves = self._random = False  # whether any gradient was above zero, any pass drew random numbers
 
     def run(self, inputs: Any, targets: Any) -> None:
         parameters = sum(parameter.numel() for parameter in trainable(self._subject).values())
-        with _fork_of_generators(inputs), hooks_on_inputs():
+        with _fork_of_generators(inputs), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what layers say of odd batches is no news to whoever trains on others
             torch.manual_seed(0)
             self.model.check.copies = self.model.engine.copies = self._copies(inputs)
-            for number, batch in enumerate(trial_batches(inputs, targets, parameters)):
-                try:
-                    self._try(batch, twice=number == 0)
-                except ERRORS as error:
-                    if batch.made_up:
-                        continue
-                    raise NotPrivate(self._failure(batch, error)) from error
-                finally:
-                    self.model.zero_grad()
-                    self.model.forget(unfinished=True)
+            for batch in trial_batches(inputs, targets, parameters):
+                self._try(batch)
+            if self._random:
+                # Copies that draw the same numbers make a batch as long as the first, so what depends on the length
+                # alone shows only without them.
+                for layer in self._subject.modules():
+                    layer.training = bool(list(layer.parameters(recurse=False)))
+                for batch in trial_batches(inputs, targets, parameters):
+                    self._try(batch)
         if not self._moves:
             raise NotPrivate(
                 "no example gives a gradient that is finite and above 0: a trial shows nothing at these weights. Use "
@@ -193,22 +195,34 @@ class _Trial:
         self._refuse_writes()
         return 2 if shapes[0] != shapes[1] and shapes[1] else 1
 
-    def _try(self, batch: TrialBatch, *, twice: bool) -> None:
-        one = self._pass(batch)
-        self._refuse_writes()
-        if not batch.made_up or one.order is not None:
-            self._check(one, batch)
-        if twice:
-            first = one.outputs
+    def _try(self, batch: TrialBatch) -> None:
+        try:
+            first = self._pass(batch)
+            self._refuse_writes()
+            self._random |= first.random
+            one = self._pass_again(batch)
+            self._refuse_another(first, one)
+            if not batch.made_up or one.order is not None:
+                self._check(one, batch)
+        except ERRORS as error:
+            if not batch.made_up:
+                raise NotPrivate(self._failure(batch, error)) from error
+        finally:
             self.model.zero_grad()
             self.model.forget(unfinished=True)
-            again = self._pass(batch).outputs
-            for before, now in zip(floating(first), floating(again), strict=True):
-                if not torch.allclose(before, now, rtol=1e-3, atol=1e-3 * float(before.abs().max()), equal_nan=True):
-                    raise NotPrivate(
-                        "the same batch has other outputs the second time: a layer keeps earlier batches, or its "
-                        "random numbers are not torch's. Remove that state, and draw with torch's global generator"
-                    )
+
+    def _pass_again(self, batch: TrialBatch) -> Pass:
+        self.model.zero_grad()
+        self.model.forget(unfinished=True)
+        return self._pass(batch)
+
+    def _refuse_another(self, one: Pass, again: Pass) -> None:
+        for before, now in zip(floating(one.outputs), floating(again.outputs), strict=True):
+            if not torch.allclose(before, now, rtol=1e-3, atol=1e-3 * float(before.abs().max()), equal_nan=True):
+                raise NotPrivate(
+                    "the same batch has other outputs the second time: a layer keeps earlier batches, or its "
+                    "random numbers are not torch's. Remove that state, and draw with torch's global generator"
+                )
 
     def _pass(self, batch: TrialBatch) -> Pass:
         torch.manual_seed(1)

@@ -148,6 +148,12 @@ class OpacusRows:
                 vars(layer).pop("max_batch_len", None)
 
 
+def remove_hooks(module: nn.Module) -> None:
+    """Remove the hooks of an earlier engine, whose model can then no longer be trained."""
+    for handle in vars(module).pop("autograd_grad_sample_hooks", []):
+        handle.remove()
+
+
 def as_list(grad_sample: Tensor | list[Tensor] | None) -> list[Tensor]:
     """Return the per-example gradients that Opacus left on a parameter, one tensor for each backward pass."""
     if grad_sample is None:
