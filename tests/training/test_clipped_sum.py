@@ -9,7 +9,6 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
-import dpcomp as dp
 from dpcomp.training.pytorch.inspection import hooks_on_inputs
 from experiments.data.models import fashion_cnn
 from tests.training.private_client import DIVISOR, Client, clean, examples, linear, noisy, relative

@@ -1,4 +1,4 @@
-"""What is refused, by name, before anything is released: passes, batches, losses and writes that a clip cannot bound."""
+"""What is refused, by name, before a release: passes, batches, losses and writes that a clip cannot bound."""
 
 import contextlib
 import copy
@@ -424,7 +424,7 @@ class TestPrecision:
     def test_of_complex_numbers_is_refused_by_name(self):
         module = nn.Linear(6, 3)
         module.phase = nn.Parameter(torch.ones(4, dtype=torch.complex64))
-        with pytest.raises(ValueError, match="parameter 'phase' is torch.complex64: .*view_as_complex"):
+        with pytest.raises(ValueError, match=r"parameter 'phase' is torch.complex64: .*view_as_complex"):
             private_model(module, functional.cross_entropy, *examples(4))
 
     def test_mixed_is_for_examples_alone(self):

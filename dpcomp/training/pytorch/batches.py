@@ -81,6 +81,7 @@ class Delivery:
         self._collate, self._key = CollateOrEmpty(dataset, collate), key
 
     def __call__(self, ticketed: list[tuple[int, Any]]) -> Any:
+        """Return the batch of some examples, and note that it came."""
         tickets = [ticket for ticket, _ in ticketed]
         return delivered(self._key, tickets, self._collate([example for _, example in ticketed]))
 
@@ -97,6 +98,7 @@ class CollateOrEmpty:
         self._dataset, self._collate = dataset, collate
 
     def __call__(self, examples: list[Any]) -> Any:
+        """Return the batch of some examples or none."""
         return self._collate(examples) if examples else emptied(self._collate([self._dataset[0]]))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.structures import tensors
+from dpcomp.training.pytorch.structures import mapped, tensors
 
 OTHER_LOADER = (
     "a step takes a batch that the sampler drew for it. Iterate over the loader of make_private; where no sampling is "
@@ -98,7 +98,8 @@ class Draws:
         """Note the batch that was loaded for some tickets."""
         if tickets:
             versions = tuple(part._version for part in tensors(batch))
-            self._arrived[tickets[0]] = MicroBatch(tuple(tickets), batch, versions)
+            # Containers are copied: a script may take the labels out of its own.
+            self._arrived[tickets[0]] = MicroBatch(tuple(tickets), mapped(lambda part: part, batch), versions)
 
     def peek(self) -> MicroBatch:
         """Return the micro-batch that the next `step()` takes in; it stays in the queue.
@@ -171,4 +172,4 @@ def same_values(given: Tensor, drawn: Tensor) -> bool:
         return True
     drawn = drawn.to(device=given.device, dtype=given.dtype).reshape(given.shape)
     given = given.detach()
-    return torch.equal(given, drawn) or bool(((given == drawn) | ((given != given) & (drawn != drawn))).all())  # noqa: PLR0124
+    return torch.equal(given, drawn) or bool(((given == drawn) | ((given != given) & (drawn != drawn))).all())

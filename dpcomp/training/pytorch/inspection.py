@@ -24,7 +24,16 @@ from dpcomp.training.pytorch.trial_batches import TrialBatch, trial_batches
 from dpcomp.training.pytorch.unmoved import Unmoved
 
 # What a model may raise on a batch that it does not accept.
-ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError, AttributeError, KeyError)
+ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AssertionError,
+    NotImplementedError,
+    AttributeError,
+    KeyError,
+)
 
 
 def private_model(

@@ -56,7 +56,8 @@ class IsolatedRows:
     assumption = "each example's gradient was taken alone"
 
     def __init__(self, module: nn.Module, loss: Loss, rows_at_once: int):
-        self._module, self._loss, self.rows_at_once = module, loss, rows_at_once
+        self._module, self._loss = module, loss
+        self.rows_at_once: int | None = rows_at_once
         self.in_a_loop = False
         self.copies = 1  # 2 for a module that gives a batch of one another form, as a bare squeeze() does
 

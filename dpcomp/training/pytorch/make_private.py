@@ -41,9 +41,9 @@ def make_private(
     part of a tuple, or `"labels"` of a mapping, are the targets, and the rest is what the model is called with (a tuple
     by position, a mapping by name).
 
-    **Privacy:** the model and its loss are tried on batches of several sizes, orders, lengths and memory layouts, before
-    anything is charged. In training a step takes the batch that the sampler drew for it and no other, one row for each
-    drawn example; only its release moves the parameters.
+    **Privacy:** the model and its loss are tried on batches of several sizes, orders, lengths and memory layouts,
+    before anything is charged. In training a step takes the batch that the sampler drew for it and no other, one row
+    for each drawn example; only its release moves the parameters.
 
     Args:
         module: The model. What is frozen stays so.

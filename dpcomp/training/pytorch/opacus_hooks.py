@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from opacus.grad_sample import GradSampleHooks, GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
@@ -39,9 +38,7 @@ class Opacus:
         try:
             hooks = _Hooks(module, batch_first=True, loss_reduction="mean")
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise NotPrivate(
-                f"Opacus has no hooks for a layer among {_layers(module)} ({error}): {REMEDY}"
-            ) from error
+            raise NotPrivate(f"Opacus has no hooks for a layer among {_layers(module)} ({error}): {REMEDY}") from error
         return OpacusRows(module, hooks)
 
 
@@ -61,7 +58,7 @@ class OpacusRows:
     """
 
     assumption = "rows of per-example gradients were checked, not proven"
-    rows_at_once = None
+    rows_at_once: int | None = None
 
     def __init__(self, module: nn.Module, hooks: GradSampleHooks):
         self._module, self._hooks = module, hooks

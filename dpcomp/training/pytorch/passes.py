@@ -1,8 +1,9 @@
 """Pass: what a step needs to know of one forward pass of the model and of the backward pass that followed it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,12 +58,12 @@ class Pass:
         """The arguments that the module gets."""
         return repeated(self.call, 2) if self.doubled else self.call
 
-    @property
+    @cached_property
     def n(self) -> int:
         """The number of rows."""
         return count(self.call)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the inputs lie."""
         return next((part.device for part in tensors(self.call)), torch.device("cpu"))
@@ -92,11 +93,9 @@ class Pass:
             set_random_states(self.random_states, self.device)
             yield
 
-    @contextmanager
-    def in_its_precision(self) -> Iterator[None]:
+    def in_its_precision(self) -> AbstractContextManager[Any]:
         """Use the mixed precision that the pass used."""
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            yield
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
 
 def random_states(device: torch.device) -> tuple[Tensor, ...]:

@@ -116,8 +116,9 @@ class PrivateModel(nn.Module):
         return self._reached - 1
 
     def _outputs_of_nothing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the outputs of a made-up example, cut to length 0: many layers fail on a batch without examples."""
-        made_up = mapped(lambda part: part.new_zeros((1, *part.shape[1:])) if part.ndim else part, (args, kwargs))
+        """Return the outputs of made-up examples, cut to length 0: many layers fail on a batch without examples."""
+        n = self.engine.copies
+        made_up = mapped(lambda part: part.new_zeros((n, *part.shape[1:])) if part.ndim else part, (args, kwargs))
         with torch.no_grad():
             outputs = self._module(*made_up[0], **made_up[1])
         cut = mapped(lambda part: part[:0].clone() if part.ndim else part.clone(), outputs)

@@ -1,5 +1,7 @@
 """Row check: holds a row of per-example gradients to the gradient of its example alone."""
 
+import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -58,15 +60,14 @@ class RowCheck:
                 )
         sent = [(one.cotangents[number][i : i + 1] * one.n).double() for number in one.cotangents]
         alone = self._cotangents(one, targets, i, copies=self.copies)
-        if _far(sent, alone, self._tolerance):
-            if not self._loss_explained_by_rounding(one, targets, i, sent):
-                raise NotPrivate(
-                    f"the loss of a batch of {one.n} is not the mean of the losses of its examples, or the script "
-                    "computes another loss than loss=: the gradient of an example's outputs differs by "
-                    f"{_distance(sent, alone):.3g} of its norm. Use a plain mean: no class weights, ignore_index, "
-                    "contrast between examples, penalty on the batch or GradScaler; or declare the loss that the "
-                    "script computes"
-                )
+        if not _far(sent, alone, self._tolerance) or self._loss_explained_by_rounding(one, targets, i, sent):
+            return
+        raise NotPrivate(
+            f"the loss of a batch of {one.n} is not the mean of the losses of its examples, or the script computes "
+            "another loss than loss=: the gradient of an example's outputs differs by "
+            f"{_distance(sent, alone):.3g} of its norm. Use a plain mean: no class weights, ignore_index, contrast "
+            "between examples, penalty on the batch or GradScaler; or declare the loss that the script computes"
+        )
 
     def outputs_of(self, one: Pass, i: int) -> None:
         """Check that the outputs of an example are those of the example alone.
@@ -151,7 +152,8 @@ class RowCheck:
         """Return the outputs of an example among copies of itself, and the gradient for its own cotangent."""
         args, kwargs = repeated(rows(one.call, i, i + 1), copies)
         named = trainable(self._module)
-        with self._engine.paused(), one.replayed(), one.in_its_precision(), torch.enable_grad():
+        replayed = one.replayed() if one.random else nullcontext()
+        with self._engine.paused(), replayed, one.in_its_precision(), torch.enable_grad():
             if wide:
                 widened = {name: value.double() for name, value in self._module.named_parameters()}
                 widened |= {name: _widened(value) for name, value in self._module.named_buffers()}
@@ -187,7 +189,7 @@ def _widened(value: Tensor) -> Tensor:
 
 
 def _norm(parts: list[Tensor]) -> float:
-    return float(sum(part.square().sum() for part in parts)) ** 0.5
+    return math.sqrt(float(torch.stack([part.square().sum() for part in parts]).sum())) if parts else 0.0
 
 
 def _distance(mine: list[Tensor], theirs: list[Tensor]) -> float:
@@ -198,10 +200,7 @@ def _distance(mine: list[Tensor], theirs: list[Tensor]) -> float:
 
 def _far(mine: list[Tensor], theirs: list[Tensor], tolerance: float) -> bool:
     """Return whether two gradients differ; where both have values that are not finite, the clip blanks both."""
-    if not all(bool(torch.isfinite(part).all()) for part in (*mine, *theirs)):
-        return _finite(mine) != _finite(theirs)
-    return not _norm([a - b for a, b in zip(mine, theirs, strict=True)]) <= tolerance * _norm(theirs)
-
-
-def _finite(parts: list[Tensor]) -> bool:
-    return all(bool(torch.isfinite(part).all()) for part in parts)
+    norms = _norm(mine), _norm(theirs)
+    if not all(map(math.isfinite, norms)):
+        return math.isfinite(norms[0]) != math.isfinite(norms[1])
+    return not _norm([a - b for a, b in zip(mine, theirs, strict=True)]) <= tolerance * norms[1]

@@ -69,7 +69,7 @@ def emptied(value: Any) -> Any:
         return {key: emptied(part) for key, part in value.items()}
     if not isinstance(value, (tuple, list)):
         return value
-    if value and isinstance(value[0], (str, bytes)):
+    if any(isinstance(part, (str, bytes)) for part in value):
         return type(value)()
     parts = [emptied(part) for part in value]
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)

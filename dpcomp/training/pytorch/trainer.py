@@ -64,7 +64,7 @@ class PyTorch:
     local_sampling: Poisson = field(default=Poisson(0.1))
     physical_batch_size: int = 512
     device: str = "cpu"
-    engine: Engine = Opacus()
+    engine: Engine = field(default=Opacus())
 
     def __post_init__(self):
         whole_number(self.local_steps, "PyTorch(local_steps)", least=1)

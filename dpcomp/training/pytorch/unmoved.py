@@ -9,9 +9,9 @@ from dpcomp.core.errors import NotPrivate
 class Unmoved:
     """Remembers a model's parameters and buffers, and refuses what moved since.
 
-    **Privacy:** an update is the model now minus the model before, so whatever else wrote a parameter would be sent; and
-    what a pass writes to a buffer or a frozen parameter makes later gradients depend on several examples (PRIVACY_RULES
-    hazards 7 and 28). Values are compared, since a write through `.data` leaves no other trace.
+    **Privacy:** an update is the model now minus the model before, so whatever else wrote a parameter would be sent;
+    and what a pass writes to a buffer or a frozen parameter makes later gradients depend on several examples
+    (PRIVACY_RULES hazards 7 and 28). Values are compared, since a write through `.data` leaves no other trace.
 
     Args:
         module: The model whose parameters, trainable and frozen, and buffers are watched.
@@ -56,4 +56,4 @@ def _same(now: Tensor, before: Tensor | None) -> bool:
         return False
     now, before = now.detach(), before.to(now.device)
     # A NaN that was there before has not moved.
-    return torch.equal(now, before) or bool(((now == before) | ((now != now) & (before != before))).all())  # noqa: PLR0124
+    return torch.equal(now, before) or bool(((now == before) | ((now != now) & (before != before))).all())
