@@ -488,10 +488,10 @@ class TestTheSpotCheck:
         def spoilt(rows):
             return torch.cat([rows[:-1], 2 * rows[-1:]])
 
-        clients = [linear(clean(0.3), secret=dp.SecretSeed(number)) for number in range(60)]
+        client = linear(clean(0.3), steps=60)
         self.fault(monkeypatch, spoilt)
         found = 0
-        for client in clients:
+        for _ in range(60):
             try:
                 client.step(*examples(8))
             except dp.NotPrivate:

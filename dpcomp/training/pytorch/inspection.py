@@ -19,7 +19,7 @@ from dpcomp.training.pytorch.parameters import trainable
 from dpcomp.training.pytorch.passes import Pass, floating
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.row_check import RowCheck
-from dpcomp.training.pytorch.structures import call_of, count, mapped, repeated, rows
+from dpcomp.training.pytorch.structures import call_of, count, repeated, rows, tensors
 from dpcomp.training.pytorch.trial_batches import TrialBatch, trial_batches
 from dpcomp.training.pytorch.unmoved import Unmoved
 
@@ -72,7 +72,7 @@ def private_model(
     check_by_name(module)
     remove_hooks(module)
     subject = copy.deepcopy(module).train()
-    trial = _Trial(subject, loss, engine)
+    trial = _Trial(subject, loss, engine, inputs)
     trial.run(inputs, targets)
     model = _wrapped(module, loss, engine)
     model.check.copies = model.engine.copies = trial.model.engine.copies
@@ -162,17 +162,17 @@ def hooks_on_inputs() -> Iterator[None]:
 class _Trial:
     """A copy of a module that trains on trial batches, none of which leaves a trace in the module itself."""
 
-    def __init__(self, subject: nn.Module, loss: Loss, engine: Engine):
+    def __init__(self, subject: nn.Module, loss: Loss, engine: Engine, inputs: Any):
         self._subject, self._loss, self._guard = subject, loss, Unmoved(subject)
         self.model = _wrapped(subject, loss, engine)
-        self._engine_name = type(engine).__name__
+        self._engine_name, self._devices = type(engine).__name__, _cuda_devices(inputs)
         self._moves = self._random = False  # whether any gradient was above zero, any pass drew random numbers
 
     def run(self, inputs: Any, targets: Any) -> None:
         parameters = sum(parameter.numel() for parameter in trainable(self._subject).values())
         with _fork_of_generators(inputs), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what layers say of odd batches is no news to whoever trains on others
-            torch.manual_seed(0)
+            self._seed(0)
             self.model.check.copies = self.model.engine.copies = self._copies(inputs)
             for batch in trial_batches(inputs, targets, parameters):
                 self._try(batch)
@@ -188,6 +188,12 @@ class _Trial:
                 "no example gives a gradient that is finite and above 0: a trial shows nothing at these weights. Use "
                 "other first weights"
             )
+
+    def _seed(self, number: int) -> None:
+        """Seed the generators that the trial may draw from, which are restored after it."""
+        torch.default_generator.manual_seed(number)
+        for device in self._devices:
+            torch.cuda.default_generators[device.index or 0].manual_seed(number)
 
     def _copies(self, inputs: Any) -> int:
         """Return how many copies of an example make a batch from which the model gives outputs an example."""
@@ -234,7 +240,7 @@ class _Trial:
                 )
 
     def _pass(self, batch: TrialBatch) -> Pass:
-        torch.manual_seed(1)
+        self._seed(1)
         args, kwargs = call_of(batch.inputs)
         self._loss(self.model(*args, **kwargs), batch.targets).backward()
         return self.model.passes[-1]
@@ -247,12 +253,13 @@ class _Trial:
             self.model.check.loss_of(one, batch.targets, i)
             row = tuple(part[0] for part in self.model.engine.rows(one, batch.targets, i, i + 1))
             size = sum(float(part.double().square().sum()) for part in row)
-            self._moves |= 0 < size < float("inf")
             if isinstance(self.model.engine, IsolatedRows):
-                self.model.engine.leave_wrong_map(one, batch.targets)
+                if not self._moves:  # once is enough
+                    self.model.engine.leave_wrong_map(one, batch.targets)
                 self.model.check.outputs_of(one, i)
             else:
                 self.model.check.row_of(one, i, row)
+            self._moves |= 0 < size < float("inf")
         self.model.engine.refuse_other_passes(len(self.model.finished(public=False)))
 
     def _refuse_writes(self) -> None:
@@ -285,7 +292,9 @@ def _wrapped(module: nn.Module, loss: Loss, engine: Engine) -> PrivateModel:
 
 @contextmanager
 def _fork_of_generators(inputs: Any) -> Iterator[None]:
-    devices: list[torch.device] = []
-    mapped(lambda part: devices.append(part.device) or part, inputs)
-    with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
+    with torch.random.fork_rng(devices=_cuda_devices(inputs)):
         yield
+
+
+def _cuda_devices(inputs: Any) -> list[torch.device]:
+    return list({part.device for part in tensors(inputs) if part.device.type == "cuda"})

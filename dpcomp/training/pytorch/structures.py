@@ -85,7 +85,7 @@ def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
         return inputs, batch.get("labels")
     if isinstance(batch, (tuple, list)):
         if len(batch) < 2:
-            return batch[0], None
+            return next(iter(batch), None), None
         return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
     return batch, None
 
