@@ -147,12 +147,8 @@ def test_a_pass_that_is_broken_off_leaves_nothing_to_the_next():
     assert script.permit.used == 3
 
 
-@ENGINES
 @pytest.mark.parametrize("adapted", [False, True])
-def test_a_model_with_masks_takes_its_inputs_by_name(adapted, engine):
-    if isinstance(engine, Opacus):
-        pytest.skip("the position embedding sees one row, which Opacus' formula takes for one example")
-
+def test_a_model_with_masks_takes_its_inputs_by_name(adapted):
     class Sentences(Dataset):
         def __len__(self):
             return 28
@@ -161,7 +157,7 @@ def test_a_model_with_masks_takes_its_inputs_by_name(adapted, engine):
             return {name: part[i % 7] for name, part in in_dict.items()} | {"labels": torch.tensor(i % 3)}
 
     network = Attention(adapted)
-    script = Script(network, Sentences(), logits_loss, engine=engine)
+    script = Script(network, Sentences(), logits_loss)
     for batch in script.loader:
         labels = batch.pop("labels")
         logits_loss(script.model(**batch), labels).backward()
@@ -365,6 +361,19 @@ def test_a_low_rank_adapter_trains_alone(engine):
     network = nn.Sequential(Adapted(nn.Linear(6, 6), 6, 6), nn.Tanh(), nn.Linear(6, 3).requires_grad_(False))
     script = Script(network, TensorDataset(*examples(40)), functional.cross_entropy, engine=engine).run()
     assert [name for name, _ in script.optimizer.layout.shapes] == ["0.a.weight", "0.b.weight"]
+
+
+def test_a_transformer_with_dropout_trains_in_isolation():
+    class Sentences(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.a, self.o = nn.Embedding(11, 8), nn.TransformerEncoderLayer(8, 2, 8), nn.Linear(8, 3)
+
+        def forward(self, tokens):
+            return self.o(self.a(self.e(tokens).transpose(0, 1)).mean(0))
+
+    data = TensorDataset(torch.randint(0, 11, (40, 5)), torch.arange(40) % 3)
+    assert Script(Sentences(), data, functional.cross_entropy).run().permit.used == 3
 
 
 def test_attention_of_opacus_trains_in_sequence_order():

@@ -180,7 +180,7 @@ class _Trial:
                 # Copies that draw the same numbers make a batch as long as the first, so what depends on the length
                 # alone shows only without them.
                 for layer in self._subject.modules():
-                    layer.training = bool(list(layer.parameters(recurse=False)))
+                    layer.training = bool(list(layer.parameters()))
                 for batch in trial_batches(inputs, targets, parameters):
                     self._try(batch)
         if not self._moves:
