@@ -18,7 +18,7 @@ from dpcomp.training.pytorch.opacus_hooks import remove_hooks
 from dpcomp.training.pytorch.parameters import trainable
 from dpcomp.training.pytorch.passes import Pass, floating
 from dpcomp.training.pytorch.private_model import PrivateModel
-from dpcomp.training.pytorch.row_check import RowCheck
+from dpcomp.training.pytorch.row_check import RowCheck, largest_finite
 from dpcomp.training.pytorch.structures import call_of, count, repeated, rows, tensors
 from dpcomp.training.pytorch.trial_batches import TrialBatch, trial_batches
 from dpcomp.training.pytorch.unmoved import Unmoved
@@ -144,7 +144,19 @@ def check_statistics(module: nn.Module, loss: Loss, inputs: Tensor, targets: Ten
     guard = Unmoved(subject)
     with _fork_of_generators(inputs):
         loss(subject(inputs), targets).backward()
-    if changed := guard.moved():
+    refuse_statistics(guard.moved())
+
+
+def refuse_statistics(changed: list[str]) -> None:
+    """Refuse what a forward pass wrote, if it wrote anything.
+
+    Args:
+        changed: The names of what changed.
+
+    Raises:
+        NotPrivate: There are some.
+    """
+    if changed:
         raise NotPrivate(
             f"{changed} change in the forward pass of training, and are never sent: the server would evaluate with "
             "their first values. Use GroupNorm or LayerNorm, or set track_running_stats=False"
@@ -233,7 +245,8 @@ class _Trial:
 
     def _refuse_another(self, one: Pass, again: Pass) -> None:
         for before, now in zip(floating(one.outputs), floating(again.outputs), strict=True):
-            if not torch.allclose(before, now, rtol=1e-3, atol=1e-3 * float(before.abs().max()), equal_nan=True):
+            scale = largest_finite(before)
+            if not torch.allclose(before, now, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
                 raise NotPrivate(
                     "the same batch has other outputs the second time: a layer keeps earlier batches, or its "
                     "random numbers are not torch's. Remove that state, and draw with torch's global generator"

@@ -97,7 +97,7 @@ class IsolatedRows:
             return
         example = rows((one.args, one.kwargs, targets), 0, 1)
         mapped_row, looped_row = self.rows(one, targets, 0, 1), self._looped(example)
-        scale = max(float(part.abs().max()) for part in looped_row)
+        scale = max(float(part.nan_to_num(0.0, 0.0, 0.0).abs().max()) for part in looped_row)
         self.in_a_loop |= any(
             not torch.allclose(a, b, rtol=0, atol=1e-3 * scale, equal_nan=True)
             for a, b in zip(mapped_row, looped_row, strict=True)

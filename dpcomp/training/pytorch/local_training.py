@@ -15,7 +15,13 @@ from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger import Ledger
 from dpcomp.training.pytorch.devices import lent_generator
 from dpcomp.training.pytorch.engine import Engine, Loss
-from dpcomp.training.pytorch.inspection import check_precision, check_statistics, hooks_on_inputs, private_model
+from dpcomp.training.pytorch.inspection import (
+    check_precision,
+    check_statistics,
+    hooks_on_inputs,
+    private_model,
+    refuse_statistics,
+)
 from dpcomp.training.pytorch.parameters import read, write
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.wire.memory import ClientMemory
@@ -147,6 +153,7 @@ class ClientLevel:
         self._module, self._loss, self._pipeline = module, loss, pipeline
         self._make_optimizer, self._secret = make_optimizer, secret
         self._local_steps, self._local_sampling = local_steps, local_sampling
+        self._buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
     def train(
         self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
@@ -173,6 +180,8 @@ class ClientLevel:
                     optimizer.zero_grad()
                     self._loss(self._module(inputs[chosen]), targets[chosen]).backward()
                     optimizer.step()
+        held = dict(self._module.named_buffers())
+        refuse_statistics([name for name, before in self._buffers.items() if not torch.equal(held[name].cpu(), before)])
         change = read(self._module) - start
         if self._pipeline.trust_model.server_sees_clean:
             # What is not finite counts as zero, as under Clip; a client that sent nothing would be seen.
