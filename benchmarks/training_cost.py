@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import dpcomp as dp
 from dpcomp.federated.aggregation import mean_of_released
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
+from dpcomp.training.pytorch.opacus_hooks import Opacus
 from dpcomp.training.pytorch.parameters import read, write
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from experiments.data.models import fashion_cnn
@@ -45,7 +46,7 @@ class DpcompFederation:
             codec=dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4), entropy=dp.RangeCoder()),
             sampling=dp.Poisson(0.01),
         )
-        self.model = private_model(fashion_cnn(seed=0), batches[0][0][0])
+        self.model = private_model(fashion_cnn(seed=0), nn.functional.cross_entropy, *batches[0], engine=Opacus())
         inner = torch.optim.SGD(self.model.parameters(), lr=LEARNING_RATE)
         self.optimizer = PrivateOptimizer(
             inner, self.model, self.pipeline, secret=dp.SecretSeed(), expected_batch_size=BATCH
@@ -60,7 +61,9 @@ class DpcompFederation:
         permit = self.ledger.charge(self.pipeline.cost, self.memory.address, steps=LOCAL_STEPS)
         write(self.model, self.weights)
         self.optimizer.begin(self.memory, permit)
+        draws = self.optimizer.draws
         for inputs, targets in self.batches:
+            draws.arrive(draws.draw(range(BATCH), BATCH), (inputs, targets))  # as the loader does
             nn.functional.cross_entropy(self.model(inputs), targets).backward()
             self.optimizer.step()
         payload, self.memory = self.pipeline.send(self.optimizer.update(), self.memory)

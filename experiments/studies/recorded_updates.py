@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import dpcomp as dp
 from dpcomp.lab.tasks.classification import Classification
-from dpcomp.training.pytorch.inspection import PrivateModel, hooks_on_inputs, private_model
-from dpcomp.training.pytorch.parameters import layout_of, read, trainable, write
+from dpcomp.training.pytorch import Opacus, PrivateModel
+from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
+from dpcomp.training.pytorch.parameters import layout_of, read, write
 
 CLIENT = 0
 WHOLE = 1.0  # the density of sums on all coordinates
@@ -102,7 +103,7 @@ def _rounds(
     seed: int,
     rng: np.random.Generator,
 ) -> Rounds:
-    model = private_model(copy.deepcopy(start), inputs[0])
+    model = private_model(copy.deepcopy(start), task.loss, inputs[:33], targets[:33], engine=Opacus())
     layout, public, clip = layout_of(model), dp.PublicSeed(seed), dp.Clip(recording.clip_norm)
     before = {density: (dp.RandomK(density),) for density in recording.densities} | {WHOLE: ()}
     pipelines = {density: dp.Pipeline(mechanism=dp.unsafe(WHY, *first, clip)) for density, first in before.items()}
@@ -142,9 +143,7 @@ def _gradients(
     with hooks_on_inputs():
         loss = task.loss(model(inputs), targets)
         loss.backward()
-    parameters = trainable(model).values()
-    block = tuple(vars(parameter)["grad_sample"] for parameter in parameters)
-    for parameter in parameters:
-        parameter.grad = None
-        vars(parameter)["grad_sample"] = None
+    (one,) = model.finished(public=False)
+    block = model.engine.rows(one, targets, 0, one.n)
+    model.zero_grad()
     return block, float(loss.detach())

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dpcomp.training.pytorch.inspection import check_by_trial
+from dpcomp.training.pytorch import Opacus
+from dpcomp.training.pytorch.inspection import private_model
 from dpcomp.training.pytorch.parameters import layout_of
 from experiments.data.augment import CropAndFlip, augmented
 from experiments.data.models import cifar_cnn
@@ -45,4 +46,5 @@ def test_batches_may_be_as_small_as_chance_makes_them(n):
 def test_a_model_behind_it_keeps_its_layout_and_stays_private():
     model = augmented(cifar_cnn, seed=1)
     assert layout_of(model) == layout_of(cifar_cnn(seed=1))
-    check_by_trial(model, torch.zeros(3, 32, 32))
+    inputs, targets = torch.randn(5, 3, 32, 32), torch.arange(5)
+    private_model(model, nn.functional.cross_entropy, inputs, targets, engine=Opacus())

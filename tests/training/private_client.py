@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 import dpcomp as dp
-from dpcomp.training.pytorch import PrivateOptimizer, private_model
-from dpcomp.training.pytorch.inspection import hooks_on_inputs
+from dpcomp.training.pytorch import Opacus, PrivateOptimizer
+from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
 from dpcomp.training.pytorch.parameters import read, trainable
+from dpcomp.training.pytorch.structures import call_of, count
 from experiments.data.models import logistic_regression
 
 torch.set_num_threads(1)
@@ -26,11 +27,30 @@ def noisy(norm: float = 0.5, *, rate: float = 0.5, first: tuple = ()) -> dp.Pipe
 class Client:
     """A model, its private optimiser, and an open round."""
 
-    def __init__(self, pipeline, module, shape, *, steps=8, divisor=DIVISOR, secret=None, number=0, **sgd):
-        self.model = private_model(module, torch.zeros(shape))
+    def __init__(
+        self,
+        pipeline,
+        module,
+        some,
+        *,
+        loss=nn.functional.cross_entropy,
+        engine=Opacus(),
+        steps=8,
+        divisor=DIVISOR,
+        secret=None,
+        number=0,
+        views=1,
+        **sgd,
+    ):
+        """Take a shape of inputs, or a batch of inputs and targets, for the trial at the door."""
+        inputs, targets = examples(4, seed=9, shape=some) if isinstance(some[0], int) else some
+        self.loss = loss
+        self.model = private_model(module, loss, inputs, targets, engine=engine)
         inner = torch.optim.SGD(self.model.parameters(), **({"lr": 1.0} | sgd))
         secret = dp.SecretSeed(7) if secret is None else secret
-        self.optimizer = PrivateOptimizer(inner, self.model, pipeline, secret=secret, expected_batch_size=divisor)
+        self.optimizer = PrivateOptimizer(
+            inner, self.model, pipeline, secret=secret, expected_batch_size=divisor, views=views
+        )
         self.memory = pipeline.init_client(self.optimizer.layout, seed=dp.PublicSeed(1), client=number)
         self.ledger = dp.Ledger()
         self.permit = self.ledger.charge(pipeline.cost, self.memory.address, steps=steps)
@@ -41,14 +61,34 @@ class Client:
     def gradient(self) -> torch.Tensor:
         return torch.cat([parameter.grad.flatten() for parameter in trainable(self.model).values()])
 
-    def backward(self, inputs, targets) -> None:
-        with hooks_on_inputs():
-            nn.functional.cross_entropy(self.model(inputs), targets).backward()
+    def draw(self, *parts) -> None:
+        """Act as the sampler and the loader: draw a batch, in one micro-batch or several."""
+        draws = self.optimizer.draws
+        tickets = draws.draw(range(sum(count(part) for part in parts)), 1_000)
+        for part in parts:
+            draws.arrive(tickets[: count(part)], part)
+            tickets = tickets[count(part) :]
 
-    def step(self, inputs, targets, *, skip: bool = False) -> None:
+    def backward(self, inputs, targets) -> None:
+        args, kwargs = call_of(inputs)
+        with hooks_on_inputs():
+            self.loss(self.model(*args, **kwargs), targets).backward()
+
+    def step(self, inputs, targets) -> None:
+        """Draw a batch, pass it through the model, and step."""
+        self.draw((inputs, targets))
         self.backward(inputs, targets)
-        if skip:
-            self.optimizer.signal_skip_step(do_skip=True)
+        self.optimizer.step()
+
+    def micro_step(self, inputs, targets, *, last: bool) -> None:
+        """Pass a part of what was drawn through the model, and step."""
+        self.backward(inputs, targets)
+        self.optimizer.signal_skip_step(do_skip=not last)
+        self.optimizer.step()
+
+    def noise_step(self) -> None:
+        """Step on a draw without examples."""
+        self.draw()
         self.optimizer.step()
 
     def sums(self) -> list[torch.Tensor]:
@@ -77,6 +117,7 @@ def leftovers(model: nn.Module) -> list[str]:
     found = [
         f"{at}.{name}" for at, p in model.named_parameters() for name in names if getattr(p, name, None) is not None
     ]
+    found += [f"pass {number}" for number, _ in enumerate(getattr(model, "passes", []))]
     return found + [f"{at}.activations" for at, layer in model.named_modules() if vars(layer).get("activations")]
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset, default_collate
 
 import dpcomp as dp
-from dpcomp.training.pytorch import PrivateOptimizer, private_model
-from dpcomp.training.pytorch.batches import collate_or_empty, poisson_loader
-from dpcomp.training.pytorch.inspection import hooks_on_inputs
+from dpcomp.training.pytorch import PrivateOptimizer
+from dpcomp.training.pytorch.batches import CollateOrEmpty, poisson_loader
+from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
 
 torch.set_num_threads(1)
 Pair = namedtuple("Pair", ["inputs", "name"])
@@ -28,11 +28,16 @@ class Listed(Dataset):
         return self.examples[i]
 
 
+def inspected():
+    loss = nn.functional.cross_entropy
+    return private_model(nn.Linear(3, 2), loss, torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+
+
 def client(rate: float | None, *, secret=None, steps: int = 1000) -> PrivateOptimizer:
     pipeline = dp.Pipeline(
         mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=None if rate is None else dp.Poisson(rate)
     )
-    model = private_model(nn.Linear(3, 2), torch.zeros(3))
+    model = inspected()
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     secret = dp.SecretSeed(5) if secret is None else secret
     optimizer = PrivateOptimizer(inner, model, pipeline, secret=secret, expected_batch_size=4)
@@ -92,7 +97,7 @@ class TestPoissonLoader:
         assert first != drawn(loaders[1])
 
     def test_asks_for_a_round(self):
-        model = private_model(nn.Linear(3, 2), torch.zeros(3))
+        model = inspected()
         pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.5))
         inner = torch.optim.SGD(model.parameters(), lr=0.1)
         optimizer = PrivateOptimizer(inner, model, pipeline, secret=dp.SecretSeed(0), expected_batch_size=4)
@@ -114,7 +119,7 @@ class TestPoissonLoader:
 
 class TestAnEmptyBatch:
     def empty(self, *examples):
-        return collate_or_empty(Listed(*examples))([])
+        return CollateOrEmpty(Listed(*examples), default_collate)([])
 
     def test_has_tensors_of_length_zero(self):
         inputs, target, weight = self.empty((torch.ones(2, 3), 4, np.float32(0.5)))
@@ -145,6 +150,6 @@ class TestAnEmptyBatch:
         assert list(self.empty(())) == []
 
     def test_otherwise_collates_as_torch_does(self):
-        batch = collate_or_empty(Listed())([(torch.ones(3), "a"), (torch.zeros(3), "b")])
+        batch = CollateOrEmpty(Listed(), default_collate)([(torch.ones(3), "a"), (torch.zeros(3), "b")])
         assert torch.equal(batch[0], torch.tensor([[1.0] * 3, [0.0] * 3]))
         assert list(batch[1]) == ["a", "b"]

@@ -9,8 +9,6 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
-import dpcomp as dp
-from dpcomp.training.pytorch import PrivateOptimizer, private_model
 from dpcomp.training.pytorch.inspection import hooks_on_inputs
 from experiments.data.models import fashion_cnn
 from tests.training.private_client import DIVISOR, Client, clean, examples, linear, noisy, relative
@@ -37,9 +35,11 @@ class TestTheClippedSum:
         if way == "one batch":
             client.step(inputs, targets)
         elif way == "seven steps":
+            client.draw(*chunks)
             for number, chunk in enumerate(chunks, start=1):
-                client.step(*chunk, skip=number < len(chunks))
+                client.micro_step(*chunk, last=number == len(chunks))
         else:
+            client.draw((inputs, targets))
             for chunk in chunks:
                 client.backward(*chunk)
             client.optimizer.step()
@@ -49,6 +49,7 @@ class TestTheClippedSum:
     def test_is_what_the_pipeline_clips(self):
         inputs, targets = examples(20)
         client = linear(clean(0.3))
+        client.draw((inputs, targets))
         client.backward(inputs, targets)
         block = tuple(parameter.grad_sample for parameter in client.model.parameters())
         expected = client.optimizer.pipeline.clip(block, client.memory).vector()
@@ -59,6 +60,7 @@ class TestTheClippedSum:
         inputs, targets = examples(20)
         one, two = linear(clean(0.3)), linear(clean(0.3))
         one.step(inputs, targets)
+        two.draw((inputs, targets))
         two.optimizer.step(lambda: two.backward(inputs, targets))
         assert torch.equal(one.sums()[0], two.sums()[0])
 
@@ -66,6 +68,7 @@ class TestTheClippedSum:
         inputs, targets = examples(20)
         one, two = linear(clean(0.3)), linear(clean(0.3))
         one.step(inputs, targets)
+        two.draw((inputs, targets))
         loss = nn.functional.cross_entropy(two.model(inputs), targets)
         two.optimizer.zero_grad()
         with hooks_on_inputs():
@@ -77,7 +80,7 @@ class TestTheClippedSum:
         client = linear(clean(0.3))
         client.backward(*examples(5, seed=1))
         client.optimizer.zero_grad()
-        client.optimizer.step()
+        client.noise_step()
         assert not client.sums()[0].any()
 
     def test_tied_weights_are_one_parameter(self):
@@ -91,25 +94,17 @@ class TestTheClippedSum:
                 return self.output(self.embedding(tokens).mean(dim=1))
 
         module = Tied()
-        model = private_model(copy.deepcopy(module), torch.zeros(3, dtype=torch.int64))
-        pipeline = clean(0.2)
-        optimizer = PrivateOptimizer(
-            torch.optim.SGD(model.parameters(), lr=1.0), model, pipeline, secret=dp.SecretSeed(0), expected_batch_size=1
-        )
-        assert optimizer.layout.size == 20
-        memory = pipeline.init_client(optimizer.layout, seed=dp.PublicSeed(0), client=0)
-        optimizer.begin(memory, dp.Ledger().charge(pipeline.cost, memory.address))
         tokens, targets = torch.tensor([[0, 1, 2], [4, 4, 3]]), torch.tensor([1, 2])
+        client = Client(clean(0.2), copy.deepcopy(module), (tokens, targets), divisor=1.0)
+        assert client.optimizer.layout.size == 20
         expected = torch.zeros(5, 4)
         for row, target in zip(tokens, targets, strict=True):
             module.zero_grad()
             nn.functional.cross_entropy(module(row[None]), target[None]).backward()
             gradient = module.embedding.weight.grad
             expected += gradient * min(1.0, 0.2 / float(gradient.norm() + 1e-6))
-        with hooks_on_inputs():
-            nn.functional.cross_entropy(model(tokens), targets).backward()
-        optimizer.step()
-        assert relative(-torch.tensor(optimizer.update().dense()), expected.flatten()) < 1e-5
+        client.step(tokens, targets)
+        assert relative(-torch.tensor(client.optimizer.update().dense()), expected.flatten()) < 1e-5
 
 
 class TestTheDivisor:
@@ -117,6 +112,7 @@ class TestTheDivisor:
     def test_is_the_public_constant_however_many_passes(self, passes):
         inputs, targets = examples(10)
         client = linear(clean(0.3))
+        client.draw((inputs, targets))
         for part, truth in zip(inputs.chunk(passes), targets.chunk(passes), strict=True):
             client.backward(part, truth)
         client.optimizer.step()

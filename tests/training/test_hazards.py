@@ -9,8 +9,8 @@ from opacus.grad_sample import GradSampleModule
 from torch import nn
 
 import dpcomp as dp
-from dpcomp.training.pytorch import PrivateOptimizer, private_model
-from dpcomp.training.pytorch.inspection import hooks_on_inputs
+from dpcomp.training.pytorch import Opacus, PrivateOptimizer
+from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
 from experiments.data.models import fashion_cnn, logistic_regression
 from tests.training.private_client import Client, clean, examples, leftovers, linear, noisy
 
@@ -30,6 +30,7 @@ class TestNoExampleCountsTwice:
     def test_looking_without_gradients_is_free(self):
         client = linear(clean(0.3))
         inputs, targets = examples(9)
+        client.draw((inputs, targets))
         outputs = client.model(inputs)
         with torch.no_grad():
             client.model(examples(4, seed=1)[0])
@@ -63,10 +64,11 @@ class TestNoExampleCountsTwice:
         with pytest.raises(dp.NotPrivate, match="missed some parameters"):
             client.backward(*examples(5, seed=1))
         client.optimizer.discard()
+        client.draw(examples(5), examples(5, seed=1))
         client.model._module.go_left = True
-        client.step(*examples(5), skip=True)
+        client.micro_step(*examples(5), last=False)
         client.model._module.go_left = False
-        client.step(*examples(5, seed=1))
+        client.micro_step(*examples(5, seed=1), last=True)
         norms = [float(torch.linalg.vector_norm(half)) for half in client.sums()[0].split(21)]
         assert max(norms) <= 5 * 0.3 * (1 + 1e-5)
 
@@ -85,9 +87,8 @@ class TestNoExampleCountsTwice:
         module = Half()
         client = Client(clean(0.3), module, (6,))
         module.forget = True
-        client.backward(*examples(5))
         with pytest.raises(dp.NotPrivate, match="backward pass"):
-            client.optimizer.step()
+            client.step(*examples(5))
         assert leftovers(client.model) == []
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
@@ -118,7 +119,8 @@ class TestNoExampleCountsTwice:
 
 class TestRefusals:
     def model(self):
-        return private_model(logistic_regression(inputs=6, classes=3, seed=0), torch.zeros(6))
+        module = logistic_regression(inputs=6, classes=3, seed=0)
+        return private_model(module, nn.functional.cross_entropy, *examples(4), engine=Opacus())
 
     def build(self, model, inner, pipeline) -> PrivateOptimizer:
         return PrivateOptimizer(inner, model, pipeline, secret=dp.SecretSeed(0), expected_batch_size=1)
@@ -132,7 +134,7 @@ class TestRefusals:
 
     def test_a_model_that_nobody_inspected(self):
         model = GradSampleModule(logistic_regression(inputs=6, classes=3, seed=0))
-        with pytest.raises(dp.NotPrivate, match="private_model"):
+        with pytest.raises(dp.NotPrivate, match="make_private"):
             self.build(model, torch.optim.SGD(model.parameters(), lr=1.0), noisy())
 
     def test_an_optimiser_of_other_parameters(self):

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import dpcomp as dp
-from dpcomp.training.pytorch import PrivateOptimizer, private_model
 from dpcomp.training.pytorch.batches import poisson_loader
 from dpcomp.training.pytorch.inspection import hooks_on_inputs
 from experiments.data.models import logistic_regression
@@ -19,9 +18,9 @@ from tests.training.private_client import Client, examples, leftovers, linear, n
 
 
 class TestPureNoise:
-    def test_is_released_where_no_backward_pass_was(self):
+    def test_is_released_for_a_draw_without_examples(self):
         client = linear()
-        client.optimizer.step()
+        client.noise_step()
         fresh = client.optimizer.pipeline.release(
             [],
             client.memory,
@@ -34,14 +33,14 @@ class TestPureNoise:
     def test_is_released_for_a_batch_without_examples(self):
         empty, none = linear(), linear()
         empty.step(*examples(0))
-        none.optimizer.step()
+        none.noise_step()
         assert torch.equal(empty.sums()[0], none.sums()[0])
 
     def test_differs_between_steps_clients_and_restarts(self):
         one, other = linear(), linear(number=1)
         fresh = [linear(secret=dp.SecretSeed()) for _ in range(2)]
         for client in (one, one, other, *fresh):
-            client.optimizer.step()
+            client.noise_step()
         drawn = [*one.gradients, *other.gradients, *fresh[0].gradients, *fresh[1].gradients]
         assert len(drawn) == 5
         assert all(not torch.isclose(a, b).any() for a, b in itertools.combinations(drawn, 2))
@@ -49,7 +48,7 @@ class TestPureNoise:
     def test_has_the_deviation_that_was_charged(self):
         module = logistic_regression(inputs=2_000, classes=10, seed=0)
         client = Client(noisy(0.25), module, (2_000,), divisor=1.0)
-        client.optimizer.step()
+        client.noise_step()
         drawn = client.gradients[0].numpy()
         assert abs(drawn.std() / 0.25 - 1) < 0.03
         assert abs(drawn.mean()) < 0.01
@@ -115,13 +114,14 @@ class TestBatchMemoryManager:
         client = linear(noisy(rate=0.02))
         loader = poisson_loader(TensorDataset(*examples(20)), client.optimizer, steps=8)
         manager = BatchMemoryManager(data_loader=loader, max_physical_batch_size=2, optimizer=client.optimizer)
-        with manager as cut, pytest.raises(dp.NotPrivate, match="not stepped"):
+        with manager as cut, pytest.raises(dp.NotPrivate, match="0 examples were drawn"):
             self.step_where_there_are_examples(client, cut)
 
     def step_where_there_are_examples(self, client: Client, loader) -> None:
         for inputs, targets in loader:
             if len(inputs):
-                client.step(inputs, targets)
+                client.backward(inputs, targets)
+                client.optimizer.step()
 
 
 class TestPermits:
@@ -150,20 +150,17 @@ class TestPermits:
         np.testing.assert_array_equal(client.parameters(), before)
 
     def test_are_asked_for(self):
-        model = private_model(logistic_regression(inputs=6, classes=3, seed=0), torch.zeros(6))
-        inner = torch.optim.SGD(model.parameters(), lr=1.0)
-        optimizer = PrivateOptimizer(inner, model, noisy(), secret=dp.SecretSeed(0), expected_batch_size=1)
-        inputs, targets = examples(5)
-        with hooks_on_inputs():
-            nn.functional.cross_entropy(model(inputs), targets).backward()
+        client = linear()
+        client.optimizer._open = None
         with pytest.raises(dp.BudgetExhausted, match="no round is open"):
-            optimizer.step()
-        assert leftovers(model) == []
+            client.step(*examples(5))
+        assert leftovers(client.model) == []
 
     def test_skipped_micro_batches_cost_nothing(self):
         client = linear()
-        for _ in range(5):
-            client.step(*examples(2), skip=True)
+        client.draw(*(examples(2, seed=seed) for seed in range(6)))
+        for seed in range(5):
+            client.micro_step(*examples(2, seed=seed), last=False)
         assert client.permit.used == 0
 
 
@@ -175,7 +172,7 @@ class TestRandomness:
             torch.manual_seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             client = linear(secret=dp.SecretSeed() if secret is None else secret)
-            client.optimizer.step()
+            client.noise_step()
             drawn.append(client.gradients[0])
         assert torch.equal(drawn[0], drawn[1]) == (secret is not None)
         assert torch.equal(drawn[1], drawn[2]) == (secret is not None)
@@ -204,7 +201,8 @@ class TestTheUpdate:
 
     def test_needs_a_release(self):
         client = linear()
-        client.step(*examples(5), skip=True)
+        client.draw(examples(5), examples(2))
+        client.micro_step(*examples(5), last=False)
         with pytest.raises(dp.BudgetExhausted, match="nothing was released"):
             client.optimizer.update()
 

@@ -1,6 +1,6 @@
 """Poisson batches for a DataLoader: drawn in secret, at a public rate, and sometimes empty."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -8,14 +8,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dpcomp.core.address import Address
 from dpcomp.privacy import Poisson
+from dpcomp.training.pytorch.draws import delivered
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
+from dpcomp.training.pytorch.structures import emptied
+
+Collate = Callable[[list[Any]], Any]
 
 
 class PoissonBatches(Sampler[list[int]]):
     """A batch sampler whose batches hold each example with probability `sampling.rate`, independently.
 
-    Each pass draws fresh batches. A pass that begins discards what an unfinished one left in the optimiser. Works under
-    Opacus' `BatchMemoryManager`.
+    A batch is a list of tickets, which name the draw and the example. Each pass draws fresh batches. A pass that begins
+    discards what an unfinished one left in the optimiser. Works under Opacus' `BatchMemoryManager`.
 
     Args:
         n: The number of examples.
@@ -34,53 +38,106 @@ class PoissonBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         self._optimizer.discard()
+        self._optimizer.draws.clear()
         place = self._optimizer.address
         self._passes = self._passes + 1 if place == self._address else 0
         self._address = place
         for step in range(self._passes * self._steps, (self._passes + 1) * self._steps):
             stream = self._optimizer.secret.stream("sample", place.run, place.client, place.round, step)
-            yield self._sampling.draw(self._n, stream).tolist()
+            chosen = self._sampling.draw(self._n, stream).tolist()
+            yield self._optimizer.draws.draw(chosen, self._n)
 
     def __len__(self) -> int:
         return self._steps
 
 
-def poisson_loader(dataset: Dataset, optimizer: PrivateOptimizer, *, steps: int) -> DataLoader:
-    """Return a DataLoader whose batches are drawn as the optimiser's pipeline is charged for.
+class Ticketed(Dataset):
+    """A data set whose examples are asked for by ticket, and come with it.
+
+    Args:
+        dataset: A map-style data set.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # pyright: ignore[reportArgumentType]
+
+    def __getitem__(self, ticket: int) -> tuple[int, Any]:
+        return ticket, self.dataset[ticket % len(self)]
+
+
+class Delivery:
+    """A collate function for tickets and examples: it notes what was loaded for which draw.
+
+    Args:
+        dataset: The data set, whose first example shows the form of a batch without any.
+        collate: Makes a batch of one example or more.
+        key: Of the draws.
+    """
+
+    def __init__(self, dataset: Dataset, collate: Collate, key: str):
+        self._collate, self._key = CollateOrEmpty(dataset, collate), key
+
+    def __call__(self, ticketed: list[tuple[int, Any]]) -> Any:
+        """Return the batch of some examples, and note that it came."""
+        tickets = [ticket for ticket, _ in ticketed]
+        return delivered(self._key, tickets, self._collate([example for _, example in ticketed]))
+
+
+class CollateOrEmpty:
+    """A collate function, extended to no examples: that gives a batch of the same form, with tensors of length 0.
+
+    Args:
+        dataset: Its first example shows the form.
+        collate: Makes a batch of one example or more.
+    """
+
+    def __init__(self, dataset: Dataset, collate: Collate):
+        self._dataset, self._collate = dataset, collate
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """Return the batch of some examples or none."""
+        return self._collate(examples) if examples else emptied(self._collate([self._dataset[0]]))
+
+
+def poisson_loader(
+    dataset: Dataset,
+    optimizer: PrivateOptimizer,
+    *,
+    steps: int,
+    collate_fn: Collate | None = None,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    multiprocessing_context: str | None = None,
+) -> DataLoader:
+    """Return a DataLoader whose batches are drawn as the optimiser's pipeline is charged for; `make_private` calls it.
 
     Each example is in a batch with probability `pipeline.sampling.rate`, so batches differ in size. An empty batch has
     tensors of length 0 and must be stepped like any other: it releases pure noise.
 
     Args:
         dataset: A map-style dataset of one client's examples.
-        optimizer: Its open round places the draws.
+        optimizer: Its open round places the draws, and its steps take them.
         steps: The number of batches in a pass; as many steps must be charged.
+        collate_fn: Makes a batch of one example or more; None for torch's default.
+        num_workers: The processes that load examples; 0 loads in this one.
+        pin_memory: Whether batches lie in pinned memory, for copies to a GPU.
+        multiprocessing_context: How workers start, such as "spawn"; None for torch's default.
 
     Returns:
         A loader to iterate over once a round.
     """
     n = len(dataset)  # pyright: ignore[reportArgumentType]
     sampling = optimizer.pipeline.sampling or Poisson(1.0)
-    batches = PoissonBatches(n, sampling, steps, optimizer)
-    # Without a generator of its own a DataLoader draws from torch's global one.
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate_or_empty(dataset), generator=torch.Generator())
-
-
-def collate_or_empty(dataset: Dataset) -> Callable[[list[Any]], Any]:
-    """Return torch's default collate function, extended to no examples: that gives tensors of length 0."""
-
-    def collate(examples: list[Any]) -> Any:
-        return default_collate(examples) if examples else _cut(default_collate([dataset[0]]))
-
-    return collate
-
-
-def _cut(batch: Any) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return batch[:0]
-    if isinstance(batch, Mapping):
-        return {key: _cut(value) for key, value in batch.items()}
-    if batch and isinstance(batch[0], (str, bytes)):
-        return type(batch)()
-    parts = map(_cut, batch)
-    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return DataLoader(
+        Ticketed(dataset),
+        batch_sampler=PoissonBatches(n, sampling, steps, optimizer),
+        collate_fn=Delivery(dataset, collate_fn or default_collate, optimizer.draws.key),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        multiprocessing_context=multiprocessing_context,
+        # Without a generator of its own a DataLoader draws from torch's global one.
+        generator=torch.Generator(),
+    )

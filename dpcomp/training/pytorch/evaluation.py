@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from dpcomp.training.pytorch.local_training import Loss
+from dpcomp.training.pytorch.engine import Loss
 from dpcomp.training.pytorch.parameters import write
 
 EVALUATED_AT_ONCE = 128  # a layer's output for more examples leaves the processor's cache

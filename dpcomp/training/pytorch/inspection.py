@@ -1,151 +1,166 @@
-"""Inspection of modules: those that mix examples, or whose buffers keep data, are refused."""
+"""Inspection of a module with its loss: what ties examples, or writes data to what it holds, is refused."""
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleModule
-from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.privacy.clip import unit_norms
+from dpcomp.training.pytorch.engine import Engine, Loss
+from dpcomp.training.pytorch.isolated import Isolated, IsolatedRows
+from dpcomp.training.pytorch.opacus_hooks import remove_hooks
 from dpcomp.training.pytorch.parameters import trainable
+from dpcomp.training.pytorch.passes import Pass, floating
+from dpcomp.training.pytorch.private_model import PrivateModel
+from dpcomp.training.pytorch.row_check import RowCheck, largest_finite
+from dpcomp.training.pytorch.structures import call_of, count, repeated, rows, tensors
+from dpcomp.training.pytorch.trial_batches import TrialBatch, trial_batches
+from dpcomp.training.pytorch.unmoved import Unmoved
 
-TRIAL_EXAMPLES = 4
-TOLERANCE = 1e-3  # of the largest gradient: what float32 may lose between a batch and its parts
-
-
-class PrivateModel(GradSampleModule):
-    """A module that passed inspection, with Opacus' hooks for per-example gradients; `private_model` makes it.
-
-    After a backward pass, row i of each parameter's `grad_sample` is the gradient of example i.
-    """
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the module's output.
-
-        Raises:
-            NotPrivate: The pass before this one is not finished, so Opacus would add up rows of different examples.
-        """
-        if torch.is_grad_enabled():
-            waiting = any(vars(layer).get("activations") for layer in self.modules())
-            rows = {len(as_list(vars(parameter).get("grad_sample"))) for parameter in trainable(self).values()}
-            if waiting or len(rows) > 1:
-                raise NotPrivate(
-                    "an earlier forward pass had no backward pass, or one that missed some parameters, so gradients "
-                    "of different examples would be added up. Look at outputs under torch.no_grad(), take "
-                    "optimizer.step() first, or, where a batch was given up, optimizer.discard()"
-                )
-        return super().forward(*args, **kwargs)
+# What a model may raise on a batch that it does not accept.
+ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AssertionError,
+    NotImplementedError,
+    AttributeError,
+    KeyError,
+)
 
 
-def private_model(module: nn.Module, example: Tensor) -> PrivateModel:
-    """Inspect a module, and give it Opacus' hooks for per-example gradients.
-
-    Use it with a loss that is the plain mean over the batch of each example's loss: without class weights and without
-    `ignore_index`, which make the loss of one example depend on the others.
+def private_model(
+    module: nn.Module, loss: Loss, inputs: Any, targets: Any, *, engine: Engine = Isolated()
+) -> PrivateModel:
+    """Inspect a module with its loss, and give it an engine for per-example gradients; `make_private` calls this.
 
     **Privacy:** a clip bounds what one example adds to a sum only if row i of the gradients depends on example i alone.
-    The module is checked by the types of its layers and by a trial on made-up examples.
+    Layers are checked by type, and module and loss together by a trial on batches that differ in size, values, order,
+    length and memory layout.
 
     Args:
         module: The model.
-        example: One input, without a batch axis; only its shape and type are used.
+        loss: The mean over a batch of each example's loss, of the model's outputs and the targets.
+        inputs: A batch of examples as the model gets them: a tensor, or several in a tuple, list or mapping.
+        targets: Their targets; None if the loss needs none.
+        engine: How per-example gradients are taken.
 
     Returns:
         The wrapped module, for `PrivateOptimizer`.
 
     Raises:
-        NotPrivate: The module mixes examples, or keeps them in a buffer.
+        NotPrivate: The module or the loss ties examples, keeps them, or is not what the engine can differentiate.
+        ValueError: A parameter is not of float32 or float64, or none is trainable.
 
     Examples:
         >>> import torch
-        >>> from dpcomp.training.pytorch import private_model
-        >>> private_model(torch.nn.BatchNorm1d(4), torch.zeros(4))
+        >>> from dpcomp.training.pytorch.inspection import private_model
+        >>> loss, inputs, targets = torch.nn.CrossEntropyLoss(), torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64)
+        >>> private_model(torch.nn.BatchNorm1d(4), loss, inputs, targets)
         Traceback (most recent call last):
         ...
         dpcomp.core.errors.NotPrivate: layer '' (BatchNorm1d) normalises over the batch: ...
     """
+    check_precision(module)
     check_layers(module)
-    check_by_trial(module, example)
-    return PrivateModel(module, batch_first=True, loss_reduction="mean")
+    remove_hooks(module)
+    subject = copy.deepcopy(module).train()
+    trial = _Trial(subject, loss, engine, inputs)
+    trial.run(inputs, targets)
+    model = _wrapped(module, loss, engine)
+    model.check.copies = model.engine.copies = trial.model.engine.copies
+    if isinstance(model.engine, IsolatedRows) and isinstance(trial.model.engine, IsolatedRows):
+        model.engine.in_a_loop = trial.model.engine.in_a_loop
+    return model
+
+
+def check_precision(module: nn.Module) -> None:
+    """Refuse parameters that the flat vector of an update cannot hold.
+
+    Raises:
+        ValueError: Naming the parameter.
+    """
+    parameters = trainable(module)
+    if not parameters:
+        raise ValueError("the model has no trainable parameter: set requires_grad_(True) on those to train")
+    for name, parameter in parameters.items():
+        if parameter.is_complex():
+            raise ValueError(
+                f"parameter {name!r} is {parameter.dtype}: an update holds real numbers. Keep the real and imaginary "
+                "parts as a real parameter, and use torch.view_as_complex in the forward pass"
+            )
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"parameter {name!r} is {parameter.dtype}: train parameters of float32 (model.float()); for speed, "
+                "run the forward pass in torch.autocast with engine=Isolated()"
+            )
 
 
 def check_layers(module: nn.Module) -> None:
-    """Refuse all kinds of batch normalisation, tracked instance statistics, and what Opacus' validators refuse.
+    """Refuse all kinds of batch normalisation, tracked instance statistics, and embeddings that rescale themselves.
 
     Raises:
         NotPrivate: Naming the layer.
     """
     for name, layer in module.named_modules():
+        place = f"layer {name!r} ({type(layer).__name__})"
         if isinstance(layer, _BatchNorm):
             raise NotPrivate(
-                f"layer {name!r} ({type(layer).__name__}) normalises over the batch: an example moves the gradients "
+                f"{place} normalises over the batch: an example moves the gradients "
                 "of all others, also with affine=False or frozen weights. Use GroupNorm or LayerNorm"
             )
         if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
             raise NotPrivate(
-                f"layer {name!r} ({type(layer).__name__}) writes statistics of the data to a buffer, without noise. "
-                "Set track_running_stats=False"
+                f"{place} writes statistics of the data to a buffer, without noise. Set track_running_stats=False"
             )
-    errors = [*ModuleValidator.validate(module, strict=False), *GradSampleModule.validate(module, strict=False)]
-    if errors:
-        raise NotPrivate(f"Opacus cannot train this module privately: {'; '.join(map(str, errors))}")
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.max_norm is not None:
+            raise NotPrivate(
+                f"{place} rescales the rows that an example uses in its forward pass, without noise. Set max_norm=None"
+            )
 
 
-def check_by_trial(module: nn.Module, example: Tensor) -> None:
-    """Compute gradients of made-up examples, and refuse a module in which they depend on each other.
+def check_statistics(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> None:
+    """Refuse a module whose forward pass writes buffers or parameters: they are never sent.
 
-    An example's gradient must not change when another example is replaced or removed; then removing one moves the
-    clipped sum by at most the clip norm. Replacing is tried with the same random numbers, so that dropout masks stay;
-    removing, if the module draws random numbers, with layers without parameters in evaluation mode. No buffer may
-    change.
+    This is for client-level training, where layers may mix the examples of the client.
 
     Args:
         module: The model; a copy is tried.
-        example: One input without a batch axis, whose shape and type the made-up ones have.
+        loss: The mean loss of a batch.
+        inputs: A few examples.
+        targets: Their targets.
 
     Raises:
-        NotPrivate: Saying what changed, and by how much.
+        NotPrivate: Naming what a pass in training writes.
     """
     subject = copy.deepcopy(module).train()
-    buffers = {name: buffer.clone() for name, buffer in subject.named_buffers()}
-    wrapped = GradSampleModule(subject, loss_reduction="sum", strict=False)
-    ends = (0, TRIAL_EXAMPLES - 1)  # what leaks forwards in the batch shows at one end, backwards at the other
-    with torch.random.fork_rng(devices=[]), hooks_on_inputs():
-        torch.manual_seed(0)
-        batch, other = _made_up(example)
-        whole = _gradients(wrapped, batch)
-        now = dict(subject.named_buffers())
-        changed = [name for name in now if name not in buffers or not torch.equal(now[name], buffers[name])]
-        if changed:
-            raise NotPrivate(
-                f"buffers {changed} change in a training step: they keep data without noise. Remove them, or do not "
-                "write them in a forward pass"
-            )
-        if _moved(whole, _gradients(wrapped, batch)) > TOLERANCE:
-            raise NotPrivate(
-                "the same batch has other gradients the second time: a layer keeps earlier batches, or its random "
-                "numbers are not torch's. Remove that state, and draw with torch's global generator"
-            )
-        for i in ends:
-            replaced = _gradients(wrapped, torch.cat([batch[:i], other[None], batch[i + 1 :]]))
-            _refuse_moved(_without(whole, i), _without(replaced, i), "replacing")
-        if _moved(whole, _gradients(wrapped, batch, seed=1)) > TOLERANCE:
-            for layer in subject.modules():
-                layer.training = bool(list(layer.parameters(recurse=False)))
-            whole = _gradients(wrapped, batch)
-            if _moved(whole, _gradients(wrapped, batch, seed=1)) > TOLERANCE:
-                return  # dropout that no mode turns off: the masks of a smaller batch would be others
-        for i in ends:
-            removed = _gradients(wrapped, torch.cat([batch[:i], batch[i + 1 :]]))
-            _refuse_moved(_without(whole, i), removed, "removing")
+    guard = Unmoved(subject)
+    with _fork_of_generators(inputs):
+        loss(subject(inputs), targets).backward()
+    refuse_statistics(guard.moved())
+
+
+def refuse_statistics(changed: list[str]) -> None:
+    """Refuse what a forward pass wrote, if it wrote anything.
+
+    Args:
+        changed: The names of what changed.
+
+    Raises:
+        NotPrivate: There are some.
+    """
+    if changed:
+        raise NotPrivate(
+            f"{changed} change in the forward pass of training, and are never sent: the server would evaluate with "
+            "their first values. Use GroupNorm or LayerNorm, or set track_running_stats=False"
+        )
 
 
 @contextmanager
@@ -156,75 +171,143 @@ def hooks_on_inputs() -> Iterator[None]:
         yield
 
 
-def as_list(grad_sample: Tensor | list[Tensor] | None) -> list[Tensor]:
-    """Return the per-example gradients that Opacus left on a parameter, one tensor for each backward pass."""
-    if grad_sample is None:
-        return []
-    return grad_sample if isinstance(grad_sample, list) else [grad_sample]
+class _Trial:
+    """A copy of a module that trains on trial batches, none of which leaves a trace in the module itself."""
 
+    def __init__(self, subject: nn.Module, loss: Loss, engine: Engine, inputs: Any):
+        self._subject, self._loss, self._guard = subject, loss, Unmoved(subject)
+        self.model = _wrapped(subject, loss, engine)
+        self._engine_name, self._devices = type(engine).__name__, _cuda_devices(inputs)
+        self._moves = self._random = False  # whether any gradient was above zero, any pass drew random numbers
 
-def _made_up(example: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a batch, and one more example that differs from the first and the last of the batch."""
-    shape = (TRIAL_EXAMPLES, *example.shape)
-    if example.dtype.is_floating_point:
-        return torch.randn(shape).to(example), torch.randn(example.shape).to(example)
-    batch = torch.randint(0, 2, shape)
-    batch[-1] = batch[0]
-    return batch.to(example), (1 - batch[0]).to(example)
-
-
-def _gradients(module: GradSampleModule, batch: Tensor, *, seed: int = 0) -> dict[str, Tensor]:
-    """Return the per-example gradients of each parameter, (n, coordinates), by name."""
-    module.zero_grad(set_to_none=True)
-    torch.manual_seed(seed)
-    torch.stack([_loss(output) for output in _tensors(module(batch))]).sum().backward()
-    samples = {name: as_list(vars(parameter).get("grad_sample")) for name, parameter in trainable(module).items()}
-    rows = {name: found.flatten(1) for name, passes in samples.items() for found in passes}
-    for name, found in rows.items():
-        if len(found) != len(batch):
+    def run(self, inputs: Any, targets: Any) -> None:
+        parameters = sum(parameter.numel() for parameter in trainable(self._subject).values())
+        with _fork_of_generators(inputs), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what layers say of odd batches is no news to whoever trains on others
+            self._seed(0)
+            self.model.check.copies = self.model.engine.copies = self._copies(inputs)
+            for batch in trial_batches(inputs, targets, parameters):
+                self._try(batch)
+            if self._random:
+                # Copies that draw the same numbers make a batch as long as the first, so what depends on the length
+                # alone shows only without them.
+                for layer in self._subject.modules():
+                    layer.training = bool(list(layer.parameters()))
+                for batch in trial_batches(inputs, targets, parameters):
+                    self._try(batch)
+        if not self._moves:
             raise NotPrivate(
-                f"parameter {name!r} sees {len(found)} rows where the batch has {len(batch)} examples, so an example "
-                "would count as several, or several as one. Keep examples apart on the first axis of every layer"
+                "no example gives a gradient that is finite and above 0: a trial shows nothing at these weights. Use "
+                "other first weights"
             )
-    return rows
 
+    def _seed(self, number: int) -> None:
+        """Seed the generators that the trial may draw from, which are restored after it."""
+        torch.default_generator.manual_seed(number)
+        for device in self._devices:
+            torch.cuda.default_generators[device.index or 0].manual_seed(number)
 
-def _loss(output: Tensor) -> Tensor:
-    """Return a sum over examples of a non-linear function; in a linear one, what mixed outputs share could cancel."""
-    weights = torch.arange(1, 1 + output.shape[-1]).to(output).cos() if output.ndim > 1 else 1.0
-    return (output * weights).double().sin().sum()
+    def _copies(self, inputs: Any) -> int:
+        """Return how many copies of an example make a batch from which the model gives outputs an example."""
+        with torch.no_grad():
+            shapes: list[list[torch.Size]] = []
+            for copies in (1, 2):
+                args, kwargs = call_of(repeated(rows(inputs, 0, 1), copies))
+                try:
+                    outputs = self._subject(*args, **kwargs)
+                except ERRORS:
+                    shapes.append([])
+                    continue
+                shapes.append([part[:1].shape if part.ndim else part.shape for part in floating(outputs)])
+        self._refuse_writes()
+        return 2 if shapes[0] != shapes[1] and shapes[1] else 1
 
+    def _try(self, batch: TrialBatch) -> None:
+        try:
+            first = self._pass(batch)
+            self._refuse_writes()
+            self._random |= first.random
+            one = self._pass_again(batch)
+            self._refuse_another(first, one)
+            if not batch.made_up or one.order is not None:
+                self._check(one, batch)
+        except ERRORS as error:
+            if not batch.made_up:
+                raise NotPrivate(self._failure(batch, error)) from error
+        finally:
+            self.model.zero_grad()
+            self.model.forget(unfinished=True)
 
-def _moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
-    """Return the largest change of an example's gradient, in units of the largest gradient."""
-    if before.keys() != after.keys():
-        return float("inf")
-    largest = float(unit_norms(tuple(before.values())).max()) if before else 0.0
-    if not 0 < largest < float("inf"):
-        raise NotPrivate(
-            f"normal inputs give gradients of norm {largest}: a trial shows nothing at these weights. Use other first "
-            "weights"
+    def _pass_again(self, batch: TrialBatch) -> Pass:
+        self.model.zero_grad()
+        self.model.forget(unfinished=True)
+        return self._pass(batch)
+
+    def _refuse_another(self, one: Pass, again: Pass) -> None:
+        for before, now in zip(floating(one.outputs), floating(again.outputs), strict=True):
+            scale = largest_finite(before)
+            if not torch.allclose(before, now, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+                raise NotPrivate(
+                    "the same batch has other outputs the second time: a layer keeps earlier batches, or its "
+                    "random numbers are not torch's. Remove that state, and draw with torch's global generator"
+                )
+
+    def _pass(self, batch: TrialBatch) -> Pass:
+        self._seed(1)
+        args, kwargs = call_of(batch.inputs)
+        self._loss(self.model(*args, **kwargs), batch.targets).backward()
+        return self.model.passes[-1]
+
+    def _check(self, one: Pass, batch: TrialBatch) -> None:
+        if one.order is None:
+            raise NotPrivate("the loss does not depend on the model's outputs: let it be a function of them")
+        n = count(batch.inputs)
+        for i in sorted({0, n - 1} if batch.made_up else {0, n // 2, n - 1}):
+            self.model.check.loss_of(one, batch.targets, i)
+            row = tuple(part[0] for part in self.model.engine.rows(one, batch.targets, i, i + 1))
+            size = sum(float(part.double().square().sum()) for part in row)
+            if isinstance(self.model.engine, IsolatedRows):
+                if not self._moves:  # once is enough
+                    self.model.engine.leave_wrong_map(one, batch.targets)
+                self.model.check.outputs_of(one, i)
+            else:
+                self.model.check.row_of(one, i, row)
+            self._moves |= 0 < size < float("inf")
+        self.model.engine.refuse_other_passes(len(self.model.finished(public=False)))
+
+    def _refuse_writes(self) -> None:
+        if changed := self._guard.moved():
+            raise NotPrivate(
+                f"{changed} change in a training step: a forward pass writes data there without noise. Remove them, or "
+                "do not write them in a forward pass"
+            )
+
+    def _failure(self, batch: TrialBatch, error: Exception) -> str:
+        in_place = [name for name, layer in self._subject.named_modules() if getattr(layer, "inplace", False) is True]
+        hint = f"; layers {in_place} work in place: set inplace=False" if in_place else ""
+        other = "" if self._engine_name == "Isolated" else ", or give engine=Isolated()"
+        layers = [
+            f"{name!r} ({type(layer).__name__})"
+            for name, layer in self._subject.named_modules()
+            if any(True for _ in layer.parameters(recurse=False))
+        ]
+        return (
+            f"a training step on {batch.what} fails with {type(error).__name__}: {error}. The model is called with the "
+            f"inputs of a batch, and the loss with its outputs and the batch's targets{hint}. Mend the layer among "
+            f"{layers}, or the loss{other}"
         )
-    return float(unit_norms(tuple(after[name] - rows for name, rows in before.items())).max()) / largest
 
 
-def _refuse_moved(before: dict[str, Tensor], after: dict[str, Tensor], what: str) -> None:
-    excess = _moved(before, after)
-    if not excess <= TOLERANCE:
-        raise NotPrivate(
-            f"{what} one of {TRIAL_EXAMPLES} examples moves the gradients of others, by {excess:.3g} of the largest in "
-            "a trial: a layer mixes examples. Normalise and attend within an example only"
-        )
+def _wrapped(module: nn.Module, loss: Loss, engine: Engine) -> PrivateModel:
+    attached = engine.attach(module, loss)
+    return PrivateModel(module, attached, RowCheck(module, loss, attached)).train(module.training)
 
 
-def _without(rows: dict[str, Tensor], i: int) -> dict[str, Tensor]:
-    return {name: torch.cat([found[:i], found[i + 1 :]]) for name, found in rows.items()}
+@contextmanager
+def _fork_of_generators(inputs: Any) -> Iterator[None]:
+    with torch.random.fork_rng(devices=_cuda_devices(inputs)):
+        yield
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors in a module's output, also those in lists, tuples and mappings."""
-    if isinstance(output, Tensor) and output.dtype.is_floating_point:
-        yield output
-    elif isinstance(output, (Mapping, list, tuple)):
-        for part in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(part)
+def _cuda_devices(inputs: Any) -> list[torch.device]:
+    return list({part.device for part in tensors(inputs) if part.device.type == "cuda"})

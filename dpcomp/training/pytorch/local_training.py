@@ -14,13 +14,19 @@ from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger import Ledger
 from dpcomp.training.pytorch.devices import lent_generator
-from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
+from dpcomp.training.pytorch.engine import Engine, Loss
+from dpcomp.training.pytorch.inspection import (
+    check_precision,
+    check_statistics,
+    hooks_on_inputs,
+    private_model,
+    refuse_statistics,
+)
 from dpcomp.training.pytorch.parameters import read, write
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 MakeOptimizer = Callable[[nn.Module, int], torch.optim.Optimizer]  # of a module, for a round
 
 
@@ -30,10 +36,11 @@ class ExampleLevel:
     One object serves all simulated clients, one after the other.
 
     Args:
-        module: The model; it is inspected and gets Opacus' hooks.
+        module: The model; it is inspected with the loss.
         loss: Mean loss over a batch.
         pipeline: Clips and releases; its `sampling` draws the batches.
-        example: One input without a batch axis, whose shape and type the inspection uses.
+        examples: A few inputs and targets, on which model and loss are tried.
+        engine: How per-example gradients are taken.
         make_optimizer: Makes the local optimiser of a round.
         secret: Where batches, noise and dropout are drawn from.
         local_steps: Steps in a round, each charged.
@@ -41,7 +48,8 @@ class ExampleLevel:
         physical_batch_size: The most examples in one forward pass.
 
     Raises:
-        NotPrivate: The model mixes examples or remembers them.
+        NotPrivate: The model or the loss ties examples, or the model remembers them.
+        ValueError: A parameter is neither float32 nor float64.
     """
 
     def __init__(
@@ -50,16 +58,18 @@ class ExampleLevel:
         loss: Loss,
         pipeline: Pipeline,
         *,
-        example: Tensor,
+        examples: tuple[Tensor, Tensor],
+        engine: Engine,
         make_optimizer: MakeOptimizer,
         secret: SecretSeed,
         local_steps: int,
         expected_batch_size: float,
         physical_batch_size: int,
     ):
-        self._model, self._loss, self._pipeline = private_model(module, example), loss, pipeline
+        self._model, self._loss, self._pipeline = private_model(module, loss, *examples, engine=engine), loss, pipeline
         self._make_optimizer, self._secret, self._local_steps = make_optimizer, secret, local_steps
         self._expected_batch_size, self._physical_batch_size = expected_batch_size, physical_batch_size
+        self.assumption = self._model.engine.assumption
 
     def train(
         self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
@@ -92,9 +102,13 @@ class ExampleLevel:
             for step in range(self._local_steps):
                 chosen = _drawn_batch(sampling, inputs, self._secret, memory.address, step)
                 chunks = chosen.split(self._physical_batch_size)
+                tickets = optimizer.draws.draw(chosen.tolist(), len(inputs))
                 for number, chunk in enumerate(chunks, start=1):
+                    some, truth = inputs[chunk], targets[chunk]
+                    optimizer.draws.arrive(tickets[: len(chunk)], (some, truth))
+                    tickets = tickets[len(chunk) :]
                     if len(chunk):
-                        self._loss(self._model(inputs[chunk]), targets[chunk]).backward()
+                        self._loss(self._model(some), truth).backward()
                     optimizer.signal_skip_step(do_skip=number < len(chunks))
                     optimizer.step()
         return optimizer.update()
@@ -111,10 +125,15 @@ class ClientLevel:
         module: The model.
         loss: Mean loss over a batch.
         pipeline: Clips and releases, where nobody is trusted.
+        examples: A few inputs and targets, on which model and loss are tried.
         make_optimizer: Makes the local optimiser of a round.
         secret: Where batches, noise and dropout are drawn from.
         local_steps: Steps in a round.
         local_sampling: How the batch of a step is drawn; no privacy depends on it.
+
+    Raises:
+        NotPrivate: A forward pass writes buffers, such as running statistics, which are never sent.
+        ValueError: A parameter is neither float32 nor float64.
     """
 
     def __init__(
@@ -123,11 +142,14 @@ class ClientLevel:
         loss: Loss,
         pipeline: Pipeline,
         *,
+        examples: tuple[Tensor, Tensor],
         make_optimizer: MakeOptimizer,
         secret: SecretSeed,
         local_steps: int,
         local_sampling: Poisson,
     ):
+        check_precision(module)
+        check_statistics(module, loss, *examples)
         self._module, self._loss, self._pipeline = module, loss, pipeline
         self._make_optimizer, self._secret = make_optimizer, secret
         self._local_steps, self._local_sampling = local_steps, local_sampling
@@ -149,8 +171,6 @@ class ClientLevel:
             BudgetExhausted: The address was charged before, or the budget does not allow the charge.
         """
         write(self._module.to(inputs.device), start)
-        for name, buffer in self._module.named_buffers():  # else a client would get the last one's statistics
-            buffer.copy_(self._buffers[name])
         self._module.train()
         optimizer = self._make_optimizer(self._module, memory.address.round)
         with _dropout_of(self._secret, memory.address, inputs.device):
@@ -160,6 +180,8 @@ class ClientLevel:
                     optimizer.zero_grad()
                     self._loss(self._module(inputs[chosen]), targets[chosen]).backward()
                     optimizer.step()
+        held = dict(self._module.named_buffers())
+        refuse_statistics([name for name, before in self._buffers.items() if not torch.equal(held[name].cpu(), before)])
         change = read(self._module) - start
         if self._pipeline.trust_model.server_sees_clean:
             # What is not finite counts as zero, as under Clip; a client that sent nothing would be seen.

@@ -5,28 +5,49 @@ import math
 import torch
 
 
-def noise_after(optimizer: torch.optim.Optimizer, noise_stddev: float, steps: int) -> float | None:
-    """Return the standard deviation of the noise in each parameter after several steps on noisy gradients.
+class NoiseThroughSgd:
+    """Follows the steps of an optimiser, and tells how much noise they left in each parameter.
 
-    SGD with momentum μ and learning rate η is linear: the gradient of step t of E enters the parameters with the weight
-    η·(1 − μ^(E−t+1))/(1 − μ).
-
-    Args:
-        optimizer: The local optimiser, at the start of its momentum.
-        noise_stddev: The standard deviation of the independent noise in each coordinate of each gradient.
-        steps: E, the number of steps.
-
-    Returns:
-        The standard deviation; None if the optimiser is not such an SGD: Adam, Nesterov, dampening, weight decay, or
-        several groups of parameters.
+    SGD with momentum is linear: with learning rate η_t and momentum μ_t in step t, the gradient of step s enters the
+    parameters with the weight W_s = η_s + μ_(s+1)·W_(s+1).
     """
-    if type(optimizer) is not torch.optim.SGD or len(optimizer.param_groups) != 1:
-        return None
-    group = optimizer.param_groups[0]
-    if group["nesterov"] or group["dampening"] or group["weight_decay"]:
-        return None
-    momentum, weight, total = group["momentum"], 0.0, 0.0
-    for _ in range(steps):
-        weight = momentum * weight + 1.0
-        total += weight**2
-    return group["lr"] * noise_stddev * math.sqrt(total)
+
+    def __init__(self):
+        self._steps: list[tuple[float, float]] = []
+        self._is_linear = True
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the learning rate and momentum of a step that the optimiser is about to take."""
+        group = optimizer.param_groups[0]
+        if (
+            type(optimizer) is not torch.optim.SGD
+            or len(optimizer.param_groups) != 1
+            or group["nesterov"]
+            or group["dampening"]
+            or group["weight_decay"]
+        ):
+            self._is_linear = False
+            return
+        self._steps.append((float(group["lr"]), float(group["momentum"])))
+
+    def stddev(self, noise_stddev: float) -> float | None:
+        """Return the standard deviation of the noise in each parameter.
+
+        Args:
+            noise_stddev: Of the independent noise in each coordinate of each gradient.
+
+        Returns:
+            The standard deviation; None if a step was not such an SGD: Adam, Nesterov, dampening, weight decay, or
+            several groups of parameters.
+        """
+        if not self._is_linear or not self._steps:
+            return None
+        last = self._steps[-1][0]
+        if last == 0:
+            return None
+        weight, total, momentum = 0.0, 0.0, 0.0
+        for rate, own_momentum in reversed(self._steps):
+            weight = momentum * weight + rate / last
+            total += weight**2
+            momentum = own_momentum
+        return last * noise_stddev * math.sqrt(total)

@@ -1,12 +1,13 @@
 """PrivateOptimizer: Opacus' optimiser with the pipeline's clip and noise in place of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer
 
 from dpcomp.core.address import Address
+from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import BudgetExhausted, NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import SecretSeed
@@ -14,49 +15,49 @@ from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip, Gaussian
 from dpcomp.privacy.ledger import Permit
 from dpcomp.privacy.unit_gradients import Total
-from dpcomp.training.pytorch.inspection import PrivateModel, as_list
-from dpcomp.training.pytorch.noise_through_sgd import noise_after
+from dpcomp.training.pytorch.draws import Draws, MicroBatch, same_values
+from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
 from dpcomp.training.pytorch.parameters import layout_of, parts, read, trainable
+from dpcomp.training.pytorch.passes import Pass
+from dpcomp.training.pytorch.private_model import PrivateModel
+from dpcomp.training.pytorch.structures import count, inputs_and_targets, rows, tensors, to
+from dpcomp.training.pytorch.unmoved import Unmoved
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
 FROZEN = {"noise_multiplier", "max_grad_norm", "expected_batch_size", "loss_reduction"}
+SCALED = {"grad_scale", "found_inf"}  # what a GradScaler sets on the optimiser that it is about to step
 
 
 class PrivateOptimizer(DPOptimizer):
     """An optimiser that clips and noises per-example gradients by a pipeline, and steps on the released sum alone.
 
-    `begin(memory, permit)` opens a round, each logical step uses one step of the permit, and `update()` returns the
-    change of the model since then. Micro-batches can be added up to one logical step, as Opacus' `BatchMemoryManager`
-    does it.
+    `make_private` makes it. `begin(memory, permit)` opens a round, each logical step takes one drawn batch and one step
+    of the permit, and `update()` returns the change of the model since then. Micro-batches can be added up to one
+    logical step, as Opacus' `BatchMemoryManager` does it.
 
-    **Privacy:** per-example gradients come from a model that passed inspection; each step's sum goes through
-    `pipeline.clip` and `pipeline.noise` before it becomes a gradient; the divisor is a public constant; and raw
-    gradients are wiped after each micro-batch. An example that goes through two backward passes of one step counts
-    twice in the sum: pass each example once.
+    **Privacy:** a step clips one row for each example that was drawn for it, and no other; rows are functions of their
+    example alone, by the engine's construction or by its checks; each step's sum goes through `pipeline.clip` and
+    `pipeline.noise` before it becomes a gradient; the divisor is a public constant; raw gradients are wiped after each
+    micro-batch; and a model that anything else moved is refused. All of this is checked before the noise is drawn.
 
     Args:
         optimizer: A torch optimiser of all trainable parameters of the model.
         model: What `private_model` returned.
         pipeline: Clips and releases, with `unit="example"` and `trust="nobody"`.
-        secret: Where noise and batches are drawn from.
+        secret: Where noise, batches and spot checks are drawn from.
         expected_batch_size: The public constant that divides each step's sum, such as the sampling rate × the public
             number of examples.
+        views: How many passes a micro-batch makes through the model, such as augmented views of its examples; the rows
+            of an example are averaged before the clip (De et al. 2022, "Unlocking High-Accuracy Differentially Private
+            Image Classification through Scale", section 4).
 
     Raises:
         NotPrivate: The pipeline does not release local steps, or the model was not inspected.
         ValueError: The divisor is not above 0, or the optimiser's parameters are not the model's trainable ones.
-
-    Examples:
-        >>> import torch, dpcomp as dp
-        >>> from dpcomp.training.pytorch import PrivateOptimizer, private_model
-        >>> model = private_model(torch.nn.Linear(4, 2), torch.zeros(4))
-        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))
-        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> optimizer = PrivateOptimizer(sgd, model, pipeline, secret=dp.SecretSeed(), expected_batch_size=60)
-        >>> optimizer.layout.size
-        10
     """
+
+    _step_supports_amp_scaling = True  # a GradScaler then calls step(), where it is refused, and never skips it
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class PrivateOptimizer(DPOptimizer):
         *,
         secret: SecretSeed,
         expected_batch_size: float,
+        views: int = 1,
     ):
         trust = pipeline.trust_model
         if not trust.releases_local_steps or trust.server_sees_clean:
@@ -75,7 +77,7 @@ class PrivateOptimizer(DPOptimizer):
             )
         if not isinstance(model, PrivateModel):
             raise NotPrivate(
-                f"the model is a {type(model).__name__} that was not inspected: give private_model(module, example)"
+                f"the model is a {type(model).__name__} that was not inspected: give what make_private returns"
             )
         if not expected_batch_size > 0:
             raise ValueError(f"expected_batch_size is {expected_batch_size}: it divides sums, so give a number above 0")
@@ -88,26 +90,40 @@ class PrivateOptimizer(DPOptimizer):
             expected_batch_size=expected_batch_size,  # pyright: ignore[reportArgumentType]
         )
         self._model, self._pipeline, self._secret = model, pipeline, secret
+        self._views = whole_number(views, "views", least=1)
         self._parameters = list(trainable(model).values())
         if {id(parameter) for parameter in self.params} != {id(parameter) for parameter in self._parameters}:
             raise ValueError(
                 f"the optimiser's {len(self.params)} parameters are not the model's {len(self._parameters)} trainable "
                 "ones: give it model.parameters(), and freeze with requires_grad_(False) what is not to be trained"
             )
+        self.draws = Draws()
+        self._guard = Unmoved(model)
         self._open: tuple[ClientMemory, Permit] | None = None
         self._total: Total | None = None
         self._start = self._released = None
-        self._steps = 0
+        self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
         self._sealed = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FROZEN and getattr(self, "_sealed", False):
             raise AttributeError(f"{name} is fixed by the pipeline that is charged for: make another pipeline instead")
+        if name in SCALED:
+            self.discard()
+            raise NotPrivate(
+                "a GradScaler scales losses, so the clip would see scaled gradients; and it skips steps that overflow, "
+                "which all would see. Train without one: torch.autocast with bfloat16 needs none"
+            )
         super().__setattr__(name, value)
 
     @property
     def layout(self) -> Layout:
-        """The layout of the trainable parameters, for the memory of a client."""
+        """The layout of the trainable parameters, for the memory of a client.
+
+        Raises:
+            NotPrivate: Other parameters are trainable than those that were inspected.
+        """
+        self._model.refuse_other_parameters()
         return layout_of(self._model)
 
     @property
@@ -125,6 +141,16 @@ class PrivateOptimizer(DPOptimizer):
         """The address of the open round."""
         return self._round()[1].address
 
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the guarantee assumes of this training, in clauses to print beside it."""
+        clauses = [f"the divisor {float(self.expected_batch_size or 0):g} is public", self._model.engine.assumption]
+        if self._pipeline.sampling is None:
+            clauses.append("no batch has an example twice, and none was chosen by a look at the data")
+        if self._views > 1:
+            clauses.append(f"each of the {self._views} views of an example was made from that example alone")
+        return tuple(clauses)
+
     def begin(self, memory: ClientMemory, permit: Permit) -> None:
         """Open a round: `update()` counts from here, the optimiser's state is fresh, unfinished steps are discarded.
 
@@ -133,6 +159,7 @@ class PrivateOptimizer(DPOptimizer):
             permit: What `ledger.charge(pipeline.cost, memory.address, steps)` returned; a logical step uses one step.
 
         Raises:
+            NotPrivate: Other parameters are trainable than those that were inspected.
             ValueError: The memory has another layout than the model.
         """
         if memory.layout != self.layout:
@@ -140,9 +167,33 @@ class PrivateOptimizer(DPOptimizer):
                 f"the memory has {memory.layout} and the model {self.layout}: make the memory with optimizer.layout"
             )
         self.discard()
+        self.draws.clear()
         self.original_optimizer.state.clear()
-        self._open, self._released, self._steps = (memory, permit), None, 0
+        self._open, self._released = (memory, permit), None
+        self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
         self._start = read(self._model)
+        self._guard.remember()
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches of a loader of your own, one a step; only where no sampling is charged.
+
+        **Privacy:** that no batch holds an example twice is assumed, and stands in `assumptions`.
+
+        Args:
+            loader: Gives batches; the last part of each, or its `"labels"`, are the targets.
+
+        Raises:
+            NotPrivate: The pipeline charges for sampling, which no loader but that of `make_private` does.
+        """
+        if self._pipeline.sampling is not None:
+            raise NotPrivate(
+                f"{self._pipeline.sampling} is charged, but your own loader does not draw so. Iterate over the loader "
+                "of make_private, or leave sampling out of the pipeline"
+            )
+        for batch in loader:
+            n = count(batch)
+            self.draws.arrive(self.draws.draw(range(n), n), batch)
+            yield batch
 
     def update(self) -> Update:
         """Return the change of the parameters in this round, on the support that its releases share.
@@ -151,44 +202,47 @@ class PrivateOptimizer(DPOptimizer):
 
         Raises:
             BudgetExhausted: Nothing was released in this round.
+            NotPrivate: Something else than the steps moved the model.
         """
         if self._released is None or self._start is None:
             raise BudgetExhausted("nothing was released since begin(memory, permit): take a step first")
+        self._model.refuse_other_parameters()
+        self._guard.refuse_moved()
         return self._released.derive(read(self._model) - self._start, noise_stddev=self._noise_in_update())
 
     def _noise_in_update(self) -> float | None:
         noise = self._released.noise_stddev if self._released else None
-        if noise is None:
-            return None
-        return noise_after(self.original_optimizer, noise / float(self.expected_batch_size or 1), self._steps)
+        return None if noise is None else self._noise.stddev(noise / float(self.expected_batch_size or 1))
 
     def discard(self) -> None:
-        """Drop an unfinished logical step: its clipped sum, gradients, skip signals and activations."""
+        """Drop an unfinished logical step: its draw, clipped sum, gradients, skip signals and activations."""
         self._total, self._is_last_step_skipped = None, False
+        self.draws.drop()
         self._step_skip_queue.clear()
         self._forget_passes()
 
     def clip_and_accumulate(self) -> None:
-        """Clip the per-example gradients of the last backward passes, add them to the step's sum, and wipe them.
+        """Clip the rows of the micro-batch that was drawn, add them to the step's sum, and wipe them.
 
         Raises:
-            NotPrivate: A forward pass had no full backward pass.
+            NotPrivate: There are more or fewer rows than examples were drawn, the inputs are not those that were
+                drawn, or a row is not the gradient of its example alone.
         """
-        if any("_current_grad_sample" in vars(parameter) for parameter in self._parameters):
-            raise NotPrivate(
-                "a forward pass had no full backward pass, so its gradients would mix with the next one's: call "
-                "optimizer.discard(), and look at outputs under torch.no_grad()"
-            )
-        samples = [as_list(vars(parameter).get("grad_sample")) for parameter in self._parameters]
-        for i in range(max(map(len, samples), default=0)):
-            n = next(len(parts[i]) for parts in samples if len(parts) > i)
-            block = tuple(
-                parts[i] if len(parts) > i else parameter.new_zeros((n, *parameter.shape))
-                for parameter, parts in zip(self._parameters, samples, strict=True)
-            )
-            with torch.autocast(self._parameters[0].device.type, enabled=False):  # half precision breaks the clip
-                part = self._pipeline.clip(block, self._round()[0])
-            self._total = part if self._total is None else self._total + part
+        micro_batch = self.draws.peek()
+        micro_batch.refuse_written()
+        passes, public = self._model.finished(public=False), self._model.finished(public=True)
+        self._refuse_uncounted(micro_batch, passes, public)
+        self._model.engine.refuse_other_passes(len(passes) + len(public))
+        if micro_batch.n:
+            inputs, targets = inputs_and_targets(micro_batch.batch)
+            start = 0
+            for group in self._groups(passes):
+                stop = start + group[0].n
+                if self._views == 1:
+                    _refuse_other_inputs(group[0], rows(inputs, start, stop))
+                self._clip_group(group, public, rows(targets, start, stop), start)
+                start = stop
+        self._drawn_is_stepped = self.draws.take(micro_batch)
         self._wipe()
 
     def add_noise(self) -> None:
@@ -211,9 +265,22 @@ class PrivateOptimizer(DPOptimizer):
             parameter.grad /= self.expected_batch_size  # pyright: ignore[reportOperatorIssue]
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
-        """Clip and add up; at the end of a logical step, release. A step without examples releases pure noise."""
+        """Clip and add up; at the end of a logical step, release. A batch without examples releases pure noise.
+
+        Raises:
+            NotPrivate: As `clip_and_accumulate` does; or something else than a step moved the model, or the step ends
+                before its draw or goes on after it.
+        """
+        self._round()
+        self._refuse_moved()
         self.clip_and_accumulate()
         self._is_last_step_skipped = bool(self._check_skip_next_step())
+        if self._is_last_step_skipped == self._drawn_is_stepped:
+            raise NotPrivate(
+                "the step ends before all examples that were drawn for it were passed through the model, or it goes on "
+                "with the next draw: step each batch of the loader once, and cut batches with Opacus' "
+                "BatchMemoryManager only"
+            )
         if self._is_last_step_skipped:
             return False
         self.add_noise()
@@ -239,21 +306,20 @@ class PrivateOptimizer(DPOptimizer):
             BudgetExhausted: No round is open, or its permit has no step left.
         """
         try:
-            return super().step(closure)
+            if closure is not None:
+                with torch.enable_grad():
+                    closure()
+            if self.pre_step():
+                self._refuse_moved()  # by the step hook
+                self._noise.step(self.original_optimizer)
+                self.original_optimizer.step()
+                self._guard.remember()
+            return None
         except BaseException:
             self.discard()
             raise
         finally:
             self._forget_passes()
-
-    def signal_skip_step(self, do_skip: bool = True) -> None:
-        """Say whether the logical step goes on after the next micro-batch. Each signal is for one `step()`."""
-        if self._step_skip_queue:
-            raise NotPrivate(
-                "a micro-batch was not stepped, so the next ones would be counted into the wrong steps: step each one, "
-                "empty ones too, or call optimizer.discard(). Use BatchMemoryManager with num_workers=0"
-            )
-        super().signal_skip_step(do_skip)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Drop all gradients. The clipped sum of an unfinished logical step is kept."""
@@ -267,18 +333,98 @@ class PrivateOptimizer(DPOptimizer):
             )
         return self._open
 
+    def _refuse_moved(self) -> None:
+        self._model.refuse_other_parameters()
+        self._guard.refuse_moved()
+        inner = self.original_optimizer
+        if vars(inner).get("_optimizer_step_pre_hooks") or vars(inner).get("_optimizer_step_post_hooks"):
+            raise NotPrivate(
+                "the optimiser has step hooks, which could move parameters beside the released step: remove them, or "
+                "look at the release with optimizer.attach_step_hook(hook)"
+            )
+
+    def _refuse_uncounted(self, micro_batch: MicroBatch, passes: list[Pass], public: list[Pass]) -> None:
+        """Refuse passes that do not have a row for each drawn example, in each view."""
+        n, counts = micro_batch.n, [one.n for one in passes]
+        expected = n * self._views
+        each_whole = self._views == 1 or all(number == n for number in counts)
+        if sum(counts) != expected or not each_whole:
+            what = "example" if n == 1 else "examples"
+            views = f" in {self._views} views" if self._views > 1 else ""
+            raise NotPrivate(
+                f"a step has {sum(counts)} rows of {len(counts)} backward passes where {n} {what} were drawn{views}: "
+                "an example would count several times, or not at all. Pass each batch once through the model in "
+                "model.train(); give make_private views=k for k views of each example; look at outputs under "
+                "torch.no_grad(), and put passes over inputs without private data in `with model.public_rows():`"
+            )
+        if any(one.n != n for one in public):
+            raise NotPrivate(
+                f"passes in public_rows() have {[one.n for one in public]} rows where {n} examples were drawn: give "
+                "as many public inputs as the micro-batch has examples, so that each joins the row of one"
+            )
+
+    def _groups(self, passes: list[Pass]) -> list[list[Pass]]:
+        """Return passes whose rows are of the same examples: all views, or each of several passes alone."""
+        return [passes] if self._views > 1 else [[one] for one in passes]
+
+    def _clip_group(self, group: list[Pass], public: list[Pass], targets: Any, offset: int) -> None:
+        """Check a secretly drawn row, and clip all rows of some examples."""
+        memory, engine, n = self._round()[0], self._model.engine, group[0].n
+        self._check_a_row(group, targets)
+        step = engine.rows_at_once or n
+        for start in range(0, n, step):
+            stop = min(n, start + step)
+            block = engine.rows(group[0], to(targets, device=group[0].device), start, stop)
+            for one in group[1:]:
+                more = engine.rows(one, to(targets, device=one.device), start, stop)
+                block = tuple(a + b for a, b in zip(block, more, strict=True))
+            if self._views > 1:
+                block = tuple(part / self._views for part in block)
+            for one in public:
+                more = engine.rows(one, None, offset + start, offset + stop)
+                block = tuple(a + b for a, b in zip(block, more, strict=True))
+            with torch.autocast(self._parameters[0].device.type, enabled=False):  # half precision breaks the clip
+                part = self._pipeline.clip(block, memory)
+            self._total = part if self._total is None else self._total + part
+
+    def _check_a_row(self, group: list[Pass], targets: Any) -> None:
+        """Hold one row to the gradient of its example alone: which one is drawn in secret, apart from all other draws.
+
+        Raises:
+            NotPrivate: It differs.
+        """
+        address = self._round()[1].address
+        stream = self._secret.stream("spot check", address.run, address.client, address.round, self._checks)
+        self._checks += 1
+        one = group[int(stream.integers(len(group)))]
+        i = int(stream.integers(one.n))
+        check, engine = self._model.check, self._model.engine
+        with torch.autocast(one.device.type, enabled=False):
+            check.loss_of(one, to(targets, device=one.device), i)
+            if engine.rows_at_once is None:
+                check.row_of(one, i, tuple(part[0] for part in engine.rows(one, None, i, i + 1)))
+
     def _forget_passes(self) -> None:
-        """Wipe the gradients, and drop what Opacus keeps between a forward pass and its backward pass."""
-        for layer in self._model.modules():
-            vars(layer).pop("activations", None)
-            vars(layer).pop("max_batch_len", None)
-        for parameter in self._model.parameters():
-            vars(parameter).update(_forward_counter=0)
-            vars(parameter).pop("_current_grad_sample", None)
+        """Wipe the gradients, and drop what is kept between a forward pass and its backward pass."""
+        self._model.forget(unfinished=True)
         self._wipe()
 
     def _wipe(self) -> None:
         """Remove all raw, per-example and un-noised gradients from the parameters of model and optimiser."""
+        self._model.forget(unfinished=False)
         for parameter in (*self._model.parameters(), *(p for group in self.param_groups for p in group["params"])):
             parameter.grad = None
             vars(parameter).update(grad_sample=None, summed_grad=None)
+
+
+def _refuse_other_inputs(one: Pass, inputs: Any) -> None:
+    """Refuse a pass over other inputs than those of the examples that were drawn."""
+    drawn = list(tensors(inputs))
+    for given in tensors(one.call):
+        if not any(same_values(given, each) for each in drawn if each.ndim):
+            raise NotPrivate(
+                f"the model got a tensor of shape {tuple(given.shape)} that is not one of the batch that was drawn, so "
+                "its rows may be those of other examples. Pass on what the loader gave; change examples in the data "
+                "set, in collate_fn or in the model (such as a first layer that augments), and declare several "
+                "augmented views of a batch with views=k"
+            )

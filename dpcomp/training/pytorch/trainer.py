@@ -12,10 +12,14 @@ from dpcomp.core.checks import missing_members, whole_number
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger import Ledger
 from dpcomp.training.pytorch.devices import device_of, to_device
+from dpcomp.training.pytorch.engine import Engine
 from dpcomp.training.pytorch.evaluation import accuracy_and_loss
+from dpcomp.training.pytorch.inspection import check_precision
 from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel, MakeOptimizer
+from dpcomp.training.pytorch.opacus_hooks import Opacus
 from dpcomp.training.pytorch.parameters import layout_of, read
 from dpcomp.training.pytorch.task import SupervisedTask
+from dpcomp.training.pytorch.trial_batches import MOST_EXAMPLES
 from dpcomp.training.schedule import Schedule, rate_of
 from dpcomp.training.trainer import Federation
 from dpcomp.wire.memory import ClientMemory
@@ -24,7 +28,7 @@ from dpcomp.wire.update import Update
 
 @dataclass(frozen=True, kw_only=True)
 class PyTorch:
-    """Local training with PyTorch: SGD on each client, example-level with per-example gradients by Opacus.
+    """Local training with PyTorch: SGD on each client, example-level with per-example gradients.
 
     The task must be a `SupervisedTask`. What is charged follows from the pipeline: with `unit="example"` every local
     step is a release, with `unit="client"` the whole update is.
@@ -43,6 +47,8 @@ class PyTorch:
             bounds memory and changes results by rounding alone.
         device: Where models are trained and evaluated: "cpu", "cuda" or "cuda:1". Codec, noise and ledger stay on the
             host. On a GPU, runs repeat up to the order in which its kernels add.
+        engine: How per-example gradients are taken, with `unit="example"`: `Opacus()` uses Opacus' formulas, and checks
+            rows; `Isolated()` takes each example alone, for models that Opacus cannot train.
 
     Raises:
         TypeError, ValueError: A number lies outside its range.
@@ -60,6 +66,7 @@ class PyTorch:
     local_sampling: Poisson = field(default=Poisson(0.1))
     physical_batch_size: int = 512
     device: str = "cpu"
+    engine: Engine = field(default=Opacus())
 
     def __post_init__(self):
         whole_number(self.local_steps, "PyTorch(local_steps)", least=1)
@@ -80,7 +87,8 @@ class PyTorch:
         Raises:
             TypeError: The task lacks members of `SupervisedTask`.
             ValueError: The device is not in this machine, or `expected_batch_size` is given with `unit="client"`.
-            NotPrivate: With `unit="example"`, the model mixes examples or remembers them.
+            NotPrivate: With `unit="example"`, the model or the loss ties examples, or the model remembers them; with
+                `unit="client"`, a forward pass writes buffers, which are never sent.
         """
         return TorchTrainer(self, federation)
 
@@ -105,12 +113,18 @@ class TorchTrainer:
         self._examples = [to_device(device, inputs[part], targets[part]) for part in parts]
         self._test_examples = to_device(device, *task.test())
         self._loss, self._evaluated = task.loss, task.model(federation.seed.number)
+        check_precision(self._evaluated)
         self.layout, self.initial_model = layout_of(self._evaluated), read(self._evaluated)
+        spread = torch.linspace(0, len(inputs) - 1, min(len(inputs), MOST_EXAMPLES)).long()
+        examples = inputs[spread], targets[spread]
         if federation.pipeline.trust_model.releases_local_steps:
             divisor = config.expected_batch_size or federation.expected_batch_size
-            self._local = _example_level(config, federation, divisor, example=inputs[0])
+            self._local = _example_level(config, federation, divisor, examples)
             number = f"the number of examples, {task.population:,}"
-            self.assumptions: tuple[str, ...] = (f"the divisor {divisor:g} and {number}, are public",)
+            self.assumptions: tuple[str, ...] = (
+                f"the divisor {divisor:g} and {number}, are public",
+                self._local.assumption,
+            )
         else:
             if config.expected_batch_size is not None:
                 raise ValueError(
@@ -118,7 +132,7 @@ class TorchTrainer:
                     f"unit={federation.pipeline.unit!r}: it divides the clipped sum of a local step, and only "
                     "unit='example' has such sums. Leave it out"
                 )
-            self._local = _client_level(config, federation)
+            self._local = _client_level(config, federation, examples)
             self.assumptions = ()
 
     def train(self, client: int, start: Float32[np.ndarray, "d"], memory: ClientMemory, ledger: Ledger) -> Update:
@@ -135,12 +149,15 @@ class TorchTrainer:
         return {"test_accuracy": accuracy, "test_loss": loss}
 
 
-def _example_level(config: PyTorch, federation: Federation, divisor: float, example: Tensor) -> ExampleLevel:
+def _example_level(
+    config: PyTorch, federation: Federation, divisor: float, examples: tuple[Tensor, Tensor]
+) -> ExampleLevel:
     return ExampleLevel(
         federation.task.model(federation.seed.number),
         federation.task.loss,
         federation.pipeline,
-        example=example,
+        examples=examples,
+        engine=config.engine,
         make_optimizer=_sgd(config),
         secret=federation.secret,
         local_steps=config.local_steps,
@@ -149,11 +166,12 @@ def _example_level(config: PyTorch, federation: Federation, divisor: float, exam
     )
 
 
-def _client_level(config: PyTorch, federation: Federation) -> ClientLevel:
+def _client_level(config: PyTorch, federation: Federation, examples: tuple[Tensor, Tensor]) -> ClientLevel:
     return ClientLevel(
         federation.task.model(federation.seed.number),
         federation.task.loss,
         federation.pipeline,
+        examples=examples,
         make_optimizer=_sgd(config),
         secret=federation.secret,
         local_steps=config.local_steps,

@@ -1,0 +1,69 @@
+"""Engine: the seam between a model in training and the per-example gradients that a step clips."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from dpcomp.training.pytorch.passes import Pass
+
+Loss = Callable[[Any, Any], Tensor]  # the mean loss of a batch, of outputs and targets
+
+
+class Rows(Protocol):
+    """Turns the passes of a model into rows: row i is the gradient of example i."""
+
+    assumption: str
+    rows_at_once: int | None  # how many are made at a time; None for all rows of a pass
+    copies: int  # of an example in a batch of its own
+
+    def forward(self, one: Pass) -> Any:
+        """Return the model's outputs for a pass in training, prepared so that a backward pass leaves what `rows` needs.
+
+        Raises:
+            NotPrivate: The pass before this one is not finished.
+        """
+        ...
+
+    def rows(self, one: Pass, targets: Any, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Return the rows from `start` to before `stop` of a pass, an (n, …) tensor a trainable parameter.
+
+        Args:
+            one: A pass that a backward pass has reached.
+            targets: The targets of its examples; None for public inputs.
+            start: The first row.
+            stop: The row after the last one.
+
+        Raises:
+            NotPrivate: The pass has other rows than examples.
+        """
+        ...
+
+    def refuse_other_passes(self, reached: int) -> None:
+        """Refuse gradients of passes that were not recorded, where `reached` passes were.
+
+        Raises:
+            NotPrivate: There are some.
+        """
+        ...
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Let the model be used for a while without leaving a trace of it."""
+        ...
+
+    def forget(self, *, unfinished: bool) -> None:
+        """Drop what finished passes left, and with `unfinished` also what the others left."""
+        ...
+
+
+class Engine(Protocol):
+    """A way to per-example gradients: `Isolated()` or `Opacus()`."""
+
+    def attach(self, module: nn.Module, loss: Loss) -> Rows:
+        """Prepare a module, and return what makes its rows.
+
+        Raises:
+            NotPrivate: The engine cannot make rows of this module.
+        """
+        ...

@@ -1,0 +1,197 @@
+"""Isolated: per-example gradients of each example alone, by a map over the examples."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from dpcomp.core.checks import whole_number
+from dpcomp.training.pytorch.engine import Loss
+from dpcomp.training.pytorch.parameters import trainable
+from dpcomp.training.pytorch.passes import Pass
+from dpcomp.training.pytorch.structures import mapped, rows, tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Isolated:
+    """Take each example's gradient alone: a batch of one goes through model and loss, mapped over the examples.
+
+    Parameters are arguments of the function that is differentiated (`torch.func.functional_call` under `vmap(grad)`).
+    A model that `vmap` does not accept is differentiated example by example in a loop: slower, and the same rows.
+
+    **Privacy:** row i is a function of example i, the parameters and its own random numbers by construction, whatever
+    layers, memory layout and loss do to a batch.
+
+    Args:
+        chunk_size: The examples whose gradients are held at a time.
+
+    Raises:
+        ValueError: `chunk_size` is below 1.
+    """
+
+    chunk_size: int = 64
+
+    def __post_init__(self):
+        whole_number(self.chunk_size, "Isolated(chunk_size)", least=1)
+
+    def attach(self, module: nn.Module, loss: Loss) -> "IsolatedRows":
+        """Return what makes the rows of a module."""
+        return IsolatedRows(module, loss, self.chunk_size)
+
+
+class IsolatedRows:
+    """Rows by `vmap(grad)`, or by a loop where `vmap` does not accept the module.
+
+    Args:
+        module: The model, in training.
+        loss: The mean loss of a batch.
+        rows_at_once: The examples that are mapped over at a time.
+    """
+
+    assumption = "each example's gradient was taken alone"
+
+    def __init__(self, module: nn.Module, loss: Loss, rows_at_once: int):
+        self._module, self._loss = module, loss
+        self.rows_at_once: int | None = rows_at_once
+        self.in_a_loop = False
+        self.copies = 1  # 2 for a module that gives a batch of one another form, as a bare squeeze() does
+
+    def forward(self, one: Pass) -> Any:
+        """Return the outputs, at which a backward pass stops unless inputs or public rows need it to go on."""
+        if one.public:
+            return self._with_a_parameter_a_row(one)
+        if any(part.requires_grad for part in tensors(one.call)):
+            args, kwargs = one.given
+            return self._module(*args, **kwargs)
+        args, kwargs = one.given
+        with torch.no_grad():
+            outputs = self._module(*args, **kwargs)
+        # The rows are made anew from the inputs, so raw gradients need never lie on the parameters.
+        return mapped(lambda part: part.requires_grad_() if part.is_floating_point() else part, outputs)
+
+    def rows(self, one: Pass, targets: Any, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Return the rows of some examples, as `Rows.rows` says."""
+        if one.leaves is not None:
+            found = [leaf.grad for leaf in one.leaves.values()]
+            return tuple(
+                torch.zeros_like(leaf[start:stop]) if gradient is None else gradient[start:stop] * one.n
+                for leaf, gradient in zip(one.leaves.values(), found, strict=True)
+            )
+        examples = rows((one.args, one.kwargs, targets), start, stop)
+        with one.in_its_precision():
+            if not self.in_a_loop:
+                try:
+                    return self._mapped(examples)
+                except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError):
+                    self.in_a_loop = True  # vmap refuses what depends on values, and layers without a rule for it
+            return self._looped(examples)
+
+    def leave_wrong_map(self, one: Pass, targets: Any) -> None:
+        """Use the loop from now on if the map gives another gradient of the first example, as a layer's rule may."""
+        if self.in_a_loop or one.random:
+            return
+        example = rows((one.args, one.kwargs, targets), 0, 1)
+        mapped_row, looped_row = self.rows(one, targets, 0, 1), self._looped(example)
+        scale = max(float(part.nan_to_num(0.0, 0.0, 0.0).abs().max()) for part in looped_row)
+        self.in_a_loop |= any(
+            not torch.allclose(a, b, rtol=0, atol=1e-3 * scale, equal_nan=True)
+            for a, b in zip(mapped_row, looped_row, strict=True)
+        )
+
+    def refuse_other_passes(self, reached: int) -> None:
+        """Do nothing: rows are made from the drawn examples, whatever else the model was used for."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Change nothing: the module has no hooks."""
+        return nullcontext()
+
+    def forget(self, *, unfinished: bool) -> None:
+        """Do nothing: no row outlives its step."""
+
+    def _loss_of_one(self, parameters: dict[str, Tensor], example: Any) -> Tensor:
+        """Return the loss of an example without a batch axis."""
+        alone = mapped(lambda part: part.unsqueeze(0).expand(self.copies, *part.shape), example)
+        args, kwargs, targets = alone
+        outputs = functional_call(self._module, parameters, args, kwargs)
+        return self._loss(outputs, targets)
+
+    def _mapped(self, examples: Any) -> tuple[Tensor, ...]:
+        leaves = list(tensors(examples))
+        parameters = {name: value.detach() for name, value in _named(self._module).items()}
+
+        def loss(values: dict[str, Tensor], *parts: Tensor) -> Tensor:
+            return self._loss_of_one(values, _rebuilt(examples, parts))
+
+        axes = tuple(0 if leaf.ndim else None for leaf in leaves)
+        with _fallbacks_allowed():
+            gradients = vmap(grad(loss), in_dims=(None, *axes), randomness="different")(parameters, *leaves)
+        return tuple(gradient.detach() for gradient in gradients.values())
+
+    def _looped(self, examples: Any) -> tuple[Tensor, ...]:
+        leaves = list(tensors(examples))
+        named = _named(self._module)
+        n = next(len(leaf) for leaf in leaves if leaf.ndim)
+        found: list[list[Tensor]] = []
+        for i in range(n):
+            example = _rebuilt(examples, [leaf[i] if leaf.ndim else leaf for leaf in leaves])
+            with torch.enable_grad():
+                loss = self._loss_of_one(named, example)
+            found.append(gradients_of([loss], list(named.values()), [None]))
+        return tuple(torch.stack(column) for column in zip(*found, strict=True))
+
+    def _with_a_parameter_a_row(self, one: Pass) -> Any:
+        """Return outputs whose gradients reach a copy of each parameter a row, under any loss."""
+        one.leaves = {
+            name: value.detach().expand(one.n, *value.shape).clone().requires_grad_()
+            for name, value in _named(self._module).items()
+        }
+        parts = list(tensors(one.call))
+
+        def outputs(values: dict[str, Tensor], *given: Tensor) -> Any:
+            args, kwargs = mapped(lambda part: part.unsqueeze(0), _rebuilt(one.call, given))
+            return mapped(lambda part: part.squeeze(0), functional_call(self._module, values, args, kwargs))
+
+        if self.in_a_loop:
+            each = [
+                outputs({name: leaf[i] for name, leaf in one.leaves.items()}, *(p[i] if p.ndim else p for p in parts))
+                for i in range(one.n)
+            ]
+            columns = zip(*(tensors(row) for row in each), strict=True)
+            return _rebuilt(each[0], [torch.stack(column) for column in columns])
+        axes = tuple(0 if part.ndim else None for part in parts)
+        with _fallbacks_allowed():
+            return vmap(outputs, in_dims=(0, *axes), randomness="different")(one.leaves, *parts)
+
+
+def gradients_of(outputs: list[Tensor], parameters: list[Tensor], cotangents: list[Any]) -> list[Tensor]:
+    """Return the gradients of outputs with respect to parameters; zeros where an output does not depend on them."""
+    if not any(output.requires_grad for output in outputs):
+        return [torch.zeros_like(parameter) for parameter in parameters]
+    found = torch.autograd.grad(outputs, parameters, cotangents, allow_unused=True)
+    return [
+        torch.zeros_like(parameter) if gradient is None else gradient.detach()
+        for parameter, gradient in zip(parameters, found, strict=True)
+    ]
+
+
+@contextmanager
+def _fallbacks_allowed() -> Iterator[None]:
+    """Silence torch's warning that a kernel without a rule for `vmap` is called example by example."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
+
+
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    return dict(trainable(module))
+
+
+def _rebuilt(structure: Any, parts: Any) -> Any:
+    """Return a structure with other tensors in the places of its own."""
+    following = iter(parts)
+    return mapped(lambda _: next(following), structure)

@@ -1,0 +1,120 @@
+"""make_private: the model, the optimiser and the loader of a client, tried together before anything is charged."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from dpcomp.core.randomness import SecretSeed
+from dpcomp.pipeline import Pipeline
+from dpcomp.training.pytorch.batches import Collate, poisson_loader
+from dpcomp.training.pytorch.engine import Engine, Loss
+from dpcomp.training.pytorch.inspection import private_model
+from dpcomp.training.pytorch.isolated import Isolated
+from dpcomp.training.pytorch.private_model import PrivateModel
+from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
+from dpcomp.training.pytorch.structures import inputs_and_targets, to
+from dpcomp.training.pytorch.trial_batches import MOST_EXAMPLES
+
+
+def make_private(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dataset: Dataset,
+    pipeline: Pipeline,
+    *,
+    loss: Loss,
+    secret: SecretSeed,
+    expected_batch_size: float,
+    steps: int,
+    collate_fn: Collate | None = None,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    multiprocessing_context: str | None = None,
+    views: int = 1,
+    engine: Engine = Isolated(),
+) -> tuple[PrivateModel, PrivateOptimizer, DataLoader]:
+    """Make a training script private: return its model, optimiser and loader, which belong together.
+
+    The script's loop stays: forward pass, loss, `backward()`, `step()`. A batch is what `collate_fn` makes: the last
+    part of a tuple, or `"labels"` of a mapping, are the targets, and the rest is what the model is called with (a tuple
+    by position, a mapping by name).
+
+    **Privacy:** the model and its loss are tried on batches of several sizes, orders, lengths and memory layouts,
+    before anything is charged. In training a step takes the batch that the sampler drew for it and no other, one row
+    for each drawn example; only its release moves the parameters.
+
+    Args:
+        module: The model. What is frozen stays so.
+        optimizer: A torch optimiser of its trainable parameters.
+        dataset: A map-style data set of one client's examples.
+        pipeline: Clips and releases, with `unit="example"` and `trust="nobody"`; its sampling draws the batches.
+        loss: The mean over a batch of each example's loss, of the model's outputs and the targets (None without any);
+            the script must compute the same.
+        secret: Where noise, batches and spot checks are drawn from.
+        expected_batch_size: The public constant that divides each step's sum.
+        steps: The number of batches in a pass over the loader; as many steps must be charged.
+        collate_fn: Makes a batch of one example or more; None for torch's default.
+        num_workers: The processes that load examples; 0 loads in this one.
+        pin_memory: Whether batches lie in pinned memory.
+        multiprocessing_context: How workers start, such as "spawn".
+        views: How many passes each batch makes, such as augmented views, whose rows are averaged before the clip.
+        engine: How per-example gradients are taken: `Isolated()` takes each example alone; `Opacus()` uses Opacus'
+            formulas, and checks them.
+
+    Returns:
+        The model to call, the optimiser to step, and the loader to iterate over once a round.
+
+    Raises:
+        NotPrivate: The model or the loss ties examples, keeps data, or fails on a batch; or the pipeline does not
+            release local steps.
+        ValueError: A parameter is neither float32 nor float64, a number lies outside its range, the data set is empty,
+            or the optimiser has other parameters than the model.
+
+    Examples:
+        >>> import torch, dpcomp as dp
+        >>> from dpcomp.training.pytorch import make_private
+        >>> features = torch.randn(60, 4)
+        >>> data = torch.utils.data.TensorDataset(features, (features[:, 0] > 0).long())
+        >>> network, loss = torch.nn.Linear(4, 2), torch.nn.CrossEntropyLoss()
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))
+        >>> model, optimizer, loader = make_private(
+        ...     network, torch.optim.SGD(network.parameters(), lr=0.1), data, pipeline,
+        ...     loss=loss, secret=dp.SecretSeed(), expected_batch_size=6, steps=2,
+        ... )
+        >>> memory, ledger = pipeline.init_client(optimizer.layout, seed=dp.PublicSeed(0), client=0), dp.Ledger()
+        >>> optimizer.begin(memory, ledger.charge(pipeline.cost, memory.address, steps=2))
+        >>> for inputs, targets in loader:
+        ...     loss(model(inputs), targets).backward()
+        ...     optimizer.step()
+        >>> optimizer.update().values.shape
+        (10,)
+    """
+    n = len(dataset)  # pyright: ignore[reportArgumentType]
+    if n == 0:
+        raise ValueError("the data set has no examples, so nothing can be tried: give those of the client")
+    inputs, targets = _some_examples(dataset, n, collate_fn or default_collate)
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    inputs, targets = to((inputs, targets), device=device)
+    model = private_model(module, loss, inputs, targets, engine=engine)
+    private = PrivateOptimizer(
+        optimizer, model, pipeline, secret=secret, expected_batch_size=expected_batch_size, views=views
+    )
+    loader = poisson_loader(
+        dataset,
+        private,
+        steps=steps,
+        collate_fn=collate_fn,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        multiprocessing_context=multiprocessing_context,
+    )
+    return model, private, loader
+
+
+def _some_examples(dataset: Dataset, n: int, collate: Collate) -> tuple[Any, Any]:
+    """Return examples from all over the data set, which may be sorted by class."""
+    most = min(n, MOST_EXAMPLES)
+    positions = [round(i * (n - 1) / max(most - 1, 1)) for i in range(most)]
+    return inputs_and_targets(collate([dataset[position] for position in positions]))

@@ -1,0 +1,111 @@
+"""Pass: what a step needs to know of one forward pass of the model and of the backward pass that followed it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpcomp.training.pytorch.structures import count, mapped, repeated, tensors
+
+
+def floating(outputs: Any) -> list[Tensor]:
+    """Return the floating-point tensors of a structure, in order."""
+    return [part for part in tensors(outputs) if part.is_floating_point()]
+
+
+@dataclass(eq=False, kw_only=True)
+class Pass:
+    """One forward pass in training, as recorded.
+
+    Args:
+        args: What the model was called with.
+        kwargs: What it was called with by name.
+        public: Whether the inputs were declared to hold no private data.
+        random_states: The states of the global generators when it began, the CPU's first.
+        autocast: The type of the mixed precision; None without.
+        doubled: Whether the model is given its single example twice, since it gives a batch of one another form.
+        random: Whether the pass drew from them.
+        outputs: The model's outputs, without gradients.
+        cotangents: By the number of a floating-point output, the gradient of the script's loss with respect to it.
+        order: Which backward pass reached it, from 0; None if none did.
+        leaves: With the isolated engine, and public inputs only: a copy of each parameter a row, whose gradients are
+            the rows.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    public: bool
+    random_states: tuple[Tensor, ...]
+    autocast: torch.dtype | None
+    doubled: bool = False
+    random: bool = False
+    outputs: Any = None
+    cotangents: dict[int, Tensor] = field(default_factory=dict)
+    order: int | None = None
+    leaves: dict[str, Tensor] | None = None
+
+    @property
+    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the call."""
+        return self.args, self.kwargs
+
+    @property
+    def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments that the module gets."""
+        return repeated(self.call, 2) if self.doubled else self.call
+
+    @cached_property
+    def n(self) -> int:
+        """The number of rows."""
+        return count(self.call)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the inputs lie."""
+        return next((part.device for part in tensors(self.call)), torch.device("cpu"))
+
+    def watch(self, outputs: Any, next_order: Callable[[], int]) -> None:
+        """Note the outputs, and from now on the gradients that reach them; the first one takes the next number."""
+        self.outputs = mapped(torch.Tensor.detach, outputs)
+        for number, part in enumerate(floating(outputs)):
+            if part.requires_grad:
+                part.register_hook(self._reached_by(number, next_order))
+
+    def _reached_by(self, number: int, next_order: Callable[[], int]) -> Callable[[Tensor], None]:
+        def note(gradient: Tensor) -> None:
+            if self.order is None:
+                self.order = next_order()
+            gradient = gradient.detach()
+            held = self.cotangents.get(number)
+            self.cotangents[number] = gradient if held is None else held + gradient
+
+        return note
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Draw again what the pass drew: the generators are at the state at which it began, and afterwards restored."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            set_random_states(self.random_states, self.device)
+            yield
+
+    def in_its_precision(self) -> AbstractContextManager[Any]:
+        """Use the mixed precision that the pass used."""
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
+
+def random_states(device: torch.device) -> tuple[Tensor, ...]:
+    """Return the states of the global generators that a layer on this device may draw from."""
+    on_gpu = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
+    return (torch.get_rng_state(), *on_gpu)
+
+
+def set_random_states(states: tuple[Tensor, ...], device: torch.device) -> None:
+    """Set the states of the global generators."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -1,0 +1,125 @@
+"""PrivateModel: a module in training whose passes are recorded, so that a step can clip a row an example."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.engine import Rows
+from dpcomp.training.pytorch.parameters import trainable
+from dpcomp.training.pytorch.passes import Pass, random_states
+from dpcomp.training.pytorch.row_check import RowCheck
+from dpcomp.training.pytorch.structures import count, mapped, rows, tensors
+
+
+class PrivateModel(nn.Module):
+    """A module that passed inspection, with the engine that makes its rows; `private_model` makes it.
+
+    In training it is called like the module. A batch without examples gives outputs of length 0, whatever the layers
+    do with one.
+
+    Args:
+        module: The module.
+        engine: What makes rows of its passes.
+        check: What holds rows to the gradients of examples alone.
+    """
+
+    def __init__(self, module: nn.Module, engine: Rows, check: RowCheck):
+        super().__init__()
+        self._module = module
+        self.engine, self.check = engine, check
+        self.passes: list[Pass] = []
+        self._reached, self._public = 0, False
+        self._trained = {name: id(parameter) for name, parameter in trainable(module).items()}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_module"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the module's output; in training, record the pass.
+
+        Raises:
+            NotPrivate: The pass before this one is not finished, and the engine needs it to be.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return self._module(*args, **kwargs)
+        if any(part.ndim for part in tensors((args, kwargs))) and count((args, kwargs)) == 0:
+            return self._outputs_of_nothing(args, kwargs)
+        device = next((part.device for part in tensors((args, kwargs))), torch.device("cpu"))
+        mixed = torch.is_autocast_enabled(device.type)
+        one = Pass(
+            args=mapped(Tensor.contiguous, args),
+            kwargs=mapped(Tensor.contiguous, kwargs),
+            public=self._public,
+            random_states=random_states(device),
+            autocast=torch.get_autocast_dtype(device.type) if mixed else None,
+        )
+        one.doubled = one.n == 1 and self.engine.copies == 2 and not one.public
+        outputs = self.engine.forward(one)
+        if one.doubled:
+            outputs = rows(outputs, 0, 1)
+        one.random = not all(map(torch.equal, one.random_states, random_states(device)))
+        one.watch(outputs, self._next_order)
+        self.passes.append(one)
+        return outputs
+
+    def finished(self, *, public: bool) -> list[Pass]:
+        """Return the passes that a backward pass has reached, of declared public inputs or of others."""
+        return [one for one in self.passes if one.order is not None and one.public == public]
+
+    @contextmanager
+    def public_rows(self) -> Iterator[None]:
+        """Declare that the inputs of the passes inside hold no private data, such as a generator's images.
+
+        Each such pass has as many rows as the micro-batch that is stepped next; row i is added to the row of example i
+        before the clip, so the example still counts once.
+        """
+        self._public = True
+        try:
+            yield
+        finally:
+            self._public = False
+
+    def refuse_other_parameters(self) -> None:
+        """Refuse a module whose trainable parameters are not those that were inspected.
+
+        Raises:
+            NotPrivate: Naming those that were unfrozen, frozen or replaced.
+        """
+        now = {name: id(parameter) for name, parameter in trainable(self._module).items()}
+        if now != self._trained:
+            changed = sorted(name for name, _ in now.items() ^ self._trained.items())
+            raise NotPrivate(
+                f"the trainable parameters changed after the inspection, at {list(dict.fromkeys(changed))}: freeze and "
+                "unfreeze before make_private, or call it again"
+            )
+
+    def forget(self, *, unfinished: bool) -> None:
+        """Drop finished passes and their gradients, and with `unfinished` the other passes too."""
+        self.passes = [] if unfinished else [one for one in self.passes if one.order is None]
+        self._reached = 0
+        self.engine.forget(unfinished=unfinished)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of finished passes."""
+        super().zero_grad(set_to_none)
+        self.forget(unfinished=False)
+
+    def _next_order(self) -> int:
+        self._reached += 1
+        return self._reached - 1
+
+    def _outputs_of_nothing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the outputs of made-up examples, cut to length 0: many layers fail on a batch without examples."""
+        n = self.engine.copies
+        made_up = mapped(lambda part: part.new_zeros((n, *part.shape[1:])) if part.ndim else part, (args, kwargs))
+        with torch.no_grad():
+            outputs = self._module(*made_up[0], **made_up[1])
+        cut = mapped(lambda part: part[:0].clone() if part.ndim else part.clone(), outputs)
+        return mapped(lambda part: part.requires_grad_() if part.is_floating_point() else part, cut)

@@ -1,0 +1,211 @@
+"""Row check: holds a row of per-example gradients to the gradient of its example alone."""
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.engine import Loss, Rows
+from dpcomp.training.pytorch.isolated import gradients_of
+from dpcomp.training.pytorch.parameters import trainable
+from dpcomp.training.pytorch.passes import Pass, floating
+from dpcomp.training.pytorch.structures import mapped, repeated, rows
+
+TOLERANCE = 1e-4  # of the norm of a row
+OUTPUT_TOLERANCE = 1e-3  # of the largest output of a pass
+
+
+class RowCheck:
+    """Recomputes a row from its example alone: outputs, the loss at these outputs, and the gradient behind them.
+
+    The loss is compared at the outputs of the pass itself, and the gradient for the cotangent that the script's loss
+    sent back, so that rounding in the one is not multiplied by the other. Where float32 still differs (an activation
+    whose input is zero but for the last bit), copies of the example in a batch of the same size, whose kernels round
+    alike, are taken instead; then the two references must agree in float64. A pass that drew random numbers is repeated
+    with copies of the example and the same numbers.
+
+    Args:
+        module: The model.
+        loss: The declared mean loss of a batch.
+        engine: What made the rows.
+        tolerance: The largest difference, as a share of the norm of the row.
+    """
+
+    def __init__(self, module: nn.Module, loss: Loss, engine: Rows, tolerance: float = TOLERANCE):
+        self._module, self._loss, self._engine, self._tolerance = module, loss, engine, tolerance
+        self.copies = 1  # in the batch of an example alone
+
+    def loss_of(self, one: Pass, targets: Any, i: int) -> None:
+        """Check that the script's loss is the declared one, and the mean of the losses of its examples.
+
+        Args:
+            one: A pass that a backward pass has reached.
+            targets: The targets of its examples.
+            i: The row that is looked at.
+
+        Raises:
+            NotPrivate: The gradients that the script's loss sent back to the outputs are others.
+        """
+        outputs = floating(one.outputs)
+        for number in one.cotangents:
+            if outputs[number].ndim == 0 or len(outputs[number]) != one.n:
+                raise NotPrivate(
+                    f"the loss uses an output of shape {tuple(outputs[number].shape)}, whose first axis does not run "
+                    f"over the {one.n} examples: it ties them. Let the model give an output an example, and the "
+                    "loss be the mean of the examples' losses"
+                )
+        sent = [(one.cotangents[number][i : i + 1] * one.n).double() for number in one.cotangents]
+        alone = self._cotangents(one, targets, i, copies=self.copies)
+        if not _far(sent, alone, self._tolerance) or self._loss_explained_by_rounding(one, targets, i, sent):
+            return
+        raise NotPrivate(
+            f"the loss of a batch of {one.n} is not the mean of the losses of its examples, or the script computes "
+            "another loss than loss=: the gradient of an example's outputs differs by "
+            f"{_distance(sent, alone):.3g} of its norm. Use a plain mean: no class weights, ignore_index, contrast "
+            "between examples, penalty on the batch or GradScaler; or declare the loss that the script computes"
+        )
+
+    def outputs_of(self, one: Pass, i: int) -> None:
+        """Check that the outputs of an example are those of the example alone.
+
+        Args:
+            one: A pass that a backward pass has reached.
+            i: The number of the example.
+
+        Raises:
+            NotPrivate: They are others.
+        """
+        self._compare_outputs(one, i, self._behind(one, i, copies=one.n if one.random else self.copies)[0])
+
+    def row_of(self, one: Pass, i: int, row: tuple[Tensor, ...]) -> None:
+        """Check outputs, and that a row is the gradient of its example alone, for the cotangent that the loss sent.
+
+        Args:
+            one: A pass that a backward pass has reached, and whose loss was checked.
+            i: The number of the row.
+            row: An (…) tensor a trainable parameter.
+
+        Raises:
+            NotPrivate: Naming the parameters whose gradients differ, or the output.
+        """
+        names = list(trainable(self._module))
+        given = [part.double() for part in row]
+        outputs, alone = self._behind(one, i, copies=one.n if one.random else self.copies)
+        self._compare_outputs(one, i, outputs)
+        if not _far(given, alone, self._tolerance):
+            return
+        if not one.random and one.n > 1 and self._explained_by_rounding(one, i, given):
+            return
+        scale = max(_norm(alone), 1e-300)
+        differences = {name: float((a - b).norm()) / scale for name, a, b in zip(names, given, alone, strict=True)}
+        worst = [name for name, value in differences.items() if not value <= self._tolerance] or names
+        raise NotPrivate(
+            f"the gradient of an example is another than that of the example alone, by {_distance(given, alone):.3g} "
+            f"of its norm, at {worst}: a layer mixes examples, or its per-example gradients are wrong. Give "
+            "engine=Isolated(), or normalise and attend within an example only"
+        )
+
+    def _loss_explained_by_rounding(self, one: Pass, targets: Any, i: int, sent: list[Tensor]) -> bool:
+        if _far(sent, self._cotangents(one, targets, i, copies=one.n), self._tolerance):
+            return False
+        try:
+            exact = self._cotangents(one, targets, i, copies=self.copies, wide=True)
+            exact_among = self._cotangents(one, targets, i, copies=one.n, wide=True)
+        except (RuntimeError, TypeError, ValueError):  # the loss computes in float32 only
+            return False
+        return not _far(exact_among, exact, self._tolerance)
+
+    def _explained_by_rounding(self, one: Pass, i: int, given: list[Tensor]) -> bool:
+        _, among = self._behind(one, i, copies=one.n)
+        if _far(given, among, self._tolerance):
+            return False
+        try:
+            exact = self._behind(one, i, copies=self.copies, wide=True)[1]
+            exact_among = self._behind(one, i, copies=one.n, wide=True)[1]
+        except (RuntimeError, TypeError, ValueError):  # the model computes in float32 only
+            return False
+        return not _far(exact_among, exact, self._tolerance)
+
+    def _cotangents(self, one: Pass, targets: Any, i: int, *, copies: int, wide: bool = False) -> list[Tensor]:
+        """Return the gradients of an example's own loss with respect to its outputs."""
+        held: list[Tensor] = []
+
+        def leaf(part: Tensor) -> Tensor:
+            if part.is_floating_point():
+                part = (part.double() if wide else part).requires_grad_()
+                held.append(part)
+            return part
+
+        outputs = mapped(leaf, repeated(rows(one.outputs, i, i + 1), copies))
+        with torch.enable_grad(), one.in_its_precision():
+            wanted = repeated(rows(targets, i, i + 1), copies)
+            loss = self._loss(outputs, mapped(_widened, wanted) if wide else wanted)
+            found = gradients_of([loss], held, [None])
+        # Each of the copies has a share of 1 / copies in the mean.
+        return [found[number].double().sum(dim=0, keepdim=True) for number in one.cotangents]
+
+    def _behind(self, one: Pass, i: int, *, copies: int, wide: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the outputs of an example among copies of itself, and the gradient for its own cotangent."""
+        args, kwargs = repeated(rows(one.call, i, i + 1), copies)
+        named = trainable(self._module)
+        replayed = one.replayed() if one.random else nullcontext()
+        with self._engine.paused(), replayed, one.in_its_precision(), torch.enable_grad():
+            if wide:
+                widened = {name: value.double() for name, value in self._module.named_parameters()}
+                widened |= {name: _widened(value) for name, value in self._module.named_buffers()}
+                outputs = functional_call(self._module, widened, *mapped(_widened, (args, kwargs)))
+            else:
+                outputs = self._module(*args, **kwargs)
+            found = floating(outputs)
+            place = i if one.random else 0
+            used = [found[number] for number in one.cotangents]
+            cotangents: list[Tensor] = []
+            for number, output in zip(one.cotangents, used, strict=True):
+                cotangent = torch.zeros_like(output)
+                cotangent[place : place + 1] = one.cotangents[number][i : i + 1] * one.n
+                cotangents.append(cotangent)
+            gradients = gradients_of(used, list(named.values()), cotangents)
+        return [part[place : place + 1].detach() for part in used], [gradient.double() for gradient in gradients]
+
+    def _compare_outputs(self, one: Pass, i: int, alone: list[Tensor]) -> None:
+        outputs = floating(one.outputs)
+        for number, mine in zip(one.cotangents, alone, strict=True):
+            given, largest = outputs[number][i : i + 1], largest_finite(outputs[number])
+            apart = float((given.double() - mine.double()).abs().max()) if given.numel() else 0.0
+            if given.shape != mine.shape or apart > OUTPUT_TOLERANCE * largest:
+                raise NotPrivate(
+                    f"the outputs of an example in a batch of {one.n} are not those of the example alone (by "
+                    f"{apart:.3g}, where the largest is {largest:.3g}): a layer mixes examples. Normalise and attend "
+                    "within an example only"
+                )
+
+
+def largest_finite(values: Tensor) -> float:
+    """Return the largest magnitude among the finite values: an example that is not finite must hide nothing."""
+    return float(values.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if values.numel() else 0.0
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def _norm(parts: list[Tensor]) -> float:
+    return math.sqrt(float(torch.stack([part.square().sum() for part in parts]).sum())) if parts else 0.0
+
+
+def _distance(mine: list[Tensor], theirs: list[Tensor]) -> float:
+    """Return the norm of the difference, as a share of the norm of the second."""
+    apart = _norm([a - b for a, b in zip(mine, theirs, strict=True)])
+    return apart / max(_norm(theirs), 1e-300)
+
+
+def _far(mine: list[Tensor], theirs: list[Tensor], tolerance: float) -> bool:
+    """Return whether two gradients differ; where both have values that are not finite, the clip blanks both."""
+    norms = _norm(mine), _norm(theirs)
+    if not all(map(math.isfinite, norms)):
+        return math.isfinite(norms[0]) != math.isfinite(norms[1])
+    return not _norm([a - b for a, b in zip(mine, theirs, strict=True)]) <= tolerance * norms[1]
