@@ -52,6 +52,9 @@ def _add_studies(commands: Commands) -> None:
     scrambling.set_defaults(command=_scrambling)
     cost = studies.add_parser("cost", help="bytes, CPU seconds and memory of every codec, and where it pays")
     cost.set_defaults(command=_cost)
+    audits = studies.add_parser("audit", help="what shipped and naive mechanisms show, against the ε that they claim")
+    audits.add_argument("--configs", type=Path, default=CONFIGS, help="results go where those of audit.toml here would")
+    audits.set_defaults(command=_audits)
     for parser, name in ((scrambling, "scrambling"), (cost, "cost")):
         parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one case each (default: 0 1 2)")
         parser.add_argument(
@@ -89,6 +92,18 @@ def _cost(options: argparse.Namespace) -> int:
     source = options.configs / "cost"
     cost_study.study(results_of(source).path, tuple(options.seeds), _tasks())
     print(cost_summary(study_reports(source)).to_string(index=False, float_format="{:.4g}".format))
+    return 0
+
+
+def _audits(options: argparse.Namespace) -> int:
+    from analysis.tables.studies import audits_of
+    from dpcomp.lab.results.results_file import results_of
+    from experiments.studies.audit import study
+
+    source = options.configs / "audit"
+    study.study(results_of(source).path)
+    columns = ["kind", "case", "claimed_epsilon", "shown_epsilon", "broken"]
+    print(audits_of(source)[columns].round(2).to_string(index=False))
     return 0
 
 

@@ -51,3 +51,9 @@ def costs_of(source: Path) -> pd.DataFrame:
         ConfigError: The study has no results.
     """
     return costs_by_device(measured_costs(study_reports(source)))
+
+
+def audits_of(source: Path) -> pd.DataFrame:
+    """Return a row a case of the study of audits, sorted by kind and by what was shown. Raises ConfigError."""
+    rows = [report["config"] | report for report in study_reports(source)]
+    return pd.DataFrame(rows).sort_values(["kind", "shown_epsilon"], ignore_index=True)

@@ -1,4 +1,4 @@
-"""The command line: demo, run, sweep, table, epsilon.
+"""The command line: demo, run, sweep, table, epsilon, audit.
 
 It imports what a command needs when the command runs, so that `--help` is there at once.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpcomp.core.errors import DpcompError
+from dpcomp.core.errors import ConfigError, DpcompError
 from dpcomp.core.extras import require
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments after the program's name; None for those of this process.
 
     Returns:
-        0 if the command did its work, 1 if something was refused or failed, 130 if it was interrupted. What argparse
-        refuses exits with 2.
+        0 if the command did its work, 1 if something was refused or failed, or an audit contradicted a claim, 130 if it
+        was interrupted. What argparse refuses exits with 2.
     """
     parser, _ = make_parser("dpcomp", _shipped_tasks)
     return run_command(parser, arguments)
@@ -87,6 +87,21 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
     epsilon = commands.add_parser("epsilon", help="print the guarantee of each experiment of a config; nothing is run")
     epsilon.add_argument("config", type=Path, metavar="CONFIG")
     epsilon.set_defaults(command=_epsilon)
+    audit = commands.add_parser(
+        "audit", help="run a pipeline with and without a canary: the claimed ε, and a lower bound of it"
+    )
+    audit.add_argument("pipeline", type=Path, metavar="PIPELINE", help="a TOML file, as Pipeline.to_toml() writes it")
+    audit.add_argument(
+        "--trials", type=int, default=2000, help="runs that are counted, with the canary and without (default: 2000)"
+    )
+    audit.add_argument("--delta", type=float, default=1e-5, help="δ of both ε (default: 1e-5)")
+    audit.add_argument("--rounds", type=int, default=1, help="of a run, over which state is kept (default: 1)")
+    audit.add_argument("--coordinates", type=int, default=32, help="of the gradients (default: 32)")
+    audit.add_argument(
+        "--error", type=float, default=1e-5, help="the largest probability of a false alarm (default: 1e-5)"
+    )
+    audit.add_argument("--seed", type=int, default=0, help="the public seed, of masks and canary (default: 0)")
+    audit.set_defaults(command=_audit)
     return parser, commands
 
 
@@ -202,6 +217,26 @@ def _epsilon(options: argparse.Namespace) -> int:
         units = task.population if experiment.trust_model.releases_local_steps else experiment.federation["clients"]
         print(pipeline.guarantee(experiment.steps, experiment.delta, population=units))
     return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from dpcomp.audit import Blocks, ClaimOfReleases, audit
+    from dpcomp.pipeline import Pipeline
+
+    try:
+        text = options.pipeline.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{options.pipeline} cannot be read: {error}") from error
+    pipeline = Pipeline.from_toml(text)
+    result = audit(
+        Blocks.with_spikes(pipeline, coordinates=options.coordinates, rounds=options.rounds, seed=options.seed),
+        ClaimOfReleases(cost=pipeline.cost, steps=options.rounds),
+        runs=options.trials,
+        delta=options.delta,
+        confidence=1 - options.error,
+    )
+    print(result)
+    return 1 if result.broken else 0
 
 
 def _note(lines: Sequence[str]) -> None:
