@@ -222,7 +222,7 @@ class Total(_Layers):
 class SumOfTotals:
     """The exact sum of totals that a pipeline clipped; it does not depend on the order in which they are added.
 
-    **Privacy:** adding a total uses it up, as a release does; the sum is released once (PRIVACY_RULES 39).
+    **Privacy:** adding a total uses it up, as a release does; the sum is released once (PRIVACY_RULES hazard 39).
 
     Args:
         empty: The total of no unit: `pipeline.empty_total(memory)`.

@@ -248,7 +248,7 @@ def test_an_update_of_a_round_to_come_is_refused():
     server, participant = server_of(late_policy=Weigh(max_age=3)), participant_of()
     talk(participant, server, TimedOut())
     memory = participant.state.memory
-    update = replace(update_of(PIPELINE, memory), address=replace(memory.address, round=1))
+    update = update_of(PIPELINE, replace(memory, shared=replace(memory.shared, version=1)))
     server.handle(PIPELINE.send(update, memory)[0], 1)
     assert server.refusals == {"round": 1} and not server.accepted
 

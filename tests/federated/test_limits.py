@@ -44,7 +44,7 @@ def test_an_honest_payload_is_far_shorter_than_the_longest_that_is_read(name, la
     memory = memory_of(pipeline, 0, dp.Layout.of(layout))
     rng, d = np.random.default_rng(0), memory.layout.size
     for values in (rng.standard_normal(d), rng.standard_cauchy(d), np.zeros(d), 10.0 ** rng.uniform(-30, 10, d)):
-        update = replace(update_of(pipeline, memory), values=values.astype(np.float32))
+        update = update_of(pipeline, memory).derive(values)
         assert len(pipeline.send(update, memory)[0]) < largest_message(d) / 2
 
 
@@ -85,7 +85,7 @@ def test_the_mean_does_not_depend_on_the_order():
         memory = memory_of(pipeline, client)
         update = update_of(pipeline, memory, client)
         scale = np.float32(10.0) ** np.random.default_rng(client).integers(-20, 20, LAYOUT.size).astype(np.float32)
-        payloads.append(pipeline.send(replace(update, values=update.values * scale), memory)[0])
+        payloads.append(pipeline.send(update.derive(update.dense() * scale), memory)[0])
     broadcasts = set()
     for seed in range(6):
         server = Server(pipeline.channel, memory_of(pipeline, 0, server=True), zeros())
@@ -127,7 +127,7 @@ def test_an_update_beyond_what_the_configuration_allows_is_refused():
     for client, scale in ((1, 1.0), (2, 1000.0)):
         memory = memory_of(pipeline, client)
         update = update_of(pipeline, memory)
-        update = replace(update, values=np.float32(0.5 * scale) * update.values)
+        update = update.derive(np.float32(0.5 * scale) * update.dense())
         assert server.handle(pipeline.send(update, memory)[0], client) is not None
     assert [one.client for one in server.accepted] == [1]
     assert server.refusals == {"size": 1}

@@ -11,6 +11,7 @@ import pytest
 import dpcomp as dp
 from dpcomp.federated import Participant, ReplyReceived, Server, TimedOut, Trained, TrustedRelease
 from dpcomp.federated.messages import REPLY
+from dpcomp.wire.update import with_claim
 
 D, CLIENTS, COPIES, THREADS = 300, 16, 3, 16
 SEED, NOISE = dp.PublicSeed(0), (dp.Clip(1.0), dp.Gaussian(0.5))
@@ -44,8 +45,9 @@ def clients_of(pipeline, server):
         (hello,) = client.handle(TimedOut())
         client.handle(ReplyReceived(server.handle(hello, number)))
         values = np.random.default_rng(number).standard_normal(D).astype(np.float32)
-        claim = {"claim": pipeline.claim} if pipeline.trust == "nobody" else {}
-        update = dp.Update(values=values, layout=dp.Layout.of(D), address=client.state.memory.address, **claim)
+        update = dp.Update(values=values, layout=dp.Layout.of(D), address=client.state.memory.address)
+        if pipeline.trust == "nobody":
+            update = with_claim(update, pipeline.claim)
         client.ledger.charge(pipeline.cost, client.state.memory.address)
         payloads += client.handle(Trained(update))
         clients.append(client)
