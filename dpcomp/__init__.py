@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dpcomp.core.errors import ConfigError as ConfigError
     from dpcomp.core.errors import CorruptPayload as CorruptPayload
     from dpcomp.core.errors import DpcompError as DpcompError
+    from dpcomp.core.errors import DpcompWarning as DpcompWarning
     from dpcomp.core.errors import MissingExtra as MissingExtra
     from dpcomp.core.errors import NotPrivate as NotPrivate
     from dpcomp.core.errors import VersionMismatch as VersionMismatch
@@ -75,7 +76,7 @@ _MODULES = {
     **dict.fromkeys(
         ("BudgetExhausted", "ConfigError", "CorruptPayload", "DpcompError", "MissingExtra"), "dpcomp.core.errors"
     ),
-    **dict.fromkeys(("NotPrivate", "VersionMismatch"), "dpcomp.core.errors"),
+    **dict.fromkeys(("DpcompWarning", "NotPrivate", "VersionMismatch"), "dpcomp.core.errors"),
     **dict.fromkeys(("PublicSeed", "SecretSeed"), "dpcomp.core.randomness"),
     **dict.fromkeys(("Everywhere", "Listed", "Seeded"), "dpcomp.core.support"),
     **dict.fromkeys(("SERVER", "Address"), "dpcomp.core.address"),

@@ -52,6 +52,10 @@ class MissingExtra(DpcompError, ImportError):
     """A part of dpcomp needs packages that are not installed; the message gives the `pip install` line."""
 
 
+class DpcompWarning(UserWarning):
+    """A result that may mislead: a δ that is too large, gradients that are not finite, a run that learned nothing."""
+
+
 class BudgetExhausted(DpcompError):
     """The ledger grants no permit for this noise: the budget is spent, the permit is used up, or nothing was charged.
 

@@ -112,6 +112,7 @@ def demo(folder: Path, *, results: Path | None = None, rounds: int = ROUNDS, see
                 trial=f"{number}-seed-{seed}",
                 config=settings,
                 seed=seed,
+                settings=1,
                 versions=made_by,
                 seconds=time.perf_counter() - started,
             )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
+from dpcomp.core.checks import real_number
 from dpcomp.privacy.cost import HasCost
 from dpcomp.privacy.epsilon import rdp_epsilon
 from dpcomp.privacy.events import composed
@@ -44,10 +45,7 @@ def calibrate(make_pipeline: Callable[[float], Pipeline], *, epsilon: float, del
         >>> 1.99 <= pipeline.guarantee(steps=1000, delta=1e-5).epsilon <= 2.0
         True
     """
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise ValueError(f"calibrate(epsilon={epsilon!r}): the target is a finite number above 0")
-    if steps == 0:
-        raise ValueError("calibrate(steps=0): nothing is released, so nothing needs noise")
+    check_target(make_pipeline, epsilon=epsilon, delta=delta, steps=steps)
 
     def by_rdp(noise_multiplier: float) -> float:
         return rdp_epsilon(composed(make_pipeline(noise_multiplier).cost.event, steps), delta)
@@ -75,16 +73,37 @@ def calibrate(make_pipeline: Callable[[float], Pipeline], *, epsilon: float, del
     return make_pipeline(math.exp(safe))
 
 
+def check_target(make_pipeline: Callable[[float], HasCost], *, epsilon: float, delta: float, steps: int) -> None:
+    """Refuse a target that `calibrate` could not reach; this takes milliseconds.
+
+    Args:
+        make_pipeline: Maps a noise multiplier to the pipeline that uses it.
+        epsilon: The target ε.
+        delta: δ, in (0, 1).
+        steps: The number of releases.
+
+    Raises:
+        TypeError: `epsilon` or `delta` is not a number, or `steps` not a whole number.
+        ValueError: One of them lies outside its range, or no noise multiplier reaches the target.
+    """
+    epsilon = real_number(epsilon, "calibrate(epsilon)", "a finite number above 0")
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise ValueError(f"calibrate(epsilon={epsilon!r}): the target is a finite number above 0")
+    if steps == 0:
+        raise ValueError("calibrate(steps=0): nothing is released, so nothing needs noise")
+    least = rdp_epsilon(composed(make_pipeline(LARGEST_NOISE).cost.event, steps), delta)
+    if least > epsilon:
+        raise ValueError(
+            f"calibrate: no noise multiplier up to {LARGEST_NOISE:g} reaches ε = {epsilon:g}; the least ε is "
+            f"{least:.2g}. Does make_pipeline pass its argument to Gaussian, and is the mechanism not unsafe?"
+        )
+
+
 def _least_noise(by_rdp: Callable[[float], float], epsilon: float) -> float:
     """Return the least noise multiplier, to 0.1 %, at which ε by RDP is at most the target."""
     low, high = SMALLEST_NOISE, 1.0
     while by_rdp(high) > epsilon:
-        low, high = high, 4 * high
-        if high > LARGEST_NOISE:
-            raise ValueError(
-                f"calibrate: no noise multiplier up to {LARGEST_NOISE:g} reaches ε = {epsilon:g}. Does make_pipeline "
-                "pass its argument to Gaussian, and is the mechanism not unsafe?"
-            )
+        low, high = high, min(4 * high, LARGEST_NOISE)
     while high / low > 1.001:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if by_rdp(middle) <= epsilon else (middle, high)

@@ -80,10 +80,11 @@ class Clip:
         if isinstance(value, Total):
             raise ValueError(f"{self} meets a sum: units are clipped once, before they are added up")
         if is_traced(value.layers[0]):
-            sums, remainders = traced_sum(_alike(value.layers), self.norm, MARGIN)
+            (sums, remainders), finite = traced_sum(_alike(value.layers), self.norm, MARGIN), value.count
         else:
-            sums, remainders = self.sum(value.layers), ()
-        total = Total(layers=sums, layout=value.layout, support=value.support, units=value.count)
+            (sums, finite), remainders = self._sum(value.layers), ()
+        counts = {"units": value.count, "not_finite": value.count - finite}
+        total = Total(layers=sums, layout=value.layout, support=value.support, **counts)
         return total.with_remainders(remainders)
 
     def sum(self, layers: tuple[Float[Any, "n _"], ...]) -> tuple[Float[Any, "_"], ...]:
@@ -96,9 +97,12 @@ class Clip:
             An (m,) float64 array a layer: of torch for units of torch, else of NumPy. Inside a trace of JAX they are
             traced arrays of the units' dtype, which rounds the sum.
         """
+        alike = _alike(layers)
+        return traced_sum(alike, self.norm, MARGIN)[0] if is_traced(alike[0]) else self._sum(layers)[0]
+
+    def _sum(self, layers: tuple[Float[Any, "n _"], ...]) -> tuple[tuple[Float[Any, "_"], ...], int]:
+        """Return the sum, and the number of units whose norm is finite."""
         given, layers = layers, _alike(layers)
-        if is_traced(layers[0]):
-            return traced_sum(layers, self.norm, MARGIN)[0]
         xp = array_namespace(*layers)
         wide = not SINGLE_NORMS[0] <= self.norm <= SINGLE_NORMS[1]
         norms = unit_norms(tuple(xp.astype(x, xp.float64) for x in layers) if wide else layers)
@@ -106,9 +110,11 @@ class Clip:
         limited = xp.minimum(self.norm / (norms + MARGIN * self.norm), xp.ones_like(norms))
         factors = xp.where(finite, limited, xp.zeros_like(norms))
         if not is_numpy_array(layers[0]):
-            return tuple(device_sum(factors, layers))
+            return tuple(device_sum(factors, layers)), int(xp.count_nonzero(finite))
         sums = host_sum(factors, finite, layers)
-        return tuple(map(array_namespace(*given).asarray, sums)) if all(map(is_torch_array, given)) else tuple(sums)
+        if all(map(is_torch_array, given)):
+            sums = map(array_namespace(*given).asarray, sums)
+        return tuple(sums), int(np.count_nonzero(finite))
 
 
 def unit_norms(layers: tuple[Float[Any, "n _"], ...]) -> Float[Any, "n"]:

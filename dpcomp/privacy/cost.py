@@ -1,6 +1,6 @@
 """Cost: the privacy event of a release, with the unit, trust and sampling under which it holds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,13 +11,16 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
 
 from dpcomp.privacy.epsilon import epsilon
 from dpcomp.privacy.events import composed
-from dpcomp.privacy.guarantee import Guarantee, delta_note
+from dpcomp.privacy.guarantee import Guarantee, delta_note, warn_of_delta
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
 
 IDEALISED = "the Gaussian is idealised as real numbers"
 FIXED = "the schedule was fixed in advance"
 ADAPTIVE = "events were mixed, so an RDP filter is assumed"
 SEEDED = "the noise was SEEDED with a number: whoever knows it can take it away; for research alone"
+SECRET = "secret seeds stay secret"
+NOT_TUNED = "no setting was chosen by results on the protected data"
+SAMPLED = "units were drawn by the sampling that was charged"
 SIZES_SEEN = "cohort sizes and message lengths are seen by the channel, and by readers of a run's rows"
 
 
@@ -78,7 +81,12 @@ class HasCost(Protocol):
 
 
 def guarantee_of(
-    charges: Sequence[tuple[Cost, int]], delta: float, *, population: int | None = None, seeded: bool = False
+    charges: Sequence[tuple[Cost, int]],
+    delta: float,
+    *,
+    population: int | None = None,
+    seeded: bool = False,
+    assumed: Iterable[str] = (),
 ) -> Guarantee:
     """Return the guarantee of several charges against the same data.
 
@@ -90,6 +98,7 @@ def guarantee_of(
         delta: δ, in (0, 1).
         population: The public number of units N; the guarantee then says whether δ is below 1/N.
         seeded: Whether noise was drawn from a number, which somebody may know.
+        assumed: What else those who released assumed, in clauses to print.
 
     Returns:
         A guarantee that names each sampling, and each reason why a mechanism is unsafe.
@@ -104,11 +113,17 @@ def guarantee_of(
     first, adaptive = charges[0][0], len(steps_of) > 1
     parts = [composed(event, steps) for event, steps in steps_of.items()]
     value, accountant = epsilon(parts[0] if len(parts) == 1 else ComposedDpEvent(parts), delta, adaptive=adaptive)
-    assumptions = [IDEALISED, ADAPTIVE if adaptive else FIXED, delta_note(delta, population)]
+    warn_of_delta(delta, population)
+    assumptions = [IDEALISED, ADAPTIVE if adaptive else FIXED, delta_note(delta, population), NOT_TUNED]
+    if any(cost.sampling != "none" for cost, _ in charges):
+        assumptions.append(SAMPLED)
+    if not seeded:
+        assumptions.append(SECRET)
     if first.trust_model.releases_local_steps and not first.trust_model.server_sees_clean:
         assumptions.append("an example lies with one client")
     if first.trust_model.server_sees_clean:
         assumptions.append(SIZES_SEEN)
+    assumptions += assumed
     if reasons := "; ".join(dict.fromkeys(cost.why_unsafe for cost, _ in charges if cost.why_unsafe)):
         assumptions.insert(0, f"UNSAFE, no guarantee: {reasons}")
     if seeded:
@@ -122,5 +137,5 @@ def guarantee_of(
         steps=sum(steps for _, steps in charges),
         accountant=accountant,
         trust=first.trust,
-        assumptions=tuple(assumptions),
+        assumptions=tuple(dict.fromkeys(assumptions)),
     )

@@ -1,9 +1,11 @@
 """Guarantee: a proven (ε, δ), with everything that it depends on."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
+from dpcomp.core.errors import DpcompWarning
 from dpcomp.privacy.epsilon import check_delta
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
 
@@ -92,6 +94,17 @@ def delta_note(delta: float, population: int | None = None) -> str:
         f"δ = {delta:g} is not below 1/N = 1/{population:,}: "
         "a mechanism that publishes one unit at random would pass; choose a smaller δ"
     )
+
+
+def warn_of_delta(delta: float, population: int | None) -> None:
+    """Warn if δ is not below 1 ÷ the number of units N.
+
+    Args:
+        delta: δ, in (0, 1).
+        population: The public number of units N; None if it is not public.
+    """
+    if population is not None and delta * population >= 1:
+        warnings.warn(delta_note(delta, population), DpcompWarning, stacklevel=3)
 
 
 def rounded_up(value: float) -> str:

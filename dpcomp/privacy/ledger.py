@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from dpcomp.core.address import Address
@@ -87,6 +88,17 @@ class Permit:
                 raise BudgetExhausted(f"{self} is used up: charge more steps at the next address")
             self._used += 1
             return self._used - 1
+
+    def assume(self, clauses: Iterable[str]) -> None:
+        """Record what the guarantee of these releases assumes besides; all later guarantees of the ledger name it.
+
+        Args:
+            clauses: What is assumed, such as "the divisor 64 is public".
+
+        Raises:
+            DpcompError: The ledger's file cannot be written.
+        """
+        self._ledger._assume(tuple(clauses))  # pyright: ignore[reportPrivateUsage]
 
     def __repr__(self) -> str:
         return f"Permit({self.address}, {self.used} of {self.steps} steps used)"
@@ -195,6 +207,7 @@ class Ledger:
             (True, Address(run=0, client=7, round=0))
         """
         name, budget, seeded = str(Path(path)), None, False
+        assumed: list[str] = []
         entries: list[LedgerEntry] = []
         with look_at_database(path, KIND) as connection:
             head = read_head(connection, name)
@@ -210,10 +223,18 @@ class Ledger:
                     entries.append(entry)
                 elif table == "budgets":
                     budget = Budget(*map(float, fields))
+                elif table == "assumed":
+                    assumed.append(str(fields[0]))
                 else:
                     seeded = True
         return LedgerRecord(
-            name=name, budget=budget, research=head.research, seeded=seeded, entries=tuple(entries), mark=head.mark
+            name=name,
+            budget=budget,
+            research=head.research,
+            seeded=seeded,
+            assumed=tuple(assumed),
+            entries=tuple(entries),
+            mark=head.mark,
         )
 
     def _start(self, database: Database, budget: Budget | None) -> None:
@@ -221,6 +242,7 @@ class Ledger:
         self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
         self._seeded: set[tuple[str, int]] = set()  # (run, client) whose noise was drawn from a number
         self._spent: dict[int, Counter[CostText]] = {}
+        self._assumed: list[str] = []
         self.budget = None
         try:
             with database.reading() as connection:
@@ -233,6 +255,8 @@ class Ledger:
                         spent[str(event), str(basis)] += int(steps)
                     elif table == "budgets":
                         self.budget = Budget(*map(float, fields))
+                    elif table == "assumed":
+                        self._assumed.append(str(fields[0]))
                     else:
                         self._seeded.add((str(fields[0]), int(fields[1])))
             self._keep_budget(budget)
@@ -343,8 +367,8 @@ class Ledger:
         """
         self._database.refuse_other_process()
         with self._lock:
-            spent, seeded = dict(self._spent), bool(self._seeded)
-        return guarantee_of_spent(spent, delta, population=population, seeded=seeded)
+            spent, seeded, assumed = dict(self._spent), bool(self._seeded), tuple(self._assumed)
+        return guarantee_of_spent(spent, delta, population=population, seeded=seeded, assumed=assumed)
 
     def refuse_seed(self, secret: SecretSeed) -> None:
         """Refuse a seed with a number, unless this ledger is for research.
@@ -387,6 +411,17 @@ class Ledger:
                     mark = append(connection, self._database.name, self._mark, "seeded", *who)
                 self._mark = mark
                 self._seeded.add(who)
+
+    def _assume(self, clauses: tuple[str, ...]) -> None:
+        """Note clauses that were not noted before."""
+        self._database.refuse_other_process()
+        with self._lock:
+            for clause in clauses:
+                if clause not in self._assumed:
+                    with self._database.changing() as connection:
+                        mark = append(connection, self._database.name, self._mark, "assumed", clause)
+                    self._mark = mark
+                    self._assumed.append(clause)
 
     def _refuse_seeded(self) -> None:
         if not self.research:

@@ -32,17 +32,21 @@ _TABLES = (
     """CREATE TABLE seeded (
     number INTEGER PRIMARY KEY, time INTEGER NOT NULL, run TEXT NOT NULL, client INTEGER NOT NULL, digest TEXT NOT NULL
 )""",
+    """CREATE TABLE assumed (
+    number INTEGER PRIMARY KEY, time INTEGER NOT NULL, clause TEXT NOT NULL, digest TEXT NOT NULL
+)""",
 )
 # REPLACE deletes without a DELETE trigger, so an insert is checked too: by its number, and what must occur once.
 _OCCURS = {
     "charges": "SELECT 1 FROM charges WHERE (run, client, round) = (NEW.run, NEW.client, NEW.round)",
     "budgets": "SELECT 1 FROM budgets",
     "seeded": "SELECT 1 FROM seeded WHERE (run, client) = (NEW.run, NEW.client)",
+    "assumed": "SELECT 1 FROM assumed WHERE clause = NEW.clause",
 }
 _TRIGGERS = (
     *(
         f"CREATE TRIGGER {table}_{name} BEFORE {event} ON {table} BEGIN {_APPEND_ONLY}; END"
-        for table in ("charges", "budgets", "seeded")
+        for table in _OCCURS
         for name, event in (("stay", "DELETE"), ("hold", "UPDATE"))
     ),
     *(
@@ -66,12 +70,13 @@ KIND = DatabaseKind(
 )
 
 _ENCODE = json.JSONEncoder(default=repr).encode  # one for all: json.dumps would make an encoder for each entry
-Table = Literal["charges", "budgets", "seeded"]
+Table = Literal["charges", "budgets", "seeded", "assumed"]
 Value = str | int | float
 _FIELDS: dict[Table, str] = {
     "charges": "run, client, round, steps, event, basis",
     "budgets": "epsilon, delta",
     "seeded": "run, client",
+    "assumed": "clause",
 }
 
 
@@ -82,7 +87,7 @@ class LedgerMark:
     The two ends keep a mark in each checkpoint, so that a ledger which is older than the checkpoint is refused.
 
     Args:
-        count: The number of entries: charges, the budget, and notes of seeded noise.
+        count: The number of entries: charges, the budget, notes of seeded noise and of assumptions.
         digest: 32 hexadecimal digits, which depend on the ledger's random identity and on all these entries.
     """
 

@@ -49,6 +49,7 @@ class LedgerRecord:
         budget: The largest (ε, δ) of each client; None for no limit.
         research: Whether noise from numbered seeds may be charged.
         seeded: Whether noise from a numbered seed was charged.
+        assumed: What those who released assumed, in clauses.
         entries: The charges, in the order in which they were made.
         mark: How far the ledger had come.
     """
@@ -57,6 +58,7 @@ class LedgerRecord:
     budget: Budget | None
     research: bool
     seeded: bool
+    assumed: tuple[str, ...]
     entries: tuple[LedgerEntry, ...]
     mark: LedgerMark
 
@@ -74,13 +76,15 @@ class LedgerRecord:
         spent: dict[int, Counter[CostText]] = {}
         for entry in self.entries:
             spent.setdefault(entry.address.client, Counter())[cost_as_text(entry.cost)] += entry.steps
-        return guarantee_of_spent(spent, delta, population=population, seeded=self.seeded)
+        return guarantee_of_spent(spent, delta, population=population, seeded=self.seeded, assumed=self.assumed)
 
     def __repr__(self) -> str:
         return f"LedgerRecord({self.name!r}, {len(self.entries)} charges)"
 
 
-def guarantee_of_spent(spent: Spent, delta: float, *, population: int | None, seeded: bool) -> Guarantee:
+def guarantee_of_spent(
+    spent: Spent, delta: float, *, population: int | None, seeded: bool, assumed: tuple[str, ...]
+) -> Guarantee:
     """Return the guarantee of what each client has spent: the largest over clients, whose data are disjoint.
 
     Args:
@@ -88,6 +92,7 @@ def guarantee_of_spent(spent: Spent, delta: float, *, population: int | None, se
         delta: δ, in (0, 1).
         population: The public number of units N; the guarantee then says whether δ is below 1/N.
         seeded: Whether noise was drawn from a number, which somebody may know.
+        assumed: What those who released assumed, in clauses.
 
     Raises:
         TypeError: `delta` is not a number.
@@ -100,7 +105,11 @@ def guarantee_of_spent(spent: Spent, delta: float, *, population: int | None, se
     histories = {tuple(steps_of.items()) for steps_of in spent.values()}
     guarantees = [
         guarantee_of(
-            [(cost_from_text(*text), steps) for text, steps in history], delta, population=population, seeded=seeded
+            [(cost_from_text(*text), steps) for text, steps in history],
+            delta,
+            population=population,
+            seeded=seeded,
+            assumed=assumed,
         )
         for history in histories
     ]

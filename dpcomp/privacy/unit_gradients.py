@@ -121,6 +121,8 @@ class Total(_Layers):
         layout: The layers of the whole vector.
         support: Which coordinates the arrays hold.
         units: The number of units in the sum, a private value.
+        not_finite: How many of them counted as zero, since their norm is not finite; a private value, which no client
+            tells anybody. 0 inside a trace of JAX.
 
     Attributes:
         remainders: An (m,) array a layer of what rounding took from `layers`; the sum is both together. Empty if that
@@ -128,6 +130,7 @@ class Total(_Layers):
     """
 
     units: int
+    not_finite: int = field(default=0, repr=False)
     remainders: tuple[Any, ...] = field(default=(), init=False, repr=False)
     _seal: "_Seal | None" = field(default=None, init=False, repr=False)
 
@@ -152,10 +155,11 @@ class Total(_Layers):
         remainders = tuple(np.array(on_host(layer)) for layer in self.remainders)
         return replace(self, layers=layers).with_remainders(remainders)._marked(batches)
 
-    def with_sum(self, vector: Float64[np.ndarray, "k"], units: int, batches: Batches) -> "Total":
+    def with_sum(self, vector: Float64[np.ndarray, "k"], units: int, not_finite: int, batches: Batches) -> "Total":
         """Return a total of this one's shape with another sum, sealed; only `SumOfTotals` calls this."""
         edges = np.cumsum([layer.shape[0] for layer in self.layers])[:-1]
-        return replace(self, layers=tuple(np.split(vector, edges)), units=units)._marked(batches)
+        layers = tuple(np.split(vector, edges))
+        return replace(self, layers=layers, units=units, not_finite=not_finite)._marked(batches)
 
     def _marked(self, batches: Batches) -> "Total":
         """Return the sum of arrays that nobody else holds, made read-only, with a seal."""
@@ -201,7 +205,8 @@ class Total(_Layers):
             mine, theirs = (total.batches(total.clipped_by) for total in (self, other))
             batches = mine.joined(theirs)
         pairs = [_added_pairs(mine, theirs) for mine, theirs in zip(self._pairs(), other._pairs(), strict=True)]
-        total = replace(self, layers=tuple(high for high, _ in pairs), units=self.units + other.units)
+        counts = {"units": self.units + other.units, "not_finite": self.not_finite + other.not_finite}
+        total = replace(self, layers=tuple(high for high, _ in pairs), **counts)
         total = total.with_remainders(tuple(low for _, low in pairs))
         return total if batches is None else total._marked(batches)
 
@@ -234,7 +239,7 @@ class SumOfTotals:
     def __init__(self, empty: Total):
         self._clipped_by = empty.clipped_by
         self._empty, self._batches = empty, empty.batches(self._clipped_by)
-        self._sum, self._units = ExactSum(len(empty.vector())), 0
+        self._sum, self._units, self._not_finite = ExactSum(len(empty.vector())), 0, 0
 
     def add(self, total: Total) -> None:
         """Add a total.
@@ -248,10 +253,11 @@ class SumOfTotals:
         total.batches(self._clipped_by).take()
         self._sum.add(total.vector())
         self._units += total.units
+        self._not_finite += total.not_finite
 
     def total(self) -> Total:
         """Return the sum so far, rounded once to float64."""
-        return self._empty.with_sum(self._sum.rounded(), self._units, self._batches)
+        return self._empty.with_sum(self._sum.rounded(), self._units, self._not_finite, self._batches)
 
 
 @dataclass(frozen=True, eq=False)

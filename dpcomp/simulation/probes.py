@@ -1,9 +1,10 @@
 """Probes: measurements of clean data that research needs and a deployment must not have.
 
-A watched pipeline does what the pipeline does, and shows each release to the probes. The columns that they fill are
-listed in `Run.probed`. Without probes, nothing here runs.
+A watched pipeline does what the pipeline does, counts units that are not finite, and shows each release to the probes.
+The columns that they fill are listed in `Run.probed`.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
@@ -86,6 +87,7 @@ class Watched(Pipeline):
     probes: tuple[Probe, ...]
     _values: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _columns: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _counts: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
     # The clean sums and norms of the blocks of the next release.
     _blocks: list[tuple[Total, Any]] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -95,7 +97,14 @@ class Watched(Pipeline):
         return cls(**{item.name: getattr(pipeline, item.name) for item in fields(Pipeline)}, probes=probes)
 
     def clip(self, block: Any, memory: ClientMemory | ServerMemory) -> Total:
-        """Clip as the pipeline does, and keep the clipped sum on all coordinates for the probes."""
+        """Clip as the pipeline does, count, and keep the clipped sum on all coordinates for the probes."""
+        total = super().clip(block, memory)
+        self._counts.update({"units": total.units, "not_finite": total.not_finite})
+        if self.probes:
+            self._keep(block, memory)
+        return total
+
+    def _keep(self, block: Any, memory: ClientMemory | ServerMemory) -> None:
         units, context = Units.of(block, memory.layout), self.channel.context(memory)
         clips = [stage for stage in self.stages if isinstance(stage, Clip)]
         clean = clips[0].apply(units, context) if clips else units.sum()
@@ -104,11 +113,12 @@ class Watched(Pipeline):
             before_clip = stage.apply(before_clip, context)
         layers = before_clip.layers if isinstance(before_clip, Units) else units.layers
         self._blocks.append((clean, unit_norms(layers)))
-        return super().clip(block, memory)
 
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
         """Release as the pipeline does, and show the release to the probes."""
         released = super().noise(total, memory, secret, permit)
+        if not self.probes:
+            return released
         clean = sum((part.vector() for part, _ in self._blocks), start=np.zeros(memory.layout.size))
         norms = np.concatenate([np.asarray(norms, dtype=np.float64) for _, norms in self._blocks])
         self._blocks.clear()
@@ -119,6 +129,11 @@ class Watched(Pipeline):
                 self._values.setdefault(column, []).append(value)
                 self._columns.add(column)
         return released
+
+    @property
+    def not_finite(self) -> tuple[int, int]:
+        """How many units counted as zero, since they are not finite; and how many units there were."""
+        return self._counts["not_finite"], self._counts["units"]
 
     @property
     def columns(self) -> set[str]:

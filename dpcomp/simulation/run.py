@@ -41,6 +41,8 @@ class Run:
         model: The last model as a (d,) vector: that of a client that followed every broadcast.
         probed: The columns that depend on data that was never released. They are for research and must not be published
             beside the guarantee.
+        warnings: What is wrong with the run, a sentence each: `simulate` warns of the same. Some depend on clean data,
+            and are for research alone.
     """
 
     rows: tuple[dict[str, float], ...]
@@ -48,6 +50,7 @@ class Run:
     layout: Layout
     model: Float32[np.ndarray, "d"]
     probed: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def table(self) -> "pd.DataFrame":
         """Return the rows as a pandas DataFrame, one row for each round.

@@ -16,7 +16,7 @@ def run_guarantee(
     delta: float,
     *,
     clients: int,
-    population: int,
+    units: int,
     assumptions: tuple[str, ...],
 ) -> Guarantee:
     """Return the guarantee of a run: the largest ε of the ledgers that were charged.
@@ -26,17 +26,16 @@ def run_guarantee(
         ledgers: The clients' ledgers, or the server's.
         delta: δ, in (0, 1).
         clients: The number of clients.
-        population: The public number of training examples.
+        units: The public number of units N.
         assumptions: What the trainer assumes.
     """
-    units = {"example": population, "client": clients}[pipeline.unit]
     guarantee = max((ledger.guarantee(delta, units) for ledger in ledgers), key=lambda each: each.epsilon)
     if guarantee.steps == 0:  # an empty ledger does not know the unit and trust of the pipeline
         guarantee = pipeline.guarantee(0, delta, units)
     if not pipeline.trust_model.releases_local_steps:
         divisor = expected_participants(pipeline, clients)
         assumptions = (*assumptions, f"the divisor {divisor:g} and the number of clients, {clients:,}, are public")
-    return replace(guarantee, assumptions=(*guarantee.assumptions, *assumptions))
+    return replace(guarantee, assumptions=tuple(dict.fromkeys((*guarantee.assumptions, *assumptions))))
 
 
 def columns_of_clean_data(

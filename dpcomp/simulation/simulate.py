@@ -1,11 +1,15 @@
 """Simulate: a whole federation on one machine, with real payloads and every release charged before its noise."""
 
 import time
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from dpcomp.core.checks import whole_number
+from dpcomp.core.errors import DpcompWarning
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.pipeline import Pipeline
@@ -19,7 +23,8 @@ from dpcomp.simulation.progress import numbered_rounds
 from dpcomp.simulation.protocol import ProtocolVariant, Versioned
 from dpcomp.simulation.run import Run
 from dpcomp.simulation.run_guarantee import columns_of_clean_data, run_guarantee
-from dpcomp.simulation.simulated_federation import opened_federation
+from dpcomp.simulation.run_warnings import run_warnings, warn_of
+from dpcomp.simulation.simulated_federation import SimulatedFederation, opened_federation
 from dpcomp.simulation.task import Task
 from dpcomp.training.trainer import Federation, Trainer, TrainerConfig
 
@@ -93,61 +98,109 @@ def simulate(
         >>> [row["participants"] for row in run.rows]
         [5, 5, 5]
     """
-    clients, rounds, evaluate_every = _checked_counts(clients, rounds, evaluate_every)
+    with _opened(
+        task,
+        pipeline,
+        clients=clients,
+        rounds=rounds,
+        trainer=trainer,
+        server=server,
+        partition=partition,
+        participation=participation,
+        seed=seed,
+        secret=secret,
+        delta=delta,
+        evaluate_every=evaluate_every,
+        protocol=protocol,
+        faults=faults,
+        probes=probes,
+    ) as (federation, local, watched):
+        rows: list[dict[str, float]] = []
+        with numbered_rounds(rounds, task.name, shown=progress) as numbers:
+            for number in numbers:
+                started = time.perf_counter()
+                outcome = federation.play_round()
+                row: dict[str, float] = {"round": number, **outcome.columns(local.layout)}
+                if number % evaluate_every == 0 or number == rounds:
+                    row |= local.evaluate(federation.server.model)
+                if faults != Faults():
+                    row |= outcome.fault_columns()
+                row["seconds"] = time.perf_counter() - started
+                rows.append(row | watched.take_means())
+    units = {"example": task.population, "client": clients}[pipeline.unit]
+    wrong = run_warnings(rows, local.evaluate(local.initial_model), watched, delta=delta, units=units)
+    warn_of(wrong)
+    with warnings.catch_warnings(action="ignore", category=DpcompWarning):  # of δ, as above
+        guarantee = run_guarantee(
+            pipeline, federation.charged_ledgers, delta, clients=clients, units=units, assumptions=local.assumptions
+        )
+    return Run(
+        rows=tuple(rows),
+        guarantee=guarantee,
+        layout=local.layout,
+        model=federation.server.model,
+        probed=columns_of_clean_data(pipeline, rows, watched.columns),
+        warnings=wrong,
+    )
+
+
+def check_simulation(task: Task, pipeline: Pipeline, **arguments: Any) -> None:
+    """Raise what `simulate` would raise before its first round: make the trainer, open the federation, and close it.
+
+    Args:
+        task: What is learned.
+        pipeline: Mechanism and codec.
+        arguments: Arguments of `simulate`, but for `progress`.
+
+    Raises:
+        TypeError, ValueError: A number lies outside its range, or the task does not suit the trainer.
+        NotPrivate: The model mixes examples, or parts of the setting are not private together.
+    """
+    with _opened(task, pipeline, **arguments):
+        pass
+
+
+@contextmanager
+def _opened(
+    task: Task,
+    pipeline: Pipeline,
+    *,
+    clients: int,
+    rounds: int,
+    trainer: TrainerConfig | None = None,
+    server: ServerOptimizer = ServerOptimizer(),
+    partition: Partition = IID(),
+    participation: Poisson | None = None,
+    seed: int = 0,
+    secret: SecretSeed | None = None,
+    delta: float = 1e-5,
+    evaluate_every: int = 1,
+    protocol: ProtocolVariant = Versioned(),
+    faults: Faults = Faults(),
+    probes: Iterable[Probe] = (),
+) -> Iterator[tuple[SimulatedFederation, Trainer, Watched]]:
+    """Open a federation before its first round, after all arguments were checked."""
+    clients = whole_number(clients, "simulate(clients)", least=1)
+    for name, count in (("rounds", rounds), ("evaluate_every", evaluate_every)):
+        whole_number(count, f"simulate({name})", least=1)
     check_delta(delta)
     refuse_second_sampling(pipeline, participation)
     _check_server(pipeline, server)
     public, secret = PublicSeed(seed), SecretSeed(seed) if secret is None else secret
-    watched = Watched.of(pipeline, tuple(probes)) if probes else None
-    pipeline = watched or pipeline
-    local = _made_trainer(trainer, task, pipeline, clients, partition, public, secret)
-    rows: list[dict[str, float]] = []
-    with (
-        numbered_rounds(rounds, task.name, shown=progress) as numbers,
-        opened_federation(
-            pipeline,
-            local,
-            clients=clients,
-            optimizer=server,
-            participation=participation,
-            protocol=protocol,
-            faults=faults,
-            seed=public,
-            secret=secret,
-        ) as federation,
-    ):
-        for number in numbers:
-            started = time.perf_counter()
-            outcome = federation.play_round()
-            row: dict[str, float] = {"round": number, **outcome.columns(local.layout)}
-            if number % evaluate_every == 0 or number == rounds:
-                row |= local.evaluate(federation.server.model)
-            if faults != Faults():
-                row |= outcome.fault_columns()
-            row["seconds"] = time.perf_counter() - started
-            rows.append(row | watched.take_means() if watched else row)
-    return Run(
-        rows=tuple(rows),
-        guarantee=run_guarantee(
-            pipeline,
-            federation.charged_ledgers,
-            delta,
-            clients=clients,
-            population=task.population,
-            assumptions=local.assumptions,
-        ),
-        layout=local.layout,
-        model=federation.server.model,
-        probed=columns_of_clean_data(pipeline, rows, watched.columns if watched else ()),
-    )
-
-
-def _checked_counts(clients: int, rounds: int, evaluate_every: int) -> tuple[int, int, int]:
-    return (
-        whole_number(clients, "simulate(clients)", least=1),
-        whole_number(rounds, "simulate(rounds)", least=1),
-        whole_number(evaluate_every, "simulate(evaluate_every)", least=1),
-    )
+    watched = Watched.of(pipeline, tuple(probes))
+    local = _made_trainer(trainer, task, watched, clients, partition, public, secret)
+    with opened_federation(
+        watched,
+        local,
+        clients=clients,
+        optimizer=server,
+        participation=participation,
+        protocol=protocol,
+        faults=faults,
+        seed=public,
+        secret=secret,
+    ) as federation:
+        yield federation, local, watched
 
 
 def _check_server(pipeline: Pipeline, server: ServerOptimizer) -> None:

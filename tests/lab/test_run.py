@@ -147,7 +147,7 @@ def test_every_tracked_config_can_be_read_and_has_a_guarantee():
 
 def test_every_tracked_result_counts_or_was_tried():
     configs, results = Path("experiments/configs").absolute(), Path("results").absolute()
-    seen = {results / name for name in ("demo.jsonl", "scrambling.jsonl", "cost.jsonl")}
+    seen = {results / name for name in ("audit.jsonl", "demo.jsonl", "scrambling.jsonl", "cost.jsonl")}
     assert all(path.exists() for path in seen)
     for config in configs.rglob("*.toml"):
         standing = standing_of(config)

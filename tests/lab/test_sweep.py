@@ -20,7 +20,7 @@ imports = ["own.py"]
 [federation]
 clients = 2
 rounds = 2
-partition = { Noted = { file = "FOLDER/trained.txt" } }
+probes = [{ Noted = { file = "FOLDER/trained.txt" } }]
 
 [tune]
 learning_rate = [0.5, 2.0]
@@ -40,19 +40,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpcomp import TopK
-from dpcomp.simulation import IID
-
 
 @dataclass(frozen=True, kw_only=True)
 class Noted:
-    """IID, and a line in a file for every simulation that begins."""
+    """A line in a file for every simulation that begins to train."""
 
     file: str
 
-    def part(self, labels, clients, seed):
-        with open(self.file, "a") as file:
-            file.write("begun\\n")
-        return IID().part(labels, clients, seed)
+    def measure(self, seen):
+        if (seen.released.address.client, seen.released.address.round) == (0, 0):
+            with open(self.file, "a") as file:
+                file.write("begun\\n")
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,3 +190,32 @@ def test_a_backend_without_its_library_says_what_to_install(config, capsys, monk
     assert library in refused
     assert "pip install 'dpcomp[cluster]'" in refused
     assert finished(config) == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[tune]", "protocol = { Versioned = { late_policy = { Weigh = { max_age = 2 } } } }\n[tune]", "late_policy"),
+        ("seeds = [0, 1]", "seeds = [0, -1]", "-1"),
+        ("seeds = [0, 1]", 'seeds = [0, "one"]', "one"),
+        ("delta = 1e-4", "delta = 2.0", "delta"),
+        ("rounds = 2", "rounds = 2.5", "rounds"),
+        ("rounds = 2", "rounds = 2\nparticipation = { Poisson = { rate = 0.5 } }", "participation"),
+        ("rounds = 2", 'rounds = 2\ndevice = "cuda:7"', "cuda"),
+        ("rounds = 2", "rounds = 2\nexpected_batch_size = 5.0", "expected_batch_size"),
+        ("noise_multiplier = 1.0", "", "epsilon"),
+    ],
+)
+def test_a_trial_that_could_not_begin_is_refused_before_any_is_trained(tmp_path, old, new, words, capsys):
+    trusted = '[pipeline]\nunit = "client"\ntrust = "server"'
+    text = (
+        TEXT.replace(old, new)
+        if words in ("-1", "one", "delta", "rounds", "cuda")
+        else (TEXT.replace("[pipeline]", trusted).replace(old, new))
+    )
+    if words == "epsilon":
+        text = 'epsilon = "eight"\n' + text
+    config = config_in(tmp_path / "one", text)
+    assert main(["sweep", str(config)]) != 0
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "trained.txt").exists()

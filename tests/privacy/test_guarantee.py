@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dpcomp as dp
+from dpcomp.privacy.cost import NOT_TUNED, SAMPLED, SECRET, SEEDED
 from dpcomp.privacy.guarantee import delta_note
 
 
@@ -62,4 +63,17 @@ def test_a_delta_that_is_too_large_is_said_aloud():
     assert "below 1/N = 1/60,000" in delta_note(1e-5, 60_000)
     assert "more than 1/δ = 100,000 units" in delta_note(1e-5)
     pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))
-    assert "publishes one unit at random" in str(pipeline.guarantee(10, 0.1, population=60))
+    with pytest.warns(dp.DpcompWarning, match="δ = 0.1 is not below 1/N = 1/60"):
+        assert "publishes one unit at random" in str(pipeline.guarantee(10, 0.1, population=60))
+
+
+def test_a_guarantee_says_what_is_assumed_of_tuning_seeds_and_draws():
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))
+    said = pipeline.guarantee(10, 1e-5).assumptions
+    assert {NOT_TUNED, SAMPLED, SECRET} <= set(said)
+    everyone = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+    assert SAMPLED not in everyone.guarantee(10, 1e-5).assumptions
+    ledger, memory = dp.Ledger(), everyone.init_client(3, dp.PublicSeed(0), client=0)
+    everyone.release([], memory, dp.SecretSeed(7), ledger.charge(everyone.cost, memory.address))
+    seeded = ledger.guarantee(1e-5).assumptions
+    assert seeded[0] == SEEDED and SECRET not in seeded

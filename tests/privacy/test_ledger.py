@@ -405,6 +405,25 @@ def test_a_numbered_seed_is_for_ledgers_of_research(tmp_path):
         assert "SEEDED" in str(ledger.guarantee(1e-5))
 
 
+def test_what_was_assumed_stands_in_every_later_guarantee(tmp_path):
+    path = tmp_path / "ledger.db"
+    with dp.Ledger.create(path) as ledger:
+        before = ledger.mark
+        permit = ledger.charge(PIPELINE.cost, HERE)
+        permit.assume(["the divisor 64 is public", "rows were checked"])
+        marked = ledger.mark
+        permit.assume(["rows were checked"])
+        assert ledger.mark == marked and marked.count == before.count + 3
+        said = ledger.guarantee(1e-5)
+    with dp.Ledger(path) as again:
+        assert again.guarantee(1e-5) == said
+        again.refuse_older_than(marked)
+    record = dp.Ledger.read(path)
+    assert record.assumed == ("the divisor 64 is public", "rows were checked")
+    assert record.guarantee(1e-5) == said
+    assert set(record.assumed) <= set(said.assumptions)
+
+
 def test_a_permit_that_no_ledger_gave_is_worth_nothing():
     ledger, other = dp.Ledger(), dp.Ledger()
     with pytest.raises(TypeError, match="is not made but given"):

@@ -13,6 +13,9 @@ from dpcomp.simulation.unversioned import UnversionedServer
 from dpcomp.training.pytorch import PyTorch
 from tests.simulation.test_simulate import TERMS, Blobs, pipeline
 
+# Runs this small often learn nothing, and `simulate` says so: tests/simulation/test_run_warnings.py.
+pytestmark = pytest.mark.filterwarnings("ignore::dpcomp.DpcompWarning")
+
 torch.set_num_threads(1)
 HARSH = Faults(
     drop=0.3,

@@ -10,6 +10,9 @@ from dpcomp.simulation.probes import Observation, Watched
 from dpcomp.training.pytorch import PyTorch
 from tests.simulation.test_simulate import TERMS, Blobs, pipeline
 
+# Runs this small often learn nothing, and `simulate` says so: tests/simulation/test_run_warnings.py.
+pytestmark = pytest.mark.filterwarnings("ignore::dpcomp.DpcompWarning")
+
 torch.set_num_threads(1)
 PROBES = (TopKOverlap(0.2), Clipping())
 COLUMNS = ("clipped_fraction", "mean_unit_norm", "top_k_overlap")

@@ -17,6 +17,8 @@ from dpcomp.wire import exchange
 from experiments.data.models import logistic_regression
 
 torch.set_num_threads(1)
+# Runs this small often learn nothing, and `simulate` says so: tests/simulation/test_run_warnings.py.
+pytestmark = pytest.mark.filterwarnings("ignore::dpcomp.DpcompWarning")
 TWO_STEPS = PyTorch(local_steps=2)
 FEATURES, CLASSES, EXAMPLES = 12, 3, 60
 SIZE = (FEATURES + 1) * CLASSES
@@ -200,7 +202,7 @@ class TestCharges:
 
     def test_what_was_assumed_to_be_public_is_said(self):
         said = " ".join(run(pipeline(), rounds=1).guarantee.assumptions)
-        assert "divisor 7.5 and the number of examples, 60, are public" in said
+        assert "divisor 7.5 is public" in said and "the number of examples, 60, is public" in said
 
     def test_an_unsafe_run_has_no_guarantee(self):
         ceiling = dp.Pipeline(mechanism=dp.unsafe("a ceiling"), sampling=dp.Poisson(1.0))

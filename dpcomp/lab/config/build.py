@@ -1,6 +1,10 @@
 """Builds what an experiment describes: its task, its pipeline, and the arguments of its simulation."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,11 @@ from dpcomp.lab.config.calls import calls_of
 from dpcomp.lab.config.experiment import Experiment
 from dpcomp.lab.config.federation_keys import FEDERATION_KEYS, Owner
 from dpcomp.lab.config.grid import Point, points
+from dpcomp.privacy.calibrate import check_target
 from dpcomp.simulation import Task
+from dpcomp.simulation.simulate import check_simulation
 from dpcomp.training.pytorch import PyTorch, SupervisedTask
+from dpcomp.training.trainer import Federation, Trainer, TrainerConfig
 
 BLANK = {"Gaussian": {}}
 Tasks = Mapping[str, Callable[[], Task]]
@@ -83,12 +90,72 @@ def checked_points(config: Path, tasks: Tasks) -> tuple[Point, ...]:
     """
     found = points(config)
     for point in found:
-        try:
+        with _named(f"{config}: at {point.title}" if point.labels else str(config)):
             _check(point.experiment, tasks)
-        except (DpcompError, TypeError, ValueError) as error:
-            place = f"{config}: at {point.title}" if point.labels else str(config)
-            raise ConfigError(f"{place}: {error}") from error
     return found
+
+
+def check_trials(trials: Iterable[tuple[str, Experiment, int]], tasks: Tasks) -> None:
+    """Raise what these trials would raise before their first rounds; nothing is trained.
+
+    Args:
+        trials: For each its name, its experiment with tuned values set, and its seed.
+        tasks: The tasks that they may name.
+
+    Raises:
+        ConfigError: A trial can't begin; the message names it.
+    """
+    made: dict[str, Trainer] = {}
+    for name, experiment, seed in trials:
+        with _named(name):
+            for each in experiment.seeds:
+                dp.PublicSeed(each)
+            if experiment.epsilon is not None:
+                make = partial(_pipeline, experiment)
+                check_target(make, epsilon=experiment.epsilon, delta=experiment.delta, steps=experiment.steps)
+            pipeline = _pipeline(experiment, None if experiment.epsilon is None else 1.0)
+            arguments = make_arguments(experiment)
+            trainer = _Shared(arguments.pop("trainer"), made, _made_of(experiment))
+            check_simulation(make_task(experiment, tasks), pipeline, trainer=trainer, seed=seed, **arguments)
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Say of an error where it arose."""
+    try:
+        yield
+    except (DpcompError, TypeError, ValueError) as error:
+        raise ConfigError(f"{place}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """A way to train whose trainer is made once for all points of a grid that it fits; it only checks, never trains.
+
+    Args:
+        config: The way to train.
+        made: The trainers that were made, by what they were made of.
+        made_of: What this one is made of.
+    """
+
+    config: TrainerConfig
+    made: dict[str, Trainer]
+    made_of: str
+
+    def make_trainer(self, federation: Federation) -> Trainer:
+        """Return the trainer."""
+        if self.made_of not in self.made:
+            self.made[self.made_of] = self.config.make_trainer(federation)
+        return self.made[self.made_of]
+
+
+def _made_of(experiment: Experiment) -> str:
+    """Return what decides whether a trainer can be made, without numbers that do not, so that grids share trainers."""
+    free = {"learning_rate", "momentum", "local_steps"}
+    keys = [key for key, (owner, _) in FEDERATION_KEYS.items() if owner == "trainer" and key not in free]
+    federation = {key: experiment.federation.get(key) for key in (*keys, "clients", "partition")}
+    sampling = experiment.pipeline.get("sampling")
+    return json.dumps([experiment.task, astuple(experiment.trust_model), sampling, federation], default=repr)
 
 
 def _check(experiment: Experiment, tasks: Tasks) -> None:

@@ -39,14 +39,16 @@ def summary(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
     for method, group in reports.items():
         for report in group:
             table = pd.DataFrame(report["curves"])
+            # A run without any participant has no payload.
+            payload_bytes = table["payload_bytes"].mean() if "payload_bytes" in table else float("nan")
             rows.append(
                 {
                     "method": method,
                     "seed": report["seed"],
                     "test_accuracy": table["test_accuracy"].dropna().iloc[-1],
                     "epsilon": report["guarantee"]["epsilon"],
-                    "payload_bytes": table["payload_bytes"].mean(),
-                    "compression_ratio": 4 * report["coordinates"] / table["payload_bytes"].mean(),
+                    "payload_bytes": payload_bytes,
+                    "compression_ratio": 4 * report["coordinates"] / payload_bytes,
                     "uplink_bytes": table["uplink_bytes"].sum(),
                     "downlink_bytes": table["downlink_bytes"].sum(),
                     "top_k_overlap": table["top_k_overlap"].mean() if "top_k_overlap" in table else float("nan"),

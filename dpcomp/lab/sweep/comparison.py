@@ -1,6 +1,7 @@
 """A table that compares methods, each with its best tuning and all its seeds."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,11 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
 
 
 def notes(standings: Sequence[Standing]) -> list[str]:
-    """Return what a reader of the comparison should know: results that don't count, and code that differed."""
+    """Return what a reader of the comparison should know: results that do not count, warnings, code that differed."""
     lines = [note for standing in standings for note in standing.notes()]
+    for standing in standings:
+        said = Counter(text for report in standing.finished.values() for text in report.get("warnings", ()))
+        lines += [f"{standing.results.path}: {number} of the results: {text}" for text, number in sorted(said.items())]
     counted = origins(report for standing in standings for report in standing.finished.values())
     if len(counted) > 1:
         states = ", ".join(f"{origin} ({number})" for origin, number in sorted(counted.items()))

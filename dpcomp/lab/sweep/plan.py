@@ -8,6 +8,7 @@ stands now, has a trial of its name and settings.
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +24,21 @@ from dpcomp.lab.results.results_file import Report, ResultsFile, results_of
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One simulation: an experiment with its tuned values set, a seed, its name, and where its report goes."""
+    """One simulation: an experiment with its tuned values set, a seed, its name, and where its report goes.
+
+    Attributes:
+        experiment: What is run.
+        seed: The seed.
+        name: Its name.
+        results: Where its report goes.
+        settings: The number of settings, points and tunings, that the config runs on the same data.
+    """
 
     experiment: Experiment
     seed: int
     name: str
     results: ResultsFile
+    settings: int = 1
 
     @property
     def folder(self) -> Path:
@@ -167,7 +177,9 @@ def standing_of(config: Path, described: Sequence[Point] | None = None) -> Stand
         ConfigError: The file describes no experiments, two of its trials are one, or its results are damaged.
     """
     results = results_of(config)
-    found = tuple(_trials_of(point, results) for point in (points(config) if described is None else described))
+    described = points(config) if described is None else described
+    settings = sum(math.prod(map(len, point.experiment.tune.values())) for point in described)
+    found = tuple(_trials_of(point, results, settings) for point in described)
     trials = [trial for of_point in found for trial in of_point.every]
     _refuse_twins(config, trials)
     known = {trial.name: trial for trial in trials}
@@ -212,7 +224,7 @@ def final_accuracy(report: Report) -> float:
     return report["curves"]["test_accuracy"][-1]
 
 
-def _trials_of(point: Point, results: ResultsFile) -> PointTrials:
+def _trials_of(point: Point, results: ResultsFile, settings: int) -> PointTrials:
     experiment, by_tuning = point.experiment, {}
     for values in itertools.product(*experiment.tune.values()):
         chosen = dict(zip(experiment.tune, values, strict=True))
@@ -220,7 +232,7 @@ def _trials_of(point: Point, results: ResultsFile) -> PointTrials:
         tuning = folder_name({key: label(value) for key, value in chosen.items()})
         names = ["/".join(part for part in (point.name, tuning, f"seed-{seed}") if part) for seed in experiment.seeds]
         by_tuning[tuning] = tuple(
-            Trial(experiment=tuned, seed=seed, name=name, results=results)
+            Trial(experiment=tuned, seed=seed, name=name, results=results, settings=settings)
             for seed, name in zip(experiment.seeds, names, strict=True)
         )
     return PointTrials(point=point, by_tuning=by_tuning)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dpcomp.core.calls import as_table
@@ -10,6 +10,7 @@ from dpcomp.lab.results.frames import columns
 from dpcomp.lab.results.provenance import machine
 from dpcomp.lab.results.results_file import FORMAT
 from dpcomp.pipeline import Pipeline
+from dpcomp.privacy.cost import NOT_TUNED
 from dpcomp.simulation import Run
 
 
@@ -20,6 +21,7 @@ def report_of(
     trial: str,
     config: Mapping[str, Any],
     seed: int,
+    settings: int,
     versions: Mapping[str, str | None],
     seconds: float,
     device: str = "cpu",
@@ -32,20 +34,27 @@ def report_of(
         trial: The trial's name.
         config: The trial's settings.
         seed: The seed of the simulation.
+        settings: The number of settings that the trial's config runs on the same data.
         versions: `provenance.versions` from before the simulation: the code may be edited while it runs.
         seconds: Wall time of the trial.
         device: Where the models were trained.
     """
-    guarantee = {key: None if value == math.inf else value for key, value in asdict(run.guarantee).items()}
+    said = run.guarantee
+    if settings > 1:
+        tuned = f"one of {settings:,} settings run on this data: choosing by their results is not counted"
+        kept = (tuned if clause == NOT_TUNED else clause for clause in said.assumptions)
+        said = replace(said, assumptions=tuple(kept))
+    guarantee = {key: None if value == math.inf else value for key, value in asdict(said).items()}
     return {
         "format": FORMAT,
         "trial": trial,
         "config": config,
         "seed": seed,
         "pipeline": as_table(pipeline, "pipeline"),
-        "guarantee": guarantee | {"text": str(run.guarantee)},
+        "guarantee": guarantee | {"text": str(said)},
         "coordinates": run.layout.size,
         "probed": list(run.probed),  # these columns saw clean data: research alone
+        "warnings": list(run.warnings),
         "versions": versions,
         "machine": machine(seconds, device),
         "curves": columns(run.table()),

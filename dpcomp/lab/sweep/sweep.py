@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpcomp.core.errors import DpcompError
-from dpcomp.lab.config.build import Tasks, checked_points
+from dpcomp.lab.config.build import Tasks, check_trials, checked_points
 from dpcomp.lab.sweep.plan import Outcome, Standing, standing_of
 from dpcomp.lab.sweep.progress import bar
 from dpcomp.lab.sweep.trial import TRACEBACK, Attempt
@@ -50,7 +50,8 @@ def sweep(
         progress: Show a bar on standard error.
 
     Raises:
-        ConfigError: A file describes no grid of experiments, or results are damaged; before anything is trained.
+        ConfigError: A file describes no grid of experiments, a trial could not begin, or results are damaged; before
+            anything is trained.
         DataError: A data set can't be obtained.
         ValueError: The backend's library is not installed.
     """
@@ -64,6 +65,10 @@ def sweep(
 
     before = standings()
     first = [trial for standing in before for trial in standing.first()]
+    for standing in before:
+        unfinished = [*standing.first(), *standing.second()]
+        named = [(f"{standing.config}: at {trial.name}", trial.experiment, trial.seed) for trial in unfinished]
+        check_trials(named, tasks)
     expected = sum(standing.expected() for standing in before)
     rounds_shown = progress and jobs == expected == 1 and backend == "loky"
     try:

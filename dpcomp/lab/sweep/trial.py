@@ -2,12 +2,14 @@
 
 import time
 import traceback
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
+from dpcomp.core.errors import DpcompWarning
 from dpcomp.lab.config.build import Tasks, make_arguments, make_pipeline, make_task
 from dpcomp.lab.results.provenance import versions
 from dpcomp.lab.sweep.plan import Trial
@@ -80,13 +82,15 @@ def _run(trial: Trial, tasks: Tasks, *, rounds_shown: bool) -> None:
     trial.results.fold()  # no report of other settings lies in its place
     pipeline = make_pipeline(experiment)
     task, arguments = make_task(experiment, tasks), make_arguments(experiment)
-    outcome = simulate(task, pipeline, seed=trial.seed, progress=rounds_shown, **arguments)
+    with warnings.catch_warnings(action="ignore", category=DpcompWarning):  # the report holds them
+        outcome = simulate(task, pipeline, seed=trial.seed, progress=rounds_shown, **arguments)
     report = report_of(
         outcome,
         pipeline,
         trial=trial.name,
         config=experiment.settings,
         seed=trial.seed,
+        settings=trial.settings,
         versions=made_by,
         seconds=time.perf_counter() - began,
         device=experiment.federation.get("device", "cpu"),

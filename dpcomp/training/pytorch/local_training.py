@@ -69,7 +69,6 @@ class ExampleLevel:
         self._model, self._loss, self._pipeline = private_model(module, loss, *examples, engine=engine), loss, pipeline
         self._make_optimizer, self._secret, self._local_steps = make_optimizer, secret, local_steps
         self._expected_batch_size, self._physical_batch_size = expected_batch_size, physical_batch_size
-        self.assumption = self._model.engine.assumption
 
     def train(
         self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger

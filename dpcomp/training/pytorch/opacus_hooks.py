@@ -57,7 +57,7 @@ class OpacusRows:
         hooks: Its hooks.
     """
 
-    assumption = "rows of per-example gradients were checked, not proven"
+    assumption = "rows of per-example gradients, and that the loss is their examples' mean, were checked, not proven"
     rows_at_once: int | None = None
 
     def __init__(self, module: nn.Module, hooks: GradSampleHooks):

@@ -7,7 +7,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 
 from dpcomp.core.address import Address
-from dpcomp.core.checks import whole_number
+from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.errors import BudgetExhausted, NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import SecretSeed
@@ -147,6 +147,8 @@ class PrivateOptimizer(DPOptimizer):
         clauses = [f"the divisor {float(self.expected_batch_size or 0):g} is public", self._model.engine.assumption]
         if self._pipeline.sampling is None:
             clauses.append("no batch has an example twice, and none was chosen by a look at the data")
+        else:
+            clauses.append("each batch was checked to be a draw of dpcomp's loader")
         if self._views > 1:
             clauses.append(f"each of the {self._views} views of an example was made from that example alone")
         return tuple(clauses)
@@ -166,6 +168,8 @@ class PrivateOptimizer(DPOptimizer):
             raise ValueError(
                 f"the memory has {memory.layout} and the model {self.layout}: make the memory with optimizer.layout"
             )
+        check_type(permit, Permit, f"begin(permit={permit!r}): give the Permit that ledger.charge returned")
+        permit.assume(self.assumptions)
         self.discard()
         self.draws.clear()
         self.original_optimizer.state.clear()

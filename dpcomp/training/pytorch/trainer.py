@@ -120,11 +120,7 @@ class TorchTrainer:
         if federation.pipeline.trust_model.releases_local_steps:
             divisor = config.expected_batch_size or federation.expected_batch_size
             self._local = _example_level(config, federation, divisor, examples)
-            number = f"the number of examples, {task.population:,}"
-            self.assumptions: tuple[str, ...] = (
-                f"the divisor {divisor:g} and {number}, are public",
-                self._local.assumption,
-            )
+            self.assumptions: tuple[str, ...] = (f"the number of examples, {task.population:,}, is public",)
         else:
             if config.expected_batch_size is not None:
                 raise ValueError(

@@ -1,0 +1,65 @@
+"""What is wrong with a run although it ended: what its numbers must not be read without."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+from dpcomp.core.errors import DpcompWarning
+from dpcomp.privacy.guarantee import delta_note
+from dpcomp.simulation.probes import Watched
+
+DIVERGED = 2.0  # times the loss of the first model
+
+
+def run_warnings(
+    rows: Sequence[Mapping[str, float]],
+    first: Mapping[str, float],
+    watched: Watched,
+    *,
+    delta: float,
+    units: int,
+) -> tuple[str, ...]:
+    """Say what is wrong with a run.
+
+    Args:
+        rows: The rows of the run.
+        first: What the trainer measured of the first model.
+        watched: The pipeline of the run, which has counted its units.
+        delta: δ of the guarantee.
+        units: The public number of units N.
+
+    Returns:
+        A sentence for each of: δ is not below 1/N; no client took part; gradients were not finite; the training
+        diverged.
+    """
+    found: list[str] = []
+    if delta * units >= 1:
+        found.append(delta_note(delta, units))
+    if not any(row["participants"] for row in rows):
+        found.append(
+            f"no client took part in any of the {len(rows)} rounds, so nothing was learned: raise the sampling rate, "
+            "the number of clients or of rounds"
+        )
+    not_finite, all_units = watched.not_finite
+    if not_finite:
+        found.append(
+            f"{not_finite:,} of {all_units:,} clipped gradients or updates were not finite and counted as zero: look "
+            "for an overflow, a division by zero or a large learning rate. The number is private: do not publish it"
+        )
+    last = rows[-1]
+    if unmeasurable := [name for name in first if not math.isfinite(last[name])]:
+        found.append(
+            f"the last {', '.join(unmeasurable)} is not finite: the training diverged. Lower the learning rate"
+        )
+    elif last.get("test_loss", 0.0) > DIVERGED * first.get("test_loss", math.inf):
+        found.append(
+            f"the last test_loss is {last['test_loss']:.3g}, that of the first model {first['test_loss']:.3g}: the "
+            "training diverged. Lower the learning rate, or use less noise"
+        )
+    return tuple(found)
+
+
+def warn_of(sentences: Sequence[str]) -> None:
+    """Warn of each of these, at the caller of `simulate`."""
+    for sentence in sentences:
+        warnings.warn(sentence, DpcompWarning, stacklevel=3)
