@@ -1,9 +1,10 @@
 """Pipeline: a private mechanism and a codec as a single value, with its privacy cost."""
 
 import json
+import secrets
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -38,7 +39,8 @@ from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger import Permit
 from dpcomp.privacy.traced_sum import is_traced
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
-from dpcomp.privacy.unit_gradients import Total, Units
+from dpcomp.privacy.unit_gradients import Total, Units, on_host
+from dpcomp.sparsify import RandomK
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import digest
@@ -134,12 +136,14 @@ class Pipeline:
         for number, stage in enumerate(self.stages, start=1):
             if not isinstance(stage, Stage) or isinstance(stage, type):
                 raise TypeError(_why_no_stage(stage, number))
+            _refuse_subclass(stage)
         for name in ("codec", "downlink"):
             codec = getattr(self, name)
             if not isinstance(codec, Codec) and (name, codec) != ("downlink", None):
                 raise TypeError(f"Pipeline({name}={codec!r}) is no Codec: write {_as_codec(codec)}")
         if self.sampling is not None and not isinstance(self.sampling, Poisson):
             raise TypeError(f"Pipeline(sampling={self.sampling!r}): give dp.Poisson(rate), or None for all units")
+        _refuse_subclass(self.sampling)
         if not isinstance(self.feedback, bool):
             raise TypeError(f"Pipeline(feedback={self.feedback!r}): give True or False")
         _refuse_taken_names((self.stages, self.codec, self.downlink, self.sampling))
@@ -440,6 +444,7 @@ class Pipeline:
 
     # The private side.
 
+    @np.errstate(all="ignore")  # whatever a caller has set, odd values take the same path as any others
     def clip(self, block: Any, memory: ClientMemory | ServerMemory) -> Total:
         """Apply the stages before the noise to a micro-batch, and sum its units.
 
@@ -454,14 +459,17 @@ class Pipeline:
             the gradients alone.
 
         Raises:
-            NotPrivate: A part was changed since the pipeline was made.
+            NotPrivate: A part was changed since the pipeline was made; or an own stage mixes units, of which it is held
+                to a randomly drawn one alone, or gives another number of them.
             ValueError: The block does not fit the memory's layout.
         """
         self._refuse_changed()
         value: Units | Total = Units.of(block, memory.layout)
         context = self.channel.context(memory)
         for transform in self._transforms:
-            value = transform.apply(value, context)
+            before, value = value, transform.apply(value, context)
+            if isinstance(before, Units) and type(transform) not in PARTS.values():
+                _refuse_mixed_units(transform, before, value, context)
             if isinstance(transform, HasPublicSupport):
                 _refuse_other_support(transform, value.support, context)
         total = value if isinstance(value, Total) else value.sum()
@@ -471,6 +479,7 @@ class Pipeline:
         """Return the total of an empty batch; its release is pure noise."""
         return self.clip(np.zeros((0, memory.layout.size), dtype=np.float32), memory)
 
+    @np.errstate(all="ignore")
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
         """Add fresh noise to a total, which uses a step of the permit.
 
@@ -641,6 +650,37 @@ class Pipeline:
             VersionMismatch: The bytes are sound, but the broadcast does not lead on from the client's version.
         """
         return exchange.follow(self.channel, payload, memory)
+
+
+def _refuse_subclass(part: Any) -> None:
+    """Refuse a subclass of a part whose proof is in its code: what it overrides would still be charged as before."""
+    for proven in (Clip, Gaussian, Poisson, RandomK):
+        if isinstance(part, proven) and type(part) is not proven:
+            raise TypeError(
+                f"{part!r} is of {type(part).__name__}, a subclass of {proven.__name__}, whose proof is of that class "
+                "alone: write a stage of its own, with the claim that it proves"
+            )
+
+
+def _refuse_mixed_units(stage: Any, before: Units, after: Any, context: PublicContext) -> None:
+    """Refuse an own stage that makes a unit's row of other units, or other units: a clip would bound neither."""
+    if not isinstance(after, Units) or is_traced(before.layers[0]) or not before.count:
+        return
+    if after.count != before.count:
+        raise NotPrivate(
+            f"{stage!r}: apply made {after.count} units of {before.count}: each unit gives one row, in its place"
+        )
+    row = secrets.randbelow(before.count)
+    alone = stage.apply(replace(before, layers=tuple(layer[row : row + 1] for layer in before.layers)), context)
+    given, expected = (
+        np.concatenate([on_host(layer).reshape(-1) for layer in layers])
+        for layers in ([layer[row : row + 1] for layer in after.layers], alone.layers)
+    )
+    if not np.allclose(given, expected, rtol=1e-3, atol=1e-4 * float(np.linalg.norm(expected)), equal_nan=True):
+        raise NotPrivate(
+            f"{stage!r}: apply gives a unit another row beside others than alone, so one unit moves many rows and the "
+            "clip does not bound it: compute each row from that row and public values, and no random numbers"
+        )
 
 
 def _refuse_other_support(stage: Any, support: Support, context: PublicContext) -> None:

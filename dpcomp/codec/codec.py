@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
+from dpcomp.codec.allocation import FixedStep
 from dpcomp.codec.entropy import EntropyCoder, RangeCoder
 from dpcomp.codec.entropy.coder import Metered, PartBits, Reader
 from dpcomp.codec.prediction import LastBroadcast
@@ -70,6 +71,7 @@ class Codec:
 
     Raises:
         TypeError: A slot has something that lacks members of its protocol; the message names them.
+        ValueError: The quantiser has a fixed step, and the entropy coder packs a fixed number of bits.
 
     Examples:
         >>> import dpcomp as dp
@@ -102,6 +104,10 @@ class Codec:
                 continue
             if isinstance(part, type) or not isinstance(part, protocol):
                 raise TypeError(_why_no_part(name, part, protocol))
+        if self.entropy.packed and isinstance(getattr(self.quantize, "bits", None), FixedStep):
+            raise ValueError(
+                f"{self.quantize} gives no number of bits, which {self.entropy} needs: use dp.RangeCoder(), or a width"
+            )
 
     @property
     def averaged_clients(self) -> int | None:

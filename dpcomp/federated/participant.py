@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from dpcomp.core.address import Address
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.client import ClientState, Question, transition
-from dpcomp.federated.phases import Event, Phase, Restarted, Save
+from dpcomp.federated.phases import Event, Phase, Restarted, Save, Trained
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
 from dpcomp.privacy.ledger import Ledger
 from dpcomp.wire import checkpoint
@@ -87,10 +88,12 @@ class Participant:
 
         Raises:
             CorruptPayload, VersionMismatch, NotPrivate, ValueError: As `transition` does.
-            DpcompError: The server has accepted a release that was never charged to the ledger, so the ledger would
-                report too small an ε.
+            DpcompError: An update was trained, or the server has accepted a release, that was never charged to the
+                ledger, so the ledger would report too small an ε.
             OSError: The state could not be saved.
         """
+        if isinstance(event, Trained) and not self._channel.server_sees_clean:
+            self._refuse_uncharged(event.update.address)
         after, actions = transition(self._channel, self.state, event, self._absence_policy)
         pending = self.state.pending
         if after.memory.link not in (self.state.memory.link, None if pending is None else pending.link):
@@ -138,6 +141,14 @@ class Participant:
         if not self._channel.server_sees_clean:
             refuse_older_ledger(self.ledger, beside)
         return state
+
+    def _refuse_uncharged(self, address: Address) -> None:
+        """Refuse an update that this client's ledger was not charged for."""
+        if not self.ledger.charged(address):
+            raise DpcompError(
+                f"an update was released at {address}, which {self.ledger} never charged: it would report too small an "
+                "ε. Charge the ledger that this Participant was given, before the release"
+            )
 
     def _refuse_older_ledger(self, state: ClientState, evidence: str) -> None:
         """Refuse a state that holds a release which was never charged to the ledger."""

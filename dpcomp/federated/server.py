@@ -179,6 +179,7 @@ class Server:
         self._cohorts: dict[int, np.ndarray] = {}  # version → the clients of that round, ascending
         self._largest_update, self._largest_message = largest_update, largest_message(memory.layout.size)
         self._clients, self._folder, self._journal, self._closed = clients, None, None, False
+        self._interrupted = False
         self.refusals: Counter[str] = Counter()
         self._optimizer = optimizer
         self._begin(memory.with_first_model(model), model, None, [])
@@ -305,7 +306,7 @@ class Server:
         self._velocity = velocity  # the optimiser's, after the last round
         self._history = history  # the last broadcasts, as long as they are shorter than a snapshot
         self._snapshot: bytes | None = None  # made once a version, for the first client that needs it
-        self.accepted = AcceptedUpdates()
+        self.accepted, self._interrupted = AcceptedUpdates(), False
         self._sum: RoundSum = (
             ReleasedSum(self._channel, memory)
             if self._trusted_release is None
@@ -332,9 +333,12 @@ class Server:
             weight = self._late_policy.weight(memory.shared.version - frame.round)
             if journal is not None:
                 journal.append(memory.shared.version, payload)
+            # An interrupt in between would leave a part of the update in the sum, and the client free to send it again.
+            self._interrupted = True
             self._sum.add(update, weight)
             self.memory = memory
             self.accepted.append(Accepted(frame.client, weight, len(payload)))
+            self._interrupted = False
         if refusal:
             self.refusals[refusal] += 1
         return self._reply(payload, frame.client, refusal=refusal)
@@ -511,6 +515,11 @@ class Server:
     def _refuse_closed(self) -> None:
         if self._closed:
             raise DpcompError(f"this server was closed, and another may hold {self._folder}: open a new one")
+        if self._interrupted:
+            raise DpcompError(
+                "this server was interrupted while it counted an update, which may be in the sum in part: call "
+                "restart(), which counts the round anew from its folder; without a folder, make a new server"
+            )
 
     def _still_received(self, older: tuple[Shared, ...]) -> tuple[Shared, ...]:
         return older[-self._late_policy.max_age :] if self._late_policy.max_age else ()

@@ -127,7 +127,7 @@ def unit_norms(layers: tuple[Float[Any, "n _"], ...]) -> Float[Any, "n"]:
     """
     layers = _alike(layers)
     xp = array_namespace(*layers)
-    with np.errstate(over="ignore", invalid="ignore"):  # a square that overflows is an infinite norm: meant
+    with np.errstate(all="ignore"):  # a square that overflows is an infinite norm: meant, whatever a caller has set
         return xp.sqrt(sum(map(_squared_norms, layers)))
 
 

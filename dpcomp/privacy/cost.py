@@ -20,7 +20,8 @@ ADAPTIVE = "events were mixed, so an RDP filter is assumed"
 SEEDED = "the noise was SEEDED with a number: whoever knows it can take it away; for research alone"
 SECRET = "secret seeds stay secret"
 NOT_TUNED = "no setting was chosen by results on the protected data"
-SAMPLED = "units were drawn by the sampling that was charged"
+SAMPLED = "units were drawn afresh for each release, by the sampling that was charged"
+ONE_NUMBER = "a client has one number, and its data lie with no other"
 SIZES_SEEN = "cohort sizes and message lengths are seen by the channel, and by readers of a run's rows"
 
 
@@ -120,7 +121,9 @@ def guarantee_of(
     if not seeded:
         assumptions.append(SECRET)
     if first.trust_model.releases_local_steps and not first.trust_model.server_sees_clean:
-        assumptions.append("an example lies with one client")
+        assumptions.append("an example lies with one client, and a client has one number")
+    if not first.trust_model.releases_local_steps:
+        assumptions.append(ONE_NUMBER)
     if first.trust_model.server_sees_clean:
         assumptions.append(SIZES_SEEN)
     assumptions += assumed

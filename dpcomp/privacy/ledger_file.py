@@ -169,7 +169,7 @@ def append(connection: sqlite3.Connection, name: str, after: LedgerMark, table: 
     if found != after:
         raise DpcompError(
             f"{name} was changed by another program while it was in use: it has {found}, not {after}. Nothing was "
-            "charged; restore the newest copy of it, and open it again"
+            "charged. If a charge was interrupted here, open the ledger again; else restore the newest copy of it"
         )
     number, now = after.count + 1, int(time())
     digest = _digest(after.digest, [table, number, now, *fields])

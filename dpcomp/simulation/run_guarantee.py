@@ -43,17 +43,17 @@ def columns_of_clean_data(
 ) -> tuple[str, ...]:
     """Return the sorted names of the columns that depend on data which was never released.
 
-    These are the columns of probes. Where the server is trusted, they are also the sizes of secret cohorts and the
-    lengths and refusals of clean messages.
+    These are the columns of probes, and the time that training took. Where the server is trusted, they are also the
+    sizes of secret cohorts and the lengths and refusals of clean messages.
 
     Args:
         pipeline: What was run.
         rows: The rows of the run.
         watched_columns: The columns that the probes filled.
     """
-    clean = set(watched_columns)
+    clean = {"seconds", *watched_columns}
     if pipeline.trust_model.server_sees_clean:
-        clean |= {"participants", "payload_bytes", "compression_ratio", "seconds"}
+        clean |= {"participants", "payload_bytes", "compression_ratio"}
         clean |= {"uplink_bytes", "downlink_bytes", "control_bytes"}  # the length of a reply depends on its question
         clean |= {column for row in rows for column in row if column.startswith((BITS_OF, REFUSED))}
     return tuple(sorted(clean))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import DpcompWarning
@@ -230,7 +231,7 @@ def _made_trainer(
         task=task,
         pipeline=pipeline,
         clients=clients,
-        split=lambda labels: partition.part(labels, clients, public),
+        split=lambda labels: _disjoint(partition.part(labels, clients, public), pipeline, partition),
         seed=public,
         secret=secret,
     )
@@ -241,3 +242,16 @@ def _made_trainer(
             f"layout wants float32 and shape ({made.layout.size},)"
         )
     return made
+
+
+def _disjoint(
+    parts: list[Int64[np.ndarray, "_"]], pipeline: Pipeline, partition: Partition
+) -> list[Int64[np.ndarray, "_"]]:
+    """Return the parts of a partition, if the guarantee's unit lies with one client."""
+    examples = np.concatenate(parts) if len(parts) else np.empty(0, np.int64)
+    if pipeline.unit == "example" and len(np.unique(examples)) < len(examples):
+        raise ValueError(
+            f"{partition} gives an example to two clients: each pays for it alone, so the ε of the run would be too "
+            "small. Give each example to one client"
+        )
+    return parts

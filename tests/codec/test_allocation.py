@@ -137,9 +137,8 @@ def test_odd_values_are_coded_too(values, bits, coder):
 
 
 def test_a_fixed_step_wants_an_entropy_coder():
-    codec = dp.Codec(quantize=dp.Uniform(dp.FixedStep(0.1)), entropy=dp.FixedWidth())
     with pytest.raises(ValueError, match="RangeCoder"):
-        codec.encode(np.ones(3, np.float32), dp.Everywhere(), PublicContext(layout=dp.Layout.of(3)))
+        dp.Codec(quantize=dp.Uniform(dp.FixedStep(0.1)), entropy=dp.FixedWidth())
 
 
 @pytest.mark.parametrize("make", [lambda: dp.Waterfill(0), lambda: dp.Waterfill(17)])

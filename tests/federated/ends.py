@@ -55,6 +55,13 @@ def update_of(pipeline, memory, seed=0):
     return with_claim(update, pipeline.claim) if pipeline.trust == "nobody" else update
 
 
+def trained(participant, pipeline=PIPELINE, seed=0):
+    """The event of an update that the participant's ledger was charged for."""
+    memory = participant.state.memory
+    participant.ledger.charge(pipeline.cost, memory.address)
+    return Trained(update_of(pipeline, memory, seed))
+
+
 def talk(participant, server, event):
     """An event, and all that is said until nobody has anything to say."""
     memory = participant.state.memory

@@ -21,6 +21,7 @@ from tests.federated.ends import (
     stands_with,
     talk,
     together,
+    trained,
     update_of,
     zeros,
 )
@@ -157,7 +158,7 @@ def test_a_trusted_server_with_a_durable_ledger_takes_no_numbered_seed(tmp_path)
 def test_a_policy_that_has_changed_holds_at_once(tmp_path):
     server, participant = server_of(folder=tmp_path, late_policy=Weigh(max_age=3)), participant_of()
     talk(participant, server, TimedOut())
-    (payload,) = participant.handle(Trained(update_of(PIPELINE, participant.state.memory)))
+    (payload,) = participant.handle(trained(participant))
     server.close_round()
     server.close()
     strict = server_of(folder=tmp_path)
@@ -202,8 +203,7 @@ def test_a_server_that_was_set_back_counts_no_payload_twice(tmp_path):
     server = server_of(folder=tmp_path / "live")
     participant = participant_of()
     talk(participant, server, TimedOut())
-    participant.ledger.charge(PIPELINE.cost, participant.state.memory.address)
-    (payload,) = participant.handle(Trained(update_of(PIPELINE, participant.state.memory, 3)))
+    (payload,) = participant.handle(trained(participant, PIPELINE, 3))
     server.close()
     shutil.copytree(tmp_path / "live", tmp_path / "backup")
     server = server_of(folder=tmp_path / "live")
@@ -237,9 +237,9 @@ def test_a_client_counts_once_in_a_round_whatever_it_releases():
 def test_an_update_of_an_earlier_round_than_its_version_is_a_late_one(late, accepted):
     server, participant = server_of(late_policy=late), participant_of()
     talk(participant, server, TimedOut())
-    update = update_of(PIPELINE, participant.state.memory)
+    event = trained(participant)
     talk(participant, server, BroadcastReceived(server.close_round()))
-    talk(participant, server, Trained(update))
+    talk(participant, server, event)
     assert [one.weight for one in server.accepted] == [2**-0.5] * accepted
     assert server.refusals == ({} if accepted else {"round": 1})
 

@@ -11,7 +11,7 @@ from dpcomp.federated import BroadcastReceived, Participant, ReplyReceived, Serv
 from dpcomp.federated.messages import HELLO, NO_DIGEST, REPLY
 from dpcomp.federated.phases import Phase
 from dpcomp.wire.frame import HEADER_BYTES
-from tests.federated.ends import LAYOUT, PIPELINE, RUN, stands_with, talk, update_of, zeros
+from tests.federated.ends import LAYOUT, PIPELINE, RUN, stands_with, talk, trained, update_of, zeros
 
 ONES = np.ones(LAYOUT.size, np.float32)
 
@@ -52,7 +52,7 @@ def test_a_payload_of_another_pipeline_is_answered_too():
     other = OTHERS["pipeline"]["pipeline"]
     home, client = server_of(pipeline=other), client_of(pipeline=other)
     talk(client, home, TimedOut())
-    (payload,) = client.handle(Trained(update_of(other, client.state.memory)))
+    (payload,) = client.handle(trained(client, other))
     before = client.state
     with pytest.raises(dp.VersionMismatch, match="server refuses"):
         client.handle(ReplyReceived(server_of().handle(payload, 7)))
@@ -66,7 +66,7 @@ def test_servers_of_one_configuration_have_run_ids_of_their_own_and_take_no_payl
     talk(client, one, TimedOut())
     stands_with(client, one)
     assert client.state.memory.genesis == one.memory.genesis
-    (payload,) = client.handle(Trained(update_of(PIPELINE, client.state.memory)))
+    (payload,) = client.handle(trained(client))
     reply, before = other.handle(payload, 7), client.state
     assert not other.accepted and other.refusals == {"version": 1}
     with pytest.raises(dp.VersionMismatch, match="another federation of the same seed") as caught:
@@ -100,7 +100,7 @@ def test_a_run_id_changes_headers_alone():
     for run_id in (b"one run.", b"another."):
         server, client = server_of(run_id=run_id), client_of()
         talk(client, server, TimedOut())
-        (payload,) = client.handle(Trained(update_of(PIPELINE, client.state.memory)))
+        (payload,) = client.handle(trained(client))
         server.handle(payload, 7)
         bodies.append((payload[HEADER_BYTES:], server.close_round()[HEADER_BYTES:], server.model.tobytes()))
     assert bodies[0] == bodies[1]
@@ -161,8 +161,7 @@ def test_a_client_whose_process_ends_after_each_question_syncs_and_takes_part(tm
         assert client.state.phase is Phase.RESYNCING
         client.handle(ReplyReceived(reply))
         assert client.may_train
-        ledger.charge(PIPELINE.cost, client.state.memory.address)
-        (payload,) = client.handle(Trained(update_of(PIPELINE, client.state.memory, day)))
+        (payload,) = client.handle(trained(client, PIPELINE, day))
         receipt = server.handle(payload, 7)
         client = process()
         client.handle(ReplyReceived(receipt))

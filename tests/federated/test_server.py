@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.core.exact_sum import ExactSum
 from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.federated.client import ClientState, transition
 from dpcomp.federated.late import Weigh
@@ -23,6 +24,7 @@ from tests.federated.ends import (
     server_of,
     talk,
     together,
+    trained,
     update_of,
     zeros,
 )
@@ -101,8 +103,7 @@ def test_a_trusted_server_clips_what_it_hears():
 def test_a_late_update_counts_less_where_that_is_declared():
     server, participant = server_of(late_policy=Weigh(max_age=2, exponent=1.0)), participant_of()
     talk(participant, server, TimedOut())
-    update = update_of(PIPELINE, participant.state.memory)
-    (payload,) = participant.handle(Trained(update))
+    (payload,) = participant.handle(trained(participant))
     server.close_round()
     server.close_round()
     taken, _ = PIPELINE.receive(payload, server.memory)
@@ -115,7 +116,7 @@ def test_a_late_update_counts_less_where_that_is_declared():
     np.testing.assert_allclose(moved, taken.dense() / 3, atol=1e-6)
     tardy = participant_of(client=8)
     talk(tardy, server_of(), TimedOut())
-    (payload,) = tardy.handle(Trained(update_of(PIPELINE, tardy.state.memory)))
+    (payload,) = tardy.handle(trained(tardy))
     server.handle(payload, 8)
     assert server.refusals == {"version": 1}  # three rounds late
 
@@ -172,3 +173,46 @@ def test_a_model_of_another_size_is_refused():
     pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
     with pytest.raises(ValueError, match=r"the model has shape \(1,\), the memory's layout 10 coordinates"):
         Server(pipeline.channel, pipeline.init_server(10, dp.PublicSeed(0)), np.zeros(1, np.float32))
+
+
+def test_an_update_that_the_ledger_was_not_charged_for_never_leaves():
+    participant = participant_of()
+    talk(participant, server_of(), TimedOut())
+    update = update_of(PIPELINE, participant.state.memory)
+    dp.Ledger().charge(PIPELINE.cost, update.address)  # another ledger, by mistake
+    with pytest.raises(dp.DpcompError, match=r"which Ledger\(\) never charged: it would report too small an ε"):
+        participant.handle(Trained(update))
+    assert participant.may_train
+    participant.ledger.charge(PIPELINE.cost, update.address)
+    assert len(participant.handle(Trained(update))) == 1
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_server_that_was_interrupted_while_it_counts_goes_no_further(monkeypatch, tmp_path, kept):
+    server, participant = server_of(folder=tmp_path if kept else None), participant_of()
+    talk(participant, server, TimedOut())
+    (payload,) = participant.handle(trained(participant))
+    add = ExactSum.add
+
+    def interrupted(*arguments):
+        add(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ExactSum, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.handle(payload, 1)
+    monkeypatch.undo()
+    for go_on in (lambda: server.handle(payload, 1), server.close_round):
+        with pytest.raises(dp.DpcompError, match="interrupted while it counted an update"):
+            go_on()
+    if kept:
+        server.restart()
+        assert [one.client for one in server.accepted] == [1]
+        server.handle(payload, 1)
+        server.close_round()
+        once, other = server_of(), participant_of()
+        talk(other, once, TimedOut())
+        once.handle(other.handle(trained(other))[0], 1)
+        once.close_round()
+        np.testing.assert_array_equal(server.model, once.model)
+        server.close()

@@ -212,6 +212,15 @@ class TestCharges:
 
 
 class TestRefusals:
+    def test_a_partition_that_gives_an_example_to_two_clients(self):
+        class Windows:
+            def part(self, labels, clients, seed):
+                return [np.arange(start, start + 30) for start in range(clients)]
+
+        with pytest.raises(ValueError, match="gives an example to two clients"):
+            run(pipeline(), partition=Windows())
+        assert len(run(pipeline("client", "server"), partition=Windows(), rounds=1).rows) == 1
+
     @pytest.mark.parametrize("trust", ["nobody", "server"])
     def test_participation_beside_a_client_level_pipeline(self, trust):
         with pytest.raises(dp.NotPrivate, match="participation"):
