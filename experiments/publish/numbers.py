@@ -19,7 +19,7 @@ from analysis.tables.latex_numbers import (
 )
 from analysis.tables.latex_numbers import spread as with_spread
 from analysis.tables.noise_losses import crossing, spread
-from analysis.tables.studies import energies_of, losses_of, study_reports
+from analysis.tables.studies import audits_of, energies_of, losses_of, study_reports
 from analysis.tables.trials import rounds_of, trials_below, trials_of
 from analysis.theory.gaussian_top_k import small_snr_recall
 from dpcomp.lab.config.grid import points
@@ -300,6 +300,19 @@ def _yardstick(configs: Path) -> Numbers:
     return {"yardstick.accuracy": accuracy, "yardstick.epsilon": rounded_up(trials["epsilon"].max())}
 
 
+def _audit(configs: Path) -> Numbers:
+    audits: Any = audits_of(configs / "audit")
+    shipped, naive = (audits[audits["kind"] == kind] for kind in ("shipped", "naive"))
+    counts = {
+        "audit.shipped": len(shipped),
+        "audit.shipped_broken": int(shipped["broken"].sum()),
+        "audit.naive": len(naive),
+        "audit.naive_broken": int(naive["broken"].sum()),
+        "audit.runs": int(audits["runs"].max()),
+    }
+    return {name: f"{count:,}" for name, count in counts.items()}
+
+
 CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
     _setups,
     _yardstick,
@@ -312,4 +325,5 @@ CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
     _cost,
     _faults,
     _orders,
+    _audit,
 )
