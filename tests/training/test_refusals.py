@@ -564,3 +564,32 @@ def test_make_private_tries_everything_before_a_charge():
     with pytest.raises(ValueError, match="no examples"):
         make_private(module, sgd, TensorDataset(*examples(0)), noisy(), loss=class_weights, **arguments)
     assert read(module).shape == (21,)
+
+
+@pytest.mark.parametrize(
+    ("inner", "match"),
+    [
+        (torch.optim.LBFGS, "LBFGS calls a closure"),
+        (lambda parameters: torch.optim.SparseAdam(list(parameters)), "SparseAdam takes sparse gradients"),
+    ],
+)
+def test_optimisers_that_need_a_closure_or_sparse_gradients_are_refused_by_name(inner, match):
+    module = nn.Linear(6, 3)
+    with pytest.raises(ValueError, match=match):
+        make_private(
+            module,
+            inner(module.parameters()),
+            TensorDataset(*examples(9)),
+            noisy(),
+            loss=functional.cross_entropy,
+            secret=dp.SecretSeed(0),
+            expected_batch_size=4,
+            steps=1,
+        )
+
+
+def test_a_closure_makes_the_passes_of_a_step():
+    client = linear(engine=Isolated())
+    client.draw(examples(5))
+    client.optimizer.step(lambda: client.backward(*examples(5)))
+    assert client.permit.used == 1

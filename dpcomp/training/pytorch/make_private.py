@@ -70,7 +70,7 @@ def make_private(
         NotPrivate: The model or the loss ties examples, keeps data, or fails on a batch; or the pipeline does not
             release local steps.
         ValueError: A parameter is neither float32 nor float64, a number lies outside its range, the data set is empty,
-            or the optimiser has other parameters than the model.
+            or the optimiser has other parameters than the model, or needs a closure or sparse gradients.
 
     Examples:
         >>> import torch, dpcomp as dp

@@ -1,5 +1,6 @@
 """PrivateOptimizer: Opacus' optimiser with the pipeline's clip and noise in place of its own."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -54,7 +55,8 @@ class PrivateOptimizer(DPOptimizer):
 
     Raises:
         NotPrivate: The pipeline does not release local steps, or the model was not inspected.
-        ValueError: The divisor is not above 0, or the optimiser's parameters are not the model's trainable ones.
+        ValueError: The divisor is not above 0, the optimiser's parameters are not the model's trainable ones, or it
+            needs a closure or sparse gradients.
     """
 
     _step_supports_amp_scaling = True  # a GradScaler then calls step(), where it is refused, and never skips it
@@ -79,6 +81,7 @@ class PrivateOptimizer(DPOptimizer):
             raise NotPrivate(
                 f"the model is a {type(model).__name__} that was not inspected: give what make_private returns"
             )
+        _refuse_unfit(optimizer)
         if not expected_batch_size > 0:
             raise ValueError(f"expected_batch_size is {expected_batch_size}: it divides sums, so give a number above 0")
         norms = [stage.norm for stage in pipeline.stages if isinstance(stage, Clip)]
@@ -419,6 +422,22 @@ class PrivateOptimizer(DPOptimizer):
         for parameter in (*self._model.parameters(), *(p for group in self.param_groups for p in group["params"])):
             parameter.grad = None
             vars(parameter).update(grad_sample=None, summed_grad=None)
+
+
+def _refuse_unfit(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser that evaluates the loss itself, or that needs gradients without noise in most places."""
+    kind = type(optimizer)
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{kind.__name__} calls a closure for the loss and gradient of a batch, several times a step and without "
+            "noise: give an optimiser that steps on the gradients alone, such as torch.optim.SGD or Adam"
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ValueError(
+            f"{kind.__name__} takes sparse gradients, but a release has noise in every coordinate, since where a "
+            "gradient is zero depends on the data: give torch.optim.Adam, and sparse=False to embeddings"
+        )
 
 
 def _refuse_other_inputs(one: Pass, inputs: Any) -> None:
