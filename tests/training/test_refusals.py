@@ -162,6 +162,35 @@ class TestBatches:
             client.optimizer.step()
 
     @ENGINES
+    @pytest.mark.parametrize("part", ["inputs", "targets"])
+    @pytest.mark.parametrize("way", ["in place", "a view in NumPy", "data", "out="])
+    def test_that_were_written_after_they_came_are_refused(self, part, way, engine):
+        client = linear(noisy(), engine=engine)
+        batch = dict(zip(("inputs", "targets"), examples(5), strict=True))
+        client.draw((batch["inputs"], batch["targets"]))
+        written = batch[part]
+        match way:
+            case "in place":
+                written.mul_(0)
+            case "a view in NumPy":
+                written.numpy()[1:] = 0
+            case "data":
+                written.data[1:] = 0
+            case "out=":
+                torch.mul(written, 0, out=written)
+        client.backward(batch["inputs"], batch["targets"])
+        with refused(client, "was changed in place after it was loaded"):
+            client.optimizer.step()
+
+    @ENGINES
+    def test_with_values_that_are_not_numbers_are_as_they_came(self, engine):
+        client = linear(noisy(), engine=engine)
+        inputs, targets = examples(5)
+        inputs[1, 2] = float("nan")
+        client.step(inputs, targets)
+        assert client.permit.used == 1
+
+    @ENGINES
     def test_moved_reshaped_or_cast_are_the_drawn_ones(self, engine):
         client = Client(clean(0.3), nn.Linear(6, 3), examples(5), engine=engine)
         inputs, targets = examples(5)

@@ -30,12 +30,14 @@ class MicroBatch:
 
     Args:
         tickets: A ticket an example, in order.
-        batch: What the loader yielded; None if no example was drawn.
-        versions: How often each tensor had been written when it arrived.
+        batch: A copy of what the loader yielded, from when it arrived; None if no example was drawn.
+        yielded: The tensors that it yielded, which the script has.
+        versions: How often each of them had been written when it arrived.
     """
 
     tickets: tuple[int, ...]
     batch: Any = None
+    yielded: tuple[Tensor, ...] = ()
     versions: tuple[int, ...] = ()
 
     @property
@@ -46,10 +48,13 @@ class MicroBatch:
     def refuse_written(self) -> None:
         """Refuse a batch of which a tensor was written after it was loaded.
 
+        Values are compared too, since a write through `.data` or a NumPy view counts as no new version.
+
         Raises:
             NotPrivate: A tensor was written, so its rows may be those of other examples.
         """
-        if tuple(part._version for part in tensors(self.batch)) != self.versions:
+        same = all(map(same_values, self.yielded, tensors(self.batch)))
+        if not same or tuple(part._version for part in self.yielded) != self.versions:
             raise NotPrivate(
                 "a tensor of the batch was changed in place after it was loaded, so its rows may no longer be those of "
                 "the examples that were drawn. Change examples in the data set, in collate_fn or in the model"
@@ -97,9 +102,9 @@ class Draws:
     def arrive(self, tickets: Sequence[int], batch: Any) -> None:
         """Note the batch that was loaded for some tickets."""
         if tickets:
-            versions = tuple(part._version for part in tensors(batch))
-            # Containers are copied: a script may take the labels out of its own.
-            self._arrived[tickets[0]] = MicroBatch(tuple(tickets), mapped(lambda part: part, batch), versions)
+            yielded = tuple(tensors(batch))
+            versions = tuple(part._version for part in yielded)
+            self._arrived[tickets[0]] = MicroBatch(tuple(tickets), mapped(Tensor.clone, batch), yielded, versions)
 
     def peek(self) -> MicroBatch:
         """Return the micro-batch that the next `step()` takes in; it stays in the queue.
@@ -166,10 +171,8 @@ def delivered(key: str, tickets: Sequence[int], batch: Any) -> Any:
 
 def same_values(given: Tensor, drawn: Tensor) -> bool:
     """Return whether a tensor holds the values of a drawn one, example by example, on any device and in any shape."""
-    if given.ndim == 0 or len(given) != len(drawn) or given.numel() != drawn.numel():
+    if given.numel() != drawn.numel() or given.shape[:1] != drawn.shape[:1]:
         return False
-    if given.data_ptr() == drawn.data_ptr() and given.dtype == drawn.dtype and given.stride() == drawn.stride():
-        return True
     drawn = drawn.to(device=given.device, dtype=given.dtype).reshape(given.shape)
     given = given.detach()
     return torch.equal(given, drawn) or bool(((given == drawn) | ((given != given) & (drawn != drawn))).all())
