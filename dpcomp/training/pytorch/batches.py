@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dpcomp.core.address import Address
+from dpcomp.core.errors import NotPrivate
 from dpcomp.privacy import Poisson
 from dpcomp.training.pytorch.draws import delivered
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
@@ -22,17 +23,18 @@ class PoissonBatches(Sampler[list[int]]):
     discards what an unfinished one left in the optimiser. Works under Opacus' `BatchMemoryManager`.
 
     Args:
-        n: The number of examples.
+        dataset: The examples.
         sampling: The public rate.
         steps: The number of batches in a pass.
         optimizer: Its open round places the draws, which come from its secret seed.
 
     Raises:
         BudgetExhausted: As a pass begins, no round is open.
+        NotPrivate: The data set has another length than it had.
     """
 
-    def __init__(self, n: int, sampling: Poisson, steps: int, optimizer: PrivateOptimizer):
-        self._n, self._sampling, self._steps, self._optimizer = n, sampling, steps, optimizer
+    def __init__(self, dataset: "Ticketed", sampling: Poisson, steps: int, optimizer: PrivateOptimizer):
+        self._dataset, self._sampling, self._steps, self._optimizer = dataset, sampling, steps, optimizer
         self._address: Address | None = None
         self._passes = 0
 
@@ -44,8 +46,9 @@ class PoissonBatches(Sampler[list[int]]):
         self._address = place
         for step in range(self._passes * self._steps, (self._passes + 1) * self._steps):
             stream = self._optimizer.secret.stream("sample", place.run, place.client, place.round, step)
-            chosen = self._sampling.draw(self._n, stream).tolist()
-            yield self._optimizer.draws.draw(chosen, self._n)
+            self._dataset.refuse_other_length()
+            chosen = self._sampling.draw(len(self._dataset), stream).tolist()
+            yield self._optimizer.draws.draw(chosen, len(self._dataset))
 
     def __len__(self) -> int:
         return self._steps
@@ -54,18 +57,36 @@ class PoissonBatches(Sampler[list[int]]):
 class Ticketed(Dataset):
     """A data set whose examples are asked for by ticket, and come with it.
 
+    **Privacy:** tickets name positions in a data set of fixed length. In one that became shorter, two tickets of a draw
+    would name the same example, which would count twice.
+
     Args:
         dataset: A map-style data set.
     """
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
+        self._n = len(dataset)  # pyright: ignore[reportArgumentType]
 
     def __len__(self) -> int:
-        return len(self.dataset)  # pyright: ignore[reportArgumentType]
+        return self._n
 
     def __getitem__(self, ticket: int) -> tuple[int, Any]:
-        return ticket, self.dataset[ticket % len(self)]
+        self.refuse_other_length()
+        return ticket, self.dataset[ticket % self._n]
+
+    def refuse_other_length(self) -> None:
+        """Refuse a data set that grew or shrank.
+
+        Raises:
+            NotPrivate: It has another length than it had.
+        """
+        now = len(self.dataset)  # pyright: ignore[reportArgumentType]
+        if now != self._n:
+            raise NotPrivate(
+                f"the data set has {now} examples, and had {self._n} when its loader was made: draws name positions, "
+                "so an example could count several times, or never. Call make_private again for the new data set"
+            )
 
 
 class Delivery:
@@ -129,11 +150,10 @@ def poisson_loader(
     Returns:
         A loader to iterate over once a round.
     """
-    n = len(dataset)  # pyright: ignore[reportArgumentType]
-    sampling = optimizer.pipeline.sampling or Poisson(1.0)
+    ticketed, sampling = Ticketed(dataset), optimizer.pipeline.sampling or Poisson(1.0)
     return DataLoader(
-        Ticketed(dataset),
-        batch_sampler=PoissonBatches(n, sampling, steps, optimizer),
+        ticketed,
+        batch_sampler=PoissonBatches(ticketed, sampling, steps, optimizer),
         collate_fn=Delivery(dataset, collate_fn or default_collate, optimizer.draws.key),
         num_workers=num_workers,
         pin_memory=pin_memory,
