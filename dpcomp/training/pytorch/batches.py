@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from dpcomp.core.address import Address
 from dpcomp.core.errors import NotPrivate
 from dpcomp.privacy import Poisson
-from dpcomp.training.pytorch.draws import delivered
+from dpcomp.training.pytorch.draws import Draws, delivered
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.training.pytorch.structures import emptied
 
@@ -20,7 +20,8 @@ class PoissonBatches(Sampler[list[int]]):
     """A batch sampler whose batches hold each example with probability `sampling.rate`, independently.
 
     A batch is a list of tickets, which name the draw and the example. Each pass draws fresh batches. A pass that begins
-    discards what an unfinished one left in the optimiser. Works under Opacus' `BatchMemoryManager`.
+    discards what an unfinished one left in the optimiser; a batch among it that the script had closes the round. Works
+    under Opacus' `BatchMemoryManager`.
 
     Args:
         dataset: The examples.
@@ -37,10 +38,11 @@ class PoissonBatches(Sampler[list[int]]):
         self._dataset, self._sampling, self._steps, self._optimizer = dataset, sampling, steps, optimizer
         self._address: Address | None = None
         self._passes = 0
+        self.tells_deliveries = False  # of the pass that begins next
 
     def __iter__(self) -> Iterator[list[int]]:
-        self._optimizer.discard()
-        self._optimizer.draws.clear()
+        self._optimizer.discard_all()
+        self._optimizer.draws.deliveries_are_told, self.tells_deliveries = self.tells_deliveries, False
         place = self._optimizer.address
         self._passes = self._passes + 1 if place == self._address else 0
         self._address = place
@@ -123,6 +125,27 @@ class CollateOrEmpty:
         return self._collate(examples) if examples else emptied(self._collate([self._dataset[0]]))
 
 
+class PoissonLoader(DataLoader):
+    """A DataLoader of tickets that says which batches the script has, and did not only prefetch.
+
+    Args:
+        dataset: The examples.
+        batches: The sampler.
+        draws: Those of the optimiser.
+        **options: What else a DataLoader takes.
+    """
+
+    def __init__(self, dataset: Ticketed, batches: PoissonBatches, draws: Draws, **options: Any):
+        super().__init__(dataset, batch_sampler=batches, **options)
+        self._batches, self._draws = batches, draws
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._batches.tells_deliveries = True
+        for batch in super().__iter__():
+            self._draws.deliver()
+            yield batch
+
+
 def poisson_loader(
     dataset: Dataset,
     optimizer: PrivateOptimizer,
@@ -136,7 +159,8 @@ def poisson_loader(
     """Return a DataLoader whose batches are drawn as the optimiser's pipeline is charged for; `make_private` calls it.
 
     Each example is in a batch with probability `pipeline.sampling.rate`, so batches differ in size. An empty batch has
-    tensors of length 0 and must be stepped like any other: it releases pure noise.
+    tensors of length 0 and must be stepped like any other: it releases pure noise. A step after a batch that was given
+    up is refused.
 
     Args:
         dataset: A map-style dataset of one client's examples.
@@ -151,9 +175,10 @@ def poisson_loader(
         A loader to iterate over once a round.
     """
     ticketed, sampling = Ticketed(dataset), optimizer.pipeline.sampling or Poisson(1.0)
-    return DataLoader(
+    return PoissonLoader(
         ticketed,
-        batch_sampler=PoissonBatches(ticketed, sampling, steps, optimizer),
+        PoissonBatches(ticketed, sampling, steps, optimizer),
+        optimizer.draws,
         collate_fn=Delivery(dataset, collate_fn or default_collate, optimizer.draws.key),
         num_workers=num_workers,
         pin_memory=pin_memory,

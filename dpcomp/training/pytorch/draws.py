@@ -63,7 +63,10 @@ class MicroBatch:
 
 @dataclass(eq=False)
 class _Draw:
+    tickets: range
     waiting: deque[int] = field(default_factory=deque)
+    arrived: bool = False  # or a part of it, in this process
+    delivered: bool = False
 
 
 class Draws:
@@ -71,11 +74,16 @@ class Draws:
 
     **Privacy:** amplification by sampling holds for batches that the charged sampler drew; a step without a draw, on
     other examples than were drawn, on some of them twice or on some of them not is refused (PRIVACY_RULES hazards 30
-    and 33).
+    and 33). A batch that a script saw and gave up is told from one that a worker only prefetched.
+
+    Attributes:
+        deliveries_are_told: Whether the loader says of each batch that the script has it. Of others, all that arrived
+            in this process counts as delivered.
     """
 
     def __init__(self):
         self.key = uuid.uuid4().hex
+        self.deliveries_are_told = False
         self._serial = 0
         self._draws: deque[_Draw] = deque()
         self._arrived: dict[int, MicroBatch] = {}
@@ -96,11 +104,17 @@ class Draws:
         """
         self._serial += 1
         tickets = [self._serial * population + int(position) for position in positions]
-        self._draws.append(_Draw(deque(tickets)))
+        places = range(self._serial * population, (self._serial + 1) * population)
+        self._draws.append(_Draw(places, deque(tickets)))
         return tickets
 
     def arrive(self, tickets: Sequence[int], batch: Any) -> None:
-        """Note the batch that was loaded for some tickets."""
+        """Note the batch that was loaded for some tickets; without tickets, for the next draw without examples."""
+        waiting = list(self._draws)  # a thread that pins memory calls this, too
+        for draw in waiting:
+            if tickets[0] in draw.tickets if tickets else not (draw.waiting or draw.arrived):
+                draw.arrived = True
+                break
         if tickets:
             yielded = tuple(tensors(batch))
             versions = tuple(part._version for part in yielded)
@@ -132,16 +146,33 @@ class Draws:
             self._draws.popleft()
         return not draw.waiting
 
-    def drop(self) -> None:
-        """Forget the draw whose step is next."""
-        if self._draws:
-            for ticket in self._draws.popleft().waiting:
-                self._arrived.pop(ticket, None)
+    def deliver(self) -> None:
+        """Note that the script has the batch of the next draw."""
+        if (draw := next((draw for draw in self._draws if not draw.delivered), None)) is not None:
+            draw.delivered = True
 
-    def clear(self) -> None:
-        """Forget all draws; their steps can no longer be taken."""
+    def drop(self) -> bool:
+        """Forget the draw whose step is next, and return whether the script had its batch."""
+        if not self._draws or (self.deliveries_are_told and not self._draws[0].delivered):
+            return False
+        draw = self._draws.popleft()
+        for ticket in draw.waiting:
+            self._arrived.pop(ticket, None)
+        return self._had(draw)
+
+    def clear(self) -> bool:
+        """Forget all draws, whose steps can no longer be taken, and return whether the script had any of the batches.
+
+        Batches are delivered in order, so the script had one of them if it had the first.
+        """
+        had = bool(self._draws) and self._had(self._draws[0])
         self._draws.clear()
         self._arrived.clear()
+        self.deliveries_are_told = False
+        return had
+
+    def _had(self, draw: _Draw) -> bool:
+        return draw.delivered if self.deliveries_are_told else draw.arrived
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,8 @@ from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
 FROZEN = {"noise_multiplier", "max_grad_norm", "expected_batch_size", "loss_reduction"}
+SETTINGS = "learning rates and other settings of the optimiser were not computed from clean values"
+FEWER_STEPS = "the number of steps was not chosen by a look at clean values"
 SCALED = {"grad_scale", "found_inf"}  # what a GradScaler sets on the optimiser that it is about to step
 
 
@@ -103,6 +105,7 @@ class PrivateOptimizer(DPOptimizer):
         self.draws = Draws()
         self._guard = Unmoved(model)
         self._open: tuple[ClientMemory, Permit] | None = None
+        self._closed: Permit | None = None  # of the round in which a batch was given up
         self._total: Total | None = None
         self._start = self._released = None
         self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
@@ -147,7 +150,8 @@ class PrivateOptimizer(DPOptimizer):
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What the guarantee assumes of this training, in clauses to print beside it."""
-        clauses = [f"the divisor {float(self.expected_batch_size or 0):g} is public", self._model.engine.assumption]
+        divisor = f"the divisor {float(self.expected_batch_size or 0):g} is public"
+        clauses = [divisor, SETTINGS, self._model.engine.assumption]
         if self._pipeline.sampling is None:
             clauses.append("no batch has an example twice, and none was chosen by a look at the data")
         else:
@@ -173,8 +177,7 @@ class PrivateOptimizer(DPOptimizer):
             )
         check_type(permit, Permit, f"begin(permit={permit!r}): give the Permit that ledger.charge returned")
         permit.assume(self.assumptions)
-        self.discard()
-        self.draws.clear()
+        self.discard_all()
         self.original_optimizer.state.clear()
         self._open, self._released = (memory, permit), None
         self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
@@ -205,7 +208,8 @@ class PrivateOptimizer(DPOptimizer):
     def update(self) -> Update:
         """Return the change of the parameters in this round, on the support that its releases share.
 
-        **Privacy:** the change is a function of the released sums, public constants and the starting model.
+        **Privacy:** the change is a function of the released sums, public constants and the starting model. Where fewer
+        steps were taken than were charged, the guarantee says that no look at clean values chose how many.
 
         Raises:
             BudgetExhausted: Nothing was released in this round.
@@ -215,6 +219,9 @@ class PrivateOptimizer(DPOptimizer):
             raise BudgetExhausted("nothing was released since begin(memory, permit): take a step first")
         self._model.refuse_other_parameters()
         self._guard.refuse_moved()
+        permit = self._round()[1]
+        if permit.used < permit.steps:
+            permit.assume([FEWER_STEPS])
         return self._released.derive(read(self._model) - self._start, noise_stddev=self._noise_in_update())
 
     def _noise_in_update(self) -> float | None:
@@ -222,11 +229,24 @@ class PrivateOptimizer(DPOptimizer):
         return None if noise is None else self._noise.stddev(noise / float(self.expected_batch_size or 1))
 
     def discard(self) -> None:
-        """Drop an unfinished logical step: its draw, clipped sum, gradients, skip signals and activations."""
+        """Drop an unfinished logical step: its draw, clipped sum, gradients, skip signals and activations.
+
+        **Privacy:** if the script had its batch, the round takes no more steps: which batches are stepped could be
+        chosen by a look at them (PRIVACY_RULES hazards 11 and 33).
+        """
         self._total, self._is_last_step_skipped = None, False
-        self.draws.drop()
+        self._close_if(self.draws.drop())
         self._step_skip_queue.clear()
         self._forget_passes()
+
+    def discard_all(self) -> None:
+        """Drop an unfinished logical step, and all draws that wait for theirs."""
+        self.discard()
+        self._close_if(self.draws.clear())
+
+    def _close_if(self, given_up: bool) -> None:
+        if given_up and self._open is not None:
+            self._closed = self._open[1]
 
     def clip_and_accumulate(self) -> None:
         """Clip the rows of the micro-batch that was drawn, add them to the step's sum, and wipe them.
@@ -275,10 +295,10 @@ class PrivateOptimizer(DPOptimizer):
         """Clip and add up; at the end of a logical step, release. A batch without examples releases pure noise.
 
         Raises:
-            NotPrivate: As `clip_and_accumulate` does; or something else than a step moved the model, or the step ends
-                before its draw or goes on after it.
+            NotPrivate: As `clip_and_accumulate` does; or something else than a step moved the model, the step ends
+                before its draw or goes on after it, or a batch of this round was given up.
         """
-        self._round()
+        self._refuse_closed(self._round()[1])
         self._refuse_moved()
         self.clip_and_accumulate()
         self._is_last_step_skipped = bool(self._check_skip_next_step())
@@ -300,7 +320,7 @@ class PrivateOptimizer(DPOptimizer):
         """Clip a micro-batch and add it up; after the last one of a logical step, add noise and update the model.
 
         A logical step has one micro-batch, unless `signal_skip_step` says that more follow. If anything raises, the
-        whole logical step is discarded.
+        whole logical step is discarded, which closes the round to further steps.
 
         Args:
             closure: Called before all else, to make the forward and backward pass; None where they were made.
@@ -340,6 +360,16 @@ class PrivateOptimizer(DPOptimizer):
             )
         return self._open
 
+    def _refuse_closed(self, permit: Permit) -> None:
+        """Refuse further steps of a round in which a batch was given up."""
+        if permit is self._closed:
+            raise NotPrivate(
+                "a batch of this round was delivered and not stepped: a script that chooses which batches it steps by "
+                "a look at them does not sample as was charged. Step every batch that the loader gives, empty ones "
+                "too, without optimizer.discard() or a new pass before its step, and look at data through a loader of "
+                "your own. This round takes no more steps: send its update(), and begin a round at the next address"
+            )
+
     def _refuse_moved(self) -> None:
         self._model.refuse_other_parameters()
         self._guard.refuse_moved()
@@ -360,9 +390,10 @@ class PrivateOptimizer(DPOptimizer):
             views = f" in {self._views} views" if self._views > 1 else ""
             raise NotPrivate(
                 f"a step has {sum(counts)} rows of {len(counts)} backward passes where {n} {what} were drawn{views}: "
-                "an example would count several times, or not at all. Pass each batch once through the model in "
-                "model.train(); give make_private views=k for k views of each example; look at outputs under "
-                "torch.no_grad(), and put passes over inputs without private data in `with model.public_rows():`"
+                "an example would count several times, or not at all. Step every batch of the loader, empty ones too, "
+                "and pass it once through the model in model.train(); give make_private views=k for k views of each "
+                "example; look at outputs under torch.no_grad(), and put passes over inputs without private data in "
+                "`with model.public_rows():`"
             )
         if any(one.n != n for one in public):
             raise NotPrivate(
