@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.structures import mapped, tensors
+from dpcomp.training.pytorch.structures import copied, tensors
 
 OTHER_LOADER = (
     "a step takes a batch that the sampler drew for it. Iterate over the loader of make_private; where no sampling is "
@@ -118,7 +118,7 @@ class Draws:
         if tickets:
             yielded = tuple(tensors(batch))
             versions = tuple(part._version for part in yielded)
-            self._arrived[tickets[0]] = MicroBatch(tuple(tickets), mapped(Tensor.clone, batch), yielded, versions)
+            self._arrived[tickets[0]] = MicroBatch(tuple(tickets), copied(batch), yielded, versions)
 
     def peek(self) -> MicroBatch:
         """Return the micro-batch that the next `step()` takes in; it stays in the queue.

@@ -16,12 +16,13 @@ from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip, Gaussian
 from dpcomp.privacy.ledger import Permit
 from dpcomp.privacy.unit_gradients import Total
-from dpcomp.training.pytorch.draws import Draws, MicroBatch, same_values
+from dpcomp.training.pytorch.arguments import Arguments
+from dpcomp.training.pytorch.draws import Draws, MicroBatch
 from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
 from dpcomp.training.pytorch.parameters import layout_of, parts, read, trainable
 from dpcomp.training.pytorch.passes import Pass
 from dpcomp.training.pytorch.private_model import PrivateModel
-from dpcomp.training.pytorch.structures import count, inputs_and_targets, rows, tensors, to
+from dpcomp.training.pytorch.structures import count, inputs_and_targets, rows, to
 from dpcomp.training.pytorch.unmoved import Unmoved
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
@@ -102,7 +103,7 @@ class PrivateOptimizer(DPOptimizer):
                 f"the optimiser's {len(self.params)} parameters are not the model's {len(self._parameters)} trainable "
                 "ones: give it model.parameters(), and freeze with requires_grad_(False) what is not to be trained"
             )
-        self.draws = Draws()
+        self.draws, self._arguments = Draws(), Arguments()
         self._guard = Unmoved(model)
         self._open: tuple[ClientMemory, Permit] | None = None
         self._closed: Permit | None = None  # of the round in which a batch was given up
@@ -252,8 +253,8 @@ class PrivateOptimizer(DPOptimizer):
         """Clip the rows of the micro-batch that was drawn, add them to the step's sum, and wipe them.
 
         Raises:
-            NotPrivate: There are more or fewer rows than examples were drawn, the inputs are not those that were
-                drawn, or a row is not the gradient of its example alone.
+            NotPrivate: There are more or fewer rows than examples were drawn, an argument of the model was not
+                delivered with them or changed, or a row is not the gradient of its example alone.
         """
         micro_batch = self.draws.peek()
         micro_batch.refuse_written()
@@ -265,8 +266,9 @@ class PrivateOptimizer(DPOptimizer):
             start = 0
             for group in self._groups(passes):
                 stop = start + group[0].n
-                if self._views == 1:
-                    _refuse_other_inputs(group[0], rows(inputs, start, stop))
+                for view, one in enumerate(group):
+                    drawn = rows(inputs, start, stop)
+                    self._arguments.trace(one.call, drawn, view=view, any_tensor=self._views > 1)
                 self._clip_group(group, public, rows(targets, start, stop), start)
                 start = stop
         self._drawn_is_stepped = self.draws.take(micro_batch)
@@ -469,16 +471,3 @@ def _refuse_unfit(optimizer: torch.optim.Optimizer) -> None:
             f"{kind.__name__} takes sparse gradients, but a release has noise in every coordinate, since where a "
             "gradient is zero depends on the data: give torch.optim.Adam, and sparse=False to embeddings"
         )
-
-
-def _refuse_other_inputs(one: Pass, inputs: Any) -> None:
-    """Refuse a pass over other inputs than those of the examples that were drawn."""
-    drawn = list(tensors(inputs))
-    for given in tensors(one.call):
-        if not any(same_values(given, each) for each in drawn if each.ndim):
-            raise NotPrivate(
-                f"the model got a tensor of shape {tuple(given.shape)} that is not one of the batch that was drawn, so "
-                "its rows may be those of other examples. Pass on what the loader gave; change examples in the data "
-                "set, in collate_fn or in the model (such as a first layer that augments), and declare several "
-                "augmented views of a batch with views=k"
-            )
