@@ -109,7 +109,7 @@ class _Call:
 def _is(value: Any, part: Any) -> bool:
     if isinstance(value, Tensor):
         return isinstance(part, Tensor) and part.ndim > 0 and value.ndim > 0 and same_values(value, part)
-    if isinstance(part, Tensor) or isinstance(part, FIXED):
+    if isinstance(part, (Tensor, *FIXED)):
         return False
     if isinstance(value, np.ndarray):
         return isinstance(part, np.ndarray) and np.array_equal(value, part)

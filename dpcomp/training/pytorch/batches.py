@@ -1,6 +1,7 @@
 """Poisson batches for a DataLoader: drawn in secret, at a public rate, and sometimes empty."""
 
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,11 +10,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from dpcomp.core.address import Address
 from dpcomp.core.errors import NotPrivate
 from dpcomp.privacy import Poisson
+from dpcomp.training.pytorch.collation import Collate
 from dpcomp.training.pytorch.draws import Draws, delivered
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
-from dpcomp.training.pytorch.structures import emptied
-
-Collate = Callable[[list[Any]], Any]
+from dpcomp.training.pytorch.structures import copied, emptied
 
 
 class PoissonBatches(Sampler[list[int]]):
@@ -94,6 +94,10 @@ class Ticketed(Dataset):
 class Delivery:
     """A collate function for tickets and examples: it notes what was loaded for which draw.
 
+    **Privacy:** an own collate function may tie examples, by padding, mixing or statistics. So it also collates one
+    example of each batch alone, to which the step holds the example's row. Which one is drawn from the operating
+    system's entropy, in whichever process that is.
+
     Args:
         dataset: The data set, whose first example shows the form of a batch without any.
         collate: Makes a batch of one example or more.
@@ -101,12 +105,17 @@ class Delivery:
     """
 
     def __init__(self, dataset: Dataset, collate: Collate, key: str):
-        self._collate, self._key = CollateOrEmpty(dataset, collate), key
+        self._collate, self._own, self._key = CollateOrEmpty(dataset, collate), collate is not default_collate, key
 
     def __call__(self, ticketed: list[tuple[int, Any]]) -> Any:
         """Return the batch of some examples, and note that it came."""
-        tickets = [ticket for ticket, _ in ticketed]
-        return delivered(self._key, tickets, self._collate([example for _, example in ticketed]))
+        tickets, examples = [ticket for ticket, _ in ticketed], [example for _, example in ticketed]
+        if not (examples and self._own):
+            return delivered(self._key, tickets, self._collate(examples))
+        i = secrets.randbelow(len(examples))
+        # First, and of a copy: a collate function may take an example apart.
+        alone = self._collate([copied(examples[i])])
+        return delivered(self._key, tickets, self._collate(examples), (i, alone))
 
 
 class CollateOrEmpty:

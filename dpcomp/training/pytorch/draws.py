@@ -24,6 +24,9 @@ OTHER_LOADER = (
 _IN_THIS_PROCESS: "WeakValueDictionary[str, Draws]" = WeakValueDictionary()
 
 
+Alone = tuple[int, Any]
+
+
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
     """The part of a drawn batch that one `step()` takes in.
@@ -33,12 +36,14 @@ class MicroBatch:
         batch: A copy of what the loader yielded, from when it arrived; None if no example was drawn.
         yielded: The tensors that it yielded, which the script has.
         versions: How often each of them had been written when it arrived.
+        alone: The place of an example among them, and what an own collate function made of it alone; None without one.
     """
 
     tickets: tuple[int, ...]
     batch: Any = None
     yielded: tuple[Tensor, ...] = ()
     versions: tuple[int, ...] = ()
+    alone: "Alone | None" = None
 
     @property
     def n(self) -> int:
@@ -108,7 +113,7 @@ class Draws:
         self._draws.append(_Draw(places, deque(tickets)))
         return tickets
 
-    def arrive(self, tickets: Sequence[int], batch: Any) -> None:
+    def arrive(self, tickets: Sequence[int], batch: Any, alone: Alone | None = None) -> None:
         """Note the batch that was loaded for some tickets; without tickets, for the next draw without examples."""
         waiting = list(self._draws)  # a thread that pins memory calls this, too
         for draw in waiting:
@@ -118,7 +123,7 @@ class Draws:
         if tickets:
             yielded = tuple(tensors(batch))
             versions = tuple(part._version for part in yielded)
-            self._arrived[tickets[0]] = MicroBatch(tuple(tickets), copied(batch), yielded, versions)
+            self._arrived[tickets[0]] = MicroBatch(tuple(tickets), copied(batch), yielded, versions, alone)
 
     def peek(self) -> MicroBatch:
         """Return the micro-batch that the next `step()` takes in; it stays in the queue.
@@ -182,22 +187,23 @@ class Parcel:
     key: str
     tickets: tuple[int, ...]
     batch: Any
+    alone: Alone | None
 
     def __reduce__(self):
-        return _arrived, (self.key, self.tickets, self.batch)
+        return _arrived, (self.key, self.tickets, self.batch, self.alone)
 
 
-def _arrived(key: str, tickets: tuple[int, ...], batch: Any) -> Any:
+def _arrived(key: str, tickets: tuple[int, ...], batch: Any, alone: Alone | None) -> Any:
     if (draws := _IN_THIS_PROCESS.get(key)) is not None:
-        draws.arrive(tickets, batch)
+        draws.arrive(tickets, batch, alone)
     return batch
 
 
-def delivered(key: str, tickets: Sequence[int], batch: Any) -> Any:
+def delivered(key: str, tickets: Sequence[int], batch: Any, alone: Alone | None = None) -> Any:
     """Note that a batch was loaded, in whichever process that was, and return what the loader hands on."""
     if get_worker_info() is not None:
-        return Parcel(key, tuple(tickets), batch)
-    return _arrived(key, tuple(tickets), batch)
+        return Parcel(key, tuple(tickets), batch, alone)
+    return _arrived(key, tuple(tickets), batch, alone)
 
 
 def same_values(given: Tensor, drawn: Tensor) -> bool:

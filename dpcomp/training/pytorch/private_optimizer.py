@@ -17,6 +17,7 @@ from dpcomp.privacy import Clip, Gaussian
 from dpcomp.privacy.ledger import Permit
 from dpcomp.privacy.unit_gradients import Total
 from dpcomp.training.pytorch.arguments import Arguments
+from dpcomp.training.pytorch.collation import refuse_tied_row
 from dpcomp.training.pytorch.draws import Draws, MicroBatch
 from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
 from dpcomp.training.pytorch.parameters import layout_of, parts, read, trainable
@@ -154,7 +155,10 @@ class PrivateOptimizer(DPOptimizer):
         divisor = f"the divisor {float(self.expected_batch_size or 0):g} is public"
         clauses = [divisor, SETTINGS, self._model.engine.assumption]
         if self._pipeline.sampling is None:
-            clauses.append("no batch has an example twice, and none was chosen by a look at the data")
+            clauses.append(
+                "no batch has an example twice, none was chosen by a look at the data, and each row of a batch was "
+                "made from its example alone"
+            )
         else:
             clauses.append("each batch was checked to be a draw of dpcomp's loader")
         if self._views > 1:
@@ -188,7 +192,8 @@ class PrivateOptimizer(DPOptimizer):
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches of a loader of your own, one a step; only where no sampling is charged.
 
-        **Privacy:** that no batch holds an example twice is assumed, and stands in `assumptions`.
+        **Privacy:** that no batch holds an example twice, and that rows were made from their examples alone, is assumed
+        and stands in `assumptions`.
 
         Args:
             loader: Gives batches; the last part of each, or its `"labels"`, are the targets.
@@ -254,7 +259,8 @@ class PrivateOptimizer(DPOptimizer):
 
         Raises:
             NotPrivate: There are more or fewer rows than examples were drawn, an argument of the model was not
-                delivered with them or changed, or a row is not the gradient of its example alone.
+                delivered with them or changed, or a row is not the gradient of its example alone, also before an own
+                collate function.
         """
         micro_batch = self.draws.peek()
         micro_batch.refuse_written()
@@ -266,10 +272,16 @@ class PrivateOptimizer(DPOptimizer):
             start = 0
             for group in self._groups(passes):
                 stop = start + group[0].n
-                for view, one in enumerate(group):
-                    drawn = rows(inputs, start, stop)
-                    self._arguments.trace(one.call, drawn, view=view, any_tensor=self._views > 1)
-                self._clip_group(group, public, rows(targets, start, stop), start)
+                some, truth = rows((inputs, targets), start, stop)
+                origins = [
+                    self._arguments.trace(one.call, some, view=view, any_tensor=self._views > 1)
+                    for view, one in enumerate(group)
+                ]
+                if micro_batch.alone is not None and start <= micro_batch.alone[0] < stop:
+                    i, alone = micro_batch.alone
+                    traced = origins[0] if self._views == 1 else None
+                    refuse_tied_row(self._model, group[0], traced, some, truth, alone, i - start)
+                self._clip_group(group, public, truth, start)
                 start = stop
         self._drawn_is_stepped = self.draws.take(micro_batch)
         self._wipe()

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 Path = tuple[Any, ...]  # of a leaf in a structure: keys and positions, from outside to inside
 
 
