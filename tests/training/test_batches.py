@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 
 import dpcomp as dp
 from dpcomp.training.pytorch import PrivateOptimizer
-from dpcomp.training.pytorch.batches import CollateOrEmpty, poisson_loader
+from dpcomp.training.pytorch.batches import CollateOrEmpty, Ticketed, poisson_loader
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
 
 torch.set_num_threads(1)
@@ -115,6 +115,47 @@ class TestPoissonLoader:
             optimizer.step()
         assert len(steps) == 20
         assert all(np.isfinite(norm) and norm > 0 for norm in steps)
+
+
+class Store(Dataset):
+    """Examples of a client, of which some come and go."""
+
+    def __init__(self, n: int):
+        self.items = [(torch.ones(3), 0)] * n
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+class TestADataSetOfAnotherLength:
+    """One of ten examples left of a thousand was in a batch of Poisson 0.05 several times."""
+
+    @pytest.mark.parametrize("now", [0, 9, 11])
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("rate", [0.5, 1e-9])
+    def test_is_refused_before_a_release(self, now, workers, rate):
+        optimizer, store = client(rate), Store(10)
+        loader = poisson_loader(store, optimizer, steps=3, num_workers=workers)
+        store.items = [(torch.ones(3), 0)] * now
+        with pytest.raises(dp.NotPrivate, match=rf"has {now} examples, and had 10.*Call make_private again"):
+            next(iter(loader))
+
+    def test_is_refused_in_the_middle_of_a_pass(self):
+        optimizer, store = client(0.5), Store(10)
+        batches = iter(poisson_loader(store, optimizer, steps=3))
+        next(batches)
+        store.items.pop()
+        with pytest.raises(dp.NotPrivate, match="has 9 examples"):
+            next(batches)
+
+    def test_is_refused_in_a_worker(self):
+        ticketed = Ticketed(Store(10))
+        ticketed.dataset.items.pop()
+        with pytest.raises(dp.NotPrivate, match="has 9 examples"):
+            ticketed[12]
 
 
 class TestAnEmptyBatch:

@@ -1,5 +1,7 @@
 """Scripts as Opacus' users write them: model, optimiser and loader of make_private, and the loop as it was."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -138,13 +140,110 @@ def test_workers_may_be_spawned():
     assert script.permit.used == 3
 
 
-def test_a_pass_that_is_broken_off_leaves_nothing_to_the_next():
-    script = Script(nn.Linear(6, 3), TensorDataset(*examples(60)), functional.cross_entropy, num_workers=2)
+def given_up(script: Script, way: str) -> None:
+    """Look at a batch, and not step it."""
     for inputs, targets in script.loader:
-        script.loss(script.model(inputs), targets).backward()
+        if way == "discard":
+            script.optimizer.discard()
+        elif way == "backward":
+            script.loss(script.model(inputs), targets).backward()
+        elif way == "refused":
+            with pytest.raises(dp.NotPrivate):
+                script.optimizer.step()
         break
-    script.run()
-    assert script.permit.used == 3
+    if way == "begin":
+        script.optimizer.begin(script.memory, script.permit)
+
+
+class TestABatchThatWasDeliveredAndNotStepped:
+    """To wait for a batch that is not empty, not small or of small loss is to choose by clean data, uncharged."""
+
+    def script(self, *, workers: int = 0, rate: float = 0.2, steps: int = 6) -> Script:
+        dataset = TensorDataset(*examples(60))
+        return Script(nn.Linear(6, 3), dataset, functional.cross_entropy, rate=rate, num_workers=workers, steps=steps)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("way", ["a new pass", "discard", "backward", "refused", "begin"])
+    def test_closes_the_round(self, way, workers):
+        script = self.script(workers=workers)
+        given_up(script, way)
+        with pytest.raises(dp.NotPrivate, match=r"delivered and not stepped.*empty ones too.*at the next address"):
+            script.run()
+        assert script.permit.used == 0
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("physical", [None, 3])
+    def test_closes_the_round_though_it_was_empty(self, physical, workers):
+        script = self.script(rate=1e-9, workers=workers)
+        loader = script.loader
+        if physical is not None:
+            manager = BatchMemoryManager(
+                data_loader=loader, max_physical_batch_size=physical, optimizer=script.optimizer
+            )
+            loader = manager.__enter__()
+        next(iter(loader))
+        with pytest.raises(dp.NotPrivate, match="delivered and not stepped"):
+            script.loop(loader)
+        assert script.permit.used == 0
+
+    def test_closes_the_round_in_the_middle_of_a_pass(self):
+        script = self.script()
+        batches = iter(script.loader)
+        script.loop(itertools.islice(batches, 2))
+        next(batches)
+        script.optimizer.discard()
+        with pytest.raises(dp.NotPrivate, match="delivered and not stepped"):
+            script.loop(batches)
+        assert script.permit.used == 2
+        assert script.optimizer.update().dense().any()
+
+    def test_is_no_matter_to_the_next_round(self):
+        script = self.script()
+        given_up(script, "discard")
+        ledger = dp.Ledger()
+        script.optimizer.begin(script.memory, ledger.charge(script.pipeline.cost, dp.Address(0, 0, 1), steps=6))
+        script.run()
+        assert script.optimizer.update().dense().any()
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_is_no_matter_if_it_was_the_last(self, workers):
+        script = self.script(workers=workers)
+        for number, (inputs, targets) in enumerate(script.loader):
+            if number == 3:
+                break
+            script.loss(script.model(inputs), targets).backward()
+            script.optimizer.step()
+        assert script.permit.used == 3
+        assert script.optimizer.update().dense().any()
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_is_none_that_was_only_prefetched(self, workers):
+        script = self.script(workers=workers)
+        for _ in range(6):
+            for inputs, targets in script.loader:
+                script.loss(script.model(inputs), targets).backward()
+                script.optimizer.step()
+                script.optimizer.discard()
+                break
+        assert script.permit.used == 6
+
+
+class TestTheNumberOfSteps:
+    CLAUSE = "the number of steps was not chosen by a look at clean values"
+
+    @pytest.mark.parametrize(("charged", "assumed"), [(3, False), (4, True)])
+    def test_is_assumed_to_be_chosen_without_a_look_where_it_is_not_what_was_charged(self, charged, assumed):
+        script = Script(nn.Linear(6, 3), TensorDataset(*examples(40)), functional.cross_entropy, steps=3)
+        ledger = dp.Ledger()
+        script.optimizer.begin(script.memory, ledger.charge(script.pipeline.cost, script.memory.address, steps=charged))
+        script.run().optimizer.update()
+        assert (self.CLAUSE in ledger.guarantee(1e-5).assumptions) == assumed
+
+
+def test_settings_of_the_optimiser_are_assumed_not_to_come_from_clean_values():
+    script = Script(nn.Linear(6, 3), TensorDataset(*examples(40)), functional.cross_entropy)
+    clause = "learning rates and other settings of the optimiser were not computed from clean values"
+    assert clause in script.optimizer.assumptions
 
 
 @pytest.mark.parametrize("adapted", [False, True])

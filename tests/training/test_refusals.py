@@ -162,6 +162,35 @@ class TestBatches:
             client.optimizer.step()
 
     @ENGINES
+    @pytest.mark.parametrize("part", ["inputs", "targets"])
+    @pytest.mark.parametrize("way", ["in place", "a view in NumPy", "data", "out="])
+    def test_that_were_written_after_they_came_are_refused(self, part, way, engine):
+        client = linear(noisy(), engine=engine)
+        batch = dict(zip(("inputs", "targets"), examples(5), strict=True))
+        client.draw((batch["inputs"], batch["targets"]))
+        written = batch[part]
+        match way:
+            case "in place":
+                written.mul_(0)
+            case "a view in NumPy":
+                written.numpy()[1:] = 0
+            case "data":
+                written.data[1:] = 0
+            case "out=":
+                torch.mul(written, 0, out=written)
+        client.backward(batch["inputs"], batch["targets"])
+        with refused(client, "was changed in place after it was loaded"):
+            client.optimizer.step()
+
+    @ENGINES
+    def test_with_values_that_are_not_numbers_are_as_they_came(self, engine):
+        client = linear(noisy(), engine=engine)
+        inputs, targets = examples(5)
+        inputs[1, 2] = float("nan")
+        client.step(inputs, targets)
+        assert client.permit.used == 1
+
+    @ENGINES
     def test_moved_reshaped_or_cast_are_the_drawn_ones(self, engine):
         client = Client(clean(0.3), nn.Linear(6, 3), examples(5), engine=engine)
         inputs, targets = examples(5)
@@ -206,11 +235,27 @@ class TestBatches:
         client.backward(*examples(5))
         with refused(client, "ends before all examples"):
             client.optimizer.step()
+
+    @ENGINES
+    def test_are_stepped_alone(self, engine):
+        client = linear(noisy(), engine=engine)
         client.draw(examples(5))
         client.backward(*examples(5))
         client.optimizer.signal_skip_step(do_skip=True)
         with refused(client, "goes on with the next draw"):
             client.optimizer.step()
+
+    @ENGINES
+    def test_that_were_refused_close_the_round(self, engine):
+        """Else a refusal that depends on the data would choose which batches are stepped."""
+        client = linear(noisy(), engine=engine)
+        client.step(*examples(5))
+        client.draw(examples(5))
+        with refused(client, "0 rows"):
+            client.optimizer.step()
+        with refused(client, "a batch of this round was delivered and not stepped"):
+            client.step(*examples(5))
+        assert client.optimizer.update().dense().any()
 
 
 def class_weights(outputs, targets):
@@ -490,12 +535,14 @@ class TestTheSpotCheck:
 
         client = linear(clean(0.3), steps=60)
         self.fault(monkeypatch, spoilt)
-        found = 0
-        for _ in range(60):
+        found, cost = 0, client.optimizer.pipeline.cost
+        for number in range(60):
             try:
                 client.step(*examples(8))
-            except dp.NotPrivate:
+            except dp.NotPrivate:  # which closes the round
                 found += 1
+                permit = client.ledger.charge(cost, dp.Address(1, 0, 1 + number), steps=60)
+                client.optimizer.begin(client.memory, permit)
         assert 2 <= found <= 18  # of 60 with probability 1/8 each: outside by chance in 5 of 10,000 runs
 
     def test_consumes_no_other_stream(self):
@@ -564,3 +611,32 @@ def test_make_private_tries_everything_before_a_charge():
     with pytest.raises(ValueError, match="no examples"):
         make_private(module, sgd, TensorDataset(*examples(0)), noisy(), loss=class_weights, **arguments)
     assert read(module).shape == (21,)
+
+
+@pytest.mark.parametrize(
+    ("inner", "match"),
+    [
+        (torch.optim.LBFGS, "LBFGS calls a closure"),
+        (lambda parameters: torch.optim.SparseAdam(list(parameters)), "SparseAdam takes sparse gradients"),
+    ],
+)
+def test_optimisers_that_need_a_closure_or_sparse_gradients_are_refused_by_name(inner, match):
+    module = nn.Linear(6, 3)
+    with pytest.raises(ValueError, match=match):
+        make_private(
+            module,
+            inner(module.parameters()),
+            TensorDataset(*examples(9)),
+            noisy(),
+            loss=functional.cross_entropy,
+            secret=dp.SecretSeed(0),
+            expected_batch_size=4,
+            steps=1,
+        )
+
+
+def test_a_closure_makes_the_passes_of_a_step():
+    client = linear(engine=Isolated())
+    client.draw(examples(5))
+    client.optimizer.step(lambda: client.backward(*examples(5)))
+    assert client.permit.used == 1

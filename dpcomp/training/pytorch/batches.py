@@ -1,51 +1,56 @@
 """Poisson batches for a DataLoader: drawn in secret, at a public rate, and sometimes empty."""
 
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dpcomp.core.address import Address
+from dpcomp.core.errors import NotPrivate
 from dpcomp.privacy import Poisson
-from dpcomp.training.pytorch.draws import delivered
+from dpcomp.training.pytorch.collation import Collate
+from dpcomp.training.pytorch.draws import Draws, delivered
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
-from dpcomp.training.pytorch.structures import emptied
-
-Collate = Callable[[list[Any]], Any]
+from dpcomp.training.pytorch.structures import copied, emptied
 
 
 class PoissonBatches(Sampler[list[int]]):
     """A batch sampler whose batches hold each example with probability `sampling.rate`, independently.
 
     A batch is a list of tickets, which name the draw and the example. Each pass draws fresh batches. A pass that begins
-    discards what an unfinished one left in the optimiser. Works under Opacus' `BatchMemoryManager`.
+    discards what an unfinished one left in the optimiser; a batch among it that the script had closes the round. Works
+    under Opacus' `BatchMemoryManager`.
 
     Args:
-        n: The number of examples.
+        dataset: The examples.
         sampling: The public rate.
         steps: The number of batches in a pass.
         optimizer: Its open round places the draws, which come from its secret seed.
 
     Raises:
         BudgetExhausted: As a pass begins, no round is open.
+        NotPrivate: The data set has another length than it had.
     """
 
-    def __init__(self, n: int, sampling: Poisson, steps: int, optimizer: PrivateOptimizer):
-        self._n, self._sampling, self._steps, self._optimizer = n, sampling, steps, optimizer
+    def __init__(self, dataset: "Ticketed", sampling: Poisson, steps: int, optimizer: PrivateOptimizer):
+        self._dataset, self._sampling, self._steps, self._optimizer = dataset, sampling, steps, optimizer
         self._address: Address | None = None
         self._passes = 0
+        self.tells_deliveries = False  # of the pass that begins next
 
     def __iter__(self) -> Iterator[list[int]]:
-        self._optimizer.discard()
-        self._optimizer.draws.clear()
+        self._optimizer.discard_all()
+        self._optimizer.draws.deliveries_are_told, self.tells_deliveries = self.tells_deliveries, False
         place = self._optimizer.address
         self._passes = self._passes + 1 if place == self._address else 0
         self._address = place
         for step in range(self._passes * self._steps, (self._passes + 1) * self._steps):
             stream = self._optimizer.secret.stream("sample", place.run, place.client, place.round, step)
-            chosen = self._sampling.draw(self._n, stream).tolist()
-            yield self._optimizer.draws.draw(chosen, self._n)
+            self._dataset.refuse_other_length()
+            chosen = self._sampling.draw(len(self._dataset), stream).tolist()
+            yield self._optimizer.draws.draw(chosen, len(self._dataset))
 
     def __len__(self) -> int:
         return self._steps
@@ -54,22 +59,44 @@ class PoissonBatches(Sampler[list[int]]):
 class Ticketed(Dataset):
     """A data set whose examples are asked for by ticket, and come with it.
 
+    **Privacy:** tickets name positions in a data set of fixed length. In one that became shorter, two tickets of a draw
+    would name the same example, which would count twice.
+
     Args:
         dataset: A map-style data set.
     """
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
+        self._n = len(dataset)  # pyright: ignore[reportArgumentType]
 
     def __len__(self) -> int:
-        return len(self.dataset)  # pyright: ignore[reportArgumentType]
+        return self._n
 
     def __getitem__(self, ticket: int) -> tuple[int, Any]:
-        return ticket, self.dataset[ticket % len(self)]
+        self.refuse_other_length()
+        return ticket, self.dataset[ticket % self._n]
+
+    def refuse_other_length(self) -> None:
+        """Refuse a data set that grew or shrank.
+
+        Raises:
+            NotPrivate: It has another length than it had.
+        """
+        now = len(self.dataset)  # pyright: ignore[reportArgumentType]
+        if now != self._n:
+            raise NotPrivate(
+                f"the data set has {now} examples, and had {self._n} when its loader was made: draws name positions, "
+                "so an example could count several times, or never. Call make_private again for the new data set"
+            )
 
 
 class Delivery:
     """A collate function for tickets and examples: it notes what was loaded for which draw.
+
+    **Privacy:** an own collate function may tie examples, by padding, mixing or statistics. So it also collates one
+    example of each batch alone, to which the step holds the example's row. Which one is drawn from the operating
+    system's entropy, in whichever process that is.
 
     Args:
         dataset: The data set, whose first example shows the form of a batch without any.
@@ -78,12 +105,17 @@ class Delivery:
     """
 
     def __init__(self, dataset: Dataset, collate: Collate, key: str):
-        self._collate, self._key = CollateOrEmpty(dataset, collate), key
+        self._collate, self._own, self._key = CollateOrEmpty(dataset, collate), collate is not default_collate, key
 
     def __call__(self, ticketed: list[tuple[int, Any]]) -> Any:
         """Return the batch of some examples, and note that it came."""
-        tickets = [ticket for ticket, _ in ticketed]
-        return delivered(self._key, tickets, self._collate([example for _, example in ticketed]))
+        tickets, examples = [ticket for ticket, _ in ticketed], [example for _, example in ticketed]
+        if not (examples and self._own):
+            return delivered(self._key, tickets, self._collate(examples))
+        i = secrets.randbelow(len(examples))
+        # First, and of a copy: a collate function may take an example apart.
+        alone = self._collate([copied(examples[i])])
+        return delivered(self._key, tickets, self._collate(examples), (i, alone))
 
 
 class CollateOrEmpty:
@@ -102,6 +134,27 @@ class CollateOrEmpty:
         return self._collate(examples) if examples else emptied(self._collate([self._dataset[0]]))
 
 
+class PoissonLoader(DataLoader):
+    """A DataLoader of tickets that says which batches the script has, and did not only prefetch.
+
+    Args:
+        dataset: The examples.
+        batches: The sampler.
+        draws: Those of the optimiser.
+        **options: What else a DataLoader takes.
+    """
+
+    def __init__(self, dataset: Ticketed, batches: PoissonBatches, draws: Draws, **options: Any):
+        super().__init__(dataset, batch_sampler=batches, **options)
+        self._batches, self._draws = batches, draws
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._batches.tells_deliveries = True
+        for batch in super().__iter__():
+            self._draws.deliver()
+            yield batch
+
+
 def poisson_loader(
     dataset: Dataset,
     optimizer: PrivateOptimizer,
@@ -115,7 +168,8 @@ def poisson_loader(
     """Return a DataLoader whose batches are drawn as the optimiser's pipeline is charged for; `make_private` calls it.
 
     Each example is in a batch with probability `pipeline.sampling.rate`, so batches differ in size. An empty batch has
-    tensors of length 0 and must be stepped like any other: it releases pure noise.
+    tensors of length 0 and must be stepped like any other: it releases pure noise. A step after a batch that was given
+    up is refused.
 
     Args:
         dataset: A map-style dataset of one client's examples.
@@ -129,11 +183,11 @@ def poisson_loader(
     Returns:
         A loader to iterate over once a round.
     """
-    n = len(dataset)  # pyright: ignore[reportArgumentType]
-    sampling = optimizer.pipeline.sampling or Poisson(1.0)
-    return DataLoader(
-        Ticketed(dataset),
-        batch_sampler=PoissonBatches(n, sampling, steps, optimizer),
+    ticketed, sampling = Ticketed(dataset), optimizer.pipeline.sampling or Poisson(1.0)
+    return PoissonLoader(
+        ticketed,
+        PoissonBatches(ticketed, sampling, steps, optimizer),
+        optimizer.draws,
         collate_fn=Delivery(dataset, collate_fn or default_collate, optimizer.draws.key),
         num_workers=num_workers,
         pin_memory=pin_memory,

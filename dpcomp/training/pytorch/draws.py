@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.structures import mapped, tensors
+from dpcomp.training.pytorch.structures import copied, tensors
 
 OTHER_LOADER = (
     "a step takes a batch that the sampler drew for it. Iterate over the loader of make_private; where no sampling is "
@@ -24,19 +24,26 @@ OTHER_LOADER = (
 _IN_THIS_PROCESS: "WeakValueDictionary[str, Draws]" = WeakValueDictionary()
 
 
+Alone = tuple[int, Any]
+
+
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
     """The part of a drawn batch that one `step()` takes in.
 
     Args:
         tickets: A ticket an example, in order.
-        batch: What the loader yielded; None if no example was drawn.
-        versions: How often each tensor had been written when it arrived.
+        batch: A copy of what the loader yielded, from when it arrived; None if no example was drawn.
+        yielded: The tensors that it yielded, which the script has.
+        versions: How often each of them had been written when it arrived.
+        alone: The place of an example among them, and what an own collate function made of it alone; None without one.
     """
 
     tickets: tuple[int, ...]
     batch: Any = None
+    yielded: tuple[Tensor, ...] = ()
     versions: tuple[int, ...] = ()
+    alone: "Alone | None" = None
 
     @property
     def n(self) -> int:
@@ -46,10 +53,13 @@ class MicroBatch:
     def refuse_written(self) -> None:
         """Refuse a batch of which a tensor was written after it was loaded.
 
+        Values are compared too, since a write through `.data` or a NumPy view counts as no new version.
+
         Raises:
             NotPrivate: A tensor was written, so its rows may be those of other examples.
         """
-        if tuple(part._version for part in tensors(self.batch)) != self.versions:
+        same = all(map(same_values, self.yielded, tensors(self.batch)))
+        if not same or tuple(part._version for part in self.yielded) != self.versions:
             raise NotPrivate(
                 "a tensor of the batch was changed in place after it was loaded, so its rows may no longer be those of "
                 "the examples that were drawn. Change examples in the data set, in collate_fn or in the model"
@@ -58,7 +68,10 @@ class MicroBatch:
 
 @dataclass(eq=False)
 class _Draw:
+    tickets: range
     waiting: deque[int] = field(default_factory=deque)
+    arrived: bool = False  # or a part of it, in this process
+    delivered: bool = False
 
 
 class Draws:
@@ -66,11 +79,16 @@ class Draws:
 
     **Privacy:** amplification by sampling holds for batches that the charged sampler drew; a step without a draw, on
     other examples than were drawn, on some of them twice or on some of them not is refused (PRIVACY_RULES hazards 30
-    and 33).
+    and 33). A batch that a script saw and gave up is told from one that a worker only prefetched.
+
+    Attributes:
+        deliveries_are_told: Whether the loader says of each batch that the script has it. Of others, all that arrived
+            in this process counts as delivered.
     """
 
     def __init__(self):
         self.key = uuid.uuid4().hex
+        self.deliveries_are_told = False
         self._serial = 0
         self._draws: deque[_Draw] = deque()
         self._arrived: dict[int, MicroBatch] = {}
@@ -91,15 +109,21 @@ class Draws:
         """
         self._serial += 1
         tickets = [self._serial * population + int(position) for position in positions]
-        self._draws.append(_Draw(deque(tickets)))
+        places = range(self._serial * population, (self._serial + 1) * population)
+        self._draws.append(_Draw(places, deque(tickets)))
         return tickets
 
-    def arrive(self, tickets: Sequence[int], batch: Any) -> None:
-        """Note the batch that was loaded for some tickets."""
+    def arrive(self, tickets: Sequence[int], batch: Any, alone: Alone | None = None) -> None:
+        """Note the batch that was loaded for some tickets; without tickets, for the next draw without examples."""
+        waiting = list(self._draws)  # a thread that pins memory calls this, too
+        for draw in waiting:
+            if tickets[0] in draw.tickets if tickets else not (draw.waiting or draw.arrived):
+                draw.arrived = True
+                break
         if tickets:
-            versions = tuple(part._version for part in tensors(batch))
-            # Containers are copied: a script may take the labels out of its own.
-            self._arrived[tickets[0]] = MicroBatch(tuple(tickets), mapped(lambda part: part, batch), versions)
+            yielded = tuple(tensors(batch))
+            versions = tuple(part._version for part in yielded)
+            self._arrived[tickets[0]] = MicroBatch(tuple(tickets), copied(batch), yielded, versions, alone)
 
     def peek(self) -> MicroBatch:
         """Return the micro-batch that the next `step()` takes in; it stays in the queue.
@@ -127,16 +151,33 @@ class Draws:
             self._draws.popleft()
         return not draw.waiting
 
-    def drop(self) -> None:
-        """Forget the draw whose step is next."""
-        if self._draws:
-            for ticket in self._draws.popleft().waiting:
-                self._arrived.pop(ticket, None)
+    def deliver(self) -> None:
+        """Note that the script has the batch of the next draw."""
+        if (draw := next((draw for draw in self._draws if not draw.delivered), None)) is not None:
+            draw.delivered = True
 
-    def clear(self) -> None:
-        """Forget all draws; their steps can no longer be taken."""
+    def drop(self) -> bool:
+        """Forget the draw whose step is next, and return whether the script had its batch."""
+        if not self._draws or (self.deliveries_are_told and not self._draws[0].delivered):
+            return False
+        draw = self._draws.popleft()
+        for ticket in draw.waiting:
+            self._arrived.pop(ticket, None)
+        return self._had(draw)
+
+    def clear(self) -> bool:
+        """Forget all draws, whose steps can no longer be taken, and return whether the script had any of the batches.
+
+        Batches are delivered in order, so the script had one of them if it had the first.
+        """
+        had = bool(self._draws) and self._had(self._draws[0])
         self._draws.clear()
         self._arrived.clear()
+        self.deliveries_are_told = False
+        return had
+
+    def _had(self, draw: _Draw) -> bool:
+        return draw.delivered if self.deliveries_are_told else draw.arrived
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,30 +187,29 @@ class Parcel:
     key: str
     tickets: tuple[int, ...]
     batch: Any
+    alone: Alone | None
 
     def __reduce__(self):
-        return _arrived, (self.key, self.tickets, self.batch)
+        return _arrived, (self.key, self.tickets, self.batch, self.alone)
 
 
-def _arrived(key: str, tickets: tuple[int, ...], batch: Any) -> Any:
+def _arrived(key: str, tickets: tuple[int, ...], batch: Any, alone: Alone | None) -> Any:
     if (draws := _IN_THIS_PROCESS.get(key)) is not None:
-        draws.arrive(tickets, batch)
+        draws.arrive(tickets, batch, alone)
     return batch
 
 
-def delivered(key: str, tickets: Sequence[int], batch: Any) -> Any:
+def delivered(key: str, tickets: Sequence[int], batch: Any, alone: Alone | None = None) -> Any:
     """Note that a batch was loaded, in whichever process that was, and return what the loader hands on."""
     if get_worker_info() is not None:
-        return Parcel(key, tuple(tickets), batch)
-    return _arrived(key, tuple(tickets), batch)
+        return Parcel(key, tuple(tickets), batch, alone)
+    return _arrived(key, tuple(tickets), batch, alone)
 
 
 def same_values(given: Tensor, drawn: Tensor) -> bool:
     """Return whether a tensor holds the values of a drawn one, example by example, on any device and in any shape."""
-    if given.ndim == 0 or len(given) != len(drawn) or given.numel() != drawn.numel():
+    if given.numel() != drawn.numel() or given.shape[:1] != drawn.shape[:1]:
         return False
-    if given.data_ptr() == drawn.data_ptr() and given.dtype == drawn.dtype and given.stride() == drawn.stride():
-        return True
     drawn = drawn.to(device=given.device, dtype=given.dtype).reshape(given.shape)
     given = given.detach()
     return torch.equal(given, drawn) or bool(((given == drawn) | ((given != given) & (drawn != drawn))).all())

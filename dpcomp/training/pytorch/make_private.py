@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
-from dpcomp.training.pytorch.batches import Collate, poisson_loader
+from dpcomp.training.pytorch.batches import poisson_loader
+from dpcomp.training.pytorch.collation import Collate, refuse_collation_that_ties
 from dpcomp.training.pytorch.engine import Engine, Loss
 from dpcomp.training.pytorch.inspection import private_model
 from dpcomp.training.pytorch.isolated import Isolated
@@ -41,9 +42,9 @@ def make_private(
     part of a tuple, or `"labels"` of a mapping, are the targets, and the rest is what the model is called with (a tuple
     by position, a mapping by name).
 
-    **Privacy:** the model and its loss are tried on batches of several sizes, orders, lengths and memory layouts,
-    before anything is charged. In training a step takes the batch that the sampler drew for it and no other, one row
-    for each drawn example; only its release moves the parameters.
+    **Privacy:** the model and its loss are tried on batches of several sizes, orders, lengths and layouts, and an
+    own `collate_fn` on examples of diverse lengths, before anything is charged. In training a step takes the batch that
+    the sampler drew for it and no other, one row for each drawn example; only its release moves the parameters.
 
     Args:
         module: The model. What is frozen stays so.
@@ -55,7 +56,9 @@ def make_private(
         secret: Where noise, batches and spot checks are drawn from.
         expected_batch_size: The public constant that divides each step's sum.
         steps: The number of batches in a pass over the loader; as many steps must be charged.
-        collate_fn: Makes a batch of one example or more; None for torch's default.
+        collate_fn: Makes a batch of one example or more, in which the row of an example is what it gives alone: it may
+            pad what the model masks, but not mix, normalise over the batch or draw random numbers. None for torch's
+            default.
         num_workers: The processes that load examples; 0 loads in this one.
         pin_memory: Whether batches lie in pinned memory.
         multiprocessing_context: How workers start, such as "spawn".
@@ -67,10 +70,10 @@ def make_private(
         The model to call, the optimiser to step, and the loader to iterate over once a round.
 
     Raises:
-        NotPrivate: The model or the loss ties examples, keeps data, or fails on a batch; or the pipeline does not
-            release local steps.
+        NotPrivate: The model, the loss or `collate_fn` ties examples, keeps data, or fails on a batch; or the pipeline
+            does not release local steps.
         ValueError: A parameter is neither float32 nor float64, a number lies outside its range, the data set is empty,
-            or the optimiser has other parameters than the model.
+            or the optimiser has other parameters than the model, or needs a closure or sparse gradients.
 
     Examples:
         >>> import torch, dpcomp as dp
@@ -98,6 +101,7 @@ def make_private(
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     inputs, targets = to((inputs, targets), device=device)
     model = private_model(module, loss, inputs, targets, engine=engine)
+    refuse_collation_that_ties(dataset, collate_fn or default_collate, model, device)
     private = PrivateOptimizer(
         optimizer, model, pipeline, secret=secret, expected_batch_size=expected_batch_size, views=views
     )

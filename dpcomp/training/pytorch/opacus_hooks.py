@@ -76,8 +76,8 @@ class OpacusRows:
         if waiting or len(passes) > 1:
             raise NotPrivate(
                 "an earlier forward pass had no backward pass, or one that missed some parameters, so gradients "
-                "of different examples would be added up. Look at outputs under torch.no_grad(), take "
-                "optimizer.step() first, or, where a batch was given up, optimizer.discard()"
+                "of different examples would be added up. Look at outputs under torch.no_grad(), or take "
+                "optimizer.step() first"
             )
         if one.autocast is not None:
             raise NotPrivate(
@@ -113,8 +113,8 @@ class OpacusRows:
         parameters = list(trainable(self._module).values())
         if any("_current_grad_sample" in vars(parameter) for parameter in parameters):
             raise NotPrivate(
-                "a forward pass had no full backward pass, so its gradients would mix with the next one's: call "
-                "optimizer.discard(), and look at outputs under torch.no_grad()"
+                "a forward pass had no full backward pass, so its gradients would mix with the next one's: look at "
+                "outputs under torch.no_grad()"
             )
         most = max((len(as_list(vars(parameter).get("grad_sample"))) for parameter in parameters), default=0)
         if most > reached:

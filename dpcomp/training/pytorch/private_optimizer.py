@@ -1,5 +1,6 @@
 """PrivateOptimizer: Opacus' optimiser with the pipeline's clip and noise in place of its own."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,17 +16,21 @@ from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip, Gaussian
 from dpcomp.privacy.ledger import Permit
 from dpcomp.privacy.unit_gradients import Total
-from dpcomp.training.pytorch.draws import Draws, MicroBatch, same_values
+from dpcomp.training.pytorch.arguments import Arguments
+from dpcomp.training.pytorch.collation import refuse_tied_row
+from dpcomp.training.pytorch.draws import Draws, MicroBatch
 from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
 from dpcomp.training.pytorch.parameters import layout_of, parts, read, trainable
 from dpcomp.training.pytorch.passes import Pass
 from dpcomp.training.pytorch.private_model import PrivateModel
-from dpcomp.training.pytorch.structures import count, inputs_and_targets, rows, tensors, to
+from dpcomp.training.pytorch.structures import count, inputs_and_targets, rows, to
 from dpcomp.training.pytorch.unmoved import Unmoved
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
 FROZEN = {"noise_multiplier", "max_grad_norm", "expected_batch_size", "loss_reduction"}
+SETTINGS = "learning rates and other settings of the optimiser were not computed from clean values"
+FEWER_STEPS = "the number of steps was not chosen by a look at clean values"
 SCALED = {"grad_scale", "found_inf"}  # what a GradScaler sets on the optimiser that it is about to step
 
 
@@ -54,7 +59,8 @@ class PrivateOptimizer(DPOptimizer):
 
     Raises:
         NotPrivate: The pipeline does not release local steps, or the model was not inspected.
-        ValueError: The divisor is not above 0, or the optimiser's parameters are not the model's trainable ones.
+        ValueError: The divisor is not above 0, the optimiser's parameters are not the model's trainable ones, or it
+            needs a closure or sparse gradients.
     """
 
     _step_supports_amp_scaling = True  # a GradScaler then calls step(), where it is refused, and never skips it
@@ -79,6 +85,7 @@ class PrivateOptimizer(DPOptimizer):
             raise NotPrivate(
                 f"the model is a {type(model).__name__} that was not inspected: give what make_private returns"
             )
+        _refuse_unfit(optimizer)
         if not expected_batch_size > 0:
             raise ValueError(f"expected_batch_size is {expected_batch_size}: it divides sums, so give a number above 0")
         norms = [stage.norm for stage in pipeline.stages if isinstance(stage, Clip)]
@@ -97,9 +104,10 @@ class PrivateOptimizer(DPOptimizer):
                 f"the optimiser's {len(self.params)} parameters are not the model's {len(self._parameters)} trainable "
                 "ones: give it model.parameters(), and freeze with requires_grad_(False) what is not to be trained"
             )
-        self.draws = Draws()
+        self.draws, self._arguments = Draws(), Arguments()
         self._guard = Unmoved(model)
         self._open: tuple[ClientMemory, Permit] | None = None
+        self._closed: Permit | None = None  # of the round in which a batch was given up
         self._total: Total | None = None
         self._start = self._released = None
         self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
@@ -144,9 +152,13 @@ class PrivateOptimizer(DPOptimizer):
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What the guarantee assumes of this training, in clauses to print beside it."""
-        clauses = [f"the divisor {float(self.expected_batch_size or 0):g} is public", self._model.engine.assumption]
+        divisor = f"the divisor {float(self.expected_batch_size or 0):g} is public"
+        clauses = [divisor, SETTINGS, self._model.engine.assumption]
         if self._pipeline.sampling is None:
-            clauses.append("no batch has an example twice, and none was chosen by a look at the data")
+            clauses.append(
+                "no batch has an example twice, none was chosen by a look at the data, and each row of a batch was "
+                "made from its example alone"
+            )
         else:
             clauses.append("each batch was checked to be a draw of dpcomp's loader")
         if self._views > 1:
@@ -170,8 +182,7 @@ class PrivateOptimizer(DPOptimizer):
             )
         check_type(permit, Permit, f"begin(permit={permit!r}): give the Permit that ledger.charge returned")
         permit.assume(self.assumptions)
-        self.discard()
-        self.draws.clear()
+        self.discard_all()
         self.original_optimizer.state.clear()
         self._open, self._released = (memory, permit), None
         self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
@@ -181,7 +192,8 @@ class PrivateOptimizer(DPOptimizer):
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches of a loader of your own, one a step; only where no sampling is charged.
 
-        **Privacy:** that no batch holds an example twice is assumed, and stands in `assumptions`.
+        **Privacy:** that no batch holds an example twice, and that rows were made from their examples alone, is assumed
+        and stands in `assumptions`.
 
         Args:
             loader: Gives batches; the last part of each, or its `"labels"`, are the targets.
@@ -202,7 +214,8 @@ class PrivateOptimizer(DPOptimizer):
     def update(self) -> Update:
         """Return the change of the parameters in this round, on the support that its releases share.
 
-        **Privacy:** the change is a function of the released sums, public constants and the starting model.
+        **Privacy:** the change is a function of the released sums, public constants and the starting model. Where fewer
+        steps were taken than were charged, the guarantee says that no look at clean values chose how many.
 
         Raises:
             BudgetExhausted: Nothing was released in this round.
@@ -212,6 +225,9 @@ class PrivateOptimizer(DPOptimizer):
             raise BudgetExhausted("nothing was released since begin(memory, permit): take a step first")
         self._model.refuse_other_parameters()
         self._guard.refuse_moved()
+        permit = self._round()[1]
+        if permit.used < permit.steps:
+            permit.assume([FEWER_STEPS])
         return self._released.derive(read(self._model) - self._start, noise_stddev=self._noise_in_update())
 
     def _noise_in_update(self) -> float | None:
@@ -219,18 +235,32 @@ class PrivateOptimizer(DPOptimizer):
         return None if noise is None else self._noise.stddev(noise / float(self.expected_batch_size or 1))
 
     def discard(self) -> None:
-        """Drop an unfinished logical step: its draw, clipped sum, gradients, skip signals and activations."""
+        """Drop an unfinished logical step: its draw, clipped sum, gradients, skip signals and activations.
+
+        **Privacy:** if the script had its batch, the round takes no more steps: which batches are stepped could be
+        chosen by a look at them (PRIVACY_RULES hazards 11 and 33).
+        """
         self._total, self._is_last_step_skipped = None, False
-        self.draws.drop()
+        self._close_if(self.draws.drop())
         self._step_skip_queue.clear()
         self._forget_passes()
+
+    def discard_all(self) -> None:
+        """Drop an unfinished logical step, and all draws that wait for theirs."""
+        self.discard()
+        self._close_if(self.draws.clear())
+
+    def _close_if(self, given_up: bool) -> None:
+        if given_up and self._open is not None:
+            self._closed = self._open[1]
 
     def clip_and_accumulate(self) -> None:
         """Clip the rows of the micro-batch that was drawn, add them to the step's sum, and wipe them.
 
         Raises:
-            NotPrivate: There are more or fewer rows than examples were drawn, the inputs are not those that were
-                drawn, or a row is not the gradient of its example alone.
+            NotPrivate: There are more or fewer rows than examples were drawn, an argument of the model was not
+                delivered with them or changed, or a row is not the gradient of its example alone, also before an own
+                collate function.
         """
         micro_batch = self.draws.peek()
         micro_batch.refuse_written()
@@ -242,9 +272,16 @@ class PrivateOptimizer(DPOptimizer):
             start = 0
             for group in self._groups(passes):
                 stop = start + group[0].n
-                if self._views == 1:
-                    _refuse_other_inputs(group[0], rows(inputs, start, stop))
-                self._clip_group(group, public, rows(targets, start, stop), start)
+                some, truth = rows((inputs, targets), start, stop)
+                origins = [
+                    self._arguments.trace(one.call, some, view=view, any_tensor=self._views > 1)
+                    for view, one in enumerate(group)
+                ]
+                if micro_batch.alone is not None and start <= micro_batch.alone[0] < stop:
+                    i, alone = micro_batch.alone
+                    traced = origins[0] if self._views == 1 else None
+                    refuse_tied_row(self._model, group[0], traced, some, truth, alone, i - start)
+                self._clip_group(group, public, truth, start)
                 start = stop
         self._drawn_is_stepped = self.draws.take(micro_batch)
         self._wipe()
@@ -272,10 +309,10 @@ class PrivateOptimizer(DPOptimizer):
         """Clip and add up; at the end of a logical step, release. A batch without examples releases pure noise.
 
         Raises:
-            NotPrivate: As `clip_and_accumulate` does; or something else than a step moved the model, or the step ends
-                before its draw or goes on after it.
+            NotPrivate: As `clip_and_accumulate` does; or something else than a step moved the model, the step ends
+                before its draw or goes on after it, or a batch of this round was given up.
         """
-        self._round()
+        self._refuse_closed(self._round()[1])
         self._refuse_moved()
         self.clip_and_accumulate()
         self._is_last_step_skipped = bool(self._check_skip_next_step())
@@ -297,7 +334,7 @@ class PrivateOptimizer(DPOptimizer):
         """Clip a micro-batch and add it up; after the last one of a logical step, add noise and update the model.
 
         A logical step has one micro-batch, unless `signal_skip_step` says that more follow. If anything raises, the
-        whole logical step is discarded.
+        whole logical step is discarded, which closes the round to further steps.
 
         Args:
             closure: Called before all else, to make the forward and backward pass; None where they were made.
@@ -337,6 +374,16 @@ class PrivateOptimizer(DPOptimizer):
             )
         return self._open
 
+    def _refuse_closed(self, permit: Permit) -> None:
+        """Refuse further steps of a round in which a batch was given up."""
+        if permit is self._closed:
+            raise NotPrivate(
+                "a batch of this round was delivered and not stepped: a script that chooses which batches it steps by "
+                "a look at them does not sample as was charged. Step every batch that the loader gives, empty ones "
+                "too, without optimizer.discard() or a new pass before its step, and look at data through a loader of "
+                "your own. This round takes no more steps: send its update(), and begin a round at the next address"
+            )
+
     def _refuse_moved(self) -> None:
         self._model.refuse_other_parameters()
         self._guard.refuse_moved()
@@ -357,9 +404,10 @@ class PrivateOptimizer(DPOptimizer):
             views = f" in {self._views} views" if self._views > 1 else ""
             raise NotPrivate(
                 f"a step has {sum(counts)} rows of {len(counts)} backward passes where {n} {what} were drawn{views}: "
-                "an example would count several times, or not at all. Pass each batch once through the model in "
-                "model.train(); give make_private views=k for k views of each example; look at outputs under "
-                "torch.no_grad(), and put passes over inputs without private data in `with model.public_rows():`"
+                "an example would count several times, or not at all. Step every batch of the loader, empty ones too, "
+                "and pass it once through the model in model.train(); give make_private views=k for k views of each "
+                "example; look at outputs under torch.no_grad(), and put passes over inputs without private data in "
+                "`with model.public_rows():`"
             )
         if any(one.n != n for one in public):
             raise NotPrivate(
@@ -421,14 +469,17 @@ class PrivateOptimizer(DPOptimizer):
             vars(parameter).update(grad_sample=None, summed_grad=None)
 
 
-def _refuse_other_inputs(one: Pass, inputs: Any) -> None:
-    """Refuse a pass over other inputs than those of the examples that were drawn."""
-    drawn = list(tensors(inputs))
-    for given in tensors(one.call):
-        if not any(same_values(given, each) for each in drawn if each.ndim):
-            raise NotPrivate(
-                f"the model got a tensor of shape {tuple(given.shape)} that is not one of the batch that was drawn, so "
-                "its rows may be those of other examples. Pass on what the loader gave; change examples in the data "
-                "set, in collate_fn or in the model (such as a first layer that augments), and declare several "
-                "augmented views of a batch with views=k"
-            )
+def _refuse_unfit(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser that evaluates the loss itself, or that needs gradients without noise in most places."""
+    kind = type(optimizer)
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"{kind.__name__} calls a closure for the loss and gradient of a batch, several times a step and without "
+            "noise: give an optimiser that steps on the gradients alone, such as torch.optim.SGD or Adam"
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ValueError(
+            f"{kind.__name__} takes sparse gradients, but a release has noise in every coordinate, since where a "
+            "gradient is zero depends on the data: give torch.optim.Adam, and sparse=False to embeddings"
+        )

@@ -1,7 +1,8 @@
 """Row check: holds a row of per-example gradients to the gradient of its example alone."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.engine import Loss, Rows
 from dpcomp.training.pytorch.isolated import gradients_of
 from dpcomp.training.pytorch.parameters import trainable
-from dpcomp.training.pytorch.passes import Pass, floating
-from dpcomp.training.pytorch.structures import mapped, repeated, rows
+from dpcomp.training.pytorch.passes import Pass, floating, random_states
+from dpcomp.training.pytorch.structures import mapped, repeated, rows, tensors
 
 TOLERANCE = 1e-4  # of the norm of a row
 OUTPUT_TOLERANCE = 1e-3  # of the largest output of a pass
@@ -109,6 +110,64 @@ class RowCheck:
             "engine=Isolated(), or normalise and attend within an example only"
         )
 
+    def apart(self, row: Any, alone: Any, *, quiet: bool | None) -> float:
+        """Return how far the gradients of two forms of one example are apart, as a share of the larger norm.
+
+        Where float32 differs, float64 decides, so that the kernels for another length may round in another way.
+
+        Args:
+            row: Positional arguments and those by name, in a batch of one; and the targets.
+            alone: The same for the other form.
+            quiet: Whether the model is compared in evaluation mode, since random numbers such as dropout's depend on
+                the form; None to find out whether it draws any.
+
+        Returns:
+            0 if they are the same, but for rounding.
+        """
+        if quiet is None:
+            quiet = self._draws_numbers(row)
+        mine, theirs = (self._gradient(call, targets, quiet=quiet) for call, targets in (row, alone))
+        share = _share(mine, theirs)
+        if share <= self._tolerance:
+            return 0.0
+        try:
+            mine, theirs = (self._gradient(call, targets, quiet=quiet, wide=True) for call, targets in (row, alone))
+        except (RuntimeError, TypeError, ValueError):  # model or loss compute in float32 only
+            return share
+        share = _share(mine, theirs, floor=1e-13)
+        return share if share > self._tolerance else 0.0
+
+    def _draws_numbers(self, row: Any) -> bool:
+        device = _device(row)
+        before = random_states(device)
+        args, kwargs = repeated(row[0], self.copies)
+        with torch.random.fork_rng(devices=_cuda(device)), self._engine.paused(), torch.no_grad():
+            self._module(*args, **kwargs)
+            return not all(map(torch.equal, before, random_states(device)))
+
+    def _gradient(self, call: Any, targets: Any, *, quiet: bool, wide: bool = False) -> list[Tensor]:
+        """Return the gradient of a batch of one, with the same random numbers each time."""
+        (args, kwargs), wanted = repeated((call, targets), self.copies)
+        named, device = trainable(self._module), _device(call)
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=_cuda(device)))
+            stack.enter_context(self._engine.paused())
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+            stack.enter_context(torch.enable_grad())
+            if quiet:
+                stack.enter_context(_evaluating(self._module))
+            torch.default_generator.manual_seed(0)
+            for each in _cuda(device):
+                torch.cuda.default_generators[each.index or 0].manual_seed(0)
+            if wide:
+                widened = {name: value.double() for name, value in self._module.named_parameters()}
+                widened |= {name: _widened(value) for name, value in self._module.named_buffers()}
+                outputs = functional_call(self._module, widened, *mapped(_widened, (args, kwargs)))
+                loss = self._loss(outputs, mapped(_widened, wanted))
+            else:
+                loss = self._loss(self._module(*args, **kwargs), wanted)
+            return [part.double() for part in gradients_of([loss], list(named.values()), [None])]
+
     def _loss_explained_by_rounding(self, one: Pass, targets: Any, i: int, sent: list[Tensor]) -> bool:
         if _far(sent, self._cotangents(one, targets, i, copies=one.n), self._tolerance):
             return False
@@ -191,6 +250,36 @@ def largest_finite(values: Tensor) -> float:
 
 def _widened(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for a while; cuDNN's recurrent layers have no gradient there."""
+    modes = {layer: layer.training for layer in module.modules()}
+    module.eval()
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+
+
+def _device(value: Any) -> torch.device:
+    return next((part.device for part in tensors(value)), torch.device("cpu"))
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _share(mine: list[Tensor], theirs: list[Tensor], floor: float = 0.0) -> float:
+    """Return the norm of the difference as a share of the larger norm; the clip blanks what is not finite."""
+    norms = _norm(mine), _norm(theirs)
+    if not all(map(math.isfinite, norms)):
+        return 0.0 if math.isfinite(norms[0]) == math.isfinite(norms[1]) else math.inf
+    apart = _norm([a - b for a, b in zip(mine, theirs, strict=True)])
+    return 0.0 if apart <= floor else apart / max(norms)
 
 
 def _norm(parts: list[Tensor]) -> float:

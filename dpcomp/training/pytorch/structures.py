@@ -4,24 +4,47 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+Path = tuple[Any, ...]  # of a leaf in a structure: keys and positions, from outside to inside
 
-def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Return a structure of the same form with a function applied to each tensor; strings and numbers stay."""
-    if isinstance(value, Tensor):
-        return function(value)
+
+def mapped_leaves(function: Callable[[Path, Any], Any], value: Any, path: Path = ()) -> Any:
+    """Return a structure of the same form with a function applied to each leaf and its path."""
     if isinstance(value, Mapping):
         # A copy keeps the type and what hangs on it, such as the fields of Hugging Face's outputs.
         result = copy.copy(value)
         for key, part in value.items():
-            result[key] = mapped(function, part)  # pyright: ignore[reportIndexIssue]
+            result[key] = mapped_leaves(function, part, (*path, key))  # pyright: ignore[reportIndexIssue]
         return result
     if isinstance(value, (tuple, list)):
-        parts = [mapped(function, part) for part in value]
+        parts = [mapped_leaves(function, part, (*path, place)) for place, part in enumerate(value)]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+    return function(path, value)
+
+
+def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return a structure of the same form with a function applied to each tensor; strings and numbers stay."""
+    return mapped_leaves(lambda _, part: function(part) if isinstance(part, Tensor) else part, value)
+
+
+def copied(value: Any) -> Any:
+    """Return a structure whose containers, tensors and arrays are copies."""
+    return mapped_leaves(
+        lambda _, part: (
+            part.clone() if isinstance(part, Tensor) else part.copy() if isinstance(part, np.ndarray) else part
+        ),
+        value,
+    )
+
+
+def leaves(value: Any) -> dict[Path, Any]:
+    """Return the leaves of a structure by their paths, in order."""
+    found: dict[Path, Any] = {}
+    mapped_leaves(found.setdefault, value)
+    return found
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
