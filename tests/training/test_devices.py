@@ -12,6 +12,7 @@ from dpcomp.simulation import Run, simulate
 from dpcomp.training.pytorch import PyTorch
 from dpcomp.training.pytorch.devices import device_of, lent_generator, to_device
 
+pytestmark = pytest.mark.filterwarnings("ignore::dpcomp.DpcompWarning")  # runs this short learn nothing
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 TERMS = [("example", "nobody"), ("client", "nobody"), ("client", "server")]
 
