@@ -19,8 +19,8 @@ from dpcomp.training.pytorch.parameters import trainable
 from dpcomp.training.pytorch.passes import Pass, floating
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.row_check import RowCheck, largest_finite
-from dpcomp.training.pytorch.structures import call_of, count, repeated, rows, tensors
-from dpcomp.training.pytorch.trial_batches import TrialBatch, trial_batches
+from dpcomp.training.pytorch.structures import call_of, count, mapped, repeated, rows, tensors
+from dpcomp.training.pytorch.trial_batches import GROWING, TrialBatch, grown, trial_batches
 from dpcomp.training.pytorch.unmoved import Unmoved
 
 # What a model may raise on a batch that it does not accept.
@@ -71,8 +71,7 @@ def private_model(
     check_precision(module)
     check_layers(module)
     remove_hooks(module)
-    subject = copy.deepcopy(module).train()
-    trial = _Trial(subject, loss, engine, inputs)
+    trial = _Trial(*_copies_of(module, loss), engine, inputs)
     trial.run(inputs, targets)
     model = _wrapped(module, loss, engine)
     model.check.copies = model.engine.copies = trial.model.engine.copies
@@ -127,7 +126,7 @@ def check_layers(module: nn.Module) -> None:
 
 
 def check_statistics(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> None:
-    """Refuse a module whose forward pass writes buffers or parameters: they are never sent.
+    """Refuse a module or a loss whose pass writes buffers, parameters or attributes: they are never sent.
 
     This is for client-level training, where layers may mix the examples of the client.
 
@@ -140,11 +139,12 @@ def check_statistics(module: nn.Module, loss: Loss, inputs: Tensor, targets: Ten
     Raises:
         NotPrivate: Naming what a pass in training writes.
     """
-    subject = copy.deepcopy(module).train()
-    guard = Unmoved(subject)
+    subject, loss = _copies_of(module, loss)
+    guard = Unmoved(subject, loss)
     with _fork_of_generators(inputs):
-        loss(subject(inputs), targets).backward()
-    refuse_statistics(guard.moved())
+        for factor in (1.0, *GROWING):  # a maximum moves only for larger values
+            loss(subject(mapped(lambda part, by=factor: grown(part, by), inputs)), targets).backward()
+            refuse_statistics(guard.moved())
 
 
 def refuse_statistics(changed: list[str]) -> None:
@@ -158,8 +158,8 @@ def refuse_statistics(changed: list[str]) -> None:
     """
     if changed:
         raise NotPrivate(
-            f"{changed} change in the forward pass of training, and are never sent: the server would evaluate with "
-            "their first values. Use GroupNorm or LayerNorm, or set track_running_stats=False"
+            f"{changed} change in a pass of training, and are never sent: the server would evaluate with their first "
+            "values. Use GroupNorm or LayerNorm, set track_running_stats=False, and write no attribute in a pass"
         )
 
 
@@ -175,7 +175,7 @@ class _Trial:
     """A copy of a module that trains on trial batches, none of which leaves a trace in the module itself."""
 
     def __init__(self, subject: nn.Module, loss: Loss, engine: Engine, inputs: Any):
-        self._subject, self._loss, self._guard = subject, loss, Unmoved(subject)
+        self._subject, self._loss = subject, loss
         self.model = _wrapped(subject, loss, engine)
         self._engine_name, self._devices = type(engine).__name__, _cuda_devices(inputs)
         self._moves = self._random = False  # whether any gradient was above zero, any pass drew random numbers
@@ -227,6 +227,8 @@ class _Trial:
             first = self._pass(batch)
             self._refuse_writes()
             self._random |= first.random
+            if batch.only_writes:
+                return
             one = self._pass_again(batch)
             self._refuse_another(first, one)
             if not batch.made_up or one.order is not None:
@@ -276,10 +278,11 @@ class _Trial:
         self.model.engine.refuse_other_passes(len(self.model.finished(public=False)))
 
     def _refuse_writes(self) -> None:
-        if changed := self._guard.moved():
+        if changed := self.model.unmoved.moved():
             raise NotPrivate(
-                f"{changed} change in a training step: a forward pass writes data there without noise. Remove them, or "
-                "do not write them in a forward pass"
+                f"{changed} change in a training step: a pass of the model or the loss writes there what it sees, "
+                "without noise, and later gradients may depend on it. Write nothing in a pass: return what you want to "
+                "look at as an output, and make tables that do not depend on data in __init__"
             )
 
     def _failure(self, batch: TrialBatch, error: Exception) -> str:
@@ -298,9 +301,20 @@ class _Trial:
         )
 
 
+def _copies_of(module: nn.Module, loss: Loss) -> tuple[nn.Module, Loss]:
+    """Return copies that a trial may change; a loss that refers to the model refers to the copy then."""
+    memo: dict[int, Any] = {}
+    subject = copy.deepcopy(module, memo).train()
+    try:
+        return subject, copy.deepcopy(loss, memo)
+    except Exception:  # what cannot be copied is tried itself
+        return subject, loss
+
+
 def _wrapped(module: nn.Module, loss: Loss, engine: Engine) -> PrivateModel:
     attached = engine.attach(module, loss)
-    return PrivateModel(module, attached, RowCheck(module, loss, attached)).train(module.training)
+    unmoved = Unmoved(module, loss, ignored=attached.keeps)
+    return PrivateModel(module, attached, RowCheck(module, loss, attached), unmoved).train(module.training)
 
 
 @contextmanager

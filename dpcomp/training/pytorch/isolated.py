@@ -54,6 +54,7 @@ class IsolatedRows:
     """
 
     assumption = "each example's gradient was taken alone"
+    keeps: frozenset[str] = frozenset()
 
     def __init__(self, module: nn.Module, loss: Loss, rows_at_once: int):
         self._module, self._loss = module, loss

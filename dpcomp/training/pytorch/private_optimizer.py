@@ -21,7 +21,6 @@ from dpcomp.training.pytorch.parameters import layout_of, parts, read, trainable
 from dpcomp.training.pytorch.passes import Pass
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.structures import count, inputs_and_targets, rows, tensors, to
-from dpcomp.training.pytorch.unmoved import Unmoved
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
@@ -98,7 +97,6 @@ class PrivateOptimizer(DPOptimizer):
                 "ones: give it model.parameters(), and freeze with requires_grad_(False) what is not to be trained"
             )
         self.draws = Draws()
-        self._guard = Unmoved(model)
         self._open: tuple[ClientMemory, Permit] | None = None
         self._total: Total | None = None
         self._start = self._released = None
@@ -149,6 +147,7 @@ class PrivateOptimizer(DPOptimizer):
             clauses.append("no batch has an example twice, and none was chosen by a look at the data")
         else:
             clauses.append("each batch was checked to be a draw of dpcomp's loader")
+        clauses.append("model and loss hold no private data")
         if self._views > 1:
             clauses.append(f"each of the {self._views} views of an example was made from that example alone")
         return tuple(clauses)
@@ -161,7 +160,8 @@ class PrivateOptimizer(DPOptimizer):
             permit: What `ledger.charge(pipeline.cost, memory.address, steps)` returned; a logical step uses one step.
 
         Raises:
-            NotPrivate: Other parameters are trainable than those that were inspected.
+            NotPrivate: Layers or trainable parameters are not those that were inspected; or a buffer, a frozen
+                parameter or an attribute of model or loss has another value than at the inspection.
             ValueError: The memory has another layout than the model.
         """
         if memory.layout != self.layout:
@@ -169,6 +169,8 @@ class PrivateOptimizer(DPOptimizer):
                 f"the memory has {memory.layout} and the model {self.layout}: make the memory with optimizer.layout"
             )
         check_type(permit, Permit, f"begin(permit={permit!r}): give the Permit that ledger.charge returned")
+        self._model.unmoved.remember_trained()
+        self._model.unmoved.refuse_moved()
         permit.assume(self.assumptions)
         self.discard()
         self.draws.clear()
@@ -176,7 +178,6 @@ class PrivateOptimizer(DPOptimizer):
         self._open, self._released = (memory, permit), None
         self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
         self._start = read(self._model)
-        self._guard.remember()
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches of a loader of your own, one a step; only where no sampling is charged.
@@ -211,7 +212,8 @@ class PrivateOptimizer(DPOptimizer):
         if self._released is None or self._start is None:
             raise BudgetExhausted("nothing was released since begin(memory, permit): take a step first")
         self._model.refuse_other_parameters()
-        self._guard.refuse_moved()
+        self._model.unmoved.refuse_moved()
+        self._forget_passes()
         return self._released.derive(read(self._model) - self._start, noise_stddev=self._noise_in_update())
 
     def _noise_in_update(self) -> float | None:
@@ -317,7 +319,7 @@ class PrivateOptimizer(DPOptimizer):
                 self._refuse_moved()  # by the step hook
                 self._noise.step(self.original_optimizer)
                 self.original_optimizer.step()
-                self._guard.remember()
+                self._model.unmoved.remember()
             return None
         except BaseException:
             self.discard()
@@ -339,7 +341,7 @@ class PrivateOptimizer(DPOptimizer):
 
     def _refuse_moved(self) -> None:
         self._model.refuse_other_parameters()
-        self._guard.refuse_moved()
+        self._model.unmoved.refuse_moved()
         inner = self.original_optimizer
         if vars(inner).get("_optimizer_step_pre_hooks") or vars(inner).get("_optimizer_step_post_hooks"):
             raise NotPrivate(
