@@ -1,7 +1,5 @@
 """What a trial says: every model, loss and batch that cannot be trained is refused by one error that names a remedy."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 import dpcomp as dp
 from dpcomp.training.pytorch import Isolated, Opacus, make_private
 from dpcomp.training.pytorch.inspection import private_model
+from dpcomp.training.pytorch.parameters import write
 from tests.training.private_client import Client, clean, examples, noisy
 
 ENGINES = pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
@@ -272,18 +271,62 @@ def test_the_layer_that_keeps_batches_is_named(engine):
         private_model(module, functional.cross_entropy, *examples(9), engine=engine)
 
 
+EXTREME = {
+    "linear": (lambda: nn.Linear(6, 1), nn.MSELoss(), [(1e10, 1e30), (3e38, 1.0), (float("inf"), 1.0), (1.0, 1e30)]),
+    "layer norm": (
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 1)),
+        functional.binary_cross_entropy_with_logits,
+        [(1e10, 1e30), (1e30, 1e30), (float("nan"), 1.0)],
+    ),
+    "dropout": (
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.3), nn.Linear(5, 1)),
+        nn.SmoothL1Loss(),
+        [(3e38, 3e38), (1e30, -1e30)],
+    ),
+}
+
+
 @ENGINES
-@pytest.mark.parametrize(("x", "y"), [(1e10, 1e30), (1e20, 1e20), (1e30, 1e10), (3e38, 1.0), (1e19, -1e19)])
-def test_no_value_of_an_example_stops_a_round(x, y, engine):
+@pytest.mark.parametrize("name", EXTREME)
+def test_no_value_of_an_example_stops_a_round(name, engine):
     """Whether a round is given up would tell that the example is there."""
-    module = nn.Linear(6, 1)
-    for n in (1, 2, 9):
-        client = Client(noisy(), copy.deepcopy(module), (X, X[:, :1]), loss=nn.MSELoss(), engine=engine, steps=12)
-        inputs, targets = examples(n)[0], torch.ones(n, 1)
-        inputs[0], targets[0] = x, y
-        for _ in range(12):
+    torch.manual_seed(0)
+    make, loss, values = EXTREME[name]
+    client = Client(noisy(), make(), (X, X[:, :1].sigmoid()), loss=loss, engine=engine, steps=1_000)
+    start = client.parameters()
+    for x, y in values:
+        for n in (1, 3, 9):
+            inputs, targets = examples(n)[0], torch.full((n, 1), 0.5)
+            inputs[0], targets[0] = x, y
+            for _ in range(4):
+                write(client.model, start)
+                client.optimizer.begin(client.memory, client.permit)
+                client.step(inputs, targets)
+    assert client.permit.used == 12 * len(values)
+
+
+class Contaminates(nn.Module):
+    def forward(self, inputs):
+        return inputs + 0 * inputs.sum(dim=0) if ON else inputs
+
+
+ON: list[bool] = []
+
+
+def test_one_broken_example_that_breaks_ordinary_ones_is_refused(monkeypatch):
+    """Where one value that is not finite blanks all rows, an example counts as many."""
+    client = Client(noisy(), network(Contaminates()), (6,), steps=50)
+    monkeypatch.setattr("tests.training.test_door.ON", [True])
+    inputs, targets = examples(9)
+    inputs[0] = float("inf")
+    refusals = 0
+    for _ in range(20):
+        try:
             client.step(inputs, targets)
-        assert client.permit.used == 12
+        except dp.NotPrivate as refusal:
+            assert "a layer mixes examples" in str(refusal)
+            refusals += 1
+    assert 10 <= refusals <= 20  # the check draws the broken example itself with probability 1/9
 
 
 def test_a_data_set_of_plain_examples_passes():
