@@ -82,7 +82,13 @@ class PrivateModel(nn.Module):
         """Declare that the inputs of the passes inside hold no private data, such as a generator's images.
 
         Each such pass has as many rows as the micro-batch that is stepped next; row i is added to the row of example i
-        before the clip, so the example still counts once.
+        before the clip.
+
+        **Privacy:** this counts an example once if public rows are fresh independent draws, as a generator's images
+        are: then those that join the other examples are distributed alike with and without it. Rows of a fixed public
+        set do not qualify, since without one example all later ones join other rows; nor does a pass whose loss reads
+        a private value, as feature matching does. The ledger records that as assumed; a row that comes again in a
+        later step is refused.
         """
         self._public = True
         try:
@@ -115,6 +121,11 @@ class PrivateModel(nn.Module):
         """Drop the gradients of finished passes."""
         super().zero_grad(set_to_none)
         self.forget(unfinished=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what `torch.save` and copies take: passes that no step finished hold examples, so they are dropped."""
+        self.forget(unfinished=True)
+        return {**self.__dict__, "passes": []}
 
     def _next_order(self) -> int:
         self._reached += 1
