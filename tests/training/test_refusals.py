@@ -122,6 +122,47 @@ class TestRows:
         assert float((sums[0] - sums[1]).norm()) <= 0.3 * (1 + 1e-5)
 
     @ENGINES
+    def test_of_public_inputs_are_assumed_to_be_fresh_from_their_first_pass_on(self, engine):
+        client, clause = linear(noisy(), engine=engine), "public rows are fresh independent draws"
+        for public in (False, True, False):
+            used = client.permit.used
+            client.draw(examples(5))
+            client.backward(*examples(5))
+            if public:
+                with client.model.public_rows():
+                    client.backward(*examples(5, seed=1))
+            client.optimizer.step()
+            assert (clause in str(client.ledger.guarantee(delta=1e-5))) == (used > 0)
+            assert any(clause in each for each in client.optimizer.assumptions) == (used > 0)
+        client.optimizer.begin(client.memory, client.permit)
+        assert not any(clause in each for each in client.optimizer.assumptions)
+
+    @ENGINES
+    @pytest.mark.parametrize("start", [0, 2])
+    def test_of_a_public_set_that_come_again_are_refused(self, start, engine):
+        client, public = linear(noisy(), engine=engine), examples(9, seed=1)
+        for number in range(2):
+            client.draw(examples(5, seed=number))
+            client.backward(*examples(5, seed=number))
+            with client.model.public_rows():
+                client.backward(*(part[number * start :][:5] for part in public))
+            if number:
+                with refused(client, r"row 0 of a pass in public_rows\(\), a tensor of shape \(5, 6\)"):
+                    client.optimizer.step()
+            else:
+                client.optimizer.step()
+
+    def test_of_public_inputs_that_are_all_alike_may_come_again(self):
+        client = linear(noisy(), engine=Isolated())
+        for n in (5, 4):
+            client.draw(examples(n))
+            client.backward(*examples(n))
+            with client.model.public_rows():
+                client.backward(torch.zeros(n, 6), examples(n)[1])
+            client.optimizer.step()
+        assert client.permit.used == 2
+
+    @ENGINES
     def test_of_public_inputs_are_as_many_as_examples(self, engine):
         client = linear(clean(0.3), engine=engine)
         client.draw(examples(5))

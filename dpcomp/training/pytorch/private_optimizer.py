@@ -20,10 +20,12 @@ from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
 from dpcomp.training.pytorch.parameters import layout_of, parts, read, trainable
 from dpcomp.training.pytorch.passes import Pass
 from dpcomp.training.pytorch.private_model import PrivateModel
+from dpcomp.training.pytorch.public_rows import PublicRows
 from dpcomp.training.pytorch.structures import count, inputs_and_targets, rows, tensors, to
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
+PUBLIC_ROWS = "public rows are fresh independent draws, and their pass reads no private value"
 FROZEN = {"noise_multiplier", "max_grad_norm", "expected_batch_size", "loss_reduction"}
 SCALED = {"grad_scale", "found_inf"}  # what a GradScaler sets on the optimiser that it is about to step
 
@@ -101,6 +103,7 @@ class PrivateOptimizer(DPOptimizer):
         self._total: Total | None = None
         self._start = self._released = None
         self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
+        self._public_rows, self._assumed_public = PublicRows(), False
         self._sealed = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -148,6 +151,8 @@ class PrivateOptimizer(DPOptimizer):
         else:
             clauses.append("each batch was checked to be a draw of dpcomp's loader")
         clauses.append("model and loss hold no private data")
+        if self._assumed_public:
+            clauses.append(PUBLIC_ROWS)
         if self._views > 1:
             clauses.append(f"each of the {self._views} views of an example was made from that example alone")
         return tuple(clauses)
@@ -171,6 +176,7 @@ class PrivateOptimizer(DPOptimizer):
         check_type(permit, Permit, f"begin(permit={permit!r}): give the Permit that ledger.charge returned")
         self._model.unmoved.remember_trained()
         self._model.unmoved.refuse_moved()
+        self._assumed_public = False
         permit.assume(self.assumptions)
         self.discard()
         self.draws.clear()
@@ -239,6 +245,11 @@ class PrivateOptimizer(DPOptimizer):
         passes, public = self._model.finished(public=False), self._model.finished(public=True)
         self._refuse_uncounted(micro_batch, passes, public)
         self._model.engine.refuse_other_passes(len(passes) + len(public))
+        if public:
+            if not self._assumed_public:
+                self._round()[1].assume([PUBLIC_ROWS])
+                self._assumed_public = True
+            self._public_rows.refuse_repeated([one.call for one in public], first=self._total is None)
         if micro_batch.n:
             inputs, targets = inputs_and_targets(micro_batch.batch)
             start = 0
