@@ -152,6 +152,15 @@ class TestRows:
             else:
                 client.optimizer.step()
 
+    def test_of_a_public_set_that_come_twice_in_a_pass_are_refused(self):
+        client = linear(noisy(), engine=Isolated())
+        client.draw(examples(5))
+        client.backward(*examples(5))
+        with client.model.public_rows():
+            client.backward(examples(5, seed=1)[0][[0, 1, 2, 0, 3]], examples(5)[1])
+        with refused(client, r"row 3 of a pass in public_rows\(\)"):
+            client.optimizer.step()
+
     def test_of_public_inputs_that_are_all_alike_may_come_again(self):
         client = linear(noisy(), engine=Isolated())
         for n in (5, 4):

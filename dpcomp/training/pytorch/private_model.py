@@ -87,8 +87,8 @@ class PrivateModel(nn.Module):
         **Privacy:** this counts an example once if public rows are fresh independent draws, as a generator's images
         are: then those that join the other examples are distributed alike with and without it. Rows of a fixed public
         set do not qualify, since without one example all later ones join other rows; nor does a pass whose loss reads
-        a private value, as feature matching does. The ledger records that as assumed; a row that comes again in a
-        later step is refused.
+        a private value, as feature matching does. The ledger records that as assumed; a row that comes again,
+        in its pass or in a later step, is refused.
         """
         self._public = True
         try:
