@@ -49,9 +49,10 @@ class PublicRows:
                 if step != self._step or row in here:
                     raise NotPrivate(
                         f"row {i} of a pass in public_rows(), a tensor of shape {tuple(parts[0].shape)}, was there "
-                        "before, in an earlier step or in this pass: rows of a fixed public set join other examples where one is removed, so an "
-                        "example would count more than once. Draw fresh rows in each step, as a generator does, or "
-                        "train on a public set in a script of its own, before make_private"
+                        "before, in an earlier step or in this pass: rows of a fixed public set join other examples "
+                        "where one is removed, so an example would count more than once. Draw fresh rows in each "
+                        "step, as a generator does, or train on a public set in a script of its own, before "
+                        "make_private"
                     )
                 here.add(row)
 
