@@ -1,12 +1,16 @@
 """Whatever a step does or fails to do, no raw gradient stays behind or moves a parameter."""
 
+import copy
+import io
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import dpcomp as dp
-from dpcomp.training.pytorch import Opacus, PrivateOptimizer
+from dpcomp.training.pytorch import Isolated, Opacus, PrivateOptimizer
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
 from dpcomp.training.pytorch.parameters import read
 from experiments.data.models import logistic_regression
@@ -43,6 +47,33 @@ class TestNothingRemains:
         client.model(examples(9)[0])
         assert leftovers(client.model) != []
         client.noise_step()
+        assert leftovers(client.model) == []
+
+    @pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
+    @pytest.mark.parametrize("finished", [False, True])
+    @pytest.mark.parametrize("write", ["save", "pickle", "deepcopy"])
+    def test_in_what_is_saved(self, write, finished, engine):
+        inputs = torch.full((5, 6), 1234.5678)
+        client = linear(engine=engine)
+        outputs = client.model(inputs)
+        if finished:
+            nn.functional.cross_entropy(outputs, torch.zeros(5, dtype=torch.int64)).backward()
+        file = io.BytesIO()
+        if write == "save":
+            torch.save(client.model, file)
+        else:
+            what = copy.deepcopy(client.model) if write == "deepcopy" else client.model
+            assert leftovers(what) == [] or write == "pickle"
+            pickle.dump(what, file)
+        assert np.float32(1234.5678).tobytes() * 3 not in file.getvalue()
+
+    @pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
+    def test_of_passes_after_the_last_step(self, engine):
+        client = linear(engine=engine)
+        client.step(*examples(5))
+        client.model(examples(5)[0])
+        assert leftovers(client.model) != []
+        client.optimizer.update()
         assert leftovers(client.model) == []
 
     def test_after_a_step_that_failed(self):

@@ -17,6 +17,7 @@ class Rows(Protocol):
     assumption: str
     rows_at_once: int | None  # how many are made at a time; None for all rows of a pass
     copies: int  # of an example in a batch of its own
+    keeps: frozenset[str]  # names of attributes that it writes on layers
 
     def forward(self, one: Pass) -> Any:
         """Return the model's outputs for a pass in training, prepared so that a backward pass leaves what `rows` needs.

@@ -1,6 +1,7 @@
 """Inspection of a module with its loss: what ties examples, or writes data to what it holds, is refused."""
 
 import copy
+import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,30 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
-from dpcomp.core.errors import NotPrivate
+from dpcomp.core.errors import DpcompError, NotPrivate
+from dpcomp.training.pytorch.batch_form import check_batch
 from dpcomp.training.pytorch.engine import Engine, Loss
 from dpcomp.training.pytorch.isolated import Isolated, IsolatedRows
+from dpcomp.training.pytorch.layer_outputs import Record, first_other, recorded
 from dpcomp.training.pytorch.opacus_hooks import remove_hooks
 from dpcomp.training.pytorch.parameters import trainable
-from dpcomp.training.pytorch.passes import Pass, floating
+from dpcomp.training.pytorch.passes import Pass, floating, random_states
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.row_check import RowCheck, largest_finite
-from dpcomp.training.pytorch.structures import call_of, count, repeated, rows, tensors
-from dpcomp.training.pytorch.trial_batches import TrialBatch, trial_batches
+from dpcomp.training.pytorch.structures import call_of, count, mapped, repeated, rows, tensors
+from dpcomp.training.pytorch.trial_batches import GROWING, TrialBatch, grown, trial_batches
 from dpcomp.training.pytorch.unmoved import Unmoved
-
-# What a model may raise on a batch that it does not accept.
-ERRORS = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    IndexError,
-    AssertionError,
-    NotImplementedError,
-    AttributeError,
-    KeyError,
-)
 
 
 def private_model(
@@ -68,13 +60,21 @@ def private_model(
         ...
         dpcomp.core.errors.NotPrivate: layer '' (BatchNorm1d) normalises over the batch: ...
     """
-    check_precision(module)
     check_layers(module)
+    check_precision(module)
+    check_batch(inputs, targets)
     remove_hooks(module)
-    subject = copy.deepcopy(module).train()
-    trial = _Trial(subject, loss, engine, inputs)
-    trial.run(inputs, targets)
-    model = _wrapped(module, loss, engine)
+    try:
+        trial = _Trial(module, loss, engine, inputs)
+        trial.run(inputs, targets)
+        model = _wrapped(module, loss, engine)
+    except DpcompError:
+        raise
+    except Exception as error:
+        raise NotPrivate(
+            f"a trial of model and loss on {count(inputs)} examples fails with {_named_error(error)}. Mend the model, "
+            "or the loss"
+        ) from error
     model.check.copies = model.engine.copies = trial.model.engine.copies
     if isinstance(model.engine, IsolatedRows) and isinstance(trial.model.engine, IsolatedRows):
         model.engine.in_a_loop = trial.model.engine.in_a_loop
@@ -104,7 +104,7 @@ def check_precision(module: nn.Module) -> None:
 
 
 def check_layers(module: nn.Module) -> None:
-    """Refuse all kinds of batch normalisation, tracked instance statistics, and embeddings that rescale themselves.
+    """Refuse layers that are known to mix examples or to write data, and those that cannot be tried, by name.
 
     Raises:
         NotPrivate: Naming the layer.
@@ -124,10 +124,24 @@ def check_layers(module: nn.Module) -> None:
             raise NotPrivate(
                 f"{place} rescales the rows that an example uses in its forward pass, without noise. Set max_norm=None"
             )
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse:
+            raise NotPrivate(f"{place} gives sparse gradients, which are not clipped. Set sparse=False")
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise NotPrivate(f"{place} was compiled by torch.jit, so it cannot be looked into. Give the module itself")
+        if any(map(is_lazy, (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))):
+            raise NotPrivate(f"{place} has no weights yet. Run one batch through the model before make_private")
+        for key, value in vars(layer).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise NotPrivate(
+                    f"{place} keeps a tensor that was computed from parameters in attribute {key!r}, so it cannot be "
+                    "copied or trained. Use torch.nn.utils.parametrizations.weight_norm in place of "
+                    "torch.nn.utils.weight_norm, make pruning permanent with torch.nn.utils.prune.remove, and compute "
+                    "such tensors in the forward pass"
+                )
 
 
 def check_statistics(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> None:
-    """Refuse a module whose forward pass writes buffers or parameters: they are never sent.
+    """Refuse a module or a loss whose pass writes buffers, parameters or attributes: they are never sent.
 
     This is for client-level training, where layers may mix the examples of the client.
 
@@ -140,11 +154,12 @@ def check_statistics(module: nn.Module, loss: Loss, inputs: Tensor, targets: Ten
     Raises:
         NotPrivate: Naming what a pass in training writes.
     """
-    subject = copy.deepcopy(module).train()
-    guard = Unmoved(subject)
+    subject, loss = _copies_of(module, loss)
+    guard = Unmoved(subject, loss)
     with _fork_of_generators(inputs):
-        loss(subject(inputs), targets).backward()
-    refuse_statistics(guard.moved())
+        for factor in (1.0, *GROWING):  # a maximum moves only for larger values
+            loss(subject(mapped(lambda part, by=factor: grown(part, by), inputs)), targets).backward()
+            refuse_statistics(guard.moved())
 
 
 def refuse_statistics(changed: list[str]) -> None:
@@ -158,8 +173,8 @@ def refuse_statistics(changed: list[str]) -> None:
     """
     if changed:
         raise NotPrivate(
-            f"{changed} change in the forward pass of training, and are never sent: the server would evaluate with "
-            "their first values. Use GroupNorm or LayerNorm, or set track_running_stats=False"
+            f"{changed} change in a pass of training, and are never sent: the server would evaluate with their first "
+            "values. Use GroupNorm or LayerNorm, set track_running_stats=False, and write no attribute in a pass"
         )
 
 
@@ -174,9 +189,10 @@ def hooks_on_inputs() -> Iterator[None]:
 class _Trial:
     """A copy of a module that trains on trial batches, none of which leaves a trace in the module itself."""
 
-    def __init__(self, subject: nn.Module, loss: Loss, engine: Engine, inputs: Any):
-        self._subject, self._loss, self._guard = subject, loss, Unmoved(subject)
-        self.model = _wrapped(subject, loss, engine)
+    def __init__(self, module: nn.Module, loss: Loss, engine: Engine, inputs: Any):
+        self._module = module
+        self._subject, self._loss = _copies_of(module, loss)
+        self.model = _wrapped(self._subject, self._loss, engine)
         self._engine_name, self._devices = type(engine).__name__, _cuda_devices(inputs)
         self._moves = self._random = False  # whether any gradient was above zero, any pass drew random numbers
 
@@ -198,7 +214,7 @@ class _Trial:
         if not self._moves:
             raise NotPrivate(
                 "no example gives a gradient that is finite and above 0: a trial shows nothing at these weights. Use "
-                "other first weights"
+                "other first weights; and the loss of an example must not need other examples, as a triplet loss does"
             )
 
     def _seed(self, number: int) -> None:
@@ -212,10 +228,10 @@ class _Trial:
         with torch.no_grad():
             shapes: list[list[torch.Size]] = []
             for copies in (1, 2):
-                args, kwargs = call_of(repeated(rows(inputs, 0, 1), copies))
+                args, kwargs = call_of(mapped(Tensor.clone, repeated(rows(inputs, 0, 1), copies)))
                 try:
                     outputs = self._subject(*args, **kwargs)
-                except ERRORS:
+                except Exception:
                     shapes.append([])
                     continue
                 shapes.append([part[:1].shape if part.ndim else part.shape for part in floating(outputs)])
@@ -227,11 +243,15 @@ class _Trial:
             first = self._pass(batch)
             self._refuse_writes()
             self._random |= first.random
+            if batch.only_writes:
+                return
             one = self._pass_again(batch)
             self._refuse_another(first, one)
             if not batch.made_up or one.order is not None:
                 self._check(one, batch)
-        except ERRORS as error:
+        except DpcompError:
+            raise
+        except Exception as error:
             if not batch.made_up:
                 raise NotPrivate(self._failure(batch, error)) from error
         finally:
@@ -249,21 +269,100 @@ class _Trial:
             if not torch.allclose(before, now, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
                 raise NotPrivate(
                     "the same batch has other outputs the second time: a layer keeps earlier batches, or its "
-                    "random numbers are not torch's. Remove that state, and draw with torch's global generator"
+                    f"random numbers are not torch's{self._first_other(again)}. Remove that state, and draw with "
+                    "torch's global generator"
                 )
+
+    def _first_other(self, one: Pass) -> str:
+        """Name the first layer whose output is another the second time."""
+
+        def outputs(n: int) -> Record:
+            self._seed(1)
+            args, kwargs = rows(one.given, 0, n)
+            with self.model.engine.paused():
+                return recorded(self._subject, lambda: self._subject(*args, **kwargs))
+
+        def same(before: Tensor, now: Tensor) -> bool:
+            scale = 1e-3 * largest_finite(before)
+            return before.shape == now.shape and torch.allclose(before, now, rtol=1e-3, atol=scale, equal_nan=True)
+
+        try:
+            before = outputs(one.n)
+            outputs(self.model.engine.copies)  # another batch, for what keeps the one before
+            first = first_other(before, outputs(one.n), same)
+        except Exception:  # the text is still right without the name
+            first = None
+        return f" (the first is {first})" if first else ""
 
     def _pass(self, batch: TrialBatch) -> Pass:
         self._seed(1)
         args, kwargs = call_of(batch.inputs)
-        self._loss(self.model(*args, **kwargs), batch.targets).backward()
-        return self.model.passes[-1]
+        written = _versions(batch.inputs), _versions(batch.targets)
+        outputs = self.model(*args, **kwargs)
+        if _versions(batch.inputs) != written[0]:
+            raise NotPrivate(
+                f"the model changes its inputs in place, which are the drawn examples{self._in_place()}. Change no "
+                "input in place: the first layers have inplace=False, and x = x + 1 stands for x += 1"
+            )
+        one = self.model.passes[-1]
+        if not batch.made_up:
+            self._refuse_other_dependence(one, batch)
+        loss = self._loss(outputs, batch.targets)
+        if _versions(batch.targets) != written[1]:
+            raise NotPrivate("the loss changes its targets in place: let it work on a copy")
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+            what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
+            raise NotPrivate(f"the loss returns a value of {what}: return the mean over the batch, one real number")
+        loss.backward()
+        return one
+
+    def _refuse_other_dependence(self, one: Pass, batch: TrialBatch) -> None:
+        """Refuse outputs that cannot be watched, and a loss that depends on more than outputs and targets."""
+        if any(part.is_complex() for part in tensors(one.outputs)):
+            raise NotPrivate(
+                "the model has complex outputs, whose gradients are not watched: return real numbers "
+                "(torch.view_as_real), and make them complex in the loss"
+            )
+        before = random_states(one.device)
+        with torch.enable_grad():
+            loss = self._loss(mapped(Tensor.clone, one.outputs), batch.targets)
+        if not all(map(torch.equal, before, random_states(one.device))):
+            raise NotPrivate(
+                "the loss draws random numbers, so the loss of an example alone is another each time and nothing can "
+                "be checked: draw them in the model, which returns them among its outputs, or in the data set"
+            )
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            return
+        named = {**trainable(self._module), **trainable(self._subject)}
+        for module in (self._module, self._subject):
+            found = torch.autograd.grad(
+                loss, list(trainable(module).values()), torch.ones_like(loss), retain_graph=True, allow_unused=True
+            )
+            if names := [name for name, part in zip(named, found, strict=True) if part is not None]:
+                raise NotPrivate(
+                    f"the loss depends on the parameters {names} besides through the model's outputs, as a weight "
+                    "penalty does, and that part of the gradient is in no row: use weight_decay= of the optimiser, or "
+                    "let the model return what the loss needs, an output an example"
+                )
+
+    def _in_place(self) -> str:
+        names = [
+            f"{name!r} ({type(layer).__name__})"
+            for name, layer in self._subject.named_modules()
+            if getattr(layer, "inplace", False) is True
+        ]
+        return f"; inplace=True have the layers {', '.join(names)}" if names else ""
 
     def _check(self, one: Pass, batch: TrialBatch) -> None:
         if one.order is None:
             raise NotPrivate("the loss does not depend on the model's outputs: let it be a function of them")
         n = count(batch.inputs)
         for i in sorted({0, n - 1} if batch.made_up else {0, n // 2, n - 1}):
-            self.model.check.loss_of(one, batch.targets, i)
+            try:
+                self.model.check.loss_of(one, batch.targets, i)
+            except NotPrivate as error:
+                self._refuse_dependent_outputs(one, error)
+                raise
             row = tuple(part[0] for part in self.model.engine.rows(one, batch.targets, i, i + 1))
             size = sum(float(part.double().square().sum()) for part in row)
             if isinstance(self.model.engine, IsolatedRows):
@@ -276,15 +375,14 @@ class _Trial:
         self.model.engine.refuse_other_passes(len(self.model.finished(public=False)))
 
     def _refuse_writes(self) -> None:
-        if changed := self._guard.moved():
+        if changed := self.model.unmoved.moved():
             raise NotPrivate(
-                f"{changed} change in a training step: a forward pass writes data there without noise. Remove them, or "
-                "do not write them in a forward pass"
+                f"{changed} change in a training step: a pass of the model or the loss writes there what it sees, "
+                "without noise, and later gradients may depend on it. Write nothing in a pass: return what you want to "
+                "look at as an output, and make tables that do not depend on data in __init__"
             )
 
     def _failure(self, batch: TrialBatch, error: Exception) -> str:
-        in_place = [name for name, layer in self._subject.named_modules() if getattr(layer, "inplace", False) is True]
-        hint = f"; layers {in_place} work in place: set inplace=False" if in_place else ""
         other = "" if self._engine_name == "Isolated" else ", or give engine=Isolated()"
         layers = [
             f"{name!r} ({type(layer).__name__})"
@@ -292,21 +390,59 @@ class _Trial:
             if any(True for _ in layer.parameters(recurse=False))
         ]
         return (
-            f"a training step on {batch.what} fails with {type(error).__name__}: {error}. The model is called with the "
-            f"inputs of a batch, and the loss with its outputs and the batch's targets{hint}. Mend the layer among "
-            f"{layers}, or the loss{other}"
+            f"a training step on {batch.what} ({count(batch.inputs)} in the batch) fails with {_named_error(error)}. "
+            "The model is called with the inputs of a batch, and the loss with its outputs and the batch's targets"
+            f"{self._in_place()}. Mend the layer among {layers}, or the loss{other}"
         )
+
+    def _refuse_dependent_outputs(self, one: Pass, error: NotPrivate) -> None:
+        """Say so where a loss seems wrong to hooks because one output of the model feeds another."""
+        if isinstance(self.model.engine, IsolatedRows) or len(one.cotangents) < 2:
+            return
+        args, kwargs = one.given
+        with self.model.engine.paused(), torch.enable_grad():
+            outputs = floating(self._subject(*args, **kwargs))
+            used = [outputs[number] for number in one.cotangents if outputs[number].requires_grad]
+            for a, b in itertools.permutations(used, 2):
+                if a is b or torch.autograd.grad(a.sum(), b, retain_graph=True, allow_unused=True)[0] is not None:
+                    raise NotPrivate(
+                        "outputs of the model depend on each other (one is computed from another, as a pooled output "
+                        "or a softmax of logits is), and with engine=Opacus() the gradients that a loss sends to such "
+                        "outputs cannot be told apart. Give engine=Isolated(), or return only outputs that do not "
+                        "feed another"
+                    ) from error
+
+
+def _copies_of(module: nn.Module, loss: Loss) -> tuple[nn.Module, Loss]:
+    """Return copies that a trial may change; a loss that refers to the model refers to the copy then."""
+    memo: dict[int, Any] = {}
+    subject = copy.deepcopy(module, memo).train()
+    try:
+        return subject, copy.deepcopy(loss, memo)
+    except Exception:  # what cannot be copied is tried itself
+        return subject, loss
 
 
 def _wrapped(module: nn.Module, loss: Loss, engine: Engine) -> PrivateModel:
     attached = engine.attach(module, loss)
-    return PrivateModel(module, attached, RowCheck(module, loss, attached)).train(module.training)
+    unmoved = Unmoved(module, loss, ignored=attached.keeps)
+    return PrivateModel(module, attached, RowCheck(module, loss, attached), unmoved).train(module.training)
 
 
 @contextmanager
 def _fork_of_generators(inputs: Any) -> Iterator[None]:
     with torch.random.fork_rng(devices=_cuda_devices(inputs)):
         yield
+
+
+def _named_error(error: Exception) -> str:
+    """Return the class and the first line of an error."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}".rstrip(": .")
+
+
+def _versions(value: Any) -> list[int]:
+    return [part._version for part in tensors(value)]
 
 
 def _cuda_devices(inputs: Any) -> list[torch.device]:

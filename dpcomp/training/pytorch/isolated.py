@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from dpcomp.core.checks import whole_number
+from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.engine import Loss
 from dpcomp.training.pytorch.parameters import trainable
 from dpcomp.training.pytorch.passes import Pass
@@ -54,6 +55,7 @@ class IsolatedRows:
     """
 
     assumption = "each example's gradient was taken alone"
+    keeps: frozenset[str] = frozenset()
 
     def __init__(self, module: nn.Module, loss: Loss, rows_at_once: int):
         self._module, self._loss = module, loss
@@ -65,14 +67,14 @@ class IsolatedRows:
         """Return the outputs, at which a backward pass stops unless inputs or public rows need it to go on."""
         if one.public:
             return self._with_a_parameter_a_row(one)
-        if any(part.requires_grad for part in tensors(one.call)):
-            args, kwargs = one.given
-            return self._module(*args, **kwargs)
         args, kwargs = one.given
+        if any(part.requires_grad for part in tensors(one.call)):
+            fixed: dict[str, Tensor] = {name: value.detach() for name, value in _named(self._module).items()}
+            return functional_call(self._module, fixed, args, kwargs)
         with torch.no_grad():
             outputs = self._module(*args, **kwargs)
         # The rows are made anew from the inputs, so raw gradients need never lie on the parameters.
-        return mapped(lambda part: part.requires_grad_() if part.is_floating_point() else part, outputs)
+        return mapped(lambda part: part.detach().requires_grad_() if part.is_floating_point() else part, outputs)
 
     def rows(self, one: Pass, targets: Any, start: int, stop: int) -> tuple[Tensor, ...]:
         """Return the rows of some examples, as `Rows.rows` says."""
@@ -87,7 +89,7 @@ class IsolatedRows:
             if not self.in_a_loop:
                 try:
                     return self._mapped(examples)
-                except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError):
+                except Exception:
                     self.in_a_loop = True  # vmap refuses what depends on values, and layers without a rule for it
             return self._looped(examples)
 
@@ -104,7 +106,17 @@ class IsolatedRows:
         )
 
     def refuse_other_passes(self, reached: int) -> None:
-        """Do nothing: rows are made from the drawn examples, whatever else the model was used for."""
+        """Refuse gradients on the parameters: the rows are made anew, so whatever made these would be dropped.
+
+        Raises:
+            NotPrivate: Naming the parameters.
+        """
+        if names := [name for name, value in _named(self._module).items() if value.grad is not None]:
+            raise NotPrivate(
+                f"the script's backward pass reached {names} past the outputs of the model, and such gradients are not "
+                "in the rows: for a weight penalty use weight_decay= of the optimiser; call the model itself, not its "
+                "layers; and call optimizer.zero_grad() after backward passes of other losses"
+            )
 
     def paused(self) -> AbstractContextManager[None]:
         """Change nothing: the module has no hooks."""

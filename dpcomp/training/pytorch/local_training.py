@@ -24,6 +24,7 @@ from dpcomp.training.pytorch.inspection import (
 )
 from dpcomp.training.pytorch.parameters import read, write
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
+from dpcomp.training.pytorch.unmoved import Unmoved
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
@@ -131,7 +132,7 @@ class ClientLevel:
         local_sampling: How the batch of a step is drawn; no privacy depends on it.
 
     Raises:
-        NotPrivate: A forward pass writes buffers, such as running statistics, which are never sent.
+        NotPrivate: A pass writes buffers or attributes, such as running statistics, which are never sent.
         ValueError: A parameter is neither float32 nor float64.
     """
 
@@ -152,7 +153,7 @@ class ClientLevel:
         self._module, self._loss, self._pipeline = module, loss, pipeline
         self._make_optimizer, self._secret = make_optimizer, secret
         self._local_steps, self._local_sampling = local_steps, local_sampling
-        self._buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        self._unmoved = Unmoved(module, loss)
 
     def train(
         self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
@@ -179,8 +180,8 @@ class ClientLevel:
                     optimizer.zero_grad()
                     self._loss(self._module(inputs[chosen]), targets[chosen]).backward()
                     optimizer.step()
-        held = dict(self._module.named_buffers())
-        refuse_statistics([name for name, before in self._buffers.items() if not torch.equal(held[name].cpu(), before)])
+        self._unmoved.remember_trained()
+        refuse_statistics(self._unmoved.moved())
         change = read(self._module) - start
         if self._pipeline.trust_model.server_sees_clean:
             # What is not finite counts as zero, as under Clip; a client that sent nothing would be seen.

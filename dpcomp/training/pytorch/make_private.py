@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from dpcomp.core.errors import DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.training.pytorch.batches import poisson_loader
@@ -121,4 +122,20 @@ def _some_examples(dataset: Dataset, n: int, collate: Collate) -> tuple[Any, Any
     """Return examples from all over the data set, which may be sorted by class."""
     most = min(n, MOST_EXAMPLES)
     positions = [round(i * (n - 1) / max(most - 1, 1)) for i in range(most)]
-    return inputs_and_targets(collate([dataset[position] for position in positions]))
+    examples = [dataset[position] for position in positions]
+    try:
+        return inputs_and_targets(collate(examples))
+    except DpcompError:
+        raise
+    except Exception as error:
+        remedy = (
+            "examples of different lengths, or that are not tensors, need one: give collate_fn=, such as a function "
+            "that pads"
+            if collate is default_collate
+            else "collate_fn is called with a list of examples of any length"
+        )
+        first = next(iter(str(error).splitlines()), "")
+        raise NotPrivate(
+            f"{'the default collate_fn' if collate is default_collate else 'collate_fn'} fails on {most} examples "
+            f"of the data set with {type(error).__name__}: {first}; {remedy}"
+        ) from error

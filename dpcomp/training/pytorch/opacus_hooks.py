@@ -59,6 +59,7 @@ class OpacusRows:
 
     assumption = "rows of per-example gradients, and that the loss is their examples' mean, were checked, not proven"
     rows_at_once: int | None = None
+    keeps = frozenset({"activations"})
 
     def __init__(self, module: nn.Module, hooks: GradSampleHooks):
         self._module, self._hooks = module, hooks

@@ -13,6 +13,7 @@ from dpcomp.training.pytorch.parameters import trainable
 from dpcomp.training.pytorch.passes import Pass, random_states
 from dpcomp.training.pytorch.row_check import RowCheck
 from dpcomp.training.pytorch.structures import count, mapped, rows, tensors
+from dpcomp.training.pytorch.unmoved import Unmoved
 
 
 class PrivateModel(nn.Module):
@@ -25,12 +26,13 @@ class PrivateModel(nn.Module):
         module: The module.
         engine: What makes rows of its passes.
         check: What holds rows to the gradients of examples alone.
+        unmoved: What holds module and loss to what they held at the inspection.
     """
 
-    def __init__(self, module: nn.Module, engine: Rows, check: RowCheck):
+    def __init__(self, module: nn.Module, engine: Rows, check: RowCheck, unmoved: Unmoved):
         super().__init__()
         self._module = module
-        self.engine, self.check = engine, check
+        self.engine, self.check, self.unmoved = engine, check, unmoved
         self.passes: list[Pass] = []
         self._reached, self._public = 0, False
         self._trained = {name: id(parameter) for name, parameter in trainable(module).items()}
@@ -45,10 +47,12 @@ class PrivateModel(nn.Module):
         """Return the module's output; in training, record the pass.
 
         Raises:
-            NotPrivate: The pass before this one is not finished, and the engine needs it to be.
+            NotPrivate: Layers or trainable parameters are not those that were inspected; or the pass before this one
+                is not finished, and the engine needs it to be.
         """
         if not (self.training and torch.is_grad_enabled()):
             return self._module(*args, **kwargs)
+        self.refuse_other_parameters()
         if any(part.ndim for part in tensors((args, kwargs))) and count((args, kwargs)) == 0:
             return self._outputs_of_nothing(args, kwargs)
         device = next((part.device for part in tensors((args, kwargs))), torch.device("cpu"))
@@ -78,7 +82,13 @@ class PrivateModel(nn.Module):
         """Declare that the inputs of the passes inside hold no private data, such as a generator's images.
 
         Each such pass has as many rows as the micro-batch that is stepped next; row i is added to the row of example i
-        before the clip, so the example still counts once.
+        before the clip.
+
+        **Privacy:** this counts an example once if public rows are fresh independent draws, as a generator's images
+        are: then those that join the other examples are distributed alike with and without it. Rows of a fixed public
+        set do not qualify, since without one example all later ones join other rows; nor does a pass whose loss reads
+        a private value, as feature matching does. The ledger records that as assumed; a row that comes again,
+        in its pass or in a later step, is refused.
         """
         self._public = True
         try:
@@ -87,11 +97,12 @@ class PrivateModel(nn.Module):
             self._public = False
 
     def refuse_other_parameters(self) -> None:
-        """Refuse a module whose trainable parameters are not those that were inspected.
+        """Refuse a module whose layers or trainable parameters are not those that were inspected.
 
         Raises:
-            NotPrivate: Naming those that were unfrozen, frozen or replaced.
+            NotPrivate: Naming those that were exchanged, unfrozen or frozen.
         """
+        self.unmoved.refuse_other_layers()
         now = {name: id(parameter) for name, parameter in trainable(self._module).items()}
         if now != self._trained:
             changed = sorted(name for name, _ in now.items() ^ self._trained.items())
@@ -110,6 +121,11 @@ class PrivateModel(nn.Module):
         """Drop the gradients of finished passes."""
         super().zero_grad(set_to_none)
         self.forget(unfinished=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what `torch.save` and copies take: passes that no step finished hold examples, so they are dropped."""
+        self.forget(unfinished=True)
+        return {**self.__dict__, "passes": []}
 
     def _next_order(self) -> int:
         self._reached += 1

@@ -23,11 +23,12 @@ from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
 from dpcomp.training.pytorch.parameters import layout_of, parts, read, trainable
 from dpcomp.training.pytorch.passes import Pass
 from dpcomp.training.pytorch.private_model import PrivateModel
+from dpcomp.training.pytorch.public_rows import PublicRows
 from dpcomp.training.pytorch.structures import count, inputs_and_targets, rows, to
-from dpcomp.training.pytorch.unmoved import Unmoved
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
+PUBLIC_ROWS = "public rows are fresh independent draws, and their pass reads no private value"
 FROZEN = {"noise_multiplier", "max_grad_norm", "expected_batch_size", "loss_reduction"}
 SETTINGS = "learning rates and other settings of the optimiser were not computed from clean values"
 FEWER_STEPS = "the number of steps was not chosen by a look at clean values"
@@ -105,12 +106,12 @@ class PrivateOptimizer(DPOptimizer):
                 "ones: give it model.parameters(), and freeze with requires_grad_(False) what is not to be trained"
             )
         self.draws, self._arguments = Draws(), Arguments()
-        self._guard = Unmoved(model)
         self._open: tuple[ClientMemory, Permit] | None = None
         self._closed: Permit | None = None  # of the round in which a batch was given up
         self._total: Total | None = None
         self._start = self._released = None
         self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
+        self._public_rows, self._assumed_public = PublicRows(), False
         self._sealed = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -161,6 +162,9 @@ class PrivateOptimizer(DPOptimizer):
             )
         else:
             clauses.append("each batch was checked to be a draw of dpcomp's loader")
+        clauses.append("model and loss hold no private data")
+        if self._assumed_public:
+            clauses.append(PUBLIC_ROWS)
         if self._views > 1:
             clauses.append(f"each of the {self._views} views of an example was made from that example alone")
         return tuple(clauses)
@@ -173,7 +177,8 @@ class PrivateOptimizer(DPOptimizer):
             permit: What `ledger.charge(pipeline.cost, memory.address, steps)` returned; a logical step uses one step.
 
         Raises:
-            NotPrivate: Other parameters are trainable than those that were inspected.
+            NotPrivate: Layers or trainable parameters are not those that were inspected; or a buffer, a frozen
+                parameter or an attribute of model or loss has another value than at the inspection.
             ValueError: The memory has another layout than the model.
         """
         if memory.layout != self.layout:
@@ -181,13 +186,15 @@ class PrivateOptimizer(DPOptimizer):
                 f"the memory has {memory.layout} and the model {self.layout}: make the memory with optimizer.layout"
             )
         check_type(permit, Permit, f"begin(permit={permit!r}): give the Permit that ledger.charge returned")
+        self._model.unmoved.remember_trained()
+        self._model.unmoved.refuse_moved()
+        self._assumed_public = False
         permit.assume(self.assumptions)
         self.discard_all()
         self.original_optimizer.state.clear()
         self._open, self._released = (memory, permit), None
         self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
         self._start = read(self._model)
-        self._guard.remember()
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches of a loader of your own, one a step; only where no sampling is charged.
@@ -224,10 +231,11 @@ class PrivateOptimizer(DPOptimizer):
         if self._released is None or self._start is None:
             raise BudgetExhausted("nothing was released since begin(memory, permit): take a step first")
         self._model.refuse_other_parameters()
-        self._guard.refuse_moved()
+        self._model.unmoved.refuse_moved()
         permit = self._round()[1]
         if permit.used < permit.steps:
             permit.assume([FEWER_STEPS])
+        self._forget_passes()
         return self._released.derive(read(self._model) - self._start, noise_stddev=self._noise_in_update())
 
     def _noise_in_update(self) -> float | None:
@@ -267,6 +275,11 @@ class PrivateOptimizer(DPOptimizer):
         passes, public = self._model.finished(public=False), self._model.finished(public=True)
         self._refuse_uncounted(micro_batch, passes, public)
         self._model.engine.refuse_other_passes(len(passes) + len(public))
+        if public:
+            if not self._assumed_public:
+                self._round()[1].assume([PUBLIC_ROWS])
+                self._assumed_public = True
+            self._public_rows.refuse_repeated([one.call for one in public], first=self._total is None)
         if micro_batch.n:
             inputs, targets = inputs_and_targets(micro_batch.batch)
             start = 0
@@ -354,7 +367,7 @@ class PrivateOptimizer(DPOptimizer):
                 self._refuse_moved()  # by the step hook
                 self._noise.step(self.original_optimizer)
                 self.original_optimizer.step()
-                self._guard.remember()
+                self._model.unmoved.remember()
             return None
         except BaseException:
             self.discard()
@@ -386,7 +399,7 @@ class PrivateOptimizer(DPOptimizer):
 
     def _refuse_moved(self) -> None:
         self._model.refuse_other_parameters()
-        self._guard.refuse_moved()
+        self._model.unmoved.refuse_moved()
         inner = self.original_optimizer
         if vars(inner).get("_optimizer_step_pre_hooks") or vars(inner).get("_optimizer_step_post_hooks"):
             raise NotPrivate(

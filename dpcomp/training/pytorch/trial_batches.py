@@ -11,6 +11,7 @@ from dpcomp.training.pytorch.structures import count, mapped, picked, rows, tens
 
 MOST_EXAMPLES = 33  # above the sizes at which a loss or a layer is known to change its ways (8, 16, 32)
 MOST_VALUES = 2e8  # of per-example gradients that a trial holds
+GROWING = (-30.0, 1e3, -1e5, 1e10)  # factors: what keeps a largest value changes only for larger ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +23,14 @@ class TrialBatch:
         inputs: What the model gets.
         targets: What the loss gets.
         made_up: Whether a model may refuse it with an error, since no such batch need ever come.
+        only_writes: Whether it is tried only for what model and loss write: its gradients may not be finite.
     """
 
     what: str
     inputs: Any
     targets: Any
     made_up: bool = False
+    only_writes: bool = False
 
 
 def trial_batches(inputs: Any, targets: Any, parameters: int) -> Iterator[TrialBatch]:
@@ -59,6 +62,9 @@ def trial_batches(inputs: Any, targets: Any, parameters: int) -> Iterator[TrialB
     yield TrialBatch("diverse targets", whole, labels, made_up=True)
     yield TrialBatch("made-up examples", mapped(_made_up, whole), labels, made_up=True)
     yield TrialBatch("examples of diverse lengths", mapped(_zeros_after, whole), labels, made_up=True)
+    for factor in GROWING:
+        large = mapped(lambda part, by=factor: grown(part, by), some)
+        yield TrialBatch(f"examples times {factor:g}", large, truth, made_up=True, only_writes=True)
     lengths = {part.shape[1] for part in tensors(whole) if part.ndim >= 2}
     if len(lengths) == 1:
         (length,) = lengths
@@ -70,6 +76,11 @@ def trial_batches(inputs: Any, targets: Any, parameters: int) -> Iterator[TrialB
                 mapped(lambda part, to=other, was=length: _lengthened_targets(part, was, to), long),
                 made_up=True,
             )
+
+
+def grown(part: Tensor, factor: float) -> Tensor:
+    """Return larger values of floating-point inputs; all else stays."""
+    return part * factor if part.is_floating_point() else part
 
 
 def _made_up(part: Tensor) -> Tensor:

@@ -1,34 +1,48 @@
-"""Unmoved: a guard that only the optimiser's step on released values moves what a model holds."""
+"""Unmoved: a guard that only the optimiser's step on released values moves what a model and its loss hold."""
 
-import torch
-from torch import Tensor, nn
+from typing import Any
+
+from torch import nn
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.held import held, kept, same
+from dpcomp.training.pytorch.parameters import trainable
 
 
 class Unmoved:
-    """Remembers a model's parameters and buffers, and refuses what moved since.
+    """Remembers what a model and its loss hold, and refuses what moved since.
 
     **Privacy:** an update is the model now minus the model before, so whatever else wrote a parameter would be sent;
-    and what a pass writes to a buffer or a frozen parameter makes later gradients depend on several examples
-    (PRIVACY_RULES hazards 7 and 28). Values are compared, since a write through `.data` leaves no other trace.
+    and what a pass or a script writes to a buffer, a frozen parameter or an attribute makes later gradients depend on
+    several examples (PRIVACY_RULES hazards 7 and 28). Values are compared, since a write through `.data` leaves no
+    other trace. Globals and closures are not seen.
 
     Args:
-        module: The model whose parameters, trainable and frozen, and buffers are watched.
+        module: The model whose parameters, trainable and frozen, buffers and attributes are watched.
+        loss: The loss whose parameters, buffers and attributes are watched; None for none.
+        ignored: Names of attributes that an engine keeps on layers.
     """
 
-    def __init__(self, module: nn.Module):
-        self._module = module
+    def __init__(self, module: nn.Module, loss: Any = None, *, ignored: frozenset[str] = frozenset()):
+        self._module, self._loss, self._ignored = module, loss, ignored
+        self._layers = {name: (id(layer), type(layer)) for name, layer in module.named_modules()}
+        self._before: dict[str, list[Any]] = {}
         self.remember()
 
     def remember(self) -> None:
-        """Take the present values as those that were released."""
-        self._before = {name: value.detach().clone() for name, value in _held(self._module).items()}
+        """Take all present values as those that were released: right after the optimiser's step."""
+        self._before = {name: list(map(kept, leaves)) for name, leaves in self._held().items()}
+
+    def remember_trained(self) -> None:
+        """Take the present values of the trainable parameters as a new start; all else is held to what it was."""
+        self._before |= {name: [kept(value)] for name, value in trainable(self._module).items()}
 
     def moved(self) -> list[str]:
         """Return the names of what has other values than those remembered."""
-        now = _held(self._module)
-        changed = [name for name, value in now.items() if not _same(value, self._before.get(name))]
+        now = self._held()
+        changed = [
+            name for name, leaves in now.items() if name not in self._before or not same(leaves, self._before[name])
+        ]
         return changed + [name for name in self._before if name not in now]
 
     def refuse_moved(self) -> None:
@@ -39,21 +53,27 @@ class Unmoved:
         """
         if changed := self.moved():
             raise NotPrivate(
-                f"{changed} moved since the last step, and not by the optimiser: a forward pass, a hook or a callback "
-                "wrote values that never went through the clip and the noise. Do not write parameters and buffers in "
-                "training (Embedding(max_norm=None), no data-dependent first weights, no running statistics); load "
-                "weights before optimizer.begin(memory, permit)"
+                f"{changed} moved since the last step, and not by the optimiser: a forward pass, a hook, a callback or "
+                "the script wrote values that never went through the clip and the noise. Trainable parameters may be "
+                "loaded before optimizer.begin(memory, permit); buffers, frozen parameters and attributes of model and "
+                "loss keep what they had in make_private: set them before it, and write none in training "
+                "(Embedding(max_norm=None), no data-dependent first weights, no running statistics)"
             )
 
+    def refuse_other_layers(self) -> None:
+        """Refuse a model of which a layer was added, replaced or removed.
 
-def _held(module: nn.Module) -> dict[str, Tensor]:
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name.removeprefix("_module."): value for name, value in named.items()}
+        Raises:
+            NotPrivate: Naming the layer.
+        """
+        now = {name: (id(layer), type(layer)) for name, layer in self._module.named_modules()}
+        for name in dict.fromkeys([*self._layers, *now]):
+            if now.get(name) != self._layers.get(name):
+                was, is_now = (layers[name][1].__name__ if name in layers else "none" for layers in (self._layers, now))
+                raise NotPrivate(
+                    f"layer {name!r} was exchanged after the inspection (it was {was}, and is {is_now}), so nothing is "
+                    "known of it: change layers before make_private, or call it again"
+                )
 
-
-def _same(now: Tensor, before: Tensor | None) -> bool:
-    if before is None or now.shape != before.shape or now.dtype != before.dtype:
-        return False
-    now, before = now.detach(), before.to(now.device)
-    # A NaN that was there before has not moved.
-    return torch.equal(now, before) or bool(((now == before) | ((now != now) & (before != before))).all())
+    def _held(self) -> dict[str, list[Any]]:
+        return held(self._module, self._loss, ignored=self._ignored)

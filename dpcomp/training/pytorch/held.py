@@ -1,0 +1,177 @@
+"""Held: what a model and its loss keep between passes, beside the parameters that the optimiser trains."""
+
+import functools
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AnySet
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Of each module: torch's own entries, and what Opacus keeps on it between passes.
+OF_TORCH = frozenset(vars(nn.Module())) | {"_flat_weights", "autograd_grad_sample_hooks", "max_batch_len"}
+_VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_LIBRARIES = {"torch", "opacus", "builtins", "functools", "typing", "weakref", "accelerate", "_thread", "threading"}
+
+
+def held(module: nn.Module, loss: Any = None, *, ignored: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
+    """Return what a model and a loss hold, by name and place: tensors, and numbers, strings and the like.
+
+    Lists, dictionaries, sets, other modules and plain objects in an attribute are looked through. What lies in the
+    memory of a trainable parameter is that parameter.
+
+    Args:
+        module: The model.
+        loss: Its loss, if that is to be watched too: a module, an object, or a function with attributes.
+        ignored: Names of attributes that are an engine's.
+    """
+    walk = _Walk(module, ignored)
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    result: dict[str, list[Any]] = {name.removeprefix("_module."): [value] for name, value in named.items()}
+    for name, layer in module.named_modules():
+        place = f"layer {name!r}" if name else "the model"
+        for key, value in walk.attributes(layer):
+            result[f"attribute {key!r} of {place} ({type(layer).__name__})"] = walk.leaves(value)
+    result.update(walk.of_loss(loss))
+    return result
+
+
+class _Walk:
+    def __init__(self, module: nn.Module, ignored: frozenset[str]):
+        self._ignored = OF_TORCH | ignored
+        self._seen = {id(layer) for layer in module.modules()}
+        self._memory = {_memory(value) for value in module.parameters() if value.requires_grad} - {None}
+
+    def attributes(self, layer: nn.Module) -> Iterator[tuple[str, Any]]:
+        """Yield the attributes of a module and of its class that are not torch's."""
+        for kind in reversed(type(layer).__mro__):
+            if kind.__module__.partition(".")[0] not in _LIBRARIES:
+                for key, value in vars(kind).items():
+                    if not key.startswith("__") and key not in vars(layer) and _is_data(value):
+                        yield key, value
+        for key, value in vars(layer).items():
+            if key not in self._ignored:
+                yield key, value
+
+    def of_loss(self, loss: Any) -> Iterator[tuple[str, list[Any]]]:
+        if isinstance(loss, types.MethodType) and isinstance(loss.__self__, nn.Module):
+            loss = loss.__self__
+        if id(loss) in self._seen:
+            return
+        place = f"the loss ({type(loss).__name__})"
+        if isinstance(loss, nn.Module):
+            self._seen |= {id(layer) for layer in loss.modules()}
+            for name, value in loss.named_parameters():
+                yield f"parameter {name!r} of {place}", self.leaves(value)
+            for name, value in loss.named_buffers():
+                yield f"buffer {name!r} of {place}", self.leaves(value)
+            for name, layer in loss.named_modules():
+                for key, value in self.attributes(layer):
+                    yield f"attribute {f'{name}.{key}'.lstrip('.')!r} of {place}", self.leaves(value)
+            return
+        if isinstance(loss, functools.partial):
+            yield f"an argument of {place}", self.leaves((loss.args, loss.keywords))
+            yield from self.of_loss(loss.func)
+            return
+        for key, value in _attributes_of(loss):
+            yield f"attribute {key!r} of {place}", self.leaves(value)
+
+    def leaves(self, value: Any) -> list[Any]:
+        """Return the tensors and values in an attribute, with marks for the form that they are in."""
+        if isinstance(value, Tensor):
+            return ["a trained parameter"] if _memory(value) in self._memory else [value]
+        if isinstance(value, (*_VALUES, np.ndarray, np.generic)):
+            return [value]
+        if isinstance(value, (Mapping, list, tuple, deque, AnySet)) or _is_object(value):
+            if id(value) in self._seen:
+                return []
+            self._seen.add(id(value))
+            return self._inside(value)
+        return []
+
+    def _inside(self, value: Any) -> list[Any]:
+        if isinstance(value, nn.Module):
+            own = {**value._parameters, **value._buffers, **value._modules, **dict(self.attributes(value))}
+            return self._inside(own)
+        if isinstance(value, Mapping):
+            pairs: Any = value.items()
+            return ["a mapping", len(value), *(leaf for pair in pairs for part in pair for leaf in self.leaves(part))]
+        if isinstance(value, AnySet):
+            return [frozenset(part for part in value if isinstance(part, _VALUES)), len(value)]
+        if isinstance(value, (list, tuple, deque)):
+            return [type(value).__name__, len(value), *(leaf for part in value for leaf in self.leaves(part))]
+        return self._inside(dict(_attributes_of(value)))
+
+
+def kept(leaf: Any) -> Any:
+    """Return a copy of a leaf that no later write reaches."""
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone()
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+
+def same(now: list[Any], before: list[Any]) -> bool:
+    """Return whether two lists of leaves have the same values; a NaN that was there before has not moved."""
+    return len(now) == len(before) and all(map(_same, now, before))
+
+
+def _same(now: Any, before: Any) -> bool:
+    if isinstance(now, Tensor):
+        return isinstance(before, Tensor) and _same_tensors(now.detach(), before)
+    if type(now) is not type(before):
+        return False
+    if isinstance(now, np.ndarray):
+        return now.dtype == before.dtype and now.tobytes() == before.tobytes()
+    return bool(now == before) or bool(now != now and before != before)
+
+
+def _same_tensors(now: Tensor, before: Tensor) -> bool:
+    if now.shape != before.shape or now.dtype != before.dtype:
+        return False
+    try:
+        before = before.to(now.device)
+        return torch.equal(now, before) or bool(((now == before) | ((now != now) & (before != before))).all())
+    except RuntimeError:  # a tensor that a transform of torch.func left behind, or one without values
+        return False
+
+
+def _attributes_of(value: Any) -> list[tuple[str, Any]]:
+    slots = [key for kind in type(value).__mro__ for key in _slots(kind)]
+    own = {key: getattr(value, key) for key in slots if hasattr(value, key)} | dict(getattr(value, "__dict__", {}))
+    of_class = {
+        key: part
+        for kind in reversed(type(value).__mro__)
+        if kind.__module__.partition(".")[0] not in _LIBRARIES
+        for key, part in vars(kind).items()
+        if not key.startswith("__") and key not in own and _is_data(part)
+    }
+    return list((of_class | own).items())
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, (Tensor, *_VALUES, np.ndarray, np.generic, Mapping, list, tuple, deque, AnySet))
+
+
+def _is_object(value: Any) -> bool:
+    if isinstance(value, nn.Module):
+        return True
+    if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType)):
+        return False
+    return type(value).__module__.partition(".")[0] not in _LIBRARIES
+
+
+def _memory(value: Tensor) -> int | None:
+    """Return where the memory of a tensor begins; None without any."""
+    try:
+        return value.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):
+        return None
