@@ -302,7 +302,7 @@ class _Trial:
         if _versions(batch.inputs) != written[0]:
             raise NotPrivate(
                 f"the model changes its inputs in place, which are the drawn examples{self._in_place()}. Change no "
-                "input in place: the first layers have inplace=False, and x = x + 1 stands for x += 1"
+                "input in place: write x = x + 1 for x += 1"
             )
         one = self.model.passes[-1]
         if not batch.made_up:
@@ -351,7 +351,7 @@ class _Trial:
             for name, layer in self._subject.named_modules()
             if getattr(layer, "inplace", False) is True
         ]
-        return f"; inplace=True have the layers {', '.join(names)}" if names else ""
+        return f"; layers {', '.join(names)} work in place: set inplace=False" if names else ""
 
     def _check(self, one: Pass, batch: TrialBatch) -> None:
         if one.order is None:
