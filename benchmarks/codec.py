@@ -38,7 +38,7 @@ import dpcomp as dp
 from analysis.measures.efficiency import compression_ratio
 from analysis.measures.payload_rate import PayloadRate
 from dpcomp.core.layout import Layout
-from dpcomp.training.pytorch.parameters import layout_of
+from dpcomp.training.pytorch.rows.parameters import layout_of
 from dpcomp.wire.update import with_claim
 from experiments.data.tasks.cifar10_resnet import task as cifar10_resnet
 

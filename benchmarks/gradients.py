@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float32
 
 from dpcomp.core.layout import Layout
-from dpcomp.training.pytorch.parameters import layout_of
+from dpcomp.training.pytorch.rows.parameters import layout_of
 from experiments.data.cache import cache_folder
 from experiments.data.tasks.cifar10 import task as cifar10
 

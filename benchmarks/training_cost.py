@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import dpcomp as dp
 from dpcomp.federated.aggregation import mean_of_released
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
-from dpcomp.training.pytorch.opacus_hooks import Opacus
-from dpcomp.training.pytorch.parameters import read, write
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
+from dpcomp.training.pytorch.rows.opacus_hooks import Opacus
+from dpcomp.training.pytorch.rows.parameters import read, write
 from experiments.data.models import fashion_cnn
 
 PAIRS = 15

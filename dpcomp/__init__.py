@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from dpcomp.privacy.cost import Cost as Cost
     from dpcomp.privacy.guarantee import Guarantee as Guarantee
     from dpcomp.privacy.budget import Budget as Budget
-    from dpcomp.privacy.ledger import Ledger as Ledger
-    from dpcomp.privacy.ledger import Permit as Permit
-    from dpcomp.privacy.ledger_file import LedgerMark as LedgerMark
-    from dpcomp.privacy.ledger_record import LedgerEntry as LedgerEntry
-    from dpcomp.privacy.ledger_record import LedgerRecord as LedgerRecord
+    from dpcomp.privacy.ledger.ledger import Ledger as Ledger
+    from dpcomp.privacy.ledger.ledger import Permit as Permit
+    from dpcomp.privacy.ledger.ledger_file import LedgerMark as LedgerMark
+    from dpcomp.privacy.ledger.ledger_record import LedgerEntry as LedgerEntry
+    from dpcomp.privacy.ledger.ledger_record import LedgerRecord as LedgerRecord
     from dpcomp.privacy.calibrate import calibrate as calibrate
     from dpcomp.sparsify.random_k import RandomK as RandomK
     from dpcomp.sparsify.top_k import TopK as TopK
@@ -92,9 +92,9 @@ _MODULES = {
     "Cost": "dpcomp.privacy.cost",
     "Guarantee": "dpcomp.privacy.guarantee",
     "Budget": "dpcomp.privacy.budget",
-    **dict.fromkeys(("Ledger", "Permit"), "dpcomp.privacy.ledger"),
-    "LedgerMark": "dpcomp.privacy.ledger_file",
-    **dict.fromkeys(("LedgerEntry", "LedgerRecord"), "dpcomp.privacy.ledger_record"),
+    **dict.fromkeys(("Ledger", "Permit"), "dpcomp.privacy.ledger.ledger"),
+    "LedgerMark": "dpcomp.privacy.ledger.ledger_file",
+    **dict.fromkeys(("LedgerEntry", "LedgerRecord"), "dpcomp.privacy.ledger.ledger_record"),
     "calibrate": "dpcomp.privacy.calibrate",
     "RandomK": "dpcomp.sparsify.random_k",
     "TopK": "dpcomp.sparsify.top_k",

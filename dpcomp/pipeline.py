@@ -36,7 +36,7 @@ from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_afte
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.gaussian import on_public_grid, public_grid
 from dpcomp.privacy.guarantee import Guarantee
-from dpcomp.privacy.ledger import Permit
+from dpcomp.privacy.ledger.ledger import Permit
 from dpcomp.privacy.traced_sum import is_traced
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
 from dpcomp.privacy.unit_gradients import Total, Units, on_host

@@ -11,7 +11,7 @@ from dpcomp.core.checks import whole_number
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.pipeline import Pipeline
-from dpcomp.privacy.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.update import Update
 

@@ -16,7 +16,7 @@ from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.federated.aggregation import TrustedRelease
 from dpcomp.federated.server import Server
 from dpcomp.pipeline import Pipeline
-from dpcomp.privacy.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.update import Update
 

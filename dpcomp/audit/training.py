@@ -10,7 +10,7 @@ from dpcomp.audit.observations import Features, Observations, message_features, 
 from dpcomp.core.checks import whole_number
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.pipeline import Pipeline
-from dpcomp.privacy.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.training.trainer import Federation, Trainer, TrainerConfig
 
 

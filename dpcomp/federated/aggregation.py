@@ -13,7 +13,7 @@ from dpcomp.core.randomness import SecretSeed
 from dpcomp.core.support import Everywhere, Support
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.cost import Cost
-from dpcomp.privacy.ledger import Ledger, Permit
+from dpcomp.privacy.ledger.ledger import Ledger, Permit
 from dpcomp.privacy.unit_gradients import SumOfTotals, Total
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ServerMemory

@@ -13,7 +13,7 @@ from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.client import ClientState, Question, transition
 from dpcomp.federated.phases import Event, Phase, Restarted, Save, Trained
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
-from dpcomp.privacy.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.wire import checkpoint
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint

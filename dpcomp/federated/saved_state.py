@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from dpcomp.core.errors import DpcompError
-from dpcomp.privacy.ledger import Ledger
-from dpcomp.privacy.ledger_file import LedgerMark
+from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.privacy.ledger.ledger_file import LedgerMark
 from dpcomp.wire.memory import NO_DIGEST, ClientMemory, Genesis, ServerMemory
 
 LEDGER_COUNT, LEDGER_DIGEST = "ledger count", "ledger digest"

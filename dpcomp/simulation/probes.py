@@ -17,7 +17,7 @@ from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip
 from dpcomp.privacy.clip import unit_norms
-from dpcomp.privacy.ledger import Permit
+from dpcomp.privacy.ledger.ledger import Permit
 from dpcomp.privacy.unit_gradients import Total, Units
 from dpcomp.sparsify import TopK
 from dpcomp.sparsify.top_k_indices import top_k_indices

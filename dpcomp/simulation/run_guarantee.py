@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.guarantee import Guarantee
-from dpcomp.privacy.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.simulation.round_outcome import BITS_OF, REFUSED
 from dpcomp.simulation.simulated_federation import expected_participants
 

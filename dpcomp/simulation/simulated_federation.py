@@ -11,7 +11,7 @@ from dpcomp.federated.participant import Participant
 from dpcomp.federated.server import Server
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
-from dpcomp.privacy.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.simulation.crashes import Crashes
 from dpcomp.simulation.faulty_network import Faults
 from dpcomp.simulation.participation import public_cohort

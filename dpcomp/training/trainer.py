@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.pipeline import Pipeline
-from dpcomp.privacy.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 

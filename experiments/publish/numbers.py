@@ -29,7 +29,7 @@ from dpcomp.lab.sweep.comparison import compare
 from dpcomp.lab.sweep.plan import outcomes
 from dpcomp.lab.tasks.classification import Classification
 from dpcomp.privacy.guarantee import rounded_up
-from dpcomp.training.pytorch.parameters import layout_of
+from dpcomp.training.pytorch.rows.parameters import layout_of
 
 POINTS = 3  # how far off the loss that is foretold may be
 PREDICTIONS = ("random", "closed_form", "by_layer", "with_values")

@@ -13,7 +13,7 @@ import dpcomp as dp
 from dpcomp.lab.tasks.classification import Classification
 from dpcomp.training.pytorch import Opacus, PrivateModel
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
-from dpcomp.training.pytorch.parameters import layout_of, read, write
+from dpcomp.training.pytorch.rows.parameters import layout_of, read, write
 
 CLIENT = 0
 WHOLE = 1.0  # the density of sums on all coordinates

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 import dpcomp as dp
 from dpcomp.lab.tasks.classification import Classification
-from dpcomp.training.pytorch.parameters import layout_of
+from dpcomp.training.pytorch.rows.parameters import layout_of
 from experiments.studies.recorded_updates import Recording, Rounds, record
 
 Tasks = Mapping[str, Callable[[], Classification]]

@@ -6,7 +6,7 @@ from torch import nn
 
 from dpcomp.training.pytorch import Opacus
 from dpcomp.training.pytorch.inspection import private_model
-from dpcomp.training.pytorch.parameters import layout_of
+from dpcomp.training.pytorch.rows.parameters import layout_of
 from experiments.data.augment import CropAndFlip, augmented
 from experiments.data.models import cifar_cnn
 

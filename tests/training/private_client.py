@@ -7,8 +7,8 @@ from torch import nn
 import dpcomp as dp
 from dpcomp.training.pytorch import Opacus, PrivateOptimizer
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
-from dpcomp.training.pytorch.parameters import read, trainable
-from dpcomp.training.pytorch.structures import call_of, count
+from dpcomp.training.pytorch.rows.parameters import read, trainable
+from dpcomp.training.pytorch.rows.structures import call_of, count
 from experiments.data.models import logistic_regression
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 import dpcomp as dp
 from dpcomp.training.pytorch import Isolated, Opacus, make_private
 from dpcomp.training.pytorch.inspection import private_model
-from dpcomp.training.pytorch.parameters import write
+from dpcomp.training.pytorch.rows.parameters import write
 from tests.training.private_client import Client, clean, examples, noisy
 
 ENGINES = pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])

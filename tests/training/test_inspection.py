@@ -9,7 +9,7 @@ from torch.nn import functional
 import dpcomp as dp
 from dpcomp.lab.tasks.handwritten_digits import digits_mlp
 from dpcomp.training.pytorch import Isolated, Opacus, PrivateModel, inspection
-from dpcomp.training.pytorch.passes import floating
+from dpcomp.training.pytorch.rows.passes import floating
 from experiments.data.models import cifar_cnn, fashion_cnn, logistic_regression, resnet18_group_norm
 
 torch.set_num_threads(1)

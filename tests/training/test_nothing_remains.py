@@ -12,7 +12,7 @@ from torch import nn
 import dpcomp as dp
 from dpcomp.training.pytorch import Isolated, Opacus, PrivateOptimizer
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
-from dpcomp.training.pytorch.parameters import read
+from dpcomp.training.pytorch.rows.parameters import read
 from experiments.data.models import logistic_regression
 from tests.training.private_client import Client, examples, leftovers, linear, noisy
 

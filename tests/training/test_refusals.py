@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import dpcomp as dp
 from dpcomp.training.pytorch import Isolated, Opacus, make_private
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
-from dpcomp.training.pytorch.parameters import read, write
+from dpcomp.training.pytorch.rows.parameters import read, write
 from experiments.data.models import fashion_cnn
 from tests.training.private_client import Client, clean, examples, leftovers, linear, noisy
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 import dpcomp as dp
 from dpcomp.training.pytorch import Isolated, Opacus
-from dpcomp.training.pytorch.parameters import trainable
-from dpcomp.training.pytorch.structures import call_of, mapped, picked, repeated, rows
+from dpcomp.training.pytorch.rows.parameters import trainable
+from dpcomp.training.pytorch.rows.structures import call_of, mapped, picked, repeated, rows
 from tests.training.private_client import Client, clean
 
 torch.set_num_threads(1)

@@ -13,10 +13,10 @@ from torch.nn import functional
 import dpcomp as dp
 from dpcomp.privacy import Poisson
 from dpcomp.training.pytorch import Isolated, Opacus
+from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.inspection import private_model
 from dpcomp.training.pytorch.local_training import ClientLevel
-from dpcomp.training.pytorch.parameters import read, write
-from dpcomp.training.pytorch.unmoved import Unmoved
+from dpcomp.training.pytorch.rows.parameters import read, write
 from tests.training.private_client import Client, clean, examples, noisy
 
 ENGINES = pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])

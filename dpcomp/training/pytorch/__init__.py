@@ -5,10 +5,10 @@ from dpcomp.core.extras import require
 require("torch", "torch", "opacus")
 
 # ruff: noqa: E402  # what follows imports both
-from dpcomp.training.pytorch.isolated import Isolated as Isolated
 from dpcomp.training.pytorch.make_private import make_private as make_private
-from dpcomp.training.pytorch.opacus_hooks import Opacus as Opacus
 from dpcomp.training.pytorch.private_model import PrivateModel as PrivateModel
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer as PrivateOptimizer
+from dpcomp.training.pytorch.rows.isolated import Isolated as Isolated
+from dpcomp.training.pytorch.rows.opacus_hooks import Opacus as Opacus
 from dpcomp.training.pytorch.task import SupervisedTask as SupervisedTask
 from dpcomp.training.pytorch.trainer import PyTorch as PyTorch

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.draws import same_values
-from dpcomp.training.pytorch.structures import Path, leaves
+from dpcomp.training.pytorch.rows.structures import Path, leaves
 
 FIXED = (type(None), bool, str, torch.dtype, torch.device)
 

@@ -13,7 +13,7 @@ from dpcomp.privacy import Poisson
 from dpcomp.training.pytorch.collation import Collate
 from dpcomp.training.pytorch.draws import Draws, delivered
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
-from dpcomp.training.pytorch.structures import copied, emptied
+from dpcomp.training.pytorch.rows.structures import copied, emptied
 
 
 class PoissonBatches(Sampler[list[int]]):

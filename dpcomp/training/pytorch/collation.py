@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.passes import Pass
 from dpcomp.training.pytorch.private_model import PrivateModel
-from dpcomp.training.pytorch.structures import (
+from dpcomp.training.pytorch.rows.passes import Pass
+from dpcomp.training.pytorch.rows.structures import (
     Path,
     call_of,
     copied,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.structures import copied, tensors
+from dpcomp.training.pytorch.rows.structures import copied, tensors
 
 OTHER_LOADER = (
     "a step takes a batch that the sampler drew for it. Iterate over the loader of make_private; where no sampling is "

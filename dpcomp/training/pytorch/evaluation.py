@@ -5,8 +5,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from dpcomp.training.pytorch.engine import Loss
-from dpcomp.training.pytorch.parameters import write
+from dpcomp.training.pytorch.rows.engine import Loss
+from dpcomp.training.pytorch.rows.parameters import write
 
 EVALUATED_AT_ONCE = 128  # a layer's output for more examples leaves the processor's cache
 

@@ -14,18 +14,18 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from dpcomp.core.errors import DpcompError, NotPrivate
-from dpcomp.training.pytorch.batch_form import check_batch
-from dpcomp.training.pytorch.engine import Engine, Loss
-from dpcomp.training.pytorch.isolated import Isolated, IsolatedRows
-from dpcomp.training.pytorch.layer_outputs import Record, first_other, recorded
-from dpcomp.training.pytorch.opacus_hooks import remove_hooks
-from dpcomp.training.pytorch.parameters import trainable
-from dpcomp.training.pytorch.passes import Pass, floating, random_states
+from dpcomp.training.pytorch.checks.batch_form import check_batch
+from dpcomp.training.pytorch.checks.trial_batches import GROWING, TrialBatch, grown, trial_batches
+from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.private_model import PrivateModel
-from dpcomp.training.pytorch.row_check import RowCheck, largest_finite
-from dpcomp.training.pytorch.structures import call_of, count, mapped, repeated, rows, tensors
-from dpcomp.training.pytorch.trial_batches import GROWING, TrialBatch, grown, trial_batches
-from dpcomp.training.pytorch.unmoved import Unmoved
+from dpcomp.training.pytorch.rows.engine import Engine, Loss
+from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
+from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
+from dpcomp.training.pytorch.rows.opacus_hooks import remove_hooks
+from dpcomp.training.pytorch.rows.parameters import trainable
+from dpcomp.training.pytorch.rows.passes import Pass, floating, random_states
+from dpcomp.training.pytorch.rows.row_check import RowCheck, largest_finite
+from dpcomp.training.pytorch.rows.structures import call_of, count, mapped, repeated, rows, tensors
 
 
 def private_model(

@@ -12,9 +12,9 @@ from dpcomp.core.address import Address
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
-from dpcomp.privacy.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.devices import lent_generator
-from dpcomp.training.pytorch.engine import Engine, Loss
 from dpcomp.training.pytorch.inspection import (
     check_precision,
     check_statistics,
@@ -22,9 +22,9 @@ from dpcomp.training.pytorch.inspection import (
     private_model,
     refuse_statistics,
 )
-from dpcomp.training.pytorch.parameters import read, write
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
-from dpcomp.training.pytorch.unmoved import Unmoved
+from dpcomp.training.pytorch.rows.engine import Engine, Loss
+from dpcomp.training.pytorch.rows.parameters import read, write
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 

@@ -10,14 +10,14 @@ from dpcomp.core.errors import DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.training.pytorch.batches import poisson_loader
+from dpcomp.training.pytorch.checks.trial_batches import MOST_EXAMPLES
 from dpcomp.training.pytorch.collation import Collate, refuse_collation_that_ties
-from dpcomp.training.pytorch.engine import Engine, Loss
 from dpcomp.training.pytorch.inspection import private_model
-from dpcomp.training.pytorch.isolated import Isolated
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
-from dpcomp.training.pytorch.structures import inputs_and_targets, to
-from dpcomp.training.pytorch.trial_batches import MOST_EXAMPLES
+from dpcomp.training.pytorch.rows.engine import Engine, Loss
+from dpcomp.training.pytorch.rows.isolated import Isolated
+from dpcomp.training.pytorch.rows.structures import inputs_and_targets, to
 
 
 def make_private(

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.engine import Rows
-from dpcomp.training.pytorch.parameters import trainable
-from dpcomp.training.pytorch.passes import Pass, random_states
-from dpcomp.training.pytorch.row_check import RowCheck
-from dpcomp.training.pytorch.structures import count, mapped, rows, tensors
-from dpcomp.training.pytorch.unmoved import Unmoved
+from dpcomp.training.pytorch.checks.unmoved import Unmoved
+from dpcomp.training.pytorch.rows.engine import Rows
+from dpcomp.training.pytorch.rows.parameters import trainable
+from dpcomp.training.pytorch.rows.passes import Pass, random_states
+from dpcomp.training.pytorch.rows.row_check import RowCheck
+from dpcomp.training.pytorch.rows.structures import count, mapped, rows, tensors
 
 
 class PrivateModel(nn.Module):

@@ -14,17 +14,17 @@ from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip, Gaussian
-from dpcomp.privacy.ledger import Permit
+from dpcomp.privacy.ledger.ledger import Permit
 from dpcomp.privacy.unit_gradients import Total
 from dpcomp.training.pytorch.arguments import Arguments
+from dpcomp.training.pytorch.checks.public_rows import PublicRows
 from dpcomp.training.pytorch.collation import refuse_tied_row
 from dpcomp.training.pytorch.draws import Draws, MicroBatch
 from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
-from dpcomp.training.pytorch.parameters import layout_of, parts, read, trainable
-from dpcomp.training.pytorch.passes import Pass
 from dpcomp.training.pytorch.private_model import PrivateModel
-from dpcomp.training.pytorch.public_rows import PublicRows
-from dpcomp.training.pytorch.structures import count, inputs_and_targets, rows, to
+from dpcomp.training.pytorch.rows.parameters import layout_of, parts, read, trainable
+from dpcomp.training.pytorch.rows.passes import Pass
+from dpcomp.training.pytorch.rows.structures import count, inputs_and_targets, rows, to
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from dpcomp.core.checks import missing_members, whole_number
 from dpcomp.privacy import Poisson
-from dpcomp.privacy.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.training.pytorch.checks.trial_batches import MOST_EXAMPLES
 from dpcomp.training.pytorch.devices import device_of, to_device
-from dpcomp.training.pytorch.engine import Engine
 from dpcomp.training.pytorch.evaluation import accuracy_and_loss
 from dpcomp.training.pytorch.inspection import check_precision
 from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel, MakeOptimizer
-from dpcomp.training.pytorch.opacus_hooks import Opacus
-from dpcomp.training.pytorch.parameters import layout_of, read
+from dpcomp.training.pytorch.rows.engine import Engine
+from dpcomp.training.pytorch.rows.opacus_hooks import Opacus
+from dpcomp.training.pytorch.rows.parameters import layout_of, read
 from dpcomp.training.pytorch.task import SupervisedTask
-from dpcomp.training.pytorch.trial_batches import MOST_EXAMPLES
 from dpcomp.training.schedule import Schedule, rate_of
 from dpcomp.training.trainer import Federation
 from dpcomp.wire.memory import ClientMemory

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import dpcomp as dp
 from dpcomp.audit import AddedExample, ClaimOfReleases, Training
-from dpcomp.training.pytorch.parameters import layout_of, read, write
+from dpcomp.training.pytorch.rows.parameters import layout_of, read, write
 from dpcomp.training.trainer import Federation
 from experiments.studies.audit.case import Case
 from experiments.studies.audit.shipped import MECHANISM, Signs

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.structures import count
+from dpcomp.training.pytorch.rows.structures import count
 
 
 def check_batch(inputs: Any, targets: Any) -> None:

@@ -12,10 +12,10 @@ from torch.func import functional_call, grad, vmap
 
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.engine import Loss
-from dpcomp.training.pytorch.parameters import trainable
-from dpcomp.training.pytorch.passes import Pass
-from dpcomp.training.pytorch.structures import mapped, rows, tensors
+from dpcomp.training.pytorch.rows.engine import Loss
+from dpcomp.training.pytorch.rows.parameters import trainable
+from dpcomp.training.pytorch.rows.passes import Pass
+from dpcomp.training.pytorch.rows.structures import mapped, rows, tensors
 
 
 @dataclass(frozen=True, kw_only=True)

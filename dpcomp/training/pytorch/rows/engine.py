@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from dpcomp.training.pytorch.passes import Pass
+from dpcomp.training.pytorch.rows.passes import Pass
 
 Loss = Callable[[Any, Any], Tensor]  # the mean loss of a batch, of outputs and targets
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.structures import tensors
+from dpcomp.training.pytorch.rows.structures import tensors
 
 
 class PublicRows:

@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.held import held, kept, same
-from dpcomp.training.pytorch.parameters import trainable
+from dpcomp.training.pytorch.checks.held import held, kept, same
+from dpcomp.training.pytorch.rows.parameters import trainable
 
 
 class Unmoved:

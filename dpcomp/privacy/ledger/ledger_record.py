@@ -17,7 +17,7 @@ from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost, guarantee_of
 from dpcomp.privacy.events import read_event, write_event
 from dpcomp.privacy.guarantee import Guarantee
-from dpcomp.privacy.ledger_file import LedgerMark
+from dpcomp.privacy.ledger.ledger_file import LedgerMark
 
 CostText = tuple[str, str]  # a cost as two columns of a row: its event; and its basis, which is all else
 Spent = Mapping[int, Mapping[CostText, int]]  # client → cost → steps

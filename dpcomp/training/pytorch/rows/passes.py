@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpcomp.training.pytorch.structures import count, mapped, repeated, tensors
+from dpcomp.training.pytorch.rows.structures import count, mapped, repeated, tensors
 
 
 def floating(outputs: Any) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpcomp.training.pytorch.structures import count, mapped, picked, rows, tensors
+from dpcomp.training.pytorch.rows.structures import count, mapped, picked, rows, tensors
 
 MOST_EXAMPLES = 33  # above the sizes at which a loss or a layer is known to change its ways (8, 16, 32)
 MOST_VALUES = 2e8  # of per-example gradients that a trial holds

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpcomp.training.pytorch.passes import floating
+from dpcomp.training.pytorch.rows.passes import floating
 
 Record = list[tuple[str, list[Tensor]]]
 

@@ -22,7 +22,7 @@ def layout_of(module: torch.nn.Module) -> Layout:
 
     Examples:
         >>> import torch
-        >>> from dpcomp.training.pytorch.parameters import layout_of
+        >>> from dpcomp.training.pytorch.rows.parameters import layout_of
         >>> layout_of(torch.nn.Linear(3, 2)).shapes
         (('weight', (2, 3)), ('bias', (2,)))
     """

@@ -17,8 +17,8 @@ from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.events import MOST_STEPS
 from dpcomp.privacy.guarantee import Guarantee
-from dpcomp.privacy.ledger_file import KIND, LedgerMark, append, digest_at, read_entries, read_head, write_head
-from dpcomp.privacy.ledger_record import (
+from dpcomp.privacy.ledger.ledger_file import KIND, LedgerMark, append, digest_at, read_entries, read_head, write_head
+from dpcomp.privacy.ledger.ledger_record import (
     CostText,
     LedgerEntry,
     LedgerRecord,

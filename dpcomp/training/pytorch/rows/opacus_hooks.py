@@ -10,9 +10,9 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.engine import Loss
-from dpcomp.training.pytorch.parameters import trainable
-from dpcomp.training.pytorch.passes import Pass
+from dpcomp.training.pytorch.rows.engine import Loss
+from dpcomp.training.pytorch.rows.parameters import trainable
+from dpcomp.training.pytorch.rows.passes import Pass
 
 REMEDY = "give engine=Isolated(), which takes the gradient of each example alone"
 

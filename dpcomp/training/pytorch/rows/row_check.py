@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.engine import Loss, Rows
-from dpcomp.training.pytorch.isolated import gradients_of
-from dpcomp.training.pytorch.layer_outputs import Record, first_other, recorded
-from dpcomp.training.pytorch.parameters import trainable
-from dpcomp.training.pytorch.passes import Pass, floating, random_states
-from dpcomp.training.pytorch.structures import mapped, repeated, rows, tensors
+from dpcomp.training.pytorch.rows.engine import Loss, Rows
+from dpcomp.training.pytorch.rows.isolated import gradients_of
+from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
+from dpcomp.training.pytorch.rows.parameters import trainable
+from dpcomp.training.pytorch.rows.passes import Pass, floating, random_states
+from dpcomp.training.pytorch.rows.structures import mapped, repeated, rows, tensors
 
 TOLERANCE = 1e-4  # of the norm of a row
 OUTPUT_TOLERANCE = 1e-3  # of the largest output of a pass

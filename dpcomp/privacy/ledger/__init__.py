@@ -1,0 +1,1 @@
+"""The ledger: what is charged before noise is drawn, and the permits to draw it."""
