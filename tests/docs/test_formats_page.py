@@ -14,7 +14,7 @@ import dpcomp as dp
 from dpcomp.federated import journal
 from dpcomp.federated.messages import HELLO, REPLY, Hello, Reply
 from dpcomp.lab.results import results_file
-from dpcomp.privacy import ledger_file
+from dpcomp.privacy.ledger import ledger_file
 from dpcomp.wire import checkpoint
 from dpcomp.wire.frame import PAYLOAD, Frame
 

@@ -70,7 +70,7 @@ def test_a_report_holds_all_there_is_to_know(config):
     assert facts["machine"]["cores"] >= 1
     assert facts["machine"]["accelerator"] is None
     assert facts["guarantee"]["text"].startswith("ε ≤ ")
-    assert facts["probed"] == ["clipped_fraction", "mean_unit_norm", "top_k_overlap"]
+    assert facts["probed"] == ["clipped_fraction", "mean_unit_norm", "seconds", "top_k_overlap"]
     assert all(len(curve) == 3 for curve in facts["curves"].values())
     assert facts["curves"]["payload_bytes"][0] > 56
 

@@ -315,18 +315,19 @@ ON: list[bool] = []
 
 def test_one_broken_example_that_breaks_ordinary_ones_is_refused(monkeypatch):
     """Where one value that is not finite blanks all rows, an example counts as many."""
-    client = Client(noisy(), network(Contaminates()), (6,), steps=50)
-    monkeypatch.setattr("tests.training.test_door.ON", [True])
     inputs, targets = examples(9)
     inputs[0] = float("inf")
     refusals = 0
-    for _ in range(20):
+    for _ in range(10):
+        monkeypatch.setattr("tests.training.test_door.ON", [])
+        client = Client(noisy(), network(Contaminates()), (6,))
+        monkeypatch.setattr("tests.training.test_door.ON", [True])
         try:
             client.step(inputs, targets)
         except dp.NotPrivate as refusal:
             assert "a layer mixes examples" in str(refusal)
             refusals += 1
-    assert 10 <= refusals <= 20  # the check draws the broken example itself with probability 1/9
+    assert refusals >= 3  # the check draws the broken example itself with probability 1/9
 
 
 def test_a_data_set_of_plain_examples_passes():
