@@ -1,27 +1,47 @@
 """While the tests run, the shapes and types of arrays are checked in all signatures of the project."""
 
+import os
 from typing import Any
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
+
+# Models of this size are many times slower on two threads than on one, if another worker keeps the cores busy. Processes
+# that a test starts inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 with_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as everywhere in Python
 
 
 def check(function: Any) -> Any:
-    """Check a call's arguments and result, where the signature has an array in it.
+    """Check a call's arguments and result, as far as they are arrays.
 
-    Other arguments are checked by the code itself, whose own errors the tests look at; so are those of constructors,
-    which convert what they get.
+    Other arguments are checked by the code itself, whose own errors the tests look at.
     """
-    if function.__name__ == "__init__":
-        return function
-    hints = getattr(function, "__annotations__", {})
-    arrays = {name: hint for name, hint in hints.items() if "ndarray" in str(hint) or "Tensor" in str(hint)}
-    if not arrays:
-        return function
-    function.__annotations__ = arrays
+    function.__annotations__ = arrays_of(function)
     return with_types(function)
 
 
+def arrays_of(function: Any) -> dict[str, Any]:
+    """Return the hints of a function's signature that name arrays."""
+    hints = getattr(function, "__annotations__", {})
+    return {name: hint for name, hint in hints.items() if "ndarray" in str(hint) or "Tensor" in str(hint)}
+
+
+def jaxtyped_if_arrays(*, typechecker: Any) -> Any:
+    """Decorate functions with an array in their signature alone: jaxtyping's wrapper takes longer than most others do.
+
+    Constructors are left alone too, which convert what they get.
+    """
+
+    def decorate(function: Any) -> Any:
+        if isinstance(function, type) or function.__name__ == "__init__" or not arrays_of(function):
+            return function
+        return jaxtyped(typechecker=typechecker)(function)
+
+    return decorate
+
+
+jaxtyped, jaxtyping.jaxtyped = jaxtyping.jaxtyped, jaxtyped_if_arrays  # which the modules below are decorated with
 install_import_hook(("dpcomp", "analysis", "experiments", "tests.oracles"), "tests.conftest.check")
