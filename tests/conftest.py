@@ -7,8 +7,8 @@ import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-# Models of this size are many times slower on two threads than on one, if another worker keeps the cores busy. Processes
-# that a test starts inherit it.
+# Models of this size are many times slower on two threads than on one, if another worker keeps the cores busy. The
+# processes that a test starts inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 with_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as everywhere in Python
