@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,9 @@ def check_simulation(task: Task, pipeline: Pipeline, **arguments: Any) -> None:
         TypeError, ValueError: A number lies outside its range, or the task does not suit the trainer.
         NotPrivate: The model mixes examples, or parts of the setting are not private together.
     """
-    with _opened(task, pipeline, **arguments):
+    given = signature(simulate).bind(task, pipeline, **arguments)
+    given.apply_defaults()
+    with _opened(**{name: value for name, value in given.arguments.items() if name != "progress"}):
         pass
 
 
@@ -168,17 +171,17 @@ def _opened(
     *,
     clients: int,
     rounds: int,
-    trainer: TrainerConfig | None = None,
-    server: ServerOptimizer = ServerOptimizer(),
-    partition: Partition = IID(),
-    participation: Poisson | None = None,
-    seed: int = 0,
-    secret: SecretSeed | None = None,
-    delta: float = 1e-5,
-    evaluate_every: int = 1,
-    protocol: ProtocolVariant = Versioned(),
-    faults: Faults = Faults(),
-    probes: Iterable[Probe] = (),
+    trainer: TrainerConfig | None,
+    server: ServerOptimizer,
+    partition: Partition,
+    participation: Poisson | None,
+    seed: int,
+    secret: SecretSeed | None,
+    delta: float,
+    evaluate_every: int,
+    protocol: ProtocolVariant,
+    faults: Faults,
+    probes: Iterable[Probe],
 ) -> Iterator[tuple[SimulatedFederation, Trainer, Watched]]:
     """Open a federation before its first round, after all arguments were checked."""
     clients = whole_number(clients, "simulate(clients)", least=1)
