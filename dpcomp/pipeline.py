@@ -34,6 +34,7 @@ from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.batches import Batches
 from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_after, fold
 from dpcomp.privacy.cost import Cost
+from dpcomp.privacy.factored_units import FactoredUnits
 from dpcomp.privacy.gaussian import on_public_grid, public_grid
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.ledger import Permit
@@ -449,8 +450,8 @@ class Pipeline:
         """Apply the stages before the noise to a micro-batch, and sum its units.
 
         Args:
-            block: The gradients of n units: a tuple of (n, …) arrays (torch, JAX or NumPy), one a layer, or a single
-                (n, d) array.
+            block: The gradients of n units: a tuple of (n, …) arrays (torch, JAX or NumPy), one a layer, a single
+                (n, d) array, or `FactoredUnits`.
             memory: The memory of the end that releases.
 
         Returns:
@@ -464,7 +465,7 @@ class Pipeline:
             ValueError: The block does not fit the memory's layout.
         """
         self._refuse_changed()
-        value: Units | Total = Units.of(block, memory.layout)
+        value: Any = _units(block, memory.layout, self._transforms)
         context = self.channel.context(memory)
         for transform in self._transforms:
             before, value = value, transform.apply(value, context)
@@ -660,6 +661,17 @@ def _refuse_subclass(part: Any) -> None:
                 f"{part!r} is of {type(part).__name__}, a subclass of {proven.__name__}, whose proof is of that class "
                 "alone: write a stage of its own, with the claim that it proves"
             )
+
+
+def _units(block: Any, layout: Layout, transforms: tuple[Transform, ...]) -> Units | FactoredUnits:
+    """Return the units of a block, as rows unless all stages work on norms and sums alone."""
+    if not isinstance(block, FactoredUnits):
+        return Units.of(block, layout)
+    if block.layout != layout:
+        raise ValueError(f"a block of {block.layout} does not fit the memory's {layout}: give the layers of the memory")
+    *supports, last = (None, None, *map(type, transforms))
+    factored = last is Clip and all(stage in (None, RandomK) for stage in supports)
+    return block if factored else block.rows()
 
 
 def _refuse_mixed_units(stage: Any, before: Units, after: Any, context: PublicContext) -> None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array, is_torch_array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from dpcomp.core.checks import real_number
 from dpcomp.core.public_context import PublicContext
 from dpcomp.privacy.claim import Bounded, Claim, Unbounded
 from dpcomp.privacy.clipped_sum import device_sum, host_sum
+from dpcomp.privacy.factored_units import FactoredUnits
 from dpcomp.privacy.traced_sum import is_traced, traced_sum
 from dpcomp.privacy.unit_gradients import Total, Units
 
@@ -71,7 +72,7 @@ class Clip:
             raise ValueError(f"{where} meets a sum: units are clipped once, before they are added up")
         return Bounded(l2=self.norm)
 
-    def apply(self, value: Units | Total, context: PublicContext) -> Total:
+    def apply(self, value: Units | FactoredUnits | Total, context: PublicContext) -> Total:
         """Clip each unit and sum the units.
 
         Raises:
@@ -79,6 +80,12 @@ class Clip:
         """
         if isinstance(value, Total):
             raise ValueError(f"{self} meets a sum: units are clipped once, before they are added up")
+        if isinstance(value, FactoredUnits):
+            if not self._wide:
+                sums, finite = value.weighted_sum(self._factors)
+                counts = {"units": value.count, "not_finite": value.count - finite}
+                return Total(layers=sums, layout=value.layout, support=value.support, **counts)
+            value = value.rows()
         if is_traced(value.layers[0]):
             (sums, remainders), finite = traced_sum(_alike(value.layers), self.norm, MARGIN), value.count
         else:
@@ -104,17 +111,26 @@ class Clip:
         """Return the sum, and the number of units whose norm is finite."""
         given, layers = layers, _alike(layers)
         xp = array_namespace(*layers)
-        wide = not SINGLE_NORMS[0] <= self.norm <= SINGLE_NORMS[1]
-        norms = unit_norms(tuple(xp.astype(x, xp.float64) for x in layers) if wide else layers)
-        finite = xp.isfinite(norms)
-        limited = xp.minimum(self.norm / (norms + MARGIN * self.norm), xp.ones_like(norms))
-        factors = xp.where(finite, limited, xp.zeros_like(norms))
+        norms = unit_norms(tuple(xp.astype(x, xp.float64) for x in layers) if self._wide else layers)
+        factors, finite = self._factors(norms)
         if not is_numpy_array(layers[0]):
             return tuple(device_sum(factors, layers)), int(xp.count_nonzero(finite))
         sums = host_sum(factors, finite, layers)
         if all(map(is_torch_array, given)):
             sums = map(array_namespace(*given).asarray, sums)
         return tuple(sums), int(np.count_nonzero(finite))
+
+    @property
+    def _wide(self) -> bool:
+        """Whether norms of float32 units need more range than float32 has."""
+        return not SINGLE_NORMS[0] <= self.norm <= SINGLE_NORMS[1]
+
+    def _factors(self, norms: Float[Any, "n"]) -> tuple[Float[Any, "n"], Bool[Any, "n"]]:
+        """Return the factors of units, 0 for one whose norm is not finite; and whether each norm is finite."""
+        xp = array_namespace(norms)
+        finite = xp.isfinite(norms)
+        limited = xp.minimum(self.norm / (norms + MARGIN * self.norm), xp.ones_like(norms))
+        return xp.where(finite, limited, xp.zeros_like(norms)), finite
 
 
 def unit_norms(layers: tuple[Float[Any, "n _"], ...]) -> Float[Any, "n"]:
@@ -125,10 +141,18 @@ def unit_norms(layers: tuple[Float[Any, "n _"], ...]) -> Float[Any, "n"]:
     Args:
         layers: An (n, m) array a layer, of one framework, in float32 or float64.
     """
-    layers = _alike(layers)
-    xp = array_namespace(*layers)
+    xp = array_namespace(*_alike(layers))
+    return xp.sqrt(squared_norms(layers))
+
+
+def squared_norms(layers: tuple[Float[Any, "n _"], ...]) -> Float[Any, "n"]:
+    """Return the squares of `unit_norms`.
+
+    Args:
+        layers: An (n, m) array a layer, of one framework, in float32 or float64.
+    """
     with np.errstate(all="ignore"):  # a square that overflows is an infinite norm: meant, whatever a caller has set
-        return xp.sqrt(sum(map(_squared_norms, layers)))
+        return sum(map(_squared_norms, _alike(layers)))  # pyright: ignore[reportReturnType]
 
 
 def _alike(layers: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -17,7 +17,8 @@ from array_api_compat import array_namespace
 from jaxtyping import Bool, Float, Float64
 
 UNITS_PER_SUM = 1024  # units added without compensation
-BUFFER_SIZE = 2**19  # float64 values that are converted at a time, 4 MB: they stay in a cache
+BUFFER_SIZE = 2**18  # float64 values that are converted at a time, 2 MB: they stay in a cache
+ROWS = 128  # units that are converted at a time; fewer than `UNITS_PER_SUM`, so that a block has long rows
 
 
 def added(high: Any, low: Any, more: Any) -> tuple[Any, Any]:
@@ -55,42 +56,39 @@ def host_sum(
     Returns:
         An (m,) float64 array a layer.
     """
-    n = len(factors)
-    rows = [max(1, min(n, UNITS_PER_SUM, BUFFER_SIZE // max(1, x.shape[1]))) for x in layers]
-    # One buffer for all layers: a fresh one each would cost more page faults than the sums take.
-    buffer = np.zeros(max((k + 1) * x.shape[1] for k, x in zip(rows, layers, strict=True)))
+    rows = max(1, min(len(factors), ROWS))
+    # One buffer for all layers, small enough for a cache: a fresh one each would cost more page faults than the sums.
+    columns = max(1, min(BUFFER_SIZE // (rows + 1), max((x.shape[1] for x in layers), default=1)))
+    wide = np.zeros((rows + 1) * columns)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is meant to be copied
-        return [
-            _host_sum_of_layer(factors, finite, x, buffer[: (k + 1) * x.shape[1]].reshape(k + 1, x.shape[1]))
-            for k, x in zip(rows, layers, strict=True)
-        ]
+        return [_host_sum_of_layer(factors, finite, x, rows, wide) for x in layers]
 
 
 def _host_sum_of_layer(
     factors: Float64[np.ndarray, "n"],
     finite: Bool[np.ndarray, "n"],
     x: Float[np.ndarray, "n m"],
-    wide: Float64[np.ndarray, "rows_and_spare m"],
+    rows: int,
+    wide: Float64[np.ndarray, "_"],
 ) -> Float64[np.ndarray, "m"]:
     n, m = x.shape
-    rows = spare = len(wide) - 1
-    high, low, group, grouped = None, 0.0, np.zeros(m), 0
-    product = np.empty(m)
-    for start in range(0, n, rows):
-        part = x[start : start + rows]
-        k = len(part)
-        if grouped + k > UNITS_PER_SUM:
-            high, low = (group, low) if high is None else added(high, low, group)
-            group, grouped = np.zeros(m), 0
-        # A row that gets nothing here holds numbers of before, which its factor 0 leaves out.
-        wide[np.where(finite[start : start + k], np.arange(k), spare)] = part
-        group += np.matmul(factors[start : start + k], wide[:k], out=product)
-        grouped += k
-    wide[spare] = 0.0  # nothing that is not finite stays in the buffer
-    if high is None:
-        return group
-    high, low = added(high, low, group)
-    return high + low
+    total = np.zeros(m)
+    columns = len(wide) // (rows + 1)
+    for left in range(0, m, columns):
+        part = x[:, left : left + columns]
+        block = wide[: (rows + 1) * part.shape[1]].reshape(rows + 1, part.shape[1])
+        high = low = None
+        for start in range(0, n, rows):
+            group, valid = part[start : start + rows], finite[start : start + rows]
+            k = len(group)
+            # A row that gets nothing here holds numbers of before, which its factor 0 leaves out.
+            block[np.where(valid, np.arange(k), rows)] = group
+            more = factors[start : start + k] @ block[:k]
+            high, low = (more, 0.0) if high is None else added(high, low, more)
+        block[rows] = 0.0  # nothing that is not finite stays in the buffer
+        if high is not None:
+            total[left : left + columns] = high + low
+    return total
 
 
 def device_sum(factors: Float[Any, "n"], layers: Sequence[Float[Any, "n _"]]) -> list[Any]:

@@ -67,7 +67,7 @@ def private_model(
     try:
         trial = _Trial(module, loss, engine, inputs)
         trial.run(inputs, targets)
-        model = _wrapped(module, loss, engine)
+        model = _wrapped(module, loss, engine, inputs)
     except DpcompError:
         raise
     except Exception as error:
@@ -192,7 +192,7 @@ class _Trial:
     def __init__(self, module: nn.Module, loss: Loss, engine: Engine, inputs: Any):
         self._module = module
         self._subject, self._loss = _copies_of(module, loss)
-        self.model = _wrapped(self._subject, self._loss, engine)
+        self.model = _wrapped(self._subject, self._loss, engine, inputs)
         self._engine_name, self._devices = type(engine).__name__, _cuda_devices(inputs)
         self._moves = self._random = False  # whether any gradient was above zero, any pass drew random numbers
 
@@ -423,8 +423,8 @@ def _copies_of(module: nn.Module, loss: Loss) -> tuple[nn.Module, Loss]:
         return subject, loss
 
 
-def _wrapped(module: nn.Module, loss: Loss, engine: Engine) -> PrivateModel:
-    attached = engine.attach(module, loss)
+def _wrapped(module: nn.Module, loss: Loss, engine: Engine, inputs: Any) -> PrivateModel:
+    attached = engine.attach(module, loss, inputs)
     unmoved = Unmoved(module, loss, ignored=attached.keeps)
     return PrivateModel(module, attached, RowCheck(module, loss, attached), unmoved).train(module.training)
 

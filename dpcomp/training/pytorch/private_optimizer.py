@@ -436,6 +436,10 @@ class PrivateOptimizer(DPOptimizer):
         """Check a secretly drawn row, and clip all rows of some examples."""
         memory, engine, n = self._round()[0], self._model.engine, group[0].n
         self._check_a_row(group, targets)
+        if len(group) == 1 and not public and (units := engine.units(group[0], memory.layout)) is not None:
+            part = self._pipeline.clip(units, memory)
+            self._total = part if self._total is None else self._total + part
+            return
         step = engine.rows_at_once or n
         for start in range(0, n, step):
             stop = min(n, start + step)

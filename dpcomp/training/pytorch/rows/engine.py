@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from dpcomp.core.layout import Layout
+from dpcomp.privacy.factored_units import FactoredUnits
 from dpcomp.training.pytorch.rows.passes import Pass
 
 Loss = Callable[[Any, Any], Tensor]  # the mean loss of a batch, of outputs and targets
@@ -41,6 +43,15 @@ class Rows(Protocol):
         """
         ...
 
+    def units(self, one: Pass, layout: Layout) -> FactoredUnits | None:
+        """Return the examples of a pass by their norms and weighted sums; None where the engine makes rows only.
+
+        Args:
+            one: A pass that a backward pass has reached.
+            layout: The layers of the model.
+        """
+        ...
+
     def refuse_other_passes(self, reached: int) -> None:
         """Refuse gradients of passes that were not recorded, where `reached` passes were.
 
@@ -59,10 +70,15 @@ class Rows(Protocol):
 
 
 class Engine(Protocol):
-    """A way to per-example gradients: `Isolated()` or `Opacus()`."""
+    """A way to per-example gradients: `BookKeeping()`, `Isolated()` or `Opacus()`."""
 
-    def attach(self, module: nn.Module, loss: Loss) -> Rows:
+    def attach(self, module: nn.Module, loss: Loss, inputs: Any) -> Rows:
         """Prepare a module, and return what makes its rows.
+
+        Args:
+            module: The model.
+            loss: The mean loss of a batch.
+            inputs: A batch of examples as the model gets them.
 
         Raises:
             NotPrivate: The engine cannot make rows of this module.

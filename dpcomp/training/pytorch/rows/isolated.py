@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import NotPrivate
+from dpcomp.core.layout import Layout
 from dpcomp.training.pytorch.rows.engine import Loss
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass
@@ -40,7 +41,7 @@ class Isolated:
     def __post_init__(self):
         whole_number(self.chunk_size, "Isolated(chunk_size)", least=1)
 
-    def attach(self, module: nn.Module, loss: Loss) -> "IsolatedRows":
+    def attach(self, module: nn.Module, loss: Loss, inputs: Any) -> "IsolatedRows":
         """Return what makes the rows of a module."""
         return IsolatedRows(module, loss, self.chunk_size)
 
@@ -104,6 +105,9 @@ class IsolatedRows:
             not torch.allclose(a, b, rtol=0, atol=1e-3 * scale, equal_nan=True)
             for a, b in zip(mapped_row, looped_row, strict=True)
         )
+
+    def units(self, one: Pass, layout: Layout) -> None:
+        """Return None: this engine makes rows."""
 
     def refuse_other_passes(self, reached: int) -> None:
         """Refuse gradients on the parameters: the rows are made anew, so whatever made these would be dropped.

@@ -10,6 +10,7 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.core.layout import Layout
 from dpcomp.training.pytorch.rows.engine import Loss
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass
@@ -26,7 +27,7 @@ class Opacus:
     of the rows is missed by c checks with probability (1 − f)^c.
     """
 
-    def attach(self, module: nn.Module, loss: Loss) -> "OpacusRows":
+    def attach(self, module: nn.Module, loss: Loss, inputs: Any) -> "OpacusRows":
         """Attach hooks to a module, and return what makes its rows.
 
         Raises:
@@ -108,6 +109,9 @@ class OpacusRows:
                 )
             found.append(samples[start:stop] if (start, stop) != (0, one.n) else samples)
         return tuple(found)
+
+    def units(self, one: Pass, layout: Layout) -> None:
+        """Return None: this engine makes rows."""
 
     def refuse_other_passes(self, reached: int) -> None:
         """Refuse rows of passes that did not go through the model's forward, or that are half done."""

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpcomp.training.pytorch.rows.structures import count, mapped, repeated, tensors
 
@@ -34,6 +34,7 @@ class Pass:
         order: Which backward pass reached it, from 0; None if none did.
         leaves: With the isolated engine, and public inputs only: a copy of each parameter a row, whose gradients are
             the rows.
+        book: With the book-keeping engine: by layer, what it got and the gradients that reached its output.
     """
 
     args: tuple[Any, ...]
@@ -47,6 +48,7 @@ class Pass:
     cotangents: dict[int, Tensor] = field(default_factory=dict)
     order: int | None = None
     leaves: dict[str, Tensor] | None = None
+    book: dict[nn.Module, Any] | None = None
 
     @property
     def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,0 +1,140 @@
+"""Layer uses: how a model uses its trained layers, if all that it does keeps the examples of a batch apart."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpcomp.training.pytorch.rows.book_keeping.batch_axis import UNIFORM, BatchAxis, ExamplesMeet, FollowedExamples
+from dpcomp.training.pytorch.rows.book_keeping.formulas import refusal, trained
+from dpcomp.training.pytorch.rows.passes import floating
+from dpcomp.training.pytorch.rows.structures import call_of, count, picked, tensors
+
+EXAMPLES = 5  # in the batch that is followed: a length that few tables have
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """How a model uses one of its trained layers.
+
+    Args:
+        name: Of the layer.
+        axis: Where the examples lie in its input.
+        overwritten: Whether its output is changed in place, as by `ReLU(inplace=True)`.
+    """
+
+    name: str
+    axis: BatchAxis
+    overwritten: bool
+
+
+def layer_uses(module: nn.Module, inputs: Any) -> tuple[LayerUse, ...] | str:
+    """Return how a model uses its trained layers, or why book-keeping cannot serve it.
+
+    A copy of the model is called once, and every operation is followed.
+
+    Args:
+        module: The model.
+        inputs: A batch of examples as the model gets them.
+    """
+    for name, layer in module.named_modules():
+        if trained(layer) and (why := refusal(layer)):
+            return f"layer {name!r} ({type(layer).__name__}) {why}"
+    named = [name for name, value in module.named_parameters(remove_duplicate=False) if value.requires_grad]
+    if len(named) > len([value for value in module.parameters() if value.requires_grad]):
+        return "two layers share a parameter"
+    subject = copy.deepcopy(module).train()
+    batch = picked(inputs, torch.arange(EXAMPLES) % count(inputs))
+    devices = list({part.device for part in tensors(batch) if part.device.type == "cuda"})
+    following = _Following(subject, batch)
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), following.hooks(), following.mode:
+            args, kwargs = call_of(batch)
+            outputs = subject(*args, **kwargs)
+        following.check_outputs(outputs)
+    except ExamplesMeet as meeting:
+        return f"{meeting} may tie examples{following.where}"
+    except Exception as error:
+        return f"its forward pass cannot be followed ({type(error).__name__})"
+    return following.uses()
+
+
+class _Following:
+    """The layers in which the pass is, and what it did to their parameters and outputs."""
+
+    def __init__(self, subject: nn.Module, batch: Any):
+        self._named = {layer: name for name, layer in subject.named_modules() if trained(layer)}
+        self._owner = {
+            _memory(value): layer for layer in self._named for value in layer.parameters(recurse=False)
+        }
+        self._inside: list[nn.Module] = []
+        self._axes: dict[nn.Module, BatchAxis] = {}
+        self._outputs: dict[int, nn.Module] = {}
+        self._overwritten: set[nn.Module] = set()
+        self.where = ""
+        self.mode = FollowedExamples([part for part in tensors(batch) if part.ndim], EXAMPLES, self._look)
+
+    def hooks(self) -> Any:
+        stack = _Handles()
+        for layer in self._named:
+            stack.handles.append(layer.register_forward_pre_hook(self._enter, with_kwargs=True))
+            stack.handles.append(layer.register_forward_hook(self._leave))
+        return stack
+
+    def _look(self, name: str, given: list[Tensor], written: list[Tensor]) -> None:
+        inside = self._inside[-1] if self._inside else None
+        self.where = f", in layer {self._named[inside]!r}" if inside else ""
+        for part in given:
+            owner = self._owner.get(_memory(part))
+            if owner is not None and owner is not inside:
+                raise ExamplesMeet(f"{name} with a parameter of layer {self._named[owner]!r}, outside of it,")
+        for part in written:
+            if (layer := self._outputs.get(_memory(part))) is not None:
+                self._overwritten.add(layer)
+
+    def _enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+            raise ExamplesMeet(f"layer {self._named[layer]!r}, which is not called with one tensor,")
+        axis = self.mode.axis_of(args[0])
+        if axis is None or axis is UNIFORM:
+            raise ExamplesMeet(f"layer {self._named[layer]!r}, whose input does not depend on the batch,")
+        if layer in self._axes:
+            raise ExamplesMeet(f"layer {self._named[layer]!r}, which is used twice,")
+        self._axes[layer] = axis
+        self._inside.append(layer)
+
+    def _leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._inside.pop()
+        if self.mode.axis_of(output) != self._axes[layer]:
+            raise ExamplesMeet(f"layer {self._named[layer]!r}, which moves the examples to another axis,")
+        self._outputs[_memory(output)] = layer
+
+    def check_outputs(self, outputs: Any) -> None:
+        for part in floating(outputs):
+            axis = self.mode.axis_of(part)
+            if axis is None or axis is UNIFORM or axis.axis != 0:
+                raise ExamplesMeet("an output without an entry an example")
+
+    def uses(self) -> tuple[LayerUse, ...]:
+        return tuple(
+            LayerUse(name=self._named[layer], axis=axis, overwritten=layer in self._overwritten)
+            for layer, axis in self._axes.items()
+        )
+
+
+class _Handles:
+    def __init__(self):
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
