@@ -1,7 +1,8 @@
 """Arguments: what a script calls the model with, each traced to what the loader delivered."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Number
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,13 @@ class Arguments:
         self._calls: dict[int, _Call] = {}
 
     def trace(
-        self, call: tuple[tuple[Any, ...], dict[str, Any]], inputs: Any, *, view: int = 0, any_tensor: bool = False
+        self,
+        call: tuple[tuple[Any, ...], dict[str, Any]],
+        inputs: Any,
+        *,
+        view: int = 0,
+        any_tensor: bool = False,
+        same: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> dict[Path, Path]:
         """Trace the arguments of a pass to the inputs that the loader delivered for its examples.
 
@@ -41,6 +48,7 @@ class Arguments:
             inputs: What the loader delivered for the examples of the pass, without their targets.
             view: Which of several passes over the same examples it is.
             any_tensor: Whether tensors may be others, as those of augmented views are.
+            same: By the identity of a tensor, a part of the inputs that is known to have its values.
 
         Returns:
             By the path of an argument in the call, the path of the tensor or number that it is in the inputs.
@@ -57,7 +65,9 @@ class Arguments:
         for path, value in given.items():
             if isinstance(value, FIXED) or (isinstance(value, Tensor) and any_tensor):
                 continue
-            equal = [origin for origin, part in delivered.items() if _is(value, part)]
+            equal = [
+                origin for origin, part in delivered.items() if same.get(id(value)) is part or _is(value, part)
+            ]
             if not equal:
                 raise NotPrivate(_undelivered(path, value))
             origins[path] = known.narrow(path, equal)

@@ -50,6 +50,11 @@ class MicroBatch:
         """The number of examples that were drawn, each with a row of its own."""
         return len(self.tickets)
 
+    @property
+    def unwritten(self) -> dict[int, Tensor]:
+        """By the identity of a tensor that was yielded, the tensor as it was then: equal once none was written."""
+        return {id(given): drawn for given, drawn in zip(self.yielded, tensors(self.batch), strict=True)}
+
     def refuse_written(self) -> None:
         """Refuse a batch of which a tensor was written after it was loaded.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.checks.anatomy import Layers
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.rows.engine import Rows
 from dpcomp.training.pytorch.rows.parameters import trainable
@@ -36,6 +37,7 @@ class PrivateModel(nn.Module):
         self.passes: list[Pass] = []
         self._reached, self._public = 0, False
         self._trained = {name: id(parameter) for name, parameter in trainable(module).items()}
+        self._made_of = Layers(module)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -102,6 +104,8 @@ class PrivateModel(nn.Module):
         Raises:
             NotPrivate: Naming those that were exchanged, unfrozen or frozen.
         """
+        if self._made_of.same():
+            return
         self.unmoved.refuse_other_layers()
         now = {name: id(parameter) for name, parameter in trainable(self._module).items()}
         if now != self._trained:

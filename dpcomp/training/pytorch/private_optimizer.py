@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from opacus.optimizers import DPOptimizer
 
@@ -110,7 +111,8 @@ class PrivateOptimizer(DPOptimizer):
         self._closed: Permit | None = None  # of the round in which a batch was given up
         self._total: Total | None = None
         self._start = self._released = None
-        self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
+        self._noise, self._steps = NoiseThroughSgd(), 0
+        self._which_row: np.random.Generator | None = None  # draws the rows that are checked in a round
         self._public_rows, self._assumed_public = PublicRows(), False
         self._sealed = True
 
@@ -193,7 +195,9 @@ class PrivateOptimizer(DPOptimizer):
         self.discard_all()
         self.original_optimizer.state.clear()
         self._open, self._released = (memory, permit), None
-        self._noise, self._steps, self._checks = NoiseThroughSgd(), 0, 0
+        self._noise, self._steps = NoiseThroughSgd(), 0
+        address = permit.address
+        self._which_row = self._secret.stream("spot check", address.run, address.client, address.round)
         self._start = read(self._model)
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
@@ -282,12 +286,13 @@ class PrivateOptimizer(DPOptimizer):
             self._public_rows.refuse_repeated([one.call for one in public], first=self._total is None)
         if micro_batch.n:
             inputs, targets = inputs_and_targets(micro_batch.batch)
-            start = 0
+            start, whole = 0, len(passes) == self._views
+            unwritten = micro_batch.unwritten if whole else {}
             for group in self._groups(passes):
                 stop = start + group[0].n
-                some, truth = rows((inputs, targets), start, stop)
+                some, truth = (inputs, targets) if whole else rows((inputs, targets), start, stop)
                 origins = [
-                    self._arguments.trace(one.call, some, view=view, any_tensor=self._views > 1)
+                    self._arguments.trace(one.call, some, view=view, any_tensor=self._views > 1, same=unwritten)
                     for view, one in enumerate(group)
                 ]
                 if micro_batch.alone is not None and start <= micro_batch.alone[0] < stop:
@@ -462,11 +467,9 @@ class PrivateOptimizer(DPOptimizer):
         Raises:
             NotPrivate: It differs.
         """
-        address = self._round()[1].address
-        stream = self._secret.stream("spot check", address.run, address.client, address.round, self._checks)
-        self._checks += 1
-        one = group[int(stream.integers(len(group)))]
-        i = int(stream.integers(one.n))
+        assert self._which_row is not None
+        one = group[int(self._which_row.integers(len(group)))]
+        i = int(self._which_row.integers(one.n))
         check, engine = self._model.check, self._model.engine
         with torch.autocast(one.device.type, enabled=False):
             check.loss_of(one, to(targets, device=one.device), i)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 # Of each module: torch's own entries, and what Opacus keeps on it between passes.
 OF_TORCH = frozenset(vars(nn.Module())) | {"_flat_weights", "autograd_grad_sample_hooks", "max_batch_len"}
-_VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-_LIBRARIES = {"torch", "opacus", "builtins", "functools", "typing", "weakref", "accelerate", "_thread", "threading"}
+VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+LIBRARIES = {"torch", "opacus", "builtins", "functools", "typing", "weakref", "accelerate", "_thread", "threading"}
 
 
 def held(module: nn.Module, loss: Any = None, *, ignored: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
@@ -48,9 +48,9 @@ class _Walk:
     def attributes(self, layer: nn.Module) -> Iterator[tuple[str, Any]]:
         """Yield the attributes of a module and of its class that are not torch's."""
         for kind in reversed(type(layer).__mro__):
-            if kind.__module__.partition(".")[0] not in _LIBRARIES:
+            if kind.__module__.partition(".")[0] not in LIBRARIES:
                 for key, value in vars(kind).items():
-                    if not key.startswith("__") and key not in vars(layer) and _is_data(value):
+                    if not key.startswith("__") and key not in vars(layer) and is_data(value):
                         yield key, value
         for key, value in vars(layer).items():
             if key not in self._ignored:
@@ -83,7 +83,7 @@ class _Walk:
         """Return the tensors and values in an attribute, with marks for the form that they are in."""
         if isinstance(value, Tensor):
             return ["a trained parameter"] if _memory(value) in self._memory else [value]
-        if isinstance(value, (*_VALUES, np.ndarray, np.generic)):
+        if isinstance(value, (*VALUES, np.ndarray, np.generic)):
             return [value]
         if isinstance(value, (Mapping, list, tuple, deque, AnySet)) or _is_object(value):
             if id(value) in self._seen:
@@ -100,7 +100,7 @@ class _Walk:
             pairs: Any = value.items()
             return ["a mapping", len(value), *(leaf for pair in pairs for part in pair for leaf in self.leaves(part))]
         if isinstance(value, AnySet):
-            return [frozenset(part for part in value if isinstance(part, _VALUES)), len(value)]
+            return [frozenset(part for part in value if isinstance(part, VALUES)), len(value)]
         if isinstance(value, (list, tuple, deque)):
             return [type(value).__name__, len(value), *(leaf for part in value for leaf in self.leaves(part))]
         return self._inside(dict(_attributes_of(value)))
@@ -116,6 +116,11 @@ def kept(leaf: Any) -> Any:
 def same(now: list[Any], before: list[Any]) -> bool:
     """Return whether two lists of leaves have the same values; a NaN that was there before has not moved."""
     return len(now) == len(before) and all(map(_same, now, before))
+
+
+def same_tensor(now: Tensor, before: Tensor) -> bool:
+    """Return whether two tensors have the same values, where NaN equals NaN."""
+    return _same_tensors(now.detach(), before)
 
 
 def _same(now: Any, before: Any) -> bool:
@@ -144,9 +149,9 @@ def _attributes_of(value: Any) -> list[tuple[str, Any]]:
     of_class = {
         key: part
         for kind in reversed(type(value).__mro__)
-        if kind.__module__.partition(".")[0] not in _LIBRARIES
+        if kind.__module__.partition(".")[0] not in LIBRARIES
         for key, part in vars(kind).items()
-        if not key.startswith("__") and key not in own and _is_data(part)
+        if not key.startswith("__") and key not in own and is_data(part)
     }
     return list((of_class | own).items())
 
@@ -157,8 +162,9 @@ def _slots(kind: type) -> tuple[str, ...]:
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
-def _is_data(value: Any) -> bool:
-    return isinstance(value, (Tensor, *_VALUES, np.ndarray, np.generic, Mapping, list, tuple, deque, AnySet))
+def is_data(value: Any) -> bool:
+    """Return whether an attribute of a class holds data, and is no method."""
+    return isinstance(value, (Tensor, *VALUES, np.ndarray, np.generic, Mapping, list, tuple, deque, AnySet))
 
 
 def _is_object(value: Any) -> bool:
@@ -166,7 +172,7 @@ def _is_object(value: Any) -> bool:
         return True
     if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType)):
         return False
-    return type(value).__module__.partition(".")[0] not in _LIBRARIES
+    return type(value).__module__.partition(".")[0] not in LIBRARIES
 
 
 def _memory(value: Tensor) -> int | None:

@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.checks.held import held, kept, same
+from dpcomp.training.pytorch.checks.anatomy import Layers, Objects
+from dpcomp.training.pytorch.checks.held import held, kept, same, same_tensor
 from dpcomp.training.pytorch.rows.parameters import trainable
 
 
@@ -26,19 +28,45 @@ class Unmoved:
     def __init__(self, module: nn.Module, loss: Any = None, *, ignored: frozenset[str] = frozenset()):
         self._module, self._loss, self._ignored = module, loss, ignored
         self._layers = {name: (id(layer), type(layer)) for name, layer in module.named_modules()}
+        self._made_of = Layers(module)
         self._before: dict[str, list[Any]] = {}
+        self._objects: Objects | None = None  # that `_before` was taken of
+        self._tensors: list[tuple[Tensor, Tensor]] = []  # each with its copy in `_before`
         self.remember()
 
     def remember(self) -> None:
         """Take all present values as those that were released: right after the optimiser's step."""
-        self._before = {name: list(map(kept, leaves)) for name, leaves in self._held().items()}
+        if self._objects is not None and self._objects.same():
+            with torch.no_grad():
+                for value, copy in self._tensors:
+                    copy.copy_(value)
+            return
+        held_now = self._held()
+        self._before = {name: list(map(kept, leaves)) for name, leaves in held_now.items()}
+        self._note_objects(held_now)
+
+    def _note_objects(self, held_now: dict[str, list[Any]]) -> None:
+        self._objects = Objects(self._module, self._loss, ignored=self._ignored)
+        self._tensors = [
+            (value, copy)
+            for name, leaves in held_now.items()
+            for value, copy in zip(leaves, self._before[name], strict=True)
+            if isinstance(value, Tensor)
+        ]
 
     def remember_trained(self) -> None:
         """Take the present values of the trainable parameters as a new start; all else is held to what it was."""
         self._before |= {name: [kept(value)] for name, value in trainable(self._module).items()}
+        self._objects = None
+        held_now = self._held()
+        if {name: len(leaves) for name, leaves in held_now.items()} == {n: len(v) for n, v in self._before.items()}:
+            if not self.moved():
+                self._note_objects(held_now)
 
     def moved(self) -> list[str]:
         """Return the names of what has other values than those remembered."""
+        if self._objects is not None and self._objects.same() and all(same_tensor(*pair) for pair in self._tensors):
+            return []
         now = self._held()
         changed = [
             name for name, leaves in now.items() if name not in self._before or not same(leaves, self._before[name])
@@ -66,6 +94,8 @@ class Unmoved:
         Raises:
             NotPrivate: Naming the layer.
         """
+        if self._made_of.same():
+            return
         now = {name: (id(layer), type(layer)) for name, layer in self._module.named_modules()}
         for name in dict.fromkeys([*self._layers, *now]):
             if now.get(name) != self._layers.get(name):

@@ -1,6 +1,6 @@
 """BookedUnits: the per-example gradients of a pass, as layer inputs and output gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from dpcomp.privacy.unit_gradients import Units
 from dpcomp.training.pytorch.rows.book_keeping.formulas import terms
 from dpcomp.training.pytorch.rows.book_keeping.layer_terms import LayerTerms
 
-BYTES_OF_ROWS = 2**28  # of the examples whose rows are held at a time
+BYTES_OF_ROWS = 2**26  # of the examples whose rows are held at a time, if they are more than `FEWEST`
+FEWEST = 8  # examples at a time: sums over fewer would be bound by memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +86,14 @@ class BookedUnits(FactoredUnits):
 
     def rows_of(self, start: int, stop: int) -> tuple[Tensor, ...]:
         """Return the rows of some examples on all coordinates, a (k, *shape) tensor a parameter."""
-        found = [self.like.new_zeros((stop - start, *shape)) for shape in self.shapes]
+        found: dict[int, Tensor] = {}
         for one in self.booked:
             for place, part in zip(one.places, one.terms(self.n, start, stop).rows(), strict=True):
                 found[place] = part.reshape(stop - start, *self.shapes[place]) * self.scale
-        return tuple(found)
+        return tuple(
+            found[place] if place in found else self.like.new_zeros((stop - start, *shape))
+            for place, shape in enumerate(self.shapes)
+        )
 
     def rows(self) -> Units:
         """Return all rows."""
@@ -98,34 +102,34 @@ class BookedUnits(FactoredUnits):
 
     def weighted_sum(self, factors: Factors) -> tuple[tuple[Any, ...], int]:
         """Return the weighted sum, as `FactoredUnits.weighted_sum` says."""
+        with np.errstate(all="ignore"):  # a norm that overflows is infinite: meant
+            return self._weighted_sum(factors)
+
+    def _weighted_sum(self, factors: Factors) -> tuple[tuple[Any, ...], int]:
         kept = self._kept()
         sizes = [shape.numel() for shape in self.shapes] if kept is None else [len(part) for part in kept]
-        high: list[Any] = [self._zeros(size) for size in sizes]
-        low: list[Any] = [0.0] * len(high)
-        finite_count, group = 0, 0
+        sums: list[_Sum] = [_Sum() for _ in sizes]
+        finite_count = 0
         for start, stop in self._chunks():
-            chunk = [(one, one.terms(self.n, start, stop)) for one in self.booked]
-            parts = [(one, each, None if kept is None else [kept[place] for place in one.places]) for one, each in chunk]
-            squares = sum((each.squares(own) for _, each, own in parts), start=self._zeros(stop - start))
+            parts = [
+                (one, one.terms(self.n, start, stop), None if kept is None else [kept[place] for place in one.places])
+                for one in self.booked
+            ]
+            squares = self._zeros(stop - start)
+            for _, each, own in parts:
+                squares = squares + each.squares(own)
             xp = array_namespace(squares)
-            with np.errstate(all="ignore"):
-                weights, finite = factors(xp.sqrt(squares) * self.scale)
+            weights, finite = factors(xp.sqrt(squares) * self.scale)
             weights = weights * self.scale
             finite_count += int(xp.count_nonzero(finite))
-            compensated = start - group + (stop - start) > UNITS_PER_SUM
             for one, each, own in parts:
                 for place, more in zip(one.places, each.sums(weights, finite, own), strict=True):
-                    if start == 0:
-                        high[place] = more
-                    elif compensated or self.n > UNITS_PER_SUM:
-                        high[place], low[place] = added(high[place], low[place], more)
-                    else:
-                        high[place] += more
-        return tuple(a + b for a, b in zip(high, low, strict=True)), finite_count
+                    sums[place].add(more, stop - start)
+        return tuple(one.total(self._zeros, size) for one, size in zip(sums, sizes, strict=True)), finite_count
 
     def _chunks(self) -> Iterator[tuple[int, int]]:
         size = sum(shape.numel() for shape in self.shapes) * self.like.element_size()
-        step = max(1, min(UNITS_PER_SUM, BYTES_OF_ROWS // max(1, size)))
+        step = max(FEWEST, min(UNITS_PER_SUM, BYTES_OF_ROWS // max(1, size)))
         for start in range(0, self.n, step):
             yield start, min(self.n, start + step)
 
@@ -142,3 +146,30 @@ class BookedUnits(FactoredUnits):
         if self.like.device.type == "cpu":
             return np.zeros(size)
         return self.like.new_zeros(size, dtype=torch.float64)
+
+
+class _Sum:
+    """A sum of arrays, in groups of `UNITS_PER_SUM` examples that are added with compensation."""
+
+    def __init__(self):
+        self._high = self._low = self._group = None
+        self._units = 0
+
+    def add(self, more: Any, units: int) -> None:
+        if self._group is not None and self._units + units > UNITS_PER_SUM:
+            self._close()
+        if self._group is None:
+            self._group, self._units = more, units
+        else:
+            self._group += more
+            self._units += units
+
+    def _close(self) -> None:
+        self._high, self._low = (self._group, 0.0) if self._high is None else added(self._high, self._low, self._group)
+        self._group = None
+
+    def total(self, zeros: Callable[[int], Any], size: int) -> Any:
+        if self._high is None:
+            return zeros(size) if self._group is None else self._group
+        self._close()
+        return self._high + self._low

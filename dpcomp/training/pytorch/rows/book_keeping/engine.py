@@ -81,6 +81,8 @@ class BookedRows:
             own = tuple(places[id(getattr(layer, name))] for name in trained(layer))
             self._layers[layer] = _LayerPlan(use=use, places=own)
             handles.append(layer.register_forward_hook(self._book))
+        self._layout = layout_of(module)
+        self._shapes = [value.shape for value in self._parameters.values()]
         self._channels_last = any(isinstance(layer, nn.Conv2d) for layer in self._layers)
         if self._channels_last:
             module.to(memory_format=torch.channels_last)
@@ -134,7 +136,7 @@ class BookedRows:
 
     def rows(self, one: Pass, targets: Any, start: int, stop: int) -> tuple[Tensor, ...]:
         """Return the rows of some examples, as `Rows.rows` says."""
-        units = self._units(one, layout_of(self._module))
+        units = self._units(one, self._layout)
         if units is not None:
             return units.rows_of(start, stop)
         if one.public and one.leaves is None:
@@ -149,8 +151,7 @@ class BookedRows:
         if booked is None:
             return None
         like = next(iter(self._parameters.values())).detach()
-        shapes = [value.shape for value in self._parameters.values()]
-        return BookedUnits(layout=layout, booked=booked, shapes=shapes, n=one.n, scale=float(one.n), like=like)
+        return BookedUnits(layout=layout, booked=booked, shapes=self._shapes, n=one.n, scale=float(one.n), like=like)
 
     def _booked(self, one: Pass) -> list[Booked] | None:
         """Return what each layer got and gave; None if a layer was used in another way than in the trial."""

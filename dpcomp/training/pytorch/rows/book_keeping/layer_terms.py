@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,25 +93,34 @@ class OuterProducts:
 
     def squares(self, kept: Kept) -> Float64[Any, "k"]:
         """Return the squared norms."""
-        g2 = self.gradients.double().square_()
-        squares = torch.zeros_like(g2[:, 0])
-        if self.inputs is not None:
-            a2 = self.inputs.double().square_()
-            if kept is None:
-                squares = a2.sum(dim=1).mul_(g2.sum(dim=1))
-            else:
-                mask = _mask(kept[0], (g2.shape[1], a2.shape[1]), a2)
-                squares = (g2 @ mask).mul_(a2).sum(dim=1)
+        g = self._wide_gradients[:-1]
+        if kept is None:
+            squares = _dot(g, g)
+            if self._wide_inputs is not None:
+                a = self._wide_inputs[:-1]
+                return _like_norms((_dot(a, a) + 1.0 if self.bias else _dot(a, a)) * squares)
+            return _like_norms(squares)
+        squares, g2 = torch.zeros_like(g[:, 0]), g.square()
+        if self._wide_inputs is not None:
+            a2 = self._wide_inputs[:-1].square()
+            squares = (g2 @ _mask(kept[0], (g2.shape[1], a2.shape[1]), a2)).mul_(a2).sum(dim=1)
         if self.bias:
-            of_bias = g2 if kept is None else g2[:, torch.as_tensor(kept[-1], device=g2.device)]
-            squares = squares + of_bias.sum(dim=1)
+            squares = squares + g2[:, torch.as_tensor(kept[-1], device=g2.device)].sum(dim=1)
         return _like_norms(squares)
 
     def sums(self, factors: Float64[Any, "k"], finite: Bool[Any, "k"], kept: Kept) -> list[Float64[Any, "_"]]:
         """Return the weighted sums."""
-        g = _weighted(self.gradients, factors, finite)
-        weight = [] if self.inputs is None else [g.t() @ _widened(self.inputs, finite)]
+        g = _weighted(self._wide_gradients, factors, finite)
+        weight = [] if self._wide_inputs is None else [g.t() @ _blanked(self._wide_inputs, finite)]
         return _on_support([*weight, *([g.sum(dim=0)] if self.bias else [])], kept)
+
+    @cached_property
+    def _wide_inputs(self) -> Tensor | None:
+        return None if self.inputs is None else _widened(self.inputs)
+
+    @cached_property
+    def _wide_gradients(self) -> Tensor:
+        return _widened(self.gradients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +150,7 @@ class FewPositions:
         """Return the squared norms, raised by what rounding of the Gram matrices may have taken."""
         if kept is not None:
             return RowTerms(self.rows()).squares(kept)
-        a, g = self.inputs.double(), self.gradients.double()
+        a, g = self._wide_inputs[:-1], self._wide_gradients[:-1]
         products = (g @ g.transpose(1, 2)).mul_(a @ a.transpose(1, 2))
         squares = products.sum(dim=(1, 2))
         unsigned = a.square().sum(dim=2).sqrt_().mul_(g.square().sum(dim=2).sqrt_()).sum(dim=1).square_()
@@ -151,9 +161,17 @@ class FewPositions:
 
     def sums(self, factors: Float64[Any, "k"], finite: Bool[Any, "k"], kept: Kept) -> list[Float64[Any, "_"]]:
         """Return the weighted sums."""
-        g = _weighted(self.gradients, factors, finite).flatten(0, 1)
-        a = _widened(self.inputs, finite).flatten(0, 1)
+        g = _weighted(self._wide_gradients, factors, finite).flatten(0, 1)
+        a = _blanked(self._wide_inputs, finite).flatten(0, 1)
         return _on_support([g.t() @ a, *([g.sum(dim=0)] if self.bias else [])], kept)
+
+    @cached_property
+    def _wide_inputs(self) -> Tensor:
+        return _widened(self.inputs)
+
+    @cached_property
+    def _wide_gradients(self) -> Tensor:
+        return _widened(self.gradients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +196,7 @@ class TableTerms:
 
     def squares(self, kept: Kept) -> Float64[Any, "k"]:
         """Return the squared norms: products of the gradients at positions that looked up the same row."""
-        g = self._on_support(self.gradients.double(), kept)
+        g = self._on_support(self._wide_gradients[:-1], kept)
         same = self.places[:, :, None] == self.places[:, None, :]
         squares = (g @ g.transpose(1, 2)).mul_(same).sum(dim=(1, 2))
         unsigned = g.square().sum(dim=2).sqrt_().sum(dim=1).square_()
@@ -187,24 +205,49 @@ class TableTerms:
 
     def sums(self, factors: Float64[Any, "k"], finite: Bool[Any, "k"], kept: Kept) -> list[Float64[Any, "_"]]:
         """Return the weighted sums."""
-        g = self._on_support(_weighted(self.gradients, factors, finite), kept).flatten(0, 1)
+        g = self._on_support(_weighted(self._wide_gradients, factors, finite), kept).flatten(0, 1)
         table = g.new_zeros(self.shape).index_add_(0, self.places.flatten(), g)
         return _on_support([table], kept)
+
+    @cached_property
+    def _wide_gradients(self) -> Tensor:
+        return _widened(self.gradients)
 
     def _on_support(self, gradients: Tensor, kept: Kept) -> Tensor:
         return gradients if kept is None else gradients * _mask(kept[0], self.shape, gradients)[self.places]
 
 
-def _weighted(gradients: Tensor, factors: Any, finite: Any) -> Tensor:
-    """Return fᵢgᵢ in float64, zero for examples that are not finite."""
-    factors = torch.as_tensor(factors, device=gradients.device)
-    return _widened(gradients, finite).mul_(factors.view(-1, *(1 for _ in gradients.shape[1:])))
+def _widened(values: Tensor) -> Tensor:
+    """Return values in float64, with a spare row at the end."""
+    wide = values.new_empty((len(values) + 1, *values.shape[1:]), dtype=torch.float64)
+    wide[:-1] = values
+    return wide
 
 
-def _widened(values: Tensor, finite: Any) -> Tensor:
-    """Return values in float64, zero for examples that are not finite, by the same operations for all."""
-    finite = torch.as_tensor(finite, device=values.device).view(-1, *(1 for _ in values.shape[1:]))
-    return torch.where(finite, values, 0.0).double()
+def _blanked(wide: Tensor, finite: Any) -> Tensor:
+    """Set the rows of examples that are not finite to zero, and return all but the spare row.
+
+    As many rows are written whatever the examples hold: for one that is finite, the spare row.
+    """
+    k = len(wide) - 1
+    if wide.device.type == "cpu":
+        wide.numpy()[np.where(finite, k, np.arange(k))] = 0.0  # torch's index_fill_ takes four times as long
+    else:
+        wide.index_fill_(0, torch.where(finite, k, torch.arange(k, device=wide.device)), 0.0)
+    return wide[:-1]
+
+
+def _weighted(wide: Tensor, factors: Any, finite: Any) -> Tensor:
+    """Return fᵢgᵢ, zero for examples that are not finite."""
+    factors = torch.as_tensor(factors, device=wide.device)
+    return _blanked(wide, finite) * factors.view(-1, *(1 for _ in wide.shape[1:]))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the products of rows."""
+    if a.device.type == "cpu":  # one pass, without an array of products
+        return torch.from_numpy(np.vecdot(a.numpy(), b.numpy()))
+    return (a * b).sum(dim=1)
 
 
 def _mask(kept: Any, shape: tuple[int, int], like: Tensor) -> Tensor:
