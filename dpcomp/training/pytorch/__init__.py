@@ -8,6 +8,7 @@ require("torch", "torch", "opacus")
 from dpcomp.training.pytorch.make_private import make_private as make_private
 from dpcomp.training.pytorch.private_model import PrivateModel as PrivateModel
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer as PrivateOptimizer
+from dpcomp.training.pytorch.rows.book_keeping.engine import BookKeeping as BookKeeping
 from dpcomp.training.pytorch.rows.isolated import Isolated as Isolated
 from dpcomp.training.pytorch.rows.opacus_hooks import Opacus as Opacus
 from dpcomp.training.pytorch.task import SupervisedTask as SupervisedTask

@@ -2,10 +2,11 @@
 
 import copy
 import itertools
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from dpcomp.training.pytorch.checks.batch_form import check_batch
 from dpcomp.training.pytorch.checks.trial_batches import GROWING, TrialBatch, grown, trial_batches
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.private_model import PrivateModel
+from dpcomp.training.pytorch.rows.book_keeping.engine import BookKeeping
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
 from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
@@ -29,7 +31,7 @@ from dpcomp.training.pytorch.rows.structures import call_of, count, mapped, repe
 
 
 def private_model(
-    module: nn.Module, loss: Loss, inputs: Any, targets: Any, *, engine: Engine = Isolated()
+    module: nn.Module, loss: Loss, inputs: Any, targets: Any, *, engine: Engine | Literal["auto"] = "auto"
 ) -> PrivateModel:
     """Inspect a module with its loss, and give it an engine for per-example gradients; `make_private` calls this.
 
@@ -42,7 +44,8 @@ def private_model(
         loss: The mean over a batch of each example's loss, of the model's outputs and the targets.
         inputs: A batch of examples as the model gets them: a tensor, or several in a tuple, list or mapping.
         targets: Their targets; None if the loss needs none.
-        engine: How per-example gradients are taken.
+        engine: How per-example gradients are taken. "auto": by `BookKeeping()` if it serves the model, else by
+            `Isolated()`, which a line in the log of `dpcomp` says.
 
     Returns:
         The wrapped module, for `PrivateOptimizer`.
@@ -64,6 +67,28 @@ def private_model(
     check_precision(module)
     check_batch(inputs, targets)
     remove_hooks(module)
+    if not isinstance(engine, str):
+        return _tried(module, loss, engine, inputs, targets)
+    if engine != "auto":
+        raise ValueError(f"engine={engine!r}: give 'auto', BookKeeping(), Isolated() or Opacus()")
+    try:
+        return _tried(module, loss, BookKeeping(), inputs, targets)
+    except NotPrivate as refusal:
+        remove_hooks(module)
+        model = _tried(module, loss, Isolated(), inputs, targets)
+        logging.getLogger("dpcomp").warning(
+            "engine='auto' takes each example's gradient alone (Isolated()), which is slower than BookKeeping(): %s",
+            str(refusal).partition(". ")[0],
+        )
+        return model
+
+
+def _tried(module: nn.Module, loss: Loss, engine: Engine, inputs: Any, targets: Any) -> PrivateModel:
+    """Try a module with its loss and an engine, and wrap it.
+
+    Raises:
+        NotPrivate: As `private_model` does.
+    """
     try:
         trial = _Trial(module, loss, engine, inputs)
         trial.run(inputs, targets)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class ExampleLevel:
         pipeline: Pipeline,
         *,
         examples: tuple[Tensor, Tensor],
-        engine: Engine,
+        engine: Engine | Literal["auto"],
         make_optimizer: MakeOptimizer,
         secret: SecretSeed,
         local_steps: int,

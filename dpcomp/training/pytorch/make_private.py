@@ -1,6 +1,6 @@
 """make_private: the model, the optimiser and the loader of a client, tried together before anything is charged."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,6 @@ from dpcomp.training.pytorch.inspection import private_model
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
-from dpcomp.training.pytorch.rows.isolated import Isolated
 from dpcomp.training.pytorch.rows.structures import inputs_and_targets, to
 
 
@@ -35,7 +34,7 @@ def make_private(
     pin_memory: bool = False,
     multiprocessing_context: str | None = None,
     views: int = 1,
-    engine: Engine = Isolated(),
+    engine: Engine | Literal["auto"] = "auto",
 ) -> tuple[PrivateModel, PrivateOptimizer, DataLoader]:
     """Make a training script private: return its model, optimiser and loader, which belong together.
 
@@ -64,8 +63,9 @@ def make_private(
         pin_memory: Whether batches lie in pinned memory.
         multiprocessing_context: How workers start, such as "spawn".
         views: How many passes each batch makes, such as augmented views, whose rows are averaged before the clip.
-        engine: How per-example gradients are taken: `Isolated()` takes each example alone; `Opacus()` uses Opacus'
-            formulas, and checks them.
+        engine: How per-example gradients are taken. "auto": by `BookKeeping()`, from layer inputs and output
+            gradients, if it serves the model, else by `Isolated()`, which takes each example alone. `Opacus()` uses
+            Opacus' formulas, and checks them.
 
     Returns:
         The model to call, the optimiser to step, and the loader to iterate over once a round.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from dpcomp.training.pytorch.evaluation import accuracy_and_loss
 from dpcomp.training.pytorch.inspection import check_precision
 from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel, MakeOptimizer
 from dpcomp.training.pytorch.rows.engine import Engine
-from dpcomp.training.pytorch.rows.opacus_hooks import Opacus
 from dpcomp.training.pytorch.rows.parameters import layout_of, read
 from dpcomp.training.pytorch.task import SupervisedTask
 from dpcomp.training.schedule import Schedule, rate_of
@@ -47,8 +47,9 @@ class PyTorch:
             bounds memory and changes results by rounding alone.
         device: Where models are trained and evaluated: "cpu", "cuda" or "cuda:1". Codec, noise and ledger stay on the
             host. On a GPU, runs repeat up to the order in which its kernels add.
-        engine: How per-example gradients are taken, with `unit="example"`: `Opacus()` uses Opacus' formulas, and checks
-            rows; `Isolated()` takes each example alone, for models that Opacus cannot train.
+        engine: How per-example gradients are taken, with `unit="example"`. "auto": by `BookKeeping()`, from layer
+            inputs and output gradients, if it serves the model, else by `Isolated()`, which takes each example alone.
+            `Opacus()` uses Opacus' formulas, and checks rows.
 
     Raises:
         TypeError, ValueError: A number lies outside its range.
@@ -66,7 +67,7 @@ class PyTorch:
     local_sampling: Poisson = field(default=Poisson(0.1))
     physical_batch_size: int = 512
     device: str = "cpu"
-    engine: Engine = field(default=Opacus())
+    engine: Engine | Literal["auto"] = "auto"
 
     def __post_init__(self):
         whole_number(self.local_steps, "PyTorch(local_steps)", least=1)

@@ -31,7 +31,7 @@ fmod frac ge gelu gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot i
 lift_fresh log log10 log1p log2 log_sigmoid_forward logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit
 lt masked_fill maximum minimum mish mul nan_to_num native_dropout ne neg pow positive rad2deg reciprocal relu relu6
 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinc sinh softplus softshrink sqrt square sub tan tanh threshold
-trunc where xlogy _to_copy uniform normal exponential random
+trunc where xlogy _to_copy uniform normal exponential random fill zero
 """.split()
 _REDUCTIONS = """
 sum mean amax amin max min argmax argmin var std prod all any logsumexp linalg_vector_norm norm median nanmedian var_mean
@@ -109,6 +109,8 @@ class FollowedExamples(TorchDispatchMode):
                 raise ExamplesMeet(f"{name} of the length of the batch")
         else:
             axis = self._rule(plain, func, args, kwargs, out)
+        for part in written:
+            self._refuse_hidden_write(name, part, axis)
         for part in (*_flat([out]), *written):
             if axis is not None and axis is not UNIFORM and part.numel():
                 length = part.shape[axis.axis] if 0 <= axis.axis < part.ndim else -1
@@ -116,6 +118,15 @@ class FollowedExamples(TorchDispatchMode):
                     raise ExamplesMeet(name)
             self._set(part, axis)
         return out
+
+    def _refuse_hidden_write(self, name: str, part: Tensor, axis: BatchAxis | None) -> None:
+        """Refuse to write values of the batch where a tensor that is not known to have them would show them."""
+        if axis is None or axis is UNIFORM or self.axis_of(part) not in (None, UNIFORM):
+            return
+        others = (other for other, _ in self._known.values() if other is not part)
+        memory = part.untyped_storage().data_ptr()
+        if self.axis_of(part) is None or any(other.untyped_storage().data_ptr() == memory for other in others):
+            raise ExamplesMeet(f"{name}, which writes values of the batch into a part of a tensor,")
 
     def _rule(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> BatchAxis | None:
         result = next(iter(_flat([out])), None)

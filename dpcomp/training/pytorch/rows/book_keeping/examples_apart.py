@@ -12,7 +12,7 @@ from dpcomp.training.pytorch.rows.book_keeping.formulas import refusal, trained
 from dpcomp.training.pytorch.rows.passes import floating
 from dpcomp.training.pytorch.rows.structures import call_of, count, picked, tensors
 
-EXAMPLES = 5  # in the batch that is followed: a length that few tables have
+EXAMPLES = 11  # in the batch that is followed: a length that few tables have
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,6 @@ def refusal(layer: nn.Module) -> str:
     if isinstance(layer, nn.Embedding) and (layer.scale_grad_by_freq or layer.sparse or layer.max_norm is not None):
         return "scales gradients or rows by how often they are used"
     if isinstance(layer, nn.modules.conv._ConvNd):
-        if layer.padding_mode != "zeros":
-            return f"pads by {layer.padding_mode!r}"
         if layer.transposed and layer.groups != 1:
             return "is a transposed convolution in groups"
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
@@ -120,8 +118,8 @@ def _transposed(layer: Any, inputs: Tensor, gradients: Tensor, k: int) -> LayerT
 def _padded(layer: Any, inputs: Tensor) -> Tensor:
     if layer.padding == "valid":
         return inputs
-    pads = layer._reversed_padding_repeated_twice
-    return F.pad(inputs, pads) if any(pads) else inputs
+    pads, mode = layer._reversed_padding_repeated_twice, layer.padding_mode
+    return F.pad(inputs, pads, mode="constant" if mode == "zeros" else mode) if any(pads) else inputs
 
 
 def patches(images: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
