@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from functools import cached_property
-from types import BuiltinFunctionType, FunctionType, ModuleType
 from operator import is_
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -49,4 +49,3 @@ def objects_of(value: Any, found: list[Any]) -> bool:
 def _all_of(values: Iterable[Any], found: list[Any]) -> bool:
     found.append(Ellipsis)  # so that values that move from one container to the next show
     return all(objects_of(part, found) for part in values)
-

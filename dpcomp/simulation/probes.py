@@ -17,6 +17,7 @@ from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip
 from dpcomp.privacy.clip import unit_norms
+from dpcomp.privacy.factored_units import FactoredUnits
 from dpcomp.privacy.ledger.ledger import Permit
 from dpcomp.privacy.unit_gradients import Total, Units
 from dpcomp.sparsify import TopK
@@ -105,7 +106,8 @@ class Watched(Pipeline):
         return total
 
     def _keep(self, block: Any, memory: ClientMemory | ServerMemory) -> None:
-        units, context = Units.of(block, memory.layout), self.channel.context(memory)
+        units = block.rows() if isinstance(block, FactoredUnits) else Units.of(block, memory.layout)
+        context = self.channel.context(memory)
         clips = [stage for stage in self.stages if isinstance(stage, Clip)]
         clean = clips[0].apply(units, context) if clips else units.sum()
         before_clip: Units | Total = units

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 import dpcomp as dp
 from dpcomp.core.layout import Layout
@@ -68,8 +68,8 @@ MIXES = {
     "number": lambda x: x * x.sum().item(),
     "first of all": lambda x: x + x[:1],
     "place in the batch": numbered,
-    "batch norm": lambda x: F.batch_norm(x, None, None, training=True),
-    "attention over the batch": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None])[0],
+    "batch norm": lambda x: functional.batch_norm(x, None, None, training=True),
+    "attention over the batch": lambda x: functional.scaled_dot_product_attention(x[None], x[None], x[None])[0],
     "mixed reshape": lambda x: x.reshape(8, -1).reshape(-1, 8),
     "transposed reshape": lambda x: x.t().reshape(-1, 8),
     "in place": lambda x: x.sub_(x.mean(dim=0)),
@@ -86,16 +86,16 @@ def test_what_mixes_examples_is_not_served(name):
 APART = {
     "softmax": lambda x: x.softmax(dim=-1),
     "heads": lambda x: x.reshape(-1, 2, 4).transpose(1, 2).flatten(1),
-    "attention": lambda x: F.scaled_dot_product_attention(*3 * [x.view(-1, 1, 4, 2)]).flatten(1),
+    "attention": lambda x: functional.scaled_dot_product_attention(*3 * [x.view(-1, 1, 4, 2)]).flatten(1),
     "folded": lambda x: x.view(-1, 4, 2).flatten(0, 1).tanh().view(-1, 8),
     "axis first": lambda x: x.t().tanh().t(),
     "own mean": lambda x: x - x.mean(dim=1, keepdim=True),
     "joined": lambda x: torch.cat([x, x.relu(), x.new_zeros(len(x), 2)], dim=1)[:, :8],
     "sorted": lambda x: x.sort(dim=1).values,
-    "padded": lambda x: F.pad(x, (1, 1))[:, 1:-1],
+    "padded": lambda x: functional.pad(x, (1, 1))[:, 1:-1],
     "table": lambda x: x * torch.arange(8.0),
     "in place": lambda x: x.mul_(2).relu_(),
-    "dropout": lambda x: F.dropout(x, 0.5),
+    "dropout": lambda x: functional.dropout(x, 0.5),
     "masked": lambda x: x.masked_fill(torch.arange(8) > 5, 0.0),
     "products": lambda x: torch.bmm(x[:, :, None], x[:, None, :]).sum(dim=2),
 }
@@ -128,6 +128,13 @@ def one_by_one(module, inputs, loss=mean_square):
     return torch.stack(rows).numpy()
 
 
+def units_of(model, one):
+    """Return the units of a pass, which book-keeping serves."""
+    units = model.engine.units(one, layout_of(model))
+    assert units is not None
+    return units
+
+
 def clipped_sum(rows, norm):
     norms = np.linalg.norm(rows, axis=1)
     return (rows * np.minimum(1, norm / (norms + 1e-6 * norm))[:, None]).sum(axis=0)
@@ -141,7 +148,10 @@ NETWORKS = {
         lambda: nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.GroupNorm(2, 4), nn.ReLU(inplace=True)),
         torch.randn(N, 2, 9, 9),
     ),
-    "tokens": (lambda: nn.Sequential(nn.Embedding(7, 5), nn.LayerNorm(5), nn.Linear(5, 2)), torch.arange(N * 9).view(N, 9) % 4),
+    "tokens": (
+        lambda: nn.Sequential(nn.Embedding(7, 5), nn.LayerNorm(5), nn.Linear(5, 2)),
+        torch.arange(N * 9).view(N, 9) % 4,
+    ),
 }
 
 
@@ -152,7 +162,7 @@ def test_sums_are_those_of_rows_on_any_support_and_in_any_chunks(name, support, 
     module = make()
     model, one = passed(module, inputs, BookKeeping())
     layout = layout_of(model)
-    units, rows = model.engine.units(one, layout), one_by_one(module, inputs)
+    units, rows = units_of(model, one), one_by_one(module, inputs)
     if support is not None:
         kept = np.sort(np.random.default_rng(0).choice(layout.size, round(support * layout.size), replace=False))
         units, rows = units.restrict(Listed(kept)), rows[:, kept]
@@ -174,7 +184,7 @@ def test_an_example_moves_a_sum_of_many_alike_by_its_own_row_alone():
     for n in (998, 999):
         model, one = passed(module, image.expand(n, 1, 4, 4).contiguous(), BookKeeping())
         layout = layout_of(model)
-        total = dp.Clip(0.01).apply(model.engine.units(one, layout), dp.PublicContext(layout=layout, mask_key=0))
+        total = dp.Clip(0.01).apply(units_of(model, one), dp.PublicContext(layout=layout, mask_key=0))
         sums.append(total.vector())
     moved = np.linalg.norm(sums[1] - sums[0])
     assert 0.01 * (1 - 1e-5) <= moved <= 0.01 * (1 + 1e-5)
@@ -211,12 +221,12 @@ def test_an_example_that_is_not_finite_adds_nothing(bad):
     inputs = torch.randn(N, 2, 8)
     spoiled = inputs.clone()
     spoiled[2] = bad
-    model, one = passed(module, inputs, BookKeeping())
+    model, _ = passed(module, inputs, BookKeeping())
     model.passes.clear()
     mean_square(model(spoiled), None).backward()
     layout = layout_of(model)
     context = dp.PublicContext(layout=layout, mask_key=0)
-    total = dp.Clip(1.0).apply(model.engine.units(model.passes[0], layout), context)
+    total = dp.Clip(1.0).apply(units_of(model, model.passes[0]), context)
     rest = [0, 1, 3, 4, 5]
     np.testing.assert_allclose(total.vector(), clipped_sum(one_by_one(module, inputs[rest]), 1.0), atol=1e-5)
     assert total.not_finite == 1
@@ -280,15 +290,17 @@ def test_a_backward_pass_leaves_no_gradient_on_parameters():
 def test_an_own_stage_gets_rows():
     module, inputs = nn.Linear(8, 3), torch.randn(N, 8)
     model, one = passed(module, inputs, BookKeeping())
-    units = model.engine.units(one, layout_of(model))
+    units = units_of(model, one)
     np.testing.assert_allclose(
-        np.concatenate([np.asarray(part) for part in units.rows().layers], axis=1), one_by_one(module, inputs), atol=1e-6
+        np.concatenate([np.asarray(part) for part in units.rows().layers], axis=1),
+        one_by_one(module, inputs),
+        atol=1e-6,
     )
 
 
 def test_units_of_another_layout_are_refused():
     model, one = passed(nn.Linear(8, 3), torch.randn(N, 8), BookKeeping())
-    units = model.engine.units(one, layout_of(model))
+    units = units_of(model, one)
     assert isinstance(units, BookedUnits)
     pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
     memory = pipeline.init_client(Layout.of(5), seed=dp.PublicSeed(0), client=0)

@@ -65,9 +65,7 @@ class Arguments:
         for path, value in given.items():
             if isinstance(value, FIXED) or (isinstance(value, Tensor) and any_tensor):
                 continue
-            equal = [
-                origin for origin, part in delivered.items() if same.get(id(value)) is part or _is(value, part)
-            ]
+            equal = [origin for origin, part in delivered.items() if same.get(id(value)) is part or _is(value, part)]
             if not equal:
                 raise NotPrivate(_undelivered(path, value))
             origins[path] = known.narrow(path, equal)

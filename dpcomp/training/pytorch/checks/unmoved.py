@@ -58,10 +58,8 @@ class Unmoved:
         """Take the present values of the trainable parameters as a new start; all else is held to what it was."""
         self._before |= {name: [kept(value)] for name, value in trainable(self._module).items()}
         self._objects = None
-        held_now = self._held()
-        if {name: len(leaves) for name, leaves in held_now.items()} == {n: len(v) for n, v in self._before.items()}:
-            if not self.moved():
-                self._note_objects(held_now)
+        if not self.moved():
+            self._note_objects(self._held())
 
     def moved(self) -> list[str]:
         """Return the names of what has other values than those remembered."""

@@ -319,8 +319,8 @@ def _cuda(device: torch.device) -> list[torch.device]:
 
 def _near(mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float) -> bool:
     """Return whether two gradients are alike in the precision in which they are given; False where that is unsure."""
-    apart = torch._foreach_norm(torch._foreach_sub(list(mine), list(theirs)))
-    own = torch._foreach_norm(list(theirs))
+    apart = [torch.linalg.vector_norm(a - b) for a, b in zip(mine, theirs, strict=True)]
+    own = [torch.linalg.vector_norm(part) for part in theirs]
     distance, norm = (float(torch.linalg.vector_norm(torch.stack(parts))) for parts in (apart, own))
     return math.isfinite(norm) and distance <= 0.5 * tolerance * norm  # a half: norms of float32 read low
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,35 +23,52 @@ class BatchAxis:
 
 UNIFORM = BatchAxis(-1, 0)  # alike at all places, such as zeros or fresh random numbers of the length of a batch
 
-_ELEMENTWISE = """
-abs acos add addcdiv addcmul alias angle asin atan atan2 bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu
-clamp clamp_max clamp_min clone copy cos cosh deg2rad detach div dropout elu eq erf erfc exp exp2 expm1 floor floor_divide
-fmod frac ge gelu gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot isfinite isinf isnan ldexp le leaky_relu lerp
-lift_fresh log log10 log1p log2 log_sigmoid_forward logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit
-lt masked_fill maximum minimum mish mul nan_to_num native_dropout ne neg pow positive rad2deg reciprocal relu relu6
-remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinc sinh softplus softshrink sqrt square sub tan tanh threshold
-trunc where xlogy _to_copy uniform normal exponential random fill zero
-""".split()
-_REDUCTIONS = """
-sum mean amax amin max min argmax argmin var std prod all any logsumexp linalg_vector_norm norm median nanmedian var_mean
-std_mean aminmax count_nonzero nansum
-""".split()
-_ALONG = "_softmax _log_softmax cumsum cumprod cummax cummin sort topk flip roll logcumsumexp glu".split()
-_FACTORIES = """
-zeros zeros_like new_zeros ones ones_like new_ones full full_like new_full scalar_tensor empty new_empty rand randn
-""".split()
-_RANDOM_LIKE = "rand_like randn_like empty_like".split()
-_BATCHED = """
-max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d
-_adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool1d max_pool1d_with_indices max_pool2d
-upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d
-upsample_trilinear3d pixel_shuffle pixel_unshuffle channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d
-replication_pad1d replication_pad2d replication_pad3d im2col col2im native_group_norm mkldnn_max_pool2d
-""".split()
-_ATTENTION = """
-_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
-_scaled_dot_product_attention_math _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_cudnn_attention
-""".split()
+# Operations of torch by their rules.
+# fmt: off
+_ELEMENTWISE = frozenset({
+    "abs", "acos", "add", "addcdiv", "addcmul", "alias", "angle", "asin", "atan", "atan2", "bernoulli",
+    "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "celu", "clamp", "clamp_max", "clamp_min",
+    "clone", "copy", "cos", "cosh", "deg2rad", "detach", "div", "dropout", "elu", "eq", "erf", "erfc", "exp",
+    "exp2", "expm1", "exponential", "fill", "floor", "floor_divide", "fmod", "frac", "ge", "gelu", "gt",
+    "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside", "hypot", "isfinite", "isinf", "isnan",
+    "ldexp", "le", "leaky_relu", "lerp", "lift_fresh", "log", "log10", "log1p", "log2", "log_sigmoid_forward",
+    "logaddexp", "logaddexp2", "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "lt",
+    "masked_fill", "maximum", "minimum", "mish", "mul", "nan_to_num", "native_dropout", "ne", "neg", "normal",
+    "positive", "pow", "rad2deg", "random", "reciprocal", "relu", "relu6", "remainder", "round", "rsqrt", "rsub",
+    "selu", "sgn", "sigmoid", "sign", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "sqrt", "square",
+    "sub", "tan", "tanh", "threshold", "_to_copy", "trunc", "uniform", "where", "xlogy", "zero",
+})
+_REDUCTIONS = frozenset({
+    "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "linalg_vector_norm", "logsumexp",
+    "max", "mean", "median", "min", "nanmedian", "nansum", "norm", "prod", "std", "std_mean", "sum", "var",
+    "var_mean",
+})
+_ALONG = frozenset({
+    "cummax", "cummin", "cumprod", "cumsum", "flip", "glu", "_log_softmax", "logcumsumexp", "roll", "_softmax",
+    "sort", "topk",
+})
+_FACTORIES = frozenset({
+    "empty", "full", "full_like", "new_empty", "new_full", "new_ones", "new_zeros", "ones", "ones_like", "rand",
+    "randn", "scalar_tensor", "zeros", "zeros_like",
+})
+_RANDOM_LIKE = frozenset({
+    "empty_like", "rand_like", "randn_like",
+})
+_BATCHED = frozenset({
+    "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool1d",
+    "adaptive_max_pool2d", "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "channel_shuffle",
+    "col2im", "im2col", "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices",
+    "max_pool3d_with_indices", "mkldnn_max_pool2d", "native_group_norm", "pixel_shuffle", "pixel_unshuffle",
+    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
+    "replication_pad3d", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest1d",
+    "upsample_nearest2d", "upsample_nearest3d", "upsample_trilinear3d",
+})
+_ATTENTION = frozenset({
+    "_scaled_dot_product_attention_math", "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable",
+})
+# fmt: on
 
 
 class FollowedExamples(TorchDispatchMode):
@@ -105,7 +121,11 @@ class FollowedExamples(TorchDispatchMode):
             axis: BatchAxis | None = UNIFORM
         elif all(self.axis_of(part) is None for part in given):
             axis = None
-            if any(part.ndim and len(part) == self._n for part in _flat([out])) and plain in ("arange", "randperm", "eye"):
+            if any(part.ndim and len(part) == self._n for part in _flat([out])) and plain in (
+                "arange",
+                "randperm",
+                "eye",
+            ):
                 raise ExamplesMeet(f"{name} of the length of the batch")
         else:
             axis = self._rule(plain, func, args, kwargs, out)
@@ -134,7 +154,11 @@ class FollowedExamples(TorchDispatchMode):
             raise ExamplesMeet(f"{name}, which reads a value of the batch")
         tensors = [*_flat(args), *_flat(kwargs.values())]
         if all(self.axis_of(part) in (None, UNIFORM) for part in tensors):
-            return UNIFORM if all(self.axis_of(part) is UNIFORM for part in tensors) else self._mixed_uniform(name, tensors)
+            return (
+                UNIFORM
+                if all(self.axis_of(part) is UNIFORM for part in tensors)
+                else self._mixed_uniform(name, tensors)
+            )
         if name in _ELEMENTWISE or name in _RANDOM_LIKE:
             return self._elementwise(name, tensors, result)
         first: Tensor = args[0] if isinstance(args[0], Tensor) else next(iter(_flat(args)))
@@ -213,7 +237,7 @@ class FollowedExamples(TorchDispatchMode):
         }
         if len(axes) != 1:
             raise ExamplesMeet(name)
-        (from_end, inner), = axes
+        ((from_end, inner),) = axes
         for part in tensors:  # a table with an entry a place of the batch would tie an example to its place
             if self.axis_of(part) is None and part.ndim >= -from_end and part.shape[from_end] != 1:
                 raise ExamplesMeet(f"{name} with a table of the length of the batch")

@@ -10,7 +10,6 @@ from array_api_compat import array_namespace
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from dpcomp.core.checks import check_type
 from dpcomp.core.support import Everywhere, Support, checked_support
 from dpcomp.privacy.clipped_sum import UNITS_PER_SUM, added
 from dpcomp.privacy.factored_units import FactoredUnits, Factors
@@ -43,7 +42,9 @@ class Booked:
         a, g = len(self.inputs) // n, len(self.gradients) // n
         whole = (start, stop) == (0, n)
         inputs = self.inputs if whole else self.inputs[a * start : a * stop]
-        return terms(self.layer, inputs, self.gradients if whole else self.gradients[g * start : g * stop], stop - start)
+        return terms(
+            self.layer, inputs, self.gradients if whole else self.gradients[g * start : g * stop], stop - start
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

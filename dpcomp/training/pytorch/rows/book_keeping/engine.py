@@ -42,13 +42,13 @@ class BookKeeping:
     example alone, while training runs (PRIVACY_RULES hazards 29, 31 and 34). A norm reads low by no more than 4·10⁻⁶.
     """
 
-    def attach(self, module: nn.Module, loss: Loss, batch: Any) -> "BookedRows":
-        """Trace a module on a batch, and return what makes its sums.
+    def attach(self, module: nn.Module, loss: Loss, inputs: Any) -> "BookedRows":
+        """Follow a module through a batch, and return what makes its sums.
 
         Raises:
             NotPrivate: A layer has no formula, or an operation is not known to keep examples apart.
         """
-        uses = layer_uses(module, batch)
+        uses = layer_uses(module, inputs)
         if isinstance(uses, str):
             raise NotPrivate(f"book-keeping does not serve this model: {uses}. {REMEDY[0].upper()}{REMEDY[1:]}")
         return BookedRows(module, loss, uses)
@@ -71,6 +71,7 @@ class BookedRows:
 
     def __init__(self, module: nn.Module, loss: Loss, uses: tuple[LayerUse, ...]):
         self._module, self._isolated = module, IsolatedRows(module, loss, Isolated().chunk_size)
+        self.copies = 1
         self._parameters = trainable(module)
         places = {id(value): place for place, value in enumerate(self._parameters.values())}
         self._layers: dict[nn.Module, _LayerPlan] = {}
@@ -85,19 +86,11 @@ class BookedRows:
         self._shapes = [value.shape for value in self._parameters.values()]
         self._channels_last = any(isinstance(layer, nn.Conv2d) for layer in self._layers)
         if self._channels_last:
-            module.to(memory_format=torch.channels_last)
-
-    @property
-    def copies(self) -> int:
-        """How many copies of an example make a batch of its own."""
-        return self._isolated.copies
-
-    @copies.setter
-    def copies(self, copies: int) -> None:
-        self._isolated.copies = copies
+            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, one: Pass) -> Any:
         """Return the outputs, from which a backward pass reaches the outputs of layers, and no weights."""
+        self._isolated.copies = self.copies
         if one.autocast is not None or one.doubled:
             return self._isolated.forward(one)
         args, kwargs = one.given
@@ -156,7 +149,7 @@ class BookedRows:
     def _booked(self, one: Pass) -> list[Booked] | None:
         """Return what each layer got and gave; None if a layer was used in another way than in the trial."""
         booked: list[Booked] = []
-        for layer, entry in one.book.items():
+        for layer, entry in (one.book or {}).items():
             if entry is None or entry.inputs._version != entry.version:
                 return None
             gradient = entry.gradient

@@ -66,9 +66,7 @@ class _Following:
 
     def __init__(self, subject: nn.Module, batch: Any):
         self._named = {layer: name for name, layer in subject.named_modules() if trained(layer)}
-        self._owner = {
-            _memory(value): layer for layer in self._named for value in layer.parameters(recurse=False)
-        }
+        self._owner = {_memory(value): layer for layer in self._named for value in layer.parameters(recurse=False)}
         self._inside: list[nn.Module] = []
         self._axes: dict[nn.Module, BatchAxis] = {}
         self._outputs: dict[int, nn.Module] = {}

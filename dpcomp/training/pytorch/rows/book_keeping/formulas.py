@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from dpcomp.training.pytorch.rows.book_keeping.layer_terms import (
     FewPositions,
@@ -46,9 +46,8 @@ def refusal(layer: nn.Module) -> str:
         return "has hooks or a forward of its own"
     if isinstance(layer, nn.Embedding) and (layer.scale_grad_by_freq or layer.sparse or layer.max_norm is not None):
         return "scales gradients or rows by how often they are used"
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        if layer.transposed and layer.groups != 1:
-            return "is a transposed convolution in groups"
+    if isinstance(layer, nn.modules.conv._ConvNd) and layer.transposed and layer.groups != 1:
+        return "is a transposed convolution in groups"
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
         return "keeps statistics"
     return ""
@@ -106,7 +105,9 @@ def _transposed(layer: Any, inputs: Tensor, gradients: Tensor, k: int) -> LayerT
     if "weight" not in names:
         return RowTerms(bias)
     pads = [side for width in reversed(layer.padding) for side in (width, width)]
-    g = patches(F.pad(gradients, pads) if any(pads) else gradients, layer.kernel_size, layer.stride, layer.dilation)
+    g = patches(
+        functional.pad(gradients, pads) if any(pads) else gradients, layer.kernel_size, layer.stride, layer.dilation
+    )
     for axis, length in enumerate(inputs.shape[2:], start=1):
         g = g.narrow(axis, 0, length)
     a = inputs.movedim(1, -1).reshape(k, -1, layer.in_channels)
@@ -119,7 +120,7 @@ def _padded(layer: Any, inputs: Tensor) -> Tensor:
     if layer.padding == "valid":
         return inputs
     pads, mode = layer._reversed_padding_repeated_twice, layer.padding_mode
-    return F.pad(inputs, pads, mode="constant" if mode == "zeros" else mode) if any(pads) else inputs
+    return functional.pad(inputs, pads, mode="constant" if mode == "zeros" else mode) if any(pads) else inputs
 
 
 def patches(images: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
@@ -160,32 +161,35 @@ def _scale_and_shift(layer: nn.Module, normalized: Tensor, gradients: Tensor, k:
 
 
 def _group_norm(layer: nn.GroupNorm, inputs: Tensor, gradients: Tensor, k: int) -> LayerTerms:
-    normalized = F.group_norm(inputs, layer.num_groups, None, None, layer.eps)
+    normalized = functional.group_norm(inputs, layer.num_groups, None, None, layer.eps)
     return _of_channels(layer, normalized, gradients, k)
 
 
 def _instance_norm(layer: Any, inputs: Tensor, gradients: Tensor, k: int) -> LayerTerms:
-    return _of_channels(layer, F.instance_norm(inputs, eps=layer.eps), gradients, k)
+    return _of_channels(layer, functional.instance_norm(inputs, eps=layer.eps), gradients, k)
 
 
 def _of_channels(layer: nn.Module, normalized: Tensor, gradients: Tensor, k: int) -> LayerTerms:
     channels = normalized.shape[1]
     parts = {"weight": lambda: gradients * normalized, "bias": lambda: gradients}
-    return RowTerms([
-        parts[name]().flatten(2).sum(dim=2).view(k, -1, channels).sum(dim=1) if gradients.ndim > 2
-        else parts[name]().view(k, -1, channels).sum(dim=1)
-        for name in trained(layer)
-    ])
+    return RowTerms(
+        [
+            parts[name]().flatten(2).sum(dim=2).view(k, -1, channels).sum(dim=1)
+            if gradients.ndim > 2
+            else parts[name]().view(k, -1, channels).sum(dim=1)
+            for name in trained(layer)
+        ]
+    )
 
 
 def _layer_norm(layer: nn.LayerNorm, inputs: Tensor, gradients: Tensor, k: int) -> LayerTerms:
     shape = torch.Size(layer.normalized_shape)
-    return _scale_and_shift(layer, F.layer_norm(inputs, list(shape), eps=layer.eps), gradients, k, shape)
+    return _scale_and_shift(layer, functional.layer_norm(inputs, list(shape), eps=layer.eps), gradients, k, shape)
 
 
 def _rms_norm(layer: nn.RMSNorm, inputs: Tensor, gradients: Tensor, k: int) -> LayerTerms:
     shape = torch.Size(layer.normalized_shape)
-    return _scale_and_shift(layer, F.rms_norm(inputs, list(shape), eps=layer.eps), gradients, k, shape)
+    return _scale_and_shift(layer, functional.rms_norm(inputs, list(shape), eps=layer.eps), gradients, k, shape)
 
 
 def _embedding(layer: nn.Embedding, inputs: Tensor, gradients: Tensor, k: int) -> LayerTerms:

@@ -67,7 +67,9 @@ class RowTerms:
         """Return the rows with their coordinates in a row: on the support, else in the order in which they lie."""
         if kept is None:
             return [part.permute(0, *_order(part)).flatten(1) for part in self.parts]
-        return [part.flatten(1)[:, torch.as_tensor(k, device=part.device)] for part, k in zip(self.parts, kept, strict=True)]
+        return [
+            part.flatten(1)[:, torch.as_tensor(k, device=part.device)] for part, k in zip(self.parts, kept, strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
