@@ -12,6 +12,7 @@ import dpcomp as dp
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Listed
 from dpcomp.training.pytorch import BookKeeping
+from dpcomp.training.pytorch.channels_last import takes_channels_last
 from dpcomp.training.pytorch.inspection import private_model
 from dpcomp.training.pytorch.rows.book_keeping import booked_units
 from dpcomp.training.pytorch.rows.book_keeping.booked_units import BookedUnits
@@ -279,6 +280,26 @@ def test_an_input_that_was_written_after_a_layer_read_it_is_not_used():
     module.writes = True
     mean_square(model(inputs), None).backward()
     assert model.engine.units(model.passes[0], layout_of(model)) is None
+
+
+class Views(nn.Module):
+    """Takes a view of what a convolution gives, which has no place with channels last in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.layer = nn.Conv2d(1, 4, 3), nn.Linear(36, 2)
+
+    def forward(self, x):
+        return self.layer(self.convolution(x).view(len(x), -1))
+
+
+def test_a_model_that_takes_views_keeps_its_memory_layout():
+    module, inputs = Views(), torch.randn(N, 1, 5, 5)
+    assert not takes_channels_last(module, inputs)
+    assert takes_channels_last(nn.Sequential(module.convolution, nn.Flatten(), module.layer), inputs)
+    model, one = passed(module, inputs, BookKeeping())
+    rows = torch.cat([part.flatten(1) for part in model.engine.rows(one, None, 0, N)], dim=1)
+    np.testing.assert_allclose(rows.numpy(), one_by_one(module, inputs), atol=1e-5)
 
 
 def test_a_backward_pass_leaves_no_gradient_on_parameters():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dpcomp.core.checks import missing_members, whole_number
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.training.pytorch.channels_last import set_channels_last, takes_channels_last, with_channels_last
 from dpcomp.training.pytorch.checks.trial_batches import MOST_EXAMPLES
 from dpcomp.training.pytorch.devices import device_of, to_device
 from dpcomp.training.pytorch.evaluation import accuracy_and_loss
@@ -112,8 +113,12 @@ class TorchTrainer:
         inputs, targets = task.train()
         parts = federation.split(targets.numpy())
         self._examples = [to_device(device, inputs[part], targets[part]) for part in parts]
-        self._test_examples = to_device(device, *task.test())
         self._loss, self._evaluated = task.loss, task.model(federation.seed.number)
+        test_inputs, test_targets = task.test()
+        if takes_channels_last(self._evaluated, test_inputs):
+            set_channels_last(self._evaluated)
+            test_inputs = with_channels_last(test_inputs)
+        self._test_examples = to_device(device, test_inputs, test_targets)
         check_precision(self._evaluated)
         self.layout, self.initial_model = layout_of(self._evaluated), read(self._evaluated)
         spread = torch.linspace(0, len(inputs) - 1, min(len(inputs), MOST_EXAMPLES)).long()

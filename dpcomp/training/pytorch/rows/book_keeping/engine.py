@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.privacy.factored_units import FactoredUnits
+from dpcomp.training.pytorch.channels_last import set_channels_last, takes_channels_last, with_channels_last
 from dpcomp.training.pytorch.rows.book_keeping.booked_units import Booked, BookedUnits
 from dpcomp.training.pytorch.rows.book_keeping.examples_apart import LayerUse, layer_uses
 from dpcomp.training.pytorch.rows.book_keeping.formulas import trained
@@ -18,7 +18,6 @@ from dpcomp.training.pytorch.rows.engine import Loss
 from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.parameters import layout_of, trainable
 from dpcomp.training.pytorch.rows.passes import Pass
-from dpcomp.training.pytorch.rows.structures import mapped
 
 REMEDY = "give engine=Isolated(), which takes the gradient of each example alone"
 
@@ -51,7 +50,7 @@ class BookKeeping:
         uses = layer_uses(module, inputs)
         if isinstance(uses, str):
             raise NotPrivate(f"book-keeping does not serve this model: {uses}. {REMEDY[0].upper()}{REMEDY[1:]}")
-        return BookedRows(module, loss, uses)
+        return BookedRows(module, loss, uses, channels_last=takes_channels_last(module, inputs))
 
 
 class BookedRows:
@@ -63,13 +62,14 @@ class BookedRows:
         module: The model, in training.
         loss: The mean loss of a batch.
         uses: How it uses its trained layers.
+        channels_last: Whether images go through it with channels last in memory.
     """
 
     assumption = "rows of per-example gradients, and that the loss is their examples' mean, were checked, not proven"
     rows_at_once: int | None = None
     keeps: frozenset[str] = frozenset()
 
-    def __init__(self, module: nn.Module, loss: Loss, uses: tuple[LayerUse, ...]):
+    def __init__(self, module: nn.Module, loss: Loss, uses: tuple[LayerUse, ...], *, channels_last: bool):
         self._module, self._isolated = module, IsolatedRows(module, loss, Isolated().chunk_size)
         self.copies = 1
         self._parameters = trainable(module)
@@ -84,9 +84,9 @@ class BookedRows:
             handles.append(layer.register_forward_hook(self._book))
         self._layout = layout_of(module)
         self._shapes = [value.shape for value in self._parameters.values()]
-        self._channels_last = any(isinstance(layer, nn.Conv2d) for layer in self._layers)
-        if self._channels_last:
-            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._channels_last = channels_last
+        if channels_last:
+            set_channels_last(module)
 
     def forward(self, one: Pass) -> Any:
         """Return the outputs, from which a backward pass reaches the outputs of layers, and no weights."""
@@ -95,7 +95,7 @@ class BookedRows:
             return self._isolated.forward(one)
         args, kwargs = one.given
         if self._channels_last:
-            args, kwargs = mapped(_with_channels_last, (args, kwargs))
+            args, kwargs = with_channels_last((args, kwargs))
         self._open = book = {}
         for parameter in self._parameters.values():
             parameter.requires_grad_(False)
@@ -207,6 +207,3 @@ class _Entry:
     def gradient(self) -> Tensor | None:
         return self.received if self.leaf is None else self.leaf.grad
 
-
-def _with_channels_last(part: Tensor) -> Tensor:
-    return part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part
