@@ -446,13 +446,15 @@ class TestSimulation:
     def test_what_opacus_cannot_train_is_trained_in_isolation(self):
         make = lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 3))  # noqa: E731
         with pytest.raises(dp.NotPrivate, match=r"inplace=False.*Isolated"):
-            self.run(make, noisy())
+            self.run(make, noisy(), engine=Opacus())
         run = self.run(make, noisy(), engine=Isolated())
         assert "each example's gradient was taken alone" in run.guarantee.assumptions
 
-    def test_both_engines_give_the_same_run(self):
-        runs = [self.run(lambda: nn.Linear(6, 3), noisy(), engine=engine) for engine in (Isolated(), Opacus())]
-        np.testing.assert_allclose(runs[0].model, runs[1].model, rtol=1e-4, atol=1e-6)
+    def test_all_engines_give_the_same_run(self):
+        engines = (Isolated(), Opacus(), "auto")
+        first, *others = [self.run(lambda: nn.Linear(6, 3), noisy(), engine=engine) for engine in engines]
+        for other in others:
+            np.testing.assert_allclose(first.model, other.model, rtol=1e-4, atol=1e-6)
 
 
 @ENGINES

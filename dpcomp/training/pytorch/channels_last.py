@@ -50,6 +50,4 @@ def set_channels_last(module: nn.Module) -> None:
 
 def with_channels_last(value: Any) -> Any:
     """Return a structure whose images have channels last in memory."""
-    return mapped(
-        lambda part: part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part, value
-    )
+    return mapped(lambda part: part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part, value)

@@ -14,6 +14,7 @@ from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.training.pytorch.channels_last import set_channels_last, takes_channels_last, with_channels_last
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.devices import lent_generator
 from dpcomp.training.pytorch.inspection import (
@@ -151,6 +152,9 @@ class ClientLevel:
     ):
         check_precision(module)
         check_statistics(module, loss, *examples)
+        self._channels_last = takes_channels_last(module, examples[0])
+        if self._channels_last:
+            set_channels_last(module)
         self._module, self._loss, self._pipeline = module, loss, pipeline
         self._make_optimizer, self._secret = make_optimizer, secret
         self._local_steps, self._local_sampling = local_steps, local_sampling
@@ -179,7 +183,8 @@ class ClientLevel:
                 chosen = _drawn_batch(self._local_sampling, inputs, self._secret, memory.address, step)
                 if len(chosen):
                     optimizer.zero_grad()
-                    self._loss(self._module(inputs[chosen]), targets[chosen]).backward()
+                    some = with_channels_last(inputs[chosen]) if self._channels_last else inputs[chosen]
+                    self._loss(self._module(some), targets[chosen]).backward()
                     optimizer.step()
         self._unmoved.remember_trained()
         refuse_statistics(self._unmoved.moved())

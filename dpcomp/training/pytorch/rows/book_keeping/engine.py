@@ -206,4 +206,3 @@ class _Entry:
     @property
     def gradient(self) -> Tensor | None:
         return self.received if self.leaf is None else self.leaf.grad
-
