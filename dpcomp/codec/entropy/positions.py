@@ -6,10 +6,13 @@ If layers differ in density, a density for each layer takes fewer. The writer ch
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.special import entr
+
+INTEGER_ENDS = np.array([1 << 7, 1 << 14, 1 << 21, 1 << 28])  # where an integer before the stream takes one byte more
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,21 +27,39 @@ class CandidateSet:
     ranks: Int64[np.ndarray, "k"]
     edges: Int64[np.ndarray, "layers_plus_one"]
 
+    @cached_property
+    def starts(self) -> Int64[np.ndarray, "layers_plus_one"]:
+        """Where the ranks of each layer begin, and how many there are."""
+        return self.ranks.searchsorted(self.edges)
+
+    @property
+    def places(self) -> Int64[np.ndarray, "layers"]:
+        """The number of candidates in each layer."""
+        return self.edges[1:] - self.edges[:-1]
+
     @property
     def counts(self) -> Int64[np.ndarray, "layers"]:
         """The number of chosen places in each layer."""
-        return np.diff(np.searchsorted(self.ranks, self.edges))
+        return self.starts[1:] - self.starts[:-1]
 
     def as_one_layer(self) -> "CandidateSet":
         """Return the same candidates and ranks without the borders between layers."""
         return CandidateSet(self.ranks, self.edges[[0, -1]])
 
-    @property
-    def bits(self) -> float:
-        """Estimate the bits of the ranks, each layer under its own density, with the bytes of a count a layer."""
-        counts = self.counts
-        side = np.sum(np.searchsorted([1 << 7, 1 << 14, 1 << 21, 1 << 28], counts, side="right") + 1)
-        return float(np.sum(support_bits(np.diff(self.edges), counts)) + 8 * side)
+    def cheaper_layering(self) -> tuple["CandidateSet", float]:
+        """Return the candidates with their layers, or as one layer, whichever takes fewer bits; and the bits.
+
+        They are those of the ranks, each layer under its own density, with the bytes of a count a layer: an estimate.
+        """
+        whole = len(self.edges) - 1  # the place of all candidates together, after the layers
+        places, counts = np.empty(whole + 1, dtype=np.int64), np.empty(whole + 1, dtype=np.int64)
+        places[:whole], counts[:whole] = self.places, self.counts
+        places[whole], counts[whole] = self.edges[-1] - self.edges[0], len(self.ranks)
+        bits = support_bits(places, counts)
+        side = 8 * (INTEGER_ENDS.searchsorted(counts, side="right") + 1)
+        layered = float(bits[:whole].sum() + side[:whole].sum())
+        together = float(bits[whole] + side[whole])
+        return (self, layered) if layered < together else (self.as_one_layer(), together)
 
 
 def support_bits(places: Int64[np.ndarray, "m"], counts: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, "m"]:
@@ -62,11 +83,11 @@ def split_by_previous(
     Returns:
         The kept positions, as ranks among the previous ones; and the new ones, as ranks among all others.
     """
-    before = np.searchsorted(previous, positions)
+    before = previous.searchsorted(positions)
     kept = np.zeros(len(positions), dtype=bool)
-    inside = before < len(previous)
-    kept[inside] = previous[before[inside]] == positions[inside]
-    edges_before = np.searchsorted(previous, edges)
+    inside = int(before.searchsorted(len(previous)))  # the later ones lie beyond the last previous position
+    np.equal(previous[before[:inside]], positions[:inside], out=kept[:inside])
+    edges_before = previous.searchsorted(edges)
     new = CandidateSet((positions - before)[~kept], edges - edges_before)
     return CandidateSet(before[kept], edges_before), new
 
@@ -84,11 +105,5 @@ def merge_with_previous(
     Returns:
         The (k,) positions, ascending.
     """
-    skipped = np.searchsorted(previous - np.arange(len(previous)), new, side="right")
+    skipped = (previous - np.arange(len(previous))).searchsorted(new, side="right")
     return np.sort(np.concatenate([previous[kept], new + skipped]))
-
-
-def cheaper_layering(candidates: CandidateSet) -> CandidateSet:
-    """Return the candidates with their layers, or as one layer, whichever takes fewer bits."""
-    one_layer = candidates.as_one_layer()
-    return candidates if candidates.bits < one_layer.bits else one_layer
