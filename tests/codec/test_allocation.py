@@ -114,6 +114,17 @@ def test_the_error_of_a_width_is_that_of_quantising_with_its_step(n, draw):
             assert worse > (0.95 if n > 1000 else 0.5) * error
 
 
+@pytest.mark.parametrize("rounding", [dp.Nearest(), dp.Stochastic(), dp.Dithered()], ids=str)
+def test_a_layer_without_bits_is_decoded_as_zero_under_any_rounding(rounding):
+    values = np.concatenate([np.random.default_rng(0).standard_normal(1000), np.full(1000, 1e-3)]).astype(np.float32)
+    context = PublicContext(layout=dp.Layout.of({"loud": (1000,), "silent": (1000,)}), dither_key=3)
+    codec = dp.Codec(quantize=dp.Uniform(dp.Waterfill(2), rounding=rounding), entropy=dp.FixedWidth())
+    body, decoded = codec.encode(values, dp.Everywhere(), context)
+    assert codec.layer_bits(body, context).tolist() == [4, 0]
+    assert decoded[:1000].any()
+    assert not decoded[1000:].any()
+
+
 def test_a_layer_without_bits_is_decoded_as_zero_and_comes_back_when_it_matters():
     values = np.concatenate([np.random.default_rng(0).standard_normal(1000), np.full(1000, 1e-6)]).astype(np.float32)
     layout = dp.Layout.of({"loud": (1000,), "silent": (1000,)})

@@ -104,7 +104,8 @@ class Uniform:
         if isinstance(self.bits, int):
             spacing = largest_magnitudes(values, counts).astype(np.float64) / (2 ** (self.bits - 1) - 1)
         elif context.packed:
-            widths, spacing = self.bits.widths_and_steps(values, counts)
+            widths, chosen = self.bits.widths_and_steps(values, counts)
+            spacing = np.where(np.array(widths) > 0, chosen, 0.0)  # of no bits zeros are decoded, whatever the dither
             width_bytes = _pack_widths(widths)
         else:
             finest = largest_magnitudes(values, counts).astype(np.float64) / LARGEST_LEVEL
