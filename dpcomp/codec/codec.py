@@ -241,7 +241,7 @@ class Codec:
                 returns has another length than its protocol says, so that no receiver could decode the body.
         """
         parts, decoded = self.encode_in_parts(values, support, context)
-        return b"".join(parts), decoded
+        return b"".join(parts), decoded.copy() if decoded is values else decoded
 
     def encode_in_parts(
         self,
@@ -257,7 +257,8 @@ class Codec:
             context: As for `encode`.
 
         Returns:
-            The parts of the body, and the (k,) values that the receiver decodes from it.
+            The parts of the body, and the (k,) values that the receiver decodes from it: `values` itself where the
+            quantiser is lossless.
 
         Raises:
             TypeError, ValueError: As `encode` does.
@@ -272,8 +273,10 @@ class Codec:
         if bounds.coded.any() and len(values):
             taken = levels if takes_type(self.entropy, levels) else levels.astype(np.int32)
             writer.levels(taken, counts, bounds)
-        header = SUPPORT_HEADER.pack(code, len(values))
-        return (header, *writer.finish()), decoded_at_sender(self.quantizer, levels, side, counts, context)
+        parts = (SUPPORT_HEADER.pack(code, len(values)), *writer.finish())
+        if getattr(self.quantizer, "lossless", False):
+            return parts, values
+        return parts, decoded_at_sender(self.quantizer, levels, side, counts, context)
 
     def decode(
         self,

@@ -121,7 +121,7 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
     if memory.residual is not None:
         residual = innovation
         if isinstance(support, Everywhere):
-            residual -= decoded
+            residual = _less(innovation, decoded)
         else:
             residual[support.indices(layout.size)] = values - decoded
     sent = decoded_update(decoded, layout, update.address, support)
@@ -131,6 +131,14 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
         listed=support if isinstance(support, Listed) and support != public else None,
         residual=residual,
     )
+
+
+def _less(innovation: Float32[np.ndarray, "d"], decoded: Float32[np.ndarray, "d"]) -> Float32[np.ndarray, "d"]:
+    """Return what is left of an innovation. The difference takes its memory, unless it is what was decoded."""
+    if np.may_share_memory(innovation, decoded):
+        return np.zeros_like(innovation)
+    innovation -= decoded
+    return innovation
 
 
 def _added_and_selected(

@@ -51,6 +51,7 @@ class Float32(_Floats):
     """Send values as float32: four bytes a value, unchanged. It is what `Codec(quantize=None)` means."""
 
     unbiased = True
+    lossless = True
 
 
 @dataclass(frozen=True)

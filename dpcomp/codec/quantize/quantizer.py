@@ -103,11 +103,12 @@ class Quantizer(Protocol):
     A quantiser without levels, such as a float format, puts the values in the side information: its `bounds` are equal
     in every layer, and its `levels` an empty array.
 
-    Four attributes are optional:
+    Five attributes are optional:
 
     - `side_holds_values` (bool): the side information is the values, as in a float format, so `measure` counts its bits
       as values, and `values` may be given a memoryview of it, which is not copied. If absent, the bits are counted so
       in a body without levels.
+    - `lossless` (bool): the decoded values are the values, bit for bit, so a sender need not decode. Absent is False.
     - `narrow_levels` (bool): `values` takes levels of int8 and int16 too, in which sums and products can wrap. Absent
       is False: it is given int32.
     - `allocates` (bool): layers get rates of their own, as from an allocator. Absent is False.
