@@ -5,6 +5,7 @@ of candidates take fewer: the places of the last support, most of which are kept
 If layers differ in density, a density for each layer takes fewer. The writer chooses, and sends its choice.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,23 +47,30 @@ class CandidateSet:
         """Return the same candidates and ranks without the borders between layers."""
         return CandidateSet(self.ranks, self.edges[[0, -1]])
 
-    def cheaper_layering(self) -> tuple["CandidateSet", float]:
-        """Return the candidates with their layers, or as one layer, whichever takes fewer bits; and the bits.
 
-        They are those of the ranks, each layer under its own density, with the bytes of a count a layer: an estimate.
-        """
-        whole = len(self.edges) - 1  # the place of all candidates together, after the layers
-        places, counts = np.empty(whole + 1, dtype=np.int64), np.empty(whole + 1, dtype=np.int64)
-        places[:whole], counts[:whole] = self.places, self.counts
-        places[whole], counts[whole] = self.edges[-1] - self.edges[0], len(self.ranks)
-        bits = support_bits(places, counts)
-        side = 8 * (INTEGER_ENDS.searchsorted(counts, side="right") + 1)
-        layered = float(bits[:whole].sum() + side[:whole].sum())
-        together = float(bits[whole] + side[whole])
-        return (self, layered) if layered < together else (self.as_one_layer(), together)
+def cheaper_layerings(sets: Sequence[CandidateSet]) -> tuple[list[CandidateSet], list[float]]:
+    """Return sets of candidates with their layers, or as one layer, whichever takes fewer bits; and the bits of each.
+
+    They are those of the ranks, each layer under its own density, with the bytes of a count a layer: an estimate.
+
+    Args:
+        sets: Sets with the same number of layers.
+    """
+    whole = len(sets[0].edges) - 1  # the column of all candidates together, after the layers
+    places, counts = np.empty((2, len(sets), whole + 1), dtype=np.int64)
+    for row, candidates in enumerate(sets):
+        places[row, :whole], counts[row, :whole] = candidates.places, candidates.counts
+        places[row, whole], counts[row, whole] = candidates.edges[-1] - candidates.edges[0], len(candidates.ranks)
+    bits = support_bits(places, counts) + 8 * (INTEGER_ENDS.searchsorted(counts, side="right") + 1)
+    layered, together = bits[:, :whole].sum(axis=1).tolist(), bits[:, whole].tolist()
+    cheaper = [
+        candidates if by_layer < by_all else candidates.as_one_layer()
+        for candidates, by_layer, by_all in zip(sets, layered, together, strict=True)
+    ]
+    return cheaper, [*map(min, layered, together)]
 
 
-def support_bits(places: Int64[np.ndarray, "m"], counts: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, "m"]:
+def support_bits(places: Int64[np.ndarray, "*m"], counts: Int64[np.ndarray, "*m"]) -> Float64[np.ndarray, "*m"]:
     """Return n·H₂(k/n): the bits of k random positions among n, to within half a logarithm (Cover & Thomas, 11.40)."""
     share = counts / np.maximum(places, 1)
     return places * (entr(share) + entr(1 - share)) / np.log(2)

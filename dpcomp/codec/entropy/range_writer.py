@@ -19,7 +19,7 @@ from dpcomp.codec.entropy.models import (
     layers_with_own_table,
     packs,
 )
-from dpcomp.codec.entropy.positions import CandidateSet, split_by_previous
+from dpcomp.codec.entropy.positions import CandidateSet, cheaper_layerings, split_by_previous
 from dpcomp.codec.quantize.quantizer import BLOCK, Bounds
 
 
@@ -36,12 +36,11 @@ class RangeWriter:
         previous: Int64[np.ndarray, "k_before"] | None,
     ) -> None:
         """Encode positions by themselves, or as kept and new beside the previous ones, whichever takes fewer bits."""
-        sets = [CandidateSet(positions, edges).cheaper_layering()]
-        if previous is not None:
-            split = [part.cheaper_layering() for part in split_by_previous(positions, previous, edges)]
-            sets = split if sum(bits for _, bits in split) < sets[0][1] else sets
+        split = () if previous is None else split_by_previous(positions, previous, edges)
+        sets, bits = cheaper_layerings([CandidateSet(positions, edges), *split])
+        sets = sets[1:] if split and sum(bits[1:]) < bits[0] else sets[:1]
         self._side.number(len(sets))
-        for candidates, _ in sets:
+        for candidates in sets:
             self._ranks(candidates)
 
     def raw(self, part: bytes | memoryview) -> None:
@@ -58,7 +57,10 @@ class RangeWriter:
         lowest, histograms = layer_histograms(levels, counts)
         own = layers_with_own_table(lowest, histograms, counts)
         self._side.raw(np.packbits(own).tobytes())
-        shared = levels[np.repeat(~own, counts)] if own.any() else levels
+        if not own.any():
+            self._group(levels, lowest, histograms.sum(axis=0))
+            return
+        shared = levels[np.repeat(~own, counts)]
         if len(shared):
             self._group(shared, lowest, histograms[~own].sum(axis=0))
         edges = np.cumsum([0, *counts])
