@@ -1,11 +1,13 @@
 """The codec: predict, sparsify, quantise and entropy-code; a vector becomes a body of bytes, and is decoded from it."""
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Float32, Float64, Int, Int64
 
 from dpcomp.codec.allocation import FixedStep
 from dpcomp.codec.entropy import EntropyCoder, RangeCoder
@@ -13,10 +15,11 @@ from dpcomp.codec.entropy.coder import Metered, PartBits, Reader
 from dpcomp.codec.prediction import LastBroadcast
 from dpcomp.codec.quantize import Bounds, Quantizer
 from dpcomp.codec.quantize import Float32 as Unquantized
-from dpcomp.codec.quantize.quantizer import decoded_at_sender, quantised
+from dpcomp.codec.quantize.quantizer import decoded_at_sender, quantised, takes_type
 from dpcomp.codec.rate import entropy_bits
 from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.finite import all_finite
 from dpcomp.core.layout import split_by_counts
 from dpcomp.core.public_context import HasPublicSupport, PublicContext
 from dpcomp.core.support import Everywhere, Listed, Support, checked_support, same_positions
@@ -46,6 +49,34 @@ class Sparsifier(Protocol):
 
         Returns:
             A support within the candidates.
+        """
+        ...
+
+
+@runtime_checkable
+class SelectsOfSum(Protocol):
+    """The protocol of a sparsifier that also chooses while the vector is made, as residual + update. Optional."""
+
+    def select_of_sum(
+        self,
+        residual: Float32[np.ndarray, "d"],
+        update: Float32[np.ndarray, "d"],
+        out: Float32[np.ndarray, "d"],
+        context: PublicContext,
+    ) -> Support:
+        """Write residual + update to `out`, and return the support that `select` would choose of all its coordinates.
+
+        Args:
+            residual: The (d,) residual; it must stay unchanged.
+            update: The (d,) update; it must stay unchanged.
+            out: The (d,) array of the sum, which is complete even where an error is raised.
+            context: The public values of the message.
+
+        Returns:
+            The support to send.
+
+        Raises:
+            ValueError: A sum is not finite. Each of the d sums is looked at.
         """
         ...
 
@@ -127,6 +158,16 @@ class Codec:
         """
         return getattr(self.entropy, "needs_last_support", True)
 
+    @cached_property
+    def selects_publicly(self) -> bool:
+        """Whether the sparsifier has a public support."""
+        return isinstance(self.sparsify, HasPublicSupport)
+
+    @cached_property
+    def selects_of_sum(self) -> SelectsOfSum | None:
+        """The sparsifier, if it chooses while residual and update are added."""
+        return self.sparsify if isinstance(self.sparsify, SelectsOfSum) else None
+
     @property
     def quantizer(self) -> Quantizer:
         """The quantiser in use: `quantize`, or `Float32()` for None."""
@@ -163,7 +204,7 @@ class Codec:
             raise ValueError(f"{where} a support outside the vector ({error}): return positions below {d}") from error
         if public is not None and same_positions(support, public, d):
             return public
-        if public is not None and isinstance(self.sparsify, HasPublicSupport):
+        if public is not None and self.selects_publicly:
             raise ValueError(
                 f"{where} another support than its public_support, so its positions would cost bytes: return "
                 "self.public_support(context), or leave out that method"
@@ -199,7 +240,30 @@ class Codec:
             ValueError: The support is none of the three; or the quantiser's levels lie outside its bounds, or what it
                 returns has another length than its protocol says, so that no receiver could decode the body.
         """
-        context = replace(context, packed=self.entropy.packed)
+        parts, decoded = self.encode_in_parts(values, support, context)
+        return b"".join(parts), decoded.copy() if decoded is values else decoded
+
+    def encode_in_parts(
+        self,
+        values: Float32[np.ndarray, "k"],
+        support: Support,
+        context: PublicContext,
+    ) -> tuple[Sequence[bytes | bytearray | memoryview], Float32[np.ndarray, "k"]]:
+        """Encode values as `encode` does, and return the parts of the body, which follow each other in a message.
+
+        Args:
+            values: As for `encode`; they must stay unchanged until the parts are joined, which may be views of them.
+            support: As for `encode`.
+            context: As for `encode`.
+
+        Returns:
+            The parts of the body, and the (k,) values that the receiver decodes from it: `values` itself where the
+            quantiser is lossless.
+
+        Raises:
+            TypeError, ValueError: As `encode` does.
+        """
+        context = self._with_packing(context)
         layout, writer = context.layout, self.entropy.writer()
         counts, code = layout.counts(support), _support_code(support, context.public_support)
         if code == LISTED:
@@ -207,9 +271,12 @@ class Codec:
         levels, side, bounds = quantised(self.quantizer, values, counts, context)
         writer.raw(side)
         if bounds.coded.any() and len(values):
-            writer.levels(levels, counts, bounds)
-        header = SUPPORT_HEADER.pack(code, len(values))
-        return header + writer.finish(), decoded_at_sender(self.quantizer, levels, side, counts, context)
+            taken = levels if takes_type(self.entropy, levels) else levels.astype(np.int32)
+            writer.levels(taken, counts, bounds)
+        parts = (SUPPORT_HEADER.pack(code, len(values)), *writer.finish())
+        if getattr(self.quantizer, "lossless", False):
+            return parts, values
+        return parts, decoded_at_sender(self.quantizer, levels, side, counts, context)
 
     def decode(
         self,
@@ -231,7 +298,7 @@ class Codec:
         """
         parts = self._read(body, context)
         values = self.quantizer.values(parts.levels, parts.side, parts.counts, parts.context)
-        if not np.isfinite(values).all():
+        if not all_finite(values):
             raise CorruptPayload("the body holds values that are not finite, which no sender writes")
         return values, parts.support
 
@@ -292,8 +359,11 @@ class Codec:
             bits = replace(bits, side=0.0, value=bits.value + bits.side)
         return parts, replace(bits, header=bits.header + 8 * SUPPORT_HEADER.size)
 
+    def _with_packing(self, context: PublicContext) -> PublicContext:
+        return context if context.packed == self.entropy.packed else replace(context, packed=self.entropy.packed)
+
     def _read(self, body: bytes | memoryview, context: PublicContext, reader: Reader | None = None) -> "Body":
-        context = replace(context, packed=self.entropy.packed)
+        context, body = self._with_packing(context), memoryview(body)
         layout = context.layout
         if len(body) < SUPPORT_HEADER.size:
             raise CorruptPayload(f"the body has {len(body)} bytes, but its header alone has {SUPPORT_HEADER.size}")
@@ -312,11 +382,16 @@ class Codec:
             )
         counts = layout.counts(support)
         side = reader.raw(self.quantizer.side_bytes(counts, context))
+        if not getattr(self.quantizer, "side_holds_values", False):
+            side = bytes(side)
         try:
             bounds = self.quantizer.bounds(side, context)
         except ValueError as error:  # of its own side information none: the sender computed the same bounds
             raise CorruptPayload(f"the side information is none that {self.quantizer!r} writes: {error}") from error
-        levels = reader.levels(counts, bounds) if bounds.coded.any() and k else np.repeat(bounds.lowest, counts)
+        coded = bounds.coded.any() and k
+        levels = reader.levels(counts, bounds) if coded else np.repeat(bounds.lowest, counts)
+        if not takes_type(self.quantizer, levels):
+            levels = levels.astype(np.int32)
         reader.finish()
         return Body(support=support, counts=counts, side=side, bounds=bounds, levels=levels, context=context)
 
@@ -328,7 +403,7 @@ class Body:
     Attributes:
         support: The coordinates of the values.
         counts: (layers,) how many of them each layer has.
-        side: The quantiser's side information.
+        side: The quantiser's side information; a view of the body, where that holds the values.
         bounds: The lowest and highest level of each layer.
         levels: A level for each value; the lowest level in layers that are not coded.
         context: The public values of the message, with `packed` set.
@@ -336,9 +411,9 @@ class Body:
 
     support: Support
     counts: Int64[np.ndarray, "layers"]
-    side: bytes
+    side: bytes | memoryview
     bounds: Bounds
-    levels: Int32[np.ndarray, "m"]
+    levels: Int[np.ndarray, "m"]
     context: PublicContext
 
 

@@ -27,7 +27,7 @@ def whole_number(value: object, name: str, *, least: int | None = None, most: in
         >>> whole_number(3, "rounds", least=1)
         3
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise TypeError(f"{name} is {value!r}: give a whole number{_bounds(least, most)}")
     number = int(value)
     if (least is not None and number < least) or (most is not None and number > most):

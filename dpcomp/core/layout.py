@@ -79,9 +79,8 @@ class Layout:
 
     def counts(self, support: Support) -> Int64[np.ndarray, "layers"]:
         """Count the coordinates of a support in each layer."""
-        if isinstance(support, Everywhere):
-            return np.diff(self.edges)
-        return np.diff(np.searchsorted(support.indices(self.size), self.edges))
+        ends = self.edges if isinstance(support, Everywhere) else support.indices(self.size).searchsorted(self.edges)
+        return ends[1:] - ends[:-1]
 
     @cached_property
     def digest(self) -> bytes:

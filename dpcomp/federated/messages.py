@@ -96,8 +96,8 @@ class Reply:
     refusal: Annotated[int, "B"]
 
 
-HELLO = Format(Hello, b"dph\x03")
-REPLY = Format(Reply, b"dpr\x03")
+HELLO = Format(Hello, b"dph\x04")
+REPLY = Format(Reply, b"dpr\x04")
 
 
 def message_digest(message: bytes) -> bytes:
@@ -205,7 +205,7 @@ def _write_support(support: Listed | None, layout: Layout) -> bytes:
         return _SUPPORT.pack(0, 0)
     writer = RangeCoder().writer()
     writer.positions(support.positions, layout.edges, None)
-    coded = writer.finish()
+    coded = b"".join(writer.finish())
     return _SUPPORT.pack(1 + len(support.positions), len(coded)) + coded
 
 

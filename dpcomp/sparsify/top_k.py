@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from array_api_compat import array_namespace
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import PublicContext
@@ -14,7 +14,7 @@ from dpcomp.core.support import Everywhere, Listed, Support
 from dpcomp.privacy.claim import Bounded, Claim, Unbounded
 from dpcomp.privacy.unit_gradients import Total, Units
 from dpcomp.sparsify.fraction import Fraction
-from dpcomp.sparsify.top_k_indices import top_k_indices
+from dpcomp.sparsify.top_k_indices import top_k_indices, top_k_of_sum
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,46 @@ class TopK(Fraction):
         layout, everywhere = context.layout, isinstance(candidates, Everywhere)  # its positions would be d more numbers
         positions = None if everywhere else candidates.indices(layout.size)
         values = vector if positions is None else vector[positions]
-        cuts, whole = self._cuts(candidates, layout), self._cuts(Everywhere(), layout)
-        keep = [min(self.count(int(n)), int(m)) for n, m in zip(np.diff(whole), np.diff(cuts), strict=True)]
-        if sum(keep) == len(values):
+        parts = self._kept(candidates, layout)
+        if sum(k for _, _, k in parts) == len(values):
             return candidates
-        parts = zip(pairwise(cuts), keep, strict=True)
-        chosen = np.concatenate([a + top_k_indices(values[a:b], k) for (a, b), k in parts])
+        chosen = np.concatenate([a + top_k_indices(values[a:b], k) for a, b, k in parts])
         return Listed(chosen if positions is None else positions[chosen])
+
+    def select_of_sum(
+        self,
+        residual: Float32[np.ndarray, "d"],
+        update: Float32[np.ndarray, "d"],
+        out: Float32[np.ndarray, "d"],
+        context: PublicContext,
+    ) -> Support:
+        """Add an update to the residual, and return the coordinates of largest magnitude of the sum, in one pass.
+
+        Args:
+            residual: The (d,) residual.
+            update: The (d,) update.
+            out: The (d,) array that the sum is written to, even where an error is raised.
+            context: Gives the layout.
+
+        Returns:
+            What `select` returns for the sum, with all coordinates as candidates.
+
+        Raises:
+            ValueError: A sum that has to be ranked is not finite.
+        """
+        parts = self._kept(Everywhere(), context.layout)
+        if type(self).select is not TopK.select or sum(k for _, _, k in parts) == len(out):
+            np.add(residual, update, out=out)
+            return self.select(out, Everywhere(), context)
+        with np.errstate(over="ignore", invalid="ignore"):
+            chosen = [a + top_k_of_sum(residual[a:b], update[a:b], k, out[a:b]) for a, b, k in parts]
+        return Listed(np.concatenate(chosen))
+
+    def _kept(self, candidates: Support, layout: Layout) -> list[tuple[int, int, int]]:
+        """Return where each part that is ranked by itself begins and ends among the candidates, and its k."""
+        cuts, whole = self._cuts(candidates, layout).tolist(), self._cuts(Everywhere(), layout).tolist()
+        counts = [self.count(stop - start) for start, stop in pairwise(whole)]
+        return [(a, b, min(k, b - a)) for (a, b), k in zip(pairwise(cuts), counts, strict=True)]
 
     def _cuts(self, support: Support, layout: Layout) -> Int64[np.ndarray, "parts_plus_one"]:
         """Return where each part that is ranked by itself begins among the supported coordinates, and the last ends."""

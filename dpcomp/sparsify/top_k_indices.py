@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt
+from jaxtyping import Float32, Int64, UInt
 
 SCAN_BLOCK = 2**18  # coordinates scanned at once: their keys about fill a core's own cache; fewer cost more calls
+PARTITIONED = 2**17  # coordinates up to which a partition of all keys takes less time than a sample and a scan
 SAMPLE_SIZE = 2**16  # magnitudes at most, and one in 64: more of them cost more than the better bound saves
 
 
@@ -44,8 +45,48 @@ def top_k_indices(x: Any, k: int) -> Int64[np.ndarray, "k"]:
     if k == 0:  # the largest magnitude alone says whether all are finite
         return top_k_indices(x, min(1, len(x)))[:0] if len(x) else np.empty(0, dtype=np.int64)
     bits = x.view(f"u{x.dtype.itemsize}")
+    if len(bits) <= PARTITIONED:
+        return _of_few(bits, k)
     chosen = _by_sample(bits, k)
     return _by_partition(bits, k) if chosen is None else chosen
+
+
+def top_k_of_sum(
+    one: Float32[np.ndarray, "d"], other: Float32[np.ndarray, "d"], k: int, out: Float32[np.ndarray, "d"]
+) -> Int64[np.ndarray, "k"]:
+    """Add two vectors, and return the positions of the k largest magnitudes of the sum, as `top_k_indices` does.
+
+    The sum is scanned block by block while it is made: memory is read and written once.
+
+    Args:
+        one: A (d,) vector.
+        other: The other one.
+        k: How many positions to return, from 0 to d.
+        out: Where the sum is written to, all of it even where an error is raised.
+
+    Returns:
+        The (k,) positions, ascending, as int64.
+
+    Raises:
+        ValueError: A sum is NaN or infinite.
+    """
+    if len(out) <= PARTITIONED or not 0 < k < len(out):
+        np.add(one, other, out=out)
+        return top_k_indices(out, k)
+    bits, addends = out.view(np.uint32), (one, other)
+    chosen = _by_sample(bits, k, addends)
+    return _by_partition(bits, k) if chosen is None else chosen
+
+
+def _of_few(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"]:
+    """Return the positions of the k largest of a short vector, by a partition of a copy of its keys."""
+    keys = _keys(bits)
+    kth = _kth(keys.copy(), k)
+    chosen = np.flatnonzero(keys >= kth)
+    of_chosen = keys[chosen]
+    _refuse_unranked(bits, of_chosen.max())
+    surplus = len(chosen) - k
+    return np.delete(chosen, np.flatnonzero(of_chosen == kth)[-surplus:]) if surplus else chosen
 
 
 def sample_positions(d: int, n: int) -> Int64[np.ndarray, "n"]:
@@ -58,8 +99,12 @@ def sample_positions(d: int, n: int) -> Int64[np.ndarray, "n"]:
     return numbers * stretch + ((numbers * 2654435769 % 2**32 * stretch) >> 32)
 
 
-def _by_sample(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"] | None:
+def _by_sample(
+    bits: UInt[np.ndarray, "d"], k: int, addends: tuple[np.ndarray, np.ndarray] | None = None
+) -> Int64[np.ndarray, "k"] | None:
     """Return the positions of the k largest, if the threshold from a sample leads to them; otherwise None.
+
+    With addends, the floats of the bits are first written, as their sums.
 
     The number of sampled keys among the k largest has a standard deviation of at most the root of its
     expectation; four of them on either side miss about once in 10,000 vectors. Where fewer than k keys exceed
@@ -70,10 +115,13 @@ def _by_sample(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"] | 
     n = min(d // 64, SAMPLE_SIZE)
     rank = _four_deviations_above(n * k / d)
     if rank >= n:
+        _add(addends, bits, slice(None))
         return None
-    sample = _keys(bits[sample_positions(d, n)])
+    places = sample_positions(d, n)
+    sampled = bits[places] if addends is None else (addends[0][places] + addends[1][places]).view(bits.dtype)
+    sample = _keys(sampled)
     threshold, limit = _kth(sample, rank), _four_deviations_above(rank) * d // n
-    above, keys = _first_positions(bits, np.greater, threshold, limit + 1)
+    above, keys = _first_positions(bits, np.greater, threshold, limit + 1, addends)
     _refuse_unranked(bits, keys.max(initial=threshold))
     if len(above) > limit:
         return None
@@ -125,7 +173,11 @@ def _kth(keys: UInt[np.ndarray, "d"], k: int) -> Any:
 
 
 def _first_positions(
-    bits: UInt[np.ndarray, "d"], compare: Callable[..., np.ndarray], threshold: Any, limit: int
+    bits: UInt[np.ndarray, "d"],
+    compare: Callable[..., np.ndarray],
+    threshold: Any,
+    limit: int,
+    addends: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[Int64[np.ndarray, "m"], UInt[np.ndarray, "m"]]:
     """Return the first positions, at most `limit`, whose keys satisfy the comparison with the threshold; and the keys.
 
@@ -139,6 +191,7 @@ def _first_positions(
     count = 0
     for start in range(0, len(bits), SCAN_BLOCK):
         block = bits[start : start + SCAN_BLOCK]
+        _add(addends, bits, slice(start, start + SCAN_BLOCK))
         _keys(block, out=keys[: len(block)])
         compare(keys[: len(block)], threshold, out=hits[: len(block)])
         hits[len(block) :] = False
@@ -151,8 +204,15 @@ def _first_positions(
         keys.take(within, out=found_keys[count:end], mode="clip")
         count = end
         if count == limit:
+            _add(addends, bits, slice(start + SCAN_BLOCK, None))
             break
     return positions[:count], found_keys[:count]
+
+
+def _add(addends: tuple[np.ndarray, np.ndarray] | None, bits: UInt[np.ndarray, "d"], where: slice) -> None:
+    """Write the sums of the addends, if there are any, as the floats of the bits."""
+    if addends is not None:
+        np.add(addends[0][where], addends[1][where], out=bits[where].view(addends[0].dtype))
 
 
 def _keys(bits: UInt[np.ndarray, "d"], out: UInt[np.ndarray, "d"] | None = None) -> UInt[np.ndarray, "d"]:

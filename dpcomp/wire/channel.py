@@ -117,11 +117,16 @@ class Channel:
         """
         context = self.context(memory, sender, link)
         previous = (memory.sending_link if link is None else link).last_support
-        for part in (codec.sparsify, *self.stages):
-            if isinstance(part, HasPublicSupport):
-                support = checked_support(part.public_support(context), f"{part!r}: public_support returned")
-                return replace(context, public_support=support, previous_support=previous)
-        return replace(context, previous_support=previous)
+        context = replace(context, previous_support=previous, packed=codec.entropy.packed)
+        part: Any = codec.sparsify if codec.selects_publicly else self._public_stage
+        if part is None:
+            return context
+        support = checked_support(part.public_support(context), f"{part!r}: public_support returned")
+        return replace(context, public_support=support)
+
+    @cached_property
+    def _public_stage(self) -> HasPublicSupport | None:
+        return next((stage for stage in self.stages if isinstance(stage, HasPublicSupport)), None)
 
     def shared_at_start(self, layout: Layout, seed: PublicSeed, genesis: Genesis = Genesis()) -> Shared:
         """Return shared memory before any broadcast.

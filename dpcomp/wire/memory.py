@@ -11,7 +11,7 @@ from dpcomp.core.address import SERVER, Address
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.support import Listed, Support
-from dpcomp.wire.frame import digest
+from dpcomp.wire.frame import body_digest, digest
 from dpcomp.wire.links import Link, Links
 from dpcomp.wire.update import Update
 
@@ -110,7 +110,9 @@ def with_history(chained: bytes, history: Float32[np.ndarray, "h"] | None) -> by
     The broadcasts decide the history only if every machine computes it alike, which an own part may fail to do: its two
     ends would then decode other coordinates, and nothing else in a message would show it.
     """
-    return chained if history is None else digest(chained, np.asarray(history, dtype="<f4").tobytes())
+    if history is None:
+        return chained
+    return digest(chained, body_digest(np.ascontiguousarray(history, dtype="<f4").view(np.uint8).data))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

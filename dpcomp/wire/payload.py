@@ -11,23 +11,25 @@ A sender computes, in this order:
 The first line is `signal_estimate`, which `exchange.send` calls before `encode`; the others are `encode`.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.codec.codec import Codec
+from dpcomp.codec.codec import Codec, SelectsOfSum
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.finite import all_finite
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.read_only import read_only
-from dpcomp.core.support import Everywhere, Listed
+from dpcomp.core.support import Everywhere, Listed, Support, checked_support
 from dpcomp.privacy.claim import Claim
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import LINK_BYTES, PAYLOAD, Frame, OpenedPayload
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory, ServerMemory
-from dpcomp.wire.update import UNKNOWN, Update, with_claim
+from dpcomp.wire.update import Update, decoded_update, with_claim
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,46 +95,83 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
         raise ValueError(
             f"the update has layout {update.layout}, the memory {layout}: build both with the layout of the model"
         )
-    innovation = update.dense() if memory.residual is None else memory.residual + update.dense()
-    _refuse_not_finite(innovation)
-    candidates, gains, prediction = update.support, b"", None
-    if codec.predict and shared.reference is not None:
-        factors = codec.predict.gains(innovation, shared.reference, layout)
-        prediction = codec.predict.prediction(shared.reference, factors, layout)
-        with np.errstate(over="ignore"):
-            candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
-        _refuse_not_finite(innovation)
     context = channel.message_context(codec, memory)
-    public = context.public_support
-    support = codec.select(read_only(innovation), candidates, context)
+    public, gains, prediction = context.public_support, b"", None
+    predicts = codec.predict is not None and shared.reference is not None
+    fused = codec.selects_of_sum if public is None and not predicts and isinstance(update.support, Everywhere) else None
+    if fused is not None and memory.residual is not None:
+        innovation, support = _added_and_selected(fused, memory.residual, update.values, context)
+    else:
+        innovation = update.dense() if memory.residual is None else memory.residual + update.dense()
+        _refuse_not_finite(innovation)
+        candidates = update.support
+        if codec.predict is not None and shared.reference is not None:
+            factors = codec.predict.gains(innovation, shared.reference, layout)
+            prediction = codec.predict.prediction(shared.reference, factors, layout)
+            with np.errstate(over="ignore"):
+                candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
+            _refuse_not_finite(innovation)
+        support = codec.select(read_only(innovation), candidates, context)
     if not isinstance(support, (Everywhere, Listed)) and support != public:
         support = Listed(support.indices(layout.size))  # the receiver knows the public support of this round alone
     values = innovation if isinstance(support, Everywhere) else innovation[support.indices(layout.size)]
-    body, decoded = codec.encode(read_only(values), support, context)
+    body, decoded = codec.encode_in_parts(read_only(values), support, context)
+    payload = _sealed(update, memory, link, [gains, *body])
     residual = None
     if memory.residual is not None:
         residual = innovation
         if isinstance(support, Everywhere):
-            residual -= decoded
+            residual = _less(innovation, decoded)
         else:
             residual[support.indices(layout.size)] = values - decoded
+    sent = decoded_update(decoded, layout, update.address, support)
+    return Encoded(
+        payload=payload,
+        decoded=with_claim(_with_prediction(sent, prediction), update.claim),
+        listed=support if isinstance(support, Listed) and support != public else None,
+        residual=residual,
+    )
+
+
+def _less(innovation: Float32[np.ndarray, "d"], decoded: Float32[np.ndarray, "d"]) -> Float32[np.ndarray, "d"]:
+    """Return what is left of an innovation. The difference takes its memory, unless it is what was decoded."""
+    if np.may_share_memory(innovation, decoded):
+        return np.zeros_like(innovation)
+    innovation -= decoded
+    return innovation
+
+
+def _added_and_selected(
+    sparsifier: SelectsOfSum,
+    residual: Float32[np.ndarray, "d"],
+    update: Float32[np.ndarray, "d"],
+    context: PublicContext,
+) -> tuple[Float32[np.ndarray, "d"], Support]:
+    """Return residual + update, and the support that the sparsifier chooses of it, after one pass over memory."""
+    innovation = np.empty_like(residual)
+    try:
+        support = sparsifier.select_of_sum(residual, read_only(update), innovation, context)
+    except ValueError:
+        _refuse_not_finite(innovation)
+        raise
+    return innovation, checked_support(support, f"{sparsifier!r}: select_of_sum returned")
+
+
+def _sealed(
+    update: Update, memory: ClientMemory | ServerMemory, link: Link, body: Sequence[bytes | bytearray | memoryview]
+) -> bytes:
+    """Return the message of a body, which is given in parts."""
     frame = Frame(
         pipeline=memory.pipeline,
         run=update.address.run,
         client=update.address.client,
         round=update.address.round,
-        version=shared.version,
-        shared=shared.digest,
+        version=memory.shared.version,
+        shared=memory.shared.digest,
         link_count=link.count,
         link=link.digest[:LINK_BYTES],
     )
-    innovation_sent = replace(update, values=decoded, support=support, noise_stddev=None, claim=UNKNOWN)
-    return Encoded(
-        payload=PAYLOAD.seal(frame, gains + body),
-        decoded=with_claim(_with_prediction(innovation_sent, prediction), update.claim),
-        listed=support if isinstance(support, Listed) and support != public else None,
-        residual=residual,
-    )
+    return PAYLOAD.seal(frame, *body)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,7 +207,7 @@ def body_parts(
     Raises:
         CorruptPayload: The body is shorter than its gains.
     """
-    view, gains = memoryview(opened.body), 0  # a body may be as large as the vector: its parts are not copied
+    view, gains = opened.body, 0
     if codec.predict and memory.shared.reference is not None:
         gains = len(memory.layout.sizes)
         if len(view) < gains:
@@ -208,8 +247,7 @@ def decode(
         prediction = codec.predict.prediction(memory.shared.reference, gains, layout)
     values, support = codec.decode(parts.coded, parts.context)
     address = opened.frame.address
-    innovation = Update(values=values, layout=layout, address=address, support=support)
-    del values  # the update has its own
+    innovation = decoded_update(values, layout, address, support)
     listed = support if isinstance(support, Listed) and support != parts.context.public_support else None
     return with_claim(_with_prediction(innovation, prediction), claim), listed
 
@@ -220,13 +258,11 @@ def _with_prediction(innovation: Update, prediction: Float32[np.ndarray, "d"] | 
         return innovation
     with np.errstate(over="ignore"):
         values = np.add(prediction, innovation.dense(), out=prediction)
-    if not np.isfinite(values).all():
+    if not all_finite(values):
         raise CorruptPayload("prediction and innovation add up to values that are not finite")
-    return replace(innovation, values=values, support=Everywhere())
+    return decoded_update(values, innovation.layout, innovation.address, Everywhere())
 
 
 def _refuse_not_finite(target: Float32[np.ndarray, "d"]) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = target.sum()
-    if not np.isfinite(total) and not np.isfinite(target).all():  # a finite vector may have an infinite sum
+    if not all_finite(target):
         raise ValueError("the update holds values that are not finite, so nothing was sent: has the model diverged?")

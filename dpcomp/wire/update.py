@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32
 from dpcomp.core.address import Address
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
+from dpcomp.core.read_only import immutable
 from dpcomp.core.support import Everywhere, Support
 from dpcomp.privacy.claim import Claim, Released, Unbounded
 
@@ -76,11 +77,11 @@ class Update:
                 f"an update on {type(self.support).__name__} of {self.layout.size} coordinates holds "
                 f"{expected} values; these have shape {values.shape}"
             )
-        object.__setattr__(self, "values", _immutable(values))
+        object.__setattr__(self, "values", _immutable_copy(values))
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         # Of a copy and of what was pickled: NumPy makes arrays anew there, that could be written to.
-        vars(self).update(state, values=_immutable(state["values"]))
+        vars(self).update(state, values=_immutable_copy(state["values"]))
 
     def dense(self) -> Float32[np.ndarray, "d"]:
         """Return the whole (d,) vector, zero outside the support; on `Everywhere` it is `values` itself, read-only."""
@@ -124,6 +125,26 @@ def with_claim(update: Update, claim: Claim) -> Update:
     return proven
 
 
-def _immutable(values: Float32[np.ndarray, "k"]) -> Float32[np.ndarray, "k"]:
-    """Return a copy of the values in immutable bytes: no flag of the array, or of its base, makes it writeable."""
-    return np.ndarray(values.shape, dtype=np.float32, buffer=values.tobytes())
+def decoded_update(values: Float32[np.ndarray, "k"], layout: Layout, address: Address, support: Support) -> Update:
+    """Return an update, without a claim, of values that a codec decoded; it takes over their array without a copy.
+
+    Args:
+        values: A new (k,) array, which the caller gives up.
+        layout: The layers of the whole vector.
+        address: The run, client and round that it belongs to.
+        support: Which k coordinates it holds.
+    """
+    made = object.__new__(Update)
+    fields = {
+        "values": immutable(np.ascontiguousarray(values)),
+        "layout": layout,
+        "address": address,
+        "support": support,
+    }
+    vars(made).update(fields, claim=UNKNOWN, noise_stddev=None)
+    return made
+
+
+def _immutable_copy(values: Float32[np.ndarray, "k"]) -> Float32[np.ndarray, "k"]:
+    """Return a copy of the values that no flag of the array, or of its base, makes writeable."""
+    return immutable(np.array(values, dtype=np.float32, order="C"))

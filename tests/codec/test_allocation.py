@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import dpcomp as dp
 from dpcomp.codec.rate import rate_at_step, step_for_rate
-from dpcomp.codec.widths import best_columns, best_widths
+from dpcomp.codec.widths import CURVE_SAMPLE, EXACT_SAMPLE, WIDTHS, best_columns, best_widths, error_curve
 from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.update import with_claim
 
@@ -96,6 +96,33 @@ def test_a_giant_layer_does_not_leave_the_budget_unused():
     layers = [rng.laplace(size=n).astype(np.float32) for n in (100_000, 50, 50)]
     for bits in (2, 3, 4, 7):
         assert best_widths(layers, bits)[0][0] == bits
+
+
+@pytest.mark.parametrize("n", [40, 300, 8000, 30_000])
+@pytest.mark.parametrize("draw", [np.random.Generator.standard_normal, np.random.Generator.laplace])
+def test_the_error_of_a_width_is_that_of_quantising_with_its_step(n, draw):
+    layer = draw(np.random.default_rng(n), size=n).astype(np.float32) * np.float32(1e-3)
+    errors, steps = error_curve(layer)
+    sample = layer[:: 1 + (n - 1) // CURVE_SAMPLE].astype(np.float64)
+    assert errors[0] == pytest.approx(np.mean(sample**2), rel=1e-3)
+    for width, error, step in zip(WIDTHS[1:], errors[1:], steps[1:], strict=True):
+        top = 2 ** (width - 1) - 1
+        measured = np.mean((sample - step * np.clip(np.rint(sample / step), -top, top)) ** 2)
+        assert measured == pytest.approx(error, rel=1e-9 if n <= EXACT_SAMPLE else 0.06)
+        for other in (0.5 * step, 0.84 * step, 1.19 * step, 2 * step):
+            worse = np.mean((sample - other * np.clip(np.rint(sample / other), -top, top)) ** 2)
+            assert worse > (0.95 if n > 1000 else 0.5) * error
+
+
+@pytest.mark.parametrize("rounding", [dp.Nearest(), dp.Stochastic(), dp.Dithered()], ids=str)
+def test_a_layer_without_bits_is_decoded_as_zero_under_any_rounding(rounding):
+    values = np.concatenate([np.random.default_rng(0).standard_normal(1000), np.full(1000, 1e-3)]).astype(np.float32)
+    context = PublicContext(layout=dp.Layout.of({"loud": (1000,), "silent": (1000,)}), dither_key=3)
+    codec = dp.Codec(quantize=dp.Uniform(dp.Waterfill(2), rounding=rounding), entropy=dp.FixedWidth())
+    body, decoded = codec.encode(values, dp.Everywhere(), context)
+    assert codec.layer_bits(body, context).tolist() == [4, 0]
+    assert decoded[:1000].any()
+    assert not decoded[1000:].any()
 
 
 def test_a_layer_without_bits_is_decoded_as_zero_and_comes_back_when_it_matters():

@@ -17,7 +17,7 @@ import dpcomp as dp
 from dpcomp.core.public_context import PublicContext
 from dpcomp.privacy.unit_gradients import Units
 from dpcomp.sparsify import top_k_indices as selection
-from dpcomp.sparsify.top_k_indices import top_k_indices
+from dpcomp.sparsify.top_k_indices import top_k_indices, top_k_of_sum
 
 FRAMEWORKS = pytest.mark.parametrize(
     "array", [np.asarray, torch.from_numpy, jnp.asarray], ids=["numpy", "torch", "jax"]
@@ -61,6 +61,9 @@ def test_guess_or_not_the_top_k_is_that_of_a_full_stable_sort(palette, d, densit
     for x in (rng.choice(np.float32(palette), d), smooth.astype(np.float32)):
         k = int(d ** rng.random())
         np.testing.assert_array_equal(top_k_indices(x, k), by_sorting(x, k))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(selection, "PARTITIONED", 0)  # as a longer vector
+            np.testing.assert_array_equal(top_k_indices(x, k), by_sorting(x, k))
 
 
 @pytest.mark.parametrize("k", [1, 777, 10_000, 99_999, 100_000])
@@ -124,6 +127,51 @@ def test_a_bad_guess_is_exact_all_the_same(name, partitions):
     k = LONG // 50 if name == "too few above or equal" else FEW
     np.testing.assert_array_equal(top_k_indices(MISLED[name], k), by_sorting(MISLED[name], k))
     assert partitions == [k]
+
+
+@pytest.mark.parametrize("name", GUESSED | MISLED)
+def test_a_sum_is_ranked_as_a_vector_and_written_whole(name):
+    x, half = (GUESSED | MISLED)[name].astype(np.float32), np.float32(0.5)
+    for k in (0, FEW, LONG // 50, LONG):
+        out = np.full(LONG, np.nan, np.float32)
+        chosen = top_k_of_sum(half * x, half * x, k, out)
+        np.testing.assert_array_equal(out, half * x + half * x)
+        np.testing.assert_array_equal(chosen, top_k_indices(out, k))
+
+
+@pytest.mark.parametrize("name", ["smooth", "too few above", "too many above"])
+@pytest.mark.parametrize("at", [0, LONG - 1])
+def test_a_sum_that_is_not_finite_is_refused_and_written_whole(name, at):
+    one, other = (GUESSED | MISLED)[name].copy(), np.zeros(LONG, np.float32)
+    one[at], other[at] = np.inf, -np.inf
+    for k in (1, FEW):
+        out = np.zeros(LONG, np.float32)
+        with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=f"1 of {LONG} values are NaN or infinite"):
+            top_k_of_sum(one, other, k, out)
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_array_equal(out, one + other)
+
+
+@pytest.mark.parametrize("per", ["vector", "layer"])
+@pytest.mark.parametrize("fraction", [0.01, 1.0])
+def test_top_k_chooses_of_a_sum_what_it_chooses_of_the_vector(per, fraction, monkeypatch):
+    monkeypatch.setattr(selection, "PARTITIONED", 1000)
+    layout = dp.Layout.of({"a": (30_000,), "none": (0,), "b": (5,), "c": (2000,)})
+    one, other = np.random.default_rng(3).standard_normal((2, layout.size)).astype(np.float32)
+    stage, context, out = dp.TopK(fraction, per=per), PublicContext(layout=layout), np.empty(layout.size, np.float32)
+    assert stage.select_of_sum(one, other, out, context) == stage.select(one + other, dp.Everywhere(), context)
+    np.testing.assert_array_equal(out, one + other)
+
+
+def test_a_subclass_that_chooses_otherwise_is_asked():
+    class Lowest(dp.TopK):
+        def select(self, vector, candidates, context):
+            return dp.Listed(np.arange(3))
+
+    out, context = np.empty(9, np.float32), PublicContext(layout=dp.Layout.of(9))
+    vector = np.arange(9, dtype=np.float32)
+    assert Lowest(0.3).select_of_sum(vector, vector, out, context) == dp.Listed(np.arange(3))
+    np.testing.assert_array_equal(out, 2 * vector)
 
 
 @pytest.mark.parametrize("step", [2, -1, -3])

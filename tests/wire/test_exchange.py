@@ -1,12 +1,13 @@
 """The four messages of a round: nothing is lost, nothing is merged in silence, nothing unreleased leaves."""
 
 import contextlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.wire.frame import PAYLOAD
 from dpcomp.wire.update import with_claim
 
 D = 300
@@ -247,6 +248,29 @@ def test_values_that_are_not_finite_are_not_sent(wild):
     with pytest.raises(ValueError, match="not finite"):
         PLAIN.broadcast(vector, server)
     assert (state(memory), state(server)) == before
+
+
+@dataclass(frozen=True)
+class Largest:
+    """TopK without its way to choose while the residual is added."""
+
+    fraction: float
+
+    def select(self, vector, candidates, context):
+        return dp.TopK(self.fraction).select(vector, candidates, context)
+
+
+def test_a_sum_that_is_ranked_while_it_is_made_sends_the_same_bytes():
+    d, bodies = 2**17 + 9, []
+    for sparsify in (dp.TopK(0.01), Largest(0.01)):
+        codec = dp.Codec(sparsify=sparsify, quantize=dp.Uniform(4))
+        pipeline = dp.Pipeline(mechanism=MECHANISM, codec=codec)
+        memory, _ = both_ends(pipeline, d)
+        for number in range(3):
+            vector = np.random.default_rng(number).laplace(size=d).astype(np.float32)
+            payload, memory = pipeline.send(update_of(pipeline, memory, vector), memory)
+            bodies.append((PAYLOAD.unseal(payload)[1], memory.residual.tobytes()))
+    assert bodies[:3] == bodies[3:]
 
 
 def test_an_update_of_another_model_is_not_sent():

@@ -55,6 +55,8 @@ CASES = {
     "water-filling, coded": (quantized(dp.Uniform(dp.Waterfill(2.5))), EVERYWHERE, COMMON),
     "water-filling, packed": (quantized(dp.Uniform(dp.Waterfill(3.5)), PACKED), EVERYWHERE, COMMON),
     "sign": (quantized(dp.Sign(), PACKED), EVERYWHERE, COMMON),
+    "sign, coded": (quantized(dp.Sign()), EVERYWHERE, COMMON),
+    "a sign that is nearly constant, coded": (quantized(dp.Sign()), dp.Listed(np.flatnonzero(VALUES >= 0)), COMMON),
     "ternary": (quantized(dp.Ternary()), EVERYWHERE, COMMON),
     "rotated": (quantized(dp.Rotated(), PACKED), EVERYWHERE, COMMON),
     "a gap beyond the table": (quantized(dp.Uniform(2)), dp.Listed(np.array([*range(40), 999_999])), ONE_LAYER),

@@ -5,17 +5,21 @@ save: a level's leading bits are its symbol, and the bits below have equal proba
 Anh 2006, and in the exponents of floating point).
 """
 
+import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64, UInt8
+from jaxtyping import Float64, Int, Int64, UInt8
 
 from dpcomp.codec.entropy.integers import IntegerReader, IntegerWriter
 from dpcomp.codec.rate import MAX_LEVEL_BITS
 from dpcomp.core.errors import CorruptPayload
 
 ALL_BITS = MAX_LEVEL_BITS  # leading bits that are all bits: every level is a symbol of its own
-LEADING_BITS_TRIED = (ALL_BITS, 5, 3)  # by the writer, which takes the cheapest
+LEADING_BITS_TRIED = (5, 3)  # by the writer beside all bits, of which it takes the cheapest
+FREQUENCIES = np.array([0, *(float(8 + step % 8 << step // 8) for step in range(255))])  # of a table's bytes
+ZEROS = re.compile(b"\0+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,14 @@ class Alphabet:
         Returns:
             The best of the models with the numbers of leading bits that are tried.
         """
-        fits = (cls._fit_leading(present, occurrences, leading) for leading in LEADING_BITS_TRIED)
+        largest = max(-int(present[0]), int(present[-1]))
+        shorter = [leading for leading in LEADING_BITS_TRIED if largest >= 1 << leading]  # others leave no bit open
+        if not shorter:
+            lowest = int(present[0])
+            counts = np.zeros(int(present[-1]) - lowest + 1, dtype=np.int64)
+            counts[present - lowest] = occurrences
+            return cls(ALL_BITS, lowest, frequency_bytes(counts))
+        fits = (cls._fit_leading(present, occurrences, leading) for leading in (ALL_BITS, *shorter))
         return min(fits, key=lambda fit: fit[1])[0]
 
     @classmethod
@@ -67,12 +78,12 @@ class Alphabet:
         writer.number(self.leading)
         writer.signed(self.lowest)
         writer.number(len(self.table))
-        at = 0
-        for start, stop in _runs_of_zeros(self.table):
-            writer.raw(self.table[at:start].tobytes() + b"\0")
-            writer.number(stop - start)
-            at = stop
-        writer.raw(self.table[at:].tobytes())
+        table, at = self.table.tobytes(), 0
+        for zeros in ZEROS.finditer(table):
+            writer.raw(table[at : zeros.start() + 1])
+            writer.number(zeros.end() - zeros.start())
+            at = zeros.end()
+        writer.raw(table[at:])
 
     @classmethod
     def read(cls, reader: IntegerReader, largest: int) -> "Alphabet":
@@ -82,33 +93,33 @@ class Alphabet:
             CorruptPayload: The table is empty, longer than its length field, or has symbols beyond the largest level.
         """
         leading, lowest, length = reader.number(), reader.signed(), reader.number()
-        limit = int(levels_to_symbols(np.array([largest]), leading)[0][0]) if 1 <= leading <= MAX_LEVEL_BITS else -1
+        limit = largest if leading == ALL_BITS else -1
+        if 1 <= leading < ALL_BITS:
+            limit = int(levels_to_symbols(np.array([largest]), leading)[0][0])
         if not -limit <= lowest <= lowest + length - 1 <= limit:
             raise CorruptPayload(
                 f"a frequency table has {length} symbols from {lowest} on, but levels end at {largest}"
             )
-        table = np.zeros(length, dtype=np.uint8)
+        table = bytearray(length)
         at = 0
         while at < length:
-            byte = reader.raw(1)[0]
+            byte = reader.byte()
             table[at] = byte
             at += 1 if byte else reader.number()
-        if at != length or not table.any():
+        if at != length or not any(table):
             raise CorruptPayload(
                 "a frequency table of levels is empty, or longer than its length field, which no sender writes"
             )
-        return cls(leading, lowest, table)
+        return cls(leading, lowest, np.frombuffer(table, dtype=np.uint8))
 
-    @property
+    @cached_property
     def weights(self) -> Float64[np.ndarray, "symbols"]:
         """The frequencies that the bytes encode, whole numbers: (8 + mantissa)·2^exponent; 0 for a byte of 0."""
-        steps = self.table.astype(np.int64) - 1
-        numbers = (8 + steps % 8) << np.maximum(steps // 8, 0)
-        return np.where(self.table > 0, numbers, 0).astype(np.float64)
+        return FREQUENCIES[self.table]
 
 
 def levels_to_symbols(
-    levels: Int32[np.ndarray, "m"] | Int64[np.ndarray, "m"], leading: int
+    levels: Int[np.ndarray, "m"], leading: int
 ) -> tuple[Int64[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
     """Return each level's symbol, which has the level's sign, and how many low bits it leaves open.
 
@@ -128,7 +139,7 @@ def levels_to_symbols(
 
 
 def symbols_to_levels(
-    symbols: Int32[np.ndarray, "m"] | Int64[np.ndarray, "m"], leading: int
+    symbols: Int[np.ndarray, "m"], leading: int
 ) -> tuple[Int64[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
     """Return the level of smallest magnitude with each symbol, and how many low bits are open in it.
 
@@ -157,8 +168,3 @@ def frequency_bytes(occurrences: Int64[np.ndarray, "symbols"]) -> UInt8[np.ndarr
     mantissa, exponent = np.frexp(np.maximum(scaled, 8.0))
     steps = np.rint(mantissa * 16).astype(np.int64) - 8 + 8 * (exponent.astype(np.int64) - 4)
     return np.where(occurrences > 0, 1 + np.minimum(steps, 254), 0).astype(np.uint8)
-
-
-def _runs_of_zeros(table: UInt8[np.ndarray, "symbols"]) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], table == 0, [False]]).astype(np.int8)))
-    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

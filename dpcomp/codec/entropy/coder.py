@@ -1,10 +1,11 @@
 """The protocols of an entropy coder: a writer, a reader and, for measurements, a meter of one body."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int, Int64
 
 from dpcomp.codec.quantize.quantizer import Bounds
 
@@ -28,22 +29,22 @@ class Writer(Protocol):
         """
         ...
 
-    def raw(self, part: bytes) -> None:
+    def raw(self, part: bytes | memoryview) -> None:
         """Write bytes unchanged, such as side information."""
         ...
 
-    def levels(self, levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
+    def levels(self, levels: Int[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
         """Encode the levels of a quantiser.
 
         Args:
-            levels: The (m,) levels, layer after layer.
+            levels: The (m,) levels, layer after layer; int8 or int16 if the coder and the quantiser take them.
             counts: How many of them each layer has.
             bounds: The lowest and highest level of each layer; a layer where they are equal is not encoded.
         """
         ...
 
-    def finish(self) -> bytes:
-        """Return the body."""
+    def finish(self) -> Sequence[bytes | bytearray | memoryview]:
+        """Return the body in parts, in order. They are joined once, in the message: a part may be as long as that."""
         ...
 
 
@@ -70,11 +71,11 @@ class Reader(Protocol):
         """
         ...
 
-    def raw(self, length: int) -> bytes:
-        """Return the next `length` bytes that were written unchanged."""
+    def raw(self, length: int) -> bytes | memoryview:
+        """Return the next `length` bytes that were written unchanged; they may be a view of the body."""
         ...
 
-    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
+    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int[np.ndarray, "m"]:
         """Decode the levels, `counts` of them in each layer; layers that are not coded get their lowest level."""
         ...
 
@@ -135,6 +136,9 @@ class EntropyCoder(Protocol):
 
     Writer and reader must compute their models from the same integers: a float that differs in its last bit between two
     machines destroys the stream.
+
+    An attribute is optional: `narrow_levels` (bool), whether the writer takes levels of int8 and int16 too. Absent is
+    False: it is given int32.
     """
 
     @property

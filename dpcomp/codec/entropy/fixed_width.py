@@ -1,23 +1,23 @@
 """Bit packing: every number takes the bits that the largest allowed one needs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64, UInt8
+from jaxtyping import Int, Int64, UInt8
 
+from dpcomp.codec.entropy.bit_packing import pack, packed_bytes, unpack
 from dpcomp.codec.entropy.coder import PartBits
 from dpcomp.codec.quantize.quantizer import Bounds, refuse_levels_outside
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.layout import split_by_counts
-
-PACK_CHUNK = 2**14  # numbers that are packed at once; a multiple of 8, so that each chunk ends on a whole byte
 
 
 class FixedWidthWriter:
     """Packs one body, part after part; each layer's levels and each other part end on a whole byte."""
 
     def __init__(self):
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray | memoryview] = []
 
     def positions(
         self,
@@ -26,50 +26,57 @@ class FixedWidthWriter:
         previous: Int64[np.ndarray, "k_before"] | None,
     ) -> None:
         """Pack positions below the last edge d in ⌈log₂ d⌉ bits each; the previous ones are not used."""
-        self._parts.append(_pack_numbers(positions, _position_bits(int(edges[-1]))))
+        self._parts.append(pack(positions, 0, _position_bits(int(edges[-1]))).data)
 
-    def raw(self, part: bytes) -> None:
+    def raw(self, part: bytes | memoryview) -> None:
         """Write bytes unchanged."""
         self._parts.append(part)
 
-    def levels(self, levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
+    def levels(self, levels: Int[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
         """Pack levels, `counts` of them in each layer, in the bits that hold any level of the layer."""
         layers = split_by_counts(levels, counts)
         for layer, lowest, width in zip(layers, bounds.lowest, bounds.widths, strict=True):
             if width:
-                self._parts.append(_pack_numbers(layer - lowest, int(width)))
+                self._parts.append(pack(layer, int(lowest), int(width)).data)
 
-    def finish(self) -> bytes:
-        """Return the body."""
-        return b"".join(self._parts)
+    def finish(self) -> Sequence[bytes | bytearray | memoryview]:
+        """Return the body in parts."""
+        return self._parts
 
 
 class FixedWidthReader:
     """Unpacks a body, in the order in which it was packed."""
 
     def __init__(self, body: bytes | memoryview):
-        self._body, self._at = body, 0
+        self._body, self._at = memoryview(body), 0
 
     def positions(
         self, k: int, edges: Int64[np.ndarray, "layers_plus_one"], previous: Int64[np.ndarray, "k_before"] | None
     ) -> Int64[np.ndarray, "k"]:
         """Unpack k ascending positions below the last edge."""
-        positions = self._unpack(k, _position_bits(int(edges[-1])), np.int64)
+        bits = _position_bits(int(edges[-1]))
+        packed = self._part(packed_bytes(k, bits))
+        positions = np.empty(k, dtype=np.int64)
+        unpack(packed, 0, bits, out=positions)
         if k and (positions[-1] >= edges[-1] or (np.diff(positions) <= 0).any()):
             raise CorruptPayload(f"the positions are not ascending below {edges[-1]}")
         return positions
 
-    def raw(self, length: int) -> bytes:
-        """Return the next bytes unchanged."""
-        return self._part(length)
+    def raw(self, length: int) -> memoryview:
+        """Return the next bytes unchanged, as a view of the body."""
+        return self._part(length).data
 
-    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
+    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int[np.ndarray, "m"]:
         """Unpack levels, `counts` of them in each layer."""
-        levels = np.repeat(bounds.lowest, counts)
+        sizes = zip(counts.tolist(), bounds.widths.tolist(), strict=True)
+        packed = [self._part(packed_bytes(*size)) for size in sizes]  # before any memory is taken for the levels
+        levels = np.empty(int(counts.sum()), dtype=bounds.level_type)
         layers = split_by_counts(levels, counts)  # views
-        for layer, width in zip(layers, bounds.widths, strict=True):
+        for layer, part, lowest, width in zip(layers, packed, bounds.lowest, bounds.widths, strict=True):
             if width:
-                layer += self._unpack(len(layer), int(width), np.int32)
+                unpack(part, int(lowest), int(width), out=layer)
+            else:
+                layer[:] = lowest
         refuse_levels_outside(levels, counts, bounds)
         return levels
 
@@ -78,16 +85,12 @@ class FixedWidthReader:
         if self._at != len(self._body):
             raise CorruptPayload(f"the body has {len(self._body) - self._at} bytes after its last value")
 
-    def _unpack(self, count: int, bits: int, dtype: type[np.signedinteger]) -> Int[np.ndarray, "count"]:
-        packed = self._part((count * bits + 7) // 8)
-        return _unpack_numbers(np.frombuffer(packed, dtype=np.uint8), count, bits, dtype)
-
-    def _part(self, length: int) -> bytes:
+    def _part(self, length: int) -> UInt8[np.ndarray, "length"]:
         part = self._body[self._at : self._at + length]
         if len(part) < length:
             raise CorruptPayload(f"the body ends {length - len(part)} bytes before its last value")
         self._at += length
-        return bytes(part)
+        return np.ndarray(length, dtype=np.uint8, buffer=part)
 
 
 class FixedWidthMeter(FixedWidthReader):
@@ -104,12 +107,12 @@ class FixedWidthMeter(FixedWidthReader):
         self._index += k * _position_bits(int(edges[-1]))
         return super().positions(k, edges, previous)
 
-    def raw(self, length: int) -> bytes:
+    def raw(self, length: int) -> memoryview:
         """Return the next bytes unchanged, and count them as side information."""
         self._side += 8 * length
         return super().raw(length)
 
-    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
+    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int[np.ndarray, "m"]:
         """Unpack levels, and count their bits."""
         self._value += int(counts @ bounds.widths)
         return super().levels(counts, bounds)
@@ -133,6 +136,7 @@ class FixedWidth:
 
     packed = True
     needs_last_support = False
+    narrow_levels = True
 
     def writer(self) -> FixedWidthWriter:
         """Return a new writer, for one body."""
@@ -149,28 +153,3 @@ class FixedWidth:
 
 def _position_bits(d: int) -> int:
     return max(1, (d - 1).bit_length())
-
-
-def _pack_numbers(numbers: Int[np.ndarray, "m"], bits: int) -> bytes:
-    if bits in (8, 16, 32):
-        return numbers.astype(f"<u{bits // 8}").tobytes()
-    parts = []
-    for start in range(0, len(numbers), PACK_CHUNK):
-        words = numbers[start : start + PACK_CHUNK].astype("<u4").view(np.uint8).reshape(-1, 4)
-        parts.append(
-            np.packbits(np.unpackbits(words, axis=1, bitorder="little")[:, :bits].reshape(-1), bitorder="little")
-        )
-    return b"".join(part.tobytes() for part in parts)
-
-
-def _unpack_numbers(
-    packed: UInt8[np.ndarray, "bytes"], count: int, bits: int, dtype: type[np.signedinteger]
-) -> Int[np.ndarray, "count"]:
-    if bits in (8, 16, 32):
-        return packed.view(f"<u{bits // 8}").astype(dtype)
-    numbers, powers = np.empty(count, dtype=dtype), 1 << np.arange(bits, dtype=np.int64)
-    for start in range(0, count, PACK_CHUNK):
-        here = min(PACK_CHUNK, count - start)
-        flat = np.unpackbits(packed[start * bits // 8 :], count=here * bits, bitorder="little")
-        numbers[start : start + here] = flat.reshape(here, bits) @ powers
-    return numbers

@@ -5,11 +5,15 @@ of candidates take fewer: the places of the last support, most of which are kept
 If layers differ in density, a density for each layer takes fewer. The writer chooses, and sends its choice.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.special import entr
+
+INTEGER_ENDS = np.array([1 << 7, 1 << 14, 1 << 21, 1 << 28])  # where an integer before the stream takes one byte more
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,24 +28,49 @@ class CandidateSet:
     ranks: Int64[np.ndarray, "k"]
     edges: Int64[np.ndarray, "layers_plus_one"]
 
+    @cached_property
+    def starts(self) -> Int64[np.ndarray, "layers_plus_one"]:
+        """Where the ranks of each layer begin, and how many there are."""
+        return self.ranks.searchsorted(self.edges)
+
+    @property
+    def places(self) -> Int64[np.ndarray, "layers"]:
+        """The number of candidates in each layer."""
+        return self.edges[1:] - self.edges[:-1]
+
     @property
     def counts(self) -> Int64[np.ndarray, "layers"]:
         """The number of chosen places in each layer."""
-        return np.diff(np.searchsorted(self.ranks, self.edges))
+        return self.starts[1:] - self.starts[:-1]
 
     def as_one_layer(self) -> "CandidateSet":
         """Return the same candidates and ranks without the borders between layers."""
         return CandidateSet(self.ranks, self.edges[[0, -1]])
 
-    @property
-    def bits(self) -> float:
-        """Estimate the bits of the ranks, each layer under its own density, with the bytes of a count a layer."""
-        counts = self.counts
-        side = np.sum(np.searchsorted([1 << 7, 1 << 14, 1 << 21, 1 << 28], counts, side="right") + 1)
-        return float(np.sum(support_bits(np.diff(self.edges), counts)) + 8 * side)
+
+def cheaper_layerings(sets: Sequence[CandidateSet]) -> tuple[list[CandidateSet], list[float]]:
+    """Return sets of candidates with their layers, or as one layer, whichever takes fewer bits; and the bits of each.
+
+    They are those of the ranks, each layer under its own density, with the bytes of a count a layer: an estimate.
+
+    Args:
+        sets: Sets with the same number of layers.
+    """
+    whole = len(sets[0].edges) - 1  # the column of all candidates together, after the layers
+    places, counts = np.empty((2, len(sets), whole + 1), dtype=np.int64)
+    for row, candidates in enumerate(sets):
+        places[row, :whole], counts[row, :whole] = candidates.places, candidates.counts
+        places[row, whole], counts[row, whole] = candidates.edges[-1] - candidates.edges[0], len(candidates.ranks)
+    bits = support_bits(places, counts) + 8 * (INTEGER_ENDS.searchsorted(counts, side="right") + 1)
+    layered, together = bits[:, :whole].sum(axis=1).tolist(), bits[:, whole].tolist()
+    cheaper = [
+        candidates if by_layer < by_all else candidates.as_one_layer()
+        for candidates, by_layer, by_all in zip(sets, layered, together, strict=True)
+    ]
+    return cheaper, [*map(min, layered, together)]
 
 
-def support_bits(places: Int64[np.ndarray, "m"], counts: Int64[np.ndarray, "m"]) -> Float64[np.ndarray, "m"]:
+def support_bits(places: Int64[np.ndarray, "*m"], counts: Int64[np.ndarray, "*m"]) -> Float64[np.ndarray, "*m"]:
     """Return n·H₂(k/n): the bits of k random positions among n, to within half a logarithm (Cover & Thomas, 11.40)."""
     share = counts / np.maximum(places, 1)
     return places * (entr(share) + entr(1 - share)) / np.log(2)
@@ -62,11 +91,11 @@ def split_by_previous(
     Returns:
         The kept positions, as ranks among the previous ones; and the new ones, as ranks among all others.
     """
-    before = np.searchsorted(previous, positions)
+    before = previous.searchsorted(positions)
     kept = np.zeros(len(positions), dtype=bool)
-    inside = before < len(previous)
-    kept[inside] = previous[before[inside]] == positions[inside]
-    edges_before = np.searchsorted(previous, edges)
+    inside = int(before.searchsorted(len(previous)))  # the later ones lie beyond the last previous position
+    np.equal(previous[before[:inside]], positions[:inside], out=kept[:inside])
+    edges_before = previous.searchsorted(edges)
     new = CandidateSet((positions - before)[~kept], edges - edges_before)
     return CandidateSet(before[kept], edges_before), new
 
@@ -84,11 +113,5 @@ def merge_with_previous(
     Returns:
         The (k,) positions, ascending.
     """
-    skipped = np.searchsorted(previous - np.arange(len(previous)), new, side="right")
+    skipped = (previous - np.arange(len(previous))).searchsorted(new, side="right")
     return np.sort(np.concatenate([previous[kept], new + skipped]))
-
-
-def cheaper_layering(candidates: CandidateSet) -> CandidateSet:
-    """Return the candidates with their layers, or as one layer, whichever takes fewer bits."""
-    one_layer = candidates.as_one_layer()
-    return candidates if candidates.bits < one_layer.bits else one_layer

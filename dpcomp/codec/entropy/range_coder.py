@@ -37,6 +37,7 @@ class RangeCoder:
     """
 
     packed = False
+    narrow_levels = True
 
     def writer(self) -> RangeWriter:
         """Return a new writer, for one body."""

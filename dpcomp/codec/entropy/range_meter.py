@@ -1,8 +1,11 @@
 """The meter of the range coder: how much of its one stream each part takes."""
 
-import numpy as np
-from jaxtyping import Float64, Int32, Int64
+from typing import Any
 
+import numpy as np
+from jaxtyping import Float64, Int, Int32, Int64
+
+from dpcomp.codec.entropy.bit_packing import packed_bytes
 from dpcomp.codec.entropy.coder import PartBits
 from dpcomp.codec.entropy.integers import IntegerReader
 from dpcomp.codec.entropy.range_reader import RangeReader
@@ -21,6 +24,7 @@ class RangeMeter(RangeReader):
         whole.number()
         self._body_bits, self._header = 8 * len(body), 8 * (len(body) - whole.left)
         self._information = 0.0  # of the symbols so far
+        self._packed_bits = 0  # of the integers so far, filled up to whole bytes: they are levels
         self._index = self._side_bits = self._value = 0.0
 
     def positions(
@@ -32,17 +36,17 @@ class RangeMeter(RangeReader):
         self._index += self._information - information + 8 * (left - self._side.left)
         return positions
 
-    def raw(self, length: int) -> bytes:
+    def raw(self, length: int) -> memoryview:
         """Return the next bytes unchanged, as side information."""
         self._side_bits += 8 * length
         return super().raw(length)
 
-    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
+    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int[np.ndarray, "m"]:
         """Decode the levels, `counts` of them in each layer; their tables are side information."""
-        information, left = self._information, self._side.left
+        information, left, packed = self._information, self._side.left, self._packed_bits
         levels = super().levels(counts, bounds)
         self._value += self._information - information
-        self._side_bits += 8 * (left - self._side.left)
+        self._side_bits += 8 * (left - self._side.left) - (self._packed_bits - packed)
         return levels
 
     @property
@@ -52,8 +56,16 @@ class RangeMeter(RangeReader):
         rest = self._body_bits - self._header - index - self._side_bits - value
         return PartBits(header=float(self._header), index=index, side=self._side_bits, value=value, rounding=rest)
 
-    def _decode(self, count: int, weights: Float64[np.ndarray, "alphabet"]) -> Int32[np.ndarray, "count"]:
-        symbols = super()._decode(count, weights)
+    def _packed_levels(self, count: int, largest: int) -> Int[np.ndarray, "count"]:
+        levels = super()._packed_levels(count, largest)
+        self._information += count
+        self._packed_bits += 8 * packed_bytes(count, 1)
+        return levels
+
+    def _decode(
+        self, count: int, weights: Float64[np.ndarray, "alphabet"], model: Any = None
+    ) -> Int32[np.ndarray, "count"]:
+        symbols = super()._decode(count, weights, model)
         self._information += information(symbols, weights)
         return symbols
 

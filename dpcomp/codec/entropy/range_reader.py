@@ -1,14 +1,16 @@
 """The reader of the range coder."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Float64, Int, Int32, Int64
 
 from dpcomp.codec.entropy.alphabet import ALL_BITS, Alphabet, symbols_to_levels
+from dpcomp.codec.entropy.bit_packing import packed_bytes, unpack
 from dpcomp.codec.entropy.integers import IntegerReader
-from dpcomp.codec.entropy.models import CHUNK_BITS, ESCAPE, OWN_TABLE_LEVELS, gap_models
+from dpcomp.codec.entropy.models import CHUNK_BITS, ESCAPE, OWN_TABLE_LEVELS, PACKED, categorical, gap_models
 from dpcomp.codec.entropy.positions import merge_with_previous
 from dpcomp.codec.quantize.quantizer import Bounds, refuse_levels_outside
 from dpcomp.core.errors import CorruptPayload
@@ -46,29 +48,31 @@ class RangeReader:
             raise CorruptPayload(f"the support has {len(positions)} positions, but the body says {k}")
         return positions
 
-    def raw(self, length: int) -> bytes:
-        """Return the next bytes unchanged."""
-        return bytes(self._side.raw(length))
+    def raw(self, length: int) -> memoryview:
+        """Return the next bytes unchanged, as a view of the body."""
+        return self._side.raw(length)
 
-    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int32[np.ndarray, "m"]:
+    def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int[np.ndarray, "m"]:
         """Decode the levels, `counts` of them in each layer."""
-        coded = np.where(bounds.coded, counts, 0)
+        coded = counts if bounds.coded.all() else np.where(bounds.coded, counts, 0)
         flags = np.frombuffer(self._side.raw((len(counts) + 7) // 8), dtype=np.uint8)
         own = np.unpackbits(flags, count=len(counts)).astype(bool)
         if (own & (coded < OWN_TABLE_LEVELS)).any():
             raise CorruptPayload(
                 f"a layer of fewer than {OWN_TABLE_LEVELS} levels has its own table, which no sender writes"
             )
-        largest, edges, shared = np.maximum(-bounds.lowest, bounds.highest), np.cumsum([0, *counts]), ~own & (coded > 0)
-        pooled = self._group(int(coded[shared].sum()), int(largest[shared].max())) if shared.any() else None
-        if pooled is not None and shared.all():
+        largest, shared = np.maximum(-bounds.lowest, bounds.highest), (coded > 0) > own
+        together, total = int(coded[shared].sum()), int(counts.sum())
+        pooled = self._group(together, int(largest[shared].max())) if together else None
+        if pooled is not None and together == total:
             levels = pooled
         else:
             levels = np.repeat(bounds.lowest, counts)
             if pooled is not None:
                 levels[np.repeat(shared, counts)] = pooled
-        for layer in np.flatnonzero(own):
-            levels[edges[layer] : edges[layer + 1]] = self._group(int(coded[layer]), int(largest[layer]))
+            edges = np.cumsum([0, *counts])
+            for layer in np.flatnonzero(own):
+                levels[edges[layer] : edges[layer + 1]] = self._group(int(coded[layer]), int(largest[layer]))
         refuse_levels_outside(levels, counts, bounds)
         return levels
 
@@ -84,37 +88,51 @@ class RangeReader:
             raise CorruptPayload(f"the support is cut into {layers} layers, but the model has {len(edges) - 1}")
         edges = edges[[0, -1]] if layers == 1 else edges
         ranks = [np.empty(0, dtype=np.int64)]
-        for places, first in zip(np.diff(edges), edges, strict=False):
-            if places:
+        firsts = edges.tolist()
+        for first, after in pairwise(firsts):
+            if places := after - first:
                 count = self._side.number()
                 if count > min(most, places):
                     raise CorruptPayload(
                         f"the support has {count} of {places} places in a layer, but at most {most} are left"
                     )
-                ranks.append(self._gaps(count, int(places)) + first)
+                if count:
+                    ranks.append(self._gaps(count, places))
+                    ranks[-1] += first
                 most -= count
         return np.concatenate(ranks)
 
     def _gaps(self, count: int, places: int) -> Int64[np.ndarray, "count"]:
         """Decode the gaps between `count` ranks among so many places, and return the ranks."""
-        if count in (0, places):
+        if count == places:
             return np.arange(count)
-        middle_bits, lowest_bits, upper_weights, middle_weights = gap_models(count, places)
-        upper = self._decode(count, upper_weights).astype(np.int64)
-        middle = self._decode(count, middle_weights).astype(np.int64)
-        lowest = self._equal_probabilities(lowest_bits, count)
-        escaped = np.flatnonzero(upper == ESCAPE)
-        excess_bits = (places >> (middle_bits + lowest_bits)).bit_length()
-        upper[escaped] += self._equal_probabilities(excess_bits, len(escaped))
-        if float(upper.sum(dtype=np.float64)) * (1 << (middle_bits + lowest_bits)) > places:
+        models = gap_models(count, places)
+        above = models.middle_bits + models.lowest_bits
+        gaps = self._decode(count, models.upper, models.upper_model).astype(np.int64)
+        middle = None
+        if models.middle_model is not None:
+            middle = self._decode(count, models.middle, models.middle_model)
+        lowest = self._equal_probabilities(models.lowest_bits, count) if models.lowest_bits else None
+        if gaps.max() == ESCAPE:
+            escaped = np.flatnonzero(gaps == ESCAPE)
+            gaps[escaped] += self._equal_probabilities((places >> above).bit_length(), len(escaped))
+        if float(gaps.sum(dtype=np.float64)) * (1 << above) > places:
             raise CorruptPayload(f"the support goes beyond its {places} places")
-        ranks = np.cumsum((upper << (middle_bits + lowest_bits)) + (middle << lowest_bits) + lowest + 1) - 1
+        gaps <<= above
+        if middle is not None:
+            gaps += middle.astype(np.int64) << models.lowest_bits if models.lowest_bits else middle
+        if lowest is not None:
+            gaps += lowest
+        gaps[1:] += 1
+        ranks = gaps.cumsum()
         if ranks[-1] >= places:
             raise CorruptPayload(f"the support has rank {ranks[-1]} among {places} places")
         return ranks
 
-    def _group(self, count: int, largest: int) -> Int32[np.ndarray, "count"]:
+    def _group(self, count: int, largest: int) -> Int[np.ndarray, "count"]:
         """Decode levels that share a frequency table, of magnitude up to `largest`."""
+        if self._side.skipped(PACKED):
+            return self._packed_levels(count, largest)
         alphabet = Alphabet.read(self._side, largest)
         levels = self._decode(count, alphabet.weights)
         levels += np.int32(alphabet.lowest)
@@ -132,10 +150,23 @@ class RangeReader:
                 levels[here] += np.where(levels[here] < 0, -lower, lower).astype(np.int32)
         return levels
 
-    def _decode(self, count: int, weights: Float64[np.ndarray, "alphabet"]) -> Int32[np.ndarray, "count"]:
+    def _packed_levels(self, count: int, largest: int) -> Int[np.ndarray, "count"]:
+        """Read levels that were packed in a bit each, of magnitude up to `largest`."""
+        lowest = self._side.signed()
+        if not -largest <= lowest < largest:
+            raise CorruptPayload(f"packed levels begin at {lowest}, but levels end at {largest}")
+        packed = np.frombuffer(self._side.raw(packed_bytes(count, 1)), dtype=np.uint8)
+        levels = np.empty(count, dtype=np.int8 if -128 <= lowest < 127 else np.int16)
+        unpack(packed, lowest, 1, out=levels)
+        return levels
+
+    def _decode(
+        self, count: int, weights: Float64[np.ndarray, "alphabet"], model: Any = None
+    ) -> Int32[np.ndarray, "count"]:
+        """Decode symbols with these weights; `model` is the coder's model of them, if there is one already."""
         if len(weights) == 1 or count == 0:
             return np.zeros(count, dtype=np.int32)
-        return self._decoded(stream.model.Categorical(weights, perfect=False), count)
+        return self._decoded(categorical(weights) if model is None else model, count)
 
     def _equal_probabilities(self, bits: int, count: int) -> Int64[np.ndarray, "count"]:
         numbers = np.zeros(count, dtype=np.int64)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32 as Singles
 from jaxtyping import Int32, Int64
 
-from dpcomp.codec.quantize.quantizer import Bounds
+from dpcomp.codec.quantize.quantizer import Bounds, equal_bounds
 from dpcomp.core.public_context import PublicContext
 
 
@@ -17,10 +17,9 @@ class _Floats:
     dtype = "<f4"
     side_holds_values = True
 
-    def bounds(self, side: bytes, context: PublicContext) -> Bounds:
+    def bounds(self, side: bytes | memoryview, context: PublicContext) -> Bounds:
         """Return equal bounds: no layer has levels."""
-        zeros = np.zeros(len(context.layout.shapes), dtype=np.int32)
-        return Bounds(zeros, zeros)
+        return equal_bounds(len(context.layout.shapes), 0, 0)
 
     def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """Return the bytes of all values."""
@@ -28,18 +27,23 @@ class _Floats:
 
     def levels(
         self, values: Singles[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
-    ) -> tuple[Int32[np.ndarray, "m"], bytes]:
-        """Return no levels, and the values as side information."""
-        return np.empty(0, dtype=np.int32), self._rounded(values).tobytes()
+    ) -> tuple[Int32[np.ndarray, "m"], memoryview]:
+        """Return no levels, and a view of the values as side information."""
+        return np.empty(0, dtype=np.int32), self._rounded(values).view(np.uint8).data
 
     def values(
-        self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
+        self,
+        levels: Int32[np.ndarray, "m"],
+        side: bytes | memoryview,
+        counts: Int64[np.ndarray, "layers"],
+        context: PublicContext,
     ) -> Singles[np.ndarray, "k"]:
         """Return the values in the side information as float32."""
-        return np.frombuffer(side, dtype=self.dtype).astype(np.float32, copy=False)
+        dtype = np.dtype(self.dtype)
+        return np.ndarray(len(side) // dtype.itemsize, dtype=dtype, buffer=side).astype(np.float32)
 
     def _rounded(self, values: Singles[np.ndarray, "k"]) -> np.ndarray:
-        return values.astype(self.dtype, copy=False)
+        return np.ascontiguousarray(values, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Float32(_Floats):
     """Send values as float32: four bytes a value, unchanged. It is what `Codec(quantize=None)` means."""
 
     unbiased = True
+    lossless = True
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The protocol of a quantiser, and what all quantisers share."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64
@@ -10,7 +11,10 @@ from jaxtyping import Bool, Float32, Int, Int32, Int64
 from dpcomp.codec.rate import LARGEST_LEVEL
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import CorruptPayload
+from dpcomp.core.finite import all_finite
 from dpcomp.core.public_context import PublicContext
+
+BLOCK = 2**16  # values that are worked on at once, in a core's own cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,15 +56,38 @@ class Bounds:
                 "layer, in this order; the lowest may not be above the highest"
             )
 
-    @property
+    @cached_property
     def coded(self) -> Bool[np.ndarray, "layers"]:
         """Which layers have their levels sent."""
         return self.highest > self.lowest
 
-    @property
+    @cached_property
     def widths(self) -> Int64[np.ndarray, "layers"]:
         """The bits that hold any level of each layer."""
         return np.frexp(self.highest - self.lowest)[1].astype(np.int64)
+
+    @cached_property
+    def common(self) -> tuple[int, int]:
+        """The highest of the lowest levels and the lowest of the highest: what lies between suits every layer."""
+        return int(self.lowest.max(initial=-LARGEST_LEVEL)), int(self.highest.min(initial=LARGEST_LEVEL))
+
+    @cached_property
+    def level_type(self) -> type[np.signedinteger]:
+        """The smallest type that holds all levels: int8 or int16."""
+        smallest = self.lowest.min(initial=0) >= -128 and self.highest.max(initial=0) <= 127
+        return np.int8 if smallest else np.int16
+
+
+@lru_cache(maxsize=64)
+def equal_bounds(layers: int, lowest: int, highest: int) -> Bounds:
+    """Return the same bounds for all layers.
+
+    Args:
+        layers: The number of layers.
+        lowest: The lowest level of each.
+        highest: The highest level of each.
+    """
+    return Bounds(np.full(layers, lowest, dtype=np.int32), np.full(layers, highest, dtype=np.int32))
 
 
 @runtime_checkable
@@ -76,10 +103,14 @@ class Quantizer(Protocol):
     A quantiser without levels, such as a float format, puts the values in the side information: its `bounds` are equal
     in every layer, and its `levels` an empty array.
 
-    Three attributes are optional:
+    Five attributes are optional:
 
     - `side_holds_values` (bool): the side information is the values, as in a float format, so `measure` counts its bits
-      as values. If absent, it is taken to be so in a body without levels.
+      as values, and `values` may be given a memoryview of it, which is not copied. If absent, the bits are counted so
+      in a body without levels.
+    - `lossless` (bool): the decoded values are the values, bit for bit, so a sender need not decode. Absent is False.
+    - `narrow_levels` (bool): `values` takes levels of int8 and int16 too, in which sums and products can wrap. Absent
+      is False: it is given int32.
     - `allocates` (bool): layers get rates of their own, as from an allocator. Absent is False.
     - `averaged_clients` (int or None): the number of updates that the server averages, for a quantiser that separates
       signal from privacy noise; its values are then Wiener estimates. Absent is None.
@@ -116,13 +147,13 @@ class Quantizer(Protocol):
         """Whether the expected decoded value is the value, over the public randomness of `dither_key`."""
         ...
 
-    def bounds(self, side: bytes, context: PublicContext) -> Bounds:
+    def bounds(self, side: Any, context: PublicContext) -> Bounds:
         """Return the lowest and highest level of each layer of `context.layout`, given the side information."""
         ...
 
     def levels(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
-    ) -> tuple[Int32[np.ndarray, "m"], bytes]:
+    ) -> tuple[Int[np.ndarray, "m"], bytes | memoryview]:
         """Quantise values, at the sender.
 
         Args:
@@ -140,13 +171,13 @@ class Quantizer(Protocol):
         ...
 
     def values(
-        self, levels: Int32[np.ndarray, "m"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
+        self, levels: Int[np.ndarray, "m"], side: Any, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """Decode values, at both ends.
 
         Args:
             levels: A level for each value, within the bounds; the lowest level in layers that are not coded.
-            side: The side information.
+            side: The side information, as bytes; as a memoryview, where `side_holds_values`.
             counts: How many of the k values each layer has.
             context: The public values of the message.
 
@@ -159,7 +190,80 @@ class Quantizer(Protocol):
         ...
 
 
-def refuse_levels_outside(levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
+class LayerBlock(NamedTuple):
+    """A block of values that lie layer after layer: a part of one layer, or several whole layers.
+
+    Attributes:
+        where: Where the block lies.
+        layers: The number of its layer; or of each value's layer, an array. Either is an index into what holds a number
+            for each layer.
+        starts: Where each layer that is not empty begins in the block: what `reduceat` takes.
+    """
+
+    where: slice
+    layers: Any
+    starts: Int64[np.ndarray, "present"]
+
+
+def layer_blocks(counts: Int64[np.ndarray, "layers"]) -> Iterable[LayerBlock]:
+    """Cut values that lie layer after layer into blocks of at most BLOCK values.
+
+    Args:
+        counts: How many values each layer has.
+    """
+    if int(counts.sum()) <= BLOCK:
+        return _only_block(counts.astype("<i8", copy=False).tobytes())
+    return _many_blocks(counts)
+
+
+@lru_cache(maxsize=16)
+def _only_block(counts: bytes) -> tuple[LayerBlock, ...]:
+    """Return the only block of few values: a message asks for it several times, and the next one as a rule again."""
+    return tuple(_many_blocks(np.frombuffer(counts, dtype="<i8").astype(np.int64)))
+
+
+def _many_blocks(counts: Int64[np.ndarray, "layers"]) -> Iterator[LayerBlock]:
+    start = first = together = 0  # the small layers from `first` on hold so many values, from `start` on
+    for layer, count in enumerate([*counts.tolist(), BLOCK + 1]):
+        if together and together + count > BLOCK:
+            yield _of_layers(start, first, counts[first:layer])
+            start, first, together = start + together, layer, 0
+        if count <= BLOCK:
+            together += count
+            continue
+        first = layer + 1
+        for begin in range(0, count if layer < len(counts) else 0, BLOCK):
+            yield LayerBlock(slice(start + begin, start + min(begin + BLOCK, count)), layer, np.zeros(1, np.int64))
+        start += count
+
+
+def _of_layers(start: int, first: int, counts: Int64[np.ndarray, "layers"]) -> LayerBlock:
+    """Return the block from `start` on of whole layers, the first of which has the number `first`."""
+    layers = np.repeat(np.arange(first, first + len(counts)), counts)
+    layers.flags.writeable = False
+    return LayerBlock(slice(start, start + len(layers)), layers, (np.cumsum(counts) - counts)[counts > 0])
+
+
+def largest_magnitudes(
+    values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
+) -> Float32[np.ndarray, "layers"]:
+    """Return the largest magnitude in each layer; 0 in an empty one.
+
+    Args:
+        values: The (k,) values, layer after layer.
+        counts: How many of them each layer has.
+    """
+    largest = np.zeros(len(counts), dtype=np.float32)
+    for block, layers, starts in layer_blocks(counts):
+        here = values[block]
+        if isinstance(layers, int):
+            largest[layers] = max(largest[layers], here.max(), -here.min())
+        else:
+            largest[layers[starts]] = np.maximum.reduceat(np.abs(here), starts)
+    return largest
+
+
+def refuse_levels_outside(levels: Int[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
     """Check that the levels of every layer lie within its bounds.
 
     The reader of a body calls it; `quantised` checks the sender.
@@ -172,10 +276,15 @@ def refuse_levels_outside(levels: Int32[np.ndarray, "m"], counts: Int64[np.ndarr
     Raises:
         CorruptPayload: A level lies outside.
     """
-    layers = pairwise(np.cumsum([0, *counts]))
-    for (start, stop), lowest, highest in zip(layers, bounds.lowest, bounds.highest, strict=True):
-        if stop > start and not (lowest <= levels[start:stop].min() and levels[start:stop].max() <= highest):
-            raise CorruptPayload(f"a level lies outside its layer's bounds, {lowest} to {highest}")
+    if not len(levels) or (bounds.common[0] <= levels.min() and levels.max() <= bounds.common[1]):
+        return  # as a rule: all layers have the same bounds
+    for block, layers, _ in layer_blocks(counts):
+        outside = (levels[block] < bounds.lowest[layers]) | (levels[block] > bounds.highest[layers])
+        if outside.any():
+            layer = layers if isinstance(layers, int) else layers[outside.argmax()]
+            raise CorruptPayload(
+                f"a level lies outside its layer's bounds, {bounds.lowest[layer]} to {bounds.highest[layer]}"
+            )
 
 
 def quantised(
@@ -183,7 +292,7 @@ def quantised(
     values: Float32[np.ndarray, "k"],
     counts: Int64[np.ndarray, "layers"],
     context: PublicContext,
-) -> tuple[Int32[np.ndarray, "m"], bytes, Bounds]:
+) -> tuple[Int[np.ndarray, "m"], bytes | memoryview, Bounds]:
     """Quantise values at the sender, and check that the receiver can decode what comes out.
 
     Args:
@@ -205,7 +314,7 @@ def quantised(
         raise TypeError(f"{quantizer!r}: levels returned a {type(returned).__name__}: return the pair levels, side")
     made, side = returned
     levels, k = _array(made, "iu", f"{quantizer!r}: levels", "whole numbers, an int32 array"), len(values)
-    if not isinstance(side, bytes):
+    if not isinstance(side, (bytes, memoryview)):
         raise TypeError(f"{quantizer!r}: levels returned side information of {type(side).__name__}: return bytes")
     announced = whole_number(quantizer.side_bytes(counts, context), f"{quantizer!r}: side_bytes", least=0)
     if len(side) != announced:
@@ -227,13 +336,18 @@ def quantised(
         _refuse_unsendable(quantizer, levels, counts, bounds, context)
         if not bounds.coded.all():
             levels = np.where(np.repeat(bounds.coded, counts), levels, np.repeat(bounds.lowest, counts))
-    return levels.astype(np.int32, copy=False), side, bounds
+    return levels if takes_type(quantizer, levels) else levels.astype(np.int32), side, bounds
+
+
+def takes_type(part: Any, levels: Int[np.ndarray, "m"]) -> bool:
+    """Return whether a quantiser's `values`, or an entropy coder's writer, takes levels of this type."""
+    return levels.dtype == np.int32 or (levels.dtype in (np.int8, np.int16) and getattr(part, "narrow_levels", False))
 
 
 def decoded_at_sender(
     quantizer: Quantizer,
-    levels: Int32[np.ndarray, "m"],
-    side: bytes,
+    levels: Int[np.ndarray, "m"],
+    side: bytes | memoryview,
     counts: Int64[np.ndarray, "layers"],
     context: PublicContext,
 ) -> Float32[np.ndarray, "k"]:
@@ -259,9 +373,7 @@ def decoded_at_sender(
         raise TypeError(f"{quantizer!r}: values returned {values.dtype}: return a float32 array")
     if values.shape != (k,):
         raise ValueError(f"{quantizer!r}: values have the shape {values.shape}: return one for each level, ({k},)")
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = values.sum()
-    if not np.isfinite(total) and not np.isfinite(values).all():  # finite values may have an infinite sum
+    if not all_finite(values):
         raise ValueError(f"{quantizer!r}: values returned numbers that are not finite, which no receiver takes")
     return values
 
@@ -289,11 +401,9 @@ def _refuse_unsendable(
     context: PublicContext,
 ) -> None:
     """Refuse levels outside the bounds of a coded layer, as the sender's error."""
-    sent = np.flatnonzero(bounds.coded & (counts > 0))
-    if not len(sent):
-        return
-    if bounds.lowest[sent].max() <= levels.min() and levels.max() <= bounds.highest[sent].min():
+    if bounds.common[0] <= levels.min() and levels.max() <= bounds.common[1]:
         return  # as a rule: all layers have the same bounds
+    sent = np.flatnonzero(bounds.coded & (counts > 0))
     starts = np.cumsum([0, *counts])
     for layer in sent:
         within = levels[starts[layer] : starts[layer + 1]]
@@ -319,6 +429,6 @@ def scale_layers(
     Returns:
         The same array.
     """
-    for (start, stop), scale in zip(pairwise(np.cumsum([0, *counts])), scales, strict=True):
-        values[start:stop] *= scale
+    for block, layers, _ in layer_blocks(counts):
+        values[block] *= scales[layers]
     return values

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int, Int8, Int64
 from randomgen import ChaCha
 
-from dpcomp.codec.quantize.quantizer import Bounds
+from dpcomp.codec.quantize.quantizer import Bounds, equal_bounds
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.public_context import PublicContext
 
@@ -48,6 +48,7 @@ class Rotated:
 
     unbiased = False
     side_holds_values = False
+    narrow_levels = True
 
     def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """Return four bytes a block: its scale."""
@@ -55,14 +56,13 @@ class Rotated:
 
     def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """Return 0 (negative) and 1 (positive)."""
-        zeros = np.zeros(len(context.layout.shapes), dtype=np.int32)
-        return Bounds(zeros, zeros + 1)
+        return equal_bounds(len(context.layout.shapes), 0, 1)
 
     def levels(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
-    ) -> tuple[Int32[np.ndarray, "k"], bytes]:
+    ) -> tuple[Int8[np.ndarray, "k"], bytes]:
         """Return whether each rotated value is positive, and the scale of each block."""
-        levels, scales = (values >= 0).astype(np.int32), []
+        levels, scales = (values >= 0).view(np.int8), []
         for block, signs in _blocks(len(values), context.dither_key):
             rotated, scale = _rotate(values[block], signs)
             levels[block] = rotated >= 0
@@ -71,13 +71,15 @@ class Rotated:
         return levels, np.concatenate([scales, exact]).astype("<f4").tobytes()
 
     def values(
-        self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
+        self, levels: Int[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """Return plus or minus the scale, rotated back, and clipped to the range of float32."""
         scales = np.frombuffer(side, dtype="<f4").astype(np.float32)
         if np.signbit(scales).any() or not np.isfinite(scales).all():
             raise CorruptPayload("a block's scale is negative or not finite, which no sender writes")
-        values = (2 * levels - 1).astype(np.float32)
+        values = levels.astype(np.float32)
+        values *= 2
+        values -= 1
         with np.errstate(over="ignore"):
             for scale, (block, signs) in zip(scales, _blocks(len(values), context.dither_key), strict=False):
                 np.multiply(_rotate_back(values[block], signs), scale, out=values[block])

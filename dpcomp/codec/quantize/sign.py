@@ -1,13 +1,12 @@
 """Sign: one bit a value, with a scale for each layer."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int, Int8, Int64
 
 from dpcomp.codec.quantize.bfloat16 import read_scales, round_to_bfloat16
-from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
+from dpcomp.codec.quantize.quantizer import Bounds, equal_bounds, layer_blocks
 from dpcomp.core.public_context import PublicContext
 
 
@@ -25,6 +24,7 @@ class Sign:
 
     unbiased = False
     side_holds_values = False
+    narrow_levels = True
 
     def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """Return two bytes a layer: its scale."""
@@ -32,22 +32,31 @@ class Sign:
 
     def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """Return the lowest and the highest level of every layer: 0 for negative values, 1 for the others."""
-        zeros = np.zeros(len(context.layout.shapes), dtype=np.int32)
-        return Bounds(zeros, zeros + 1)
+        return equal_bounds(len(context.layout.shapes), 0, 1)
 
     def levels(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
-    ) -> tuple[Int32[np.ndarray, "k"], bytes]:
+    ) -> tuple[Int8[np.ndarray, "k"], bytes]:
         """Return whether each value is positive, and each layer's mean magnitude."""
-        layers = pairwise(np.cumsum([0, *counts]))
-        means = [np.abs(values[start:stop]).mean(dtype=np.float64) if stop > start else 0.0 for start, stop in layers]
-        return (values >= 0).astype(np.int32), round_to_bfloat16(np.array(means)).astype("<u2").tobytes()
+        sums = np.zeros(len(counts))
+        for block, layers, starts in layer_blocks(counts):
+            magnitudes = np.abs(values[block])
+            if isinstance(layers, int):
+                sums[layers] += magnitudes.sum(dtype=np.float64)
+            else:
+                sums[layers[starts]] = np.add.reduceat(magnitudes, starts, dtype=np.float64)
+        halves = round_to_bfloat16(sums / np.maximum(counts, 1))
+        return (values >= 0).view(np.int8), halves.astype("<u2").tobytes()
 
     def values(
-        self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
+        self, levels: Int[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """Return each layer's scale for level 1, and minus the scale for level 0."""
-        values = levels.astype(np.float32)
-        values *= 2
-        values -= 1
-        return scale_layers(values, counts, read_scales(side))
+        scales, values = read_scales(side), np.empty(len(levels), dtype=np.float32)
+        for block, layers, _ in layer_blocks(counts):
+            here = values[block]
+            here[:] = levels[block]
+            here -= np.float32(0.5)
+            here *= 2
+            here *= scales[layers]
+        return values

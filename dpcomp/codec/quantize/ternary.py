@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int, Int8, Int64
 
 from dpcomp.codec.quantize.bfloat16 import read_scales, round_to_bfloat16, widen_bfloat16
-from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
+from dpcomp.codec.quantize.quantizer import Bounds, equal_bounds, layer_blocks, scale_layers
 from dpcomp.core.public_context import PublicContext
 
 
@@ -28,6 +28,7 @@ class Ternary:
 
     unbiased = False
     side_holds_values = False
+    narrow_levels = True
 
     def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """Return two bytes a layer: its scale."""
@@ -35,21 +36,22 @@ class Ternary:
 
     def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """Return −1 and 1."""
-        ones = np.ones(len(context.layout.shapes), dtype=np.int32)
-        return Bounds(-ones, ones)
+        return equal_bounds(len(context.layout.shapes), -1, 1)
 
     def levels(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
-    ) -> tuple[Int32[np.ndarray, "k"], bytes]:
+    ) -> tuple[Int8[np.ndarray, "k"], bytes]:
         """Return the nearest of the three for each value, and each layer's scale."""
         layers = pairwise(np.cumsum([0, *counts]))
         halves = round_to_bfloat16(np.array([ternary_scale(np.abs(values[start:stop])) for start, stop in layers]))
-        thresholds = np.repeat(widen_bfloat16(halves) / 2, counts)
-        levels = (values > thresholds).astype(np.int32) - (values < -thresholds)
+        thresholds, levels = widen_bfloat16(halves) / 2, np.empty(len(values), dtype=np.int8)
+        for block, layers, _ in layer_blocks(counts):
+            here, threshold = values[block], thresholds[layers]
+            np.subtract((here > threshold).view(np.int8), (here < -threshold).view(np.int8), out=levels[block])
         return levels, halves.astype("<u2").tobytes()
 
     def values(
-        self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
+        self, levels: Int[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """Return level × the layer's scale."""
         return scale_layers(levels.astype(np.float32), counts, read_scales(side))

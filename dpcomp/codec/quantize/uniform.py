@@ -1,15 +1,14 @@
 """Uniform: evenly spaced levels, with a step for each layer."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from numbers import Integral
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int, Int64
 
 from dpcomp.codec.allocation import Allocator
 from dpcomp.codec.quantize.bfloat16 import read_scales, round_up_to_bfloat16, widen_bfloat16
-from dpcomp.codec.quantize.quantizer import Bounds, scale_layers
+from dpcomp.codec.quantize.quantizer import BLOCK, Bounds, equal_bounds, largest_magnitudes, layer_blocks
 from dpcomp.codec.quantize.rounding import Nearest, Rounding
 from dpcomp.codec.rate import LARGEST_LEVEL, MAX_LEVEL_BITS
 from dpcomp.core.checks import missing_members, whole_number
@@ -67,6 +66,7 @@ class Uniform:
             )
 
     side_holds_values = False
+    narrow_levels = True
 
     @property
     def allocates(self) -> bool:
@@ -89,61 +89,68 @@ class Uniform:
 
     def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """Return ±(2^(width−1) − 1) for each layer."""
-        widths = self._decoded_widths(side, context)
+        if not self._sends_widths(context):
+            top = (1 << (self.bits if isinstance(self.bits, int) else MAX_LEVEL_BITS) - 1) - 1
+            return equal_bounds(len(context.layout.shapes), -top, top)
+        widths = _unpack_widths(side[2 * len(context.layout.shapes) :], len(context.layout.shapes))
         tops = np.where(widths > 0, (1 << np.maximum(widths - 1, 0)) - 1, 0).astype(np.int32)
         return Bounds(-tops, tops)
 
     def levels(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
-    ) -> tuple[Int32[np.ndarray, "k"], bytes]:
+    ) -> tuple[Int[np.ndarray, "k"], bytes]:
         """Return the rounded and clipped ratios value ÷ step, and the steps and widths as side information."""
-        edges = np.cumsum([0, *counts])
-        layers = list(pairwise(edges))
         width_bytes = b""
         if isinstance(self.bits, int):
-            largest = np.array([_largest_magnitude(values[start:stop]) for start, stop in layers])
-            spacing = largest / (2 ** (self.bits - 1) - 1)
+            spacing = largest_magnitudes(values, counts).astype(np.float64) / (2 ** (self.bits - 1) - 1)
         elif context.packed:
-            widths, spacing = self.bits.widths_and_steps(values, counts)
+            widths, chosen = self.bits.widths_and_steps(values, counts)
+            spacing = np.where(np.array(widths) > 0, chosen, 0.0)  # of no bits zeros are decoded, whatever the dither
             width_bytes = _pack_widths(widths)
         else:
-            largest = np.array([_largest_magnitude(values[start:stop]) for start, stop in layers])
-            spacing = np.maximum(self.bits.steps(values, counts), largest / LARGEST_LEVEL)
+            finest = largest_magnitudes(values, counts).astype(np.float64) / LARGEST_LEVEL
+            spacing = np.maximum(self.bits.steps(values, counts), finest)
         steps = round_up_to_bfloat16(np.asarray(spacing, dtype=np.float64))
-        tops = self.bounds(bytes(2 * len(counts)) + width_bytes, context).highest
-        ratio = np.zeros_like(values)
-        for step, (start, stop) in zip(widen_bfloat16(steps), layers, strict=True):
-            if step > 0:
-                np.divide(values[start:stop], step, out=ratio[start:stop])
-        ratio += self.rounding.sender_offset(len(values), context.dither_key)
-        np.rint(ratio, out=ratio)
-        for top, (start, stop) in zip(tops, layers, strict=True):
-            np.clip(ratio[start:stop], -top, top, out=ratio[start:stop])
-        return ratio.astype(np.int32), steps.astype("<u2").tobytes() + width_bytes
+        bounds = self.bounds(bytes(2 * len(counts)) + width_bytes, context)
+        tops = bounds.highest.astype(np.float32)
+        divisors = np.where(steps > 0, widen_bfloat16(steps), np.float32(np.inf))  # a step of 0: all values are 0
+        offset = self.rounding.sender_offset(len(values), context.dither_key)
+        levels = np.empty(len(values), dtype=bounds.level_type)
+        room = np.empty(min(BLOCK, len(values)), dtype=np.float32)
+        for block, layers, _ in layer_blocks(counts):
+            ratio, top = room[: block.stop - block.start], tops[layers]
+            np.divide(values[block], divisors[layers], out=ratio)
+            if isinstance(offset, np.ndarray):
+                ratio += offset[block]
+            elif offset:
+                ratio += offset
+            np.rint(ratio, out=ratio)
+            np.clip(ratio, -top, top, out=ratio)
+            levels[block] = ratio
+        return levels, steps.astype("<u2").tobytes() + width_bytes
 
     def values(
-        self, levels: Int32[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
+        self, levels: Int[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """Return (level − receiver offset) × the layer's step."""
         scale, largest = read_scales(side[: 2 * len(counts)]), np.finfo(np.float32).max
-        ratio = levels.astype(np.float32)
-        ratio -= self.rounding.receiver_offset(len(levels), context.dither_key)
+        offset = self.rounding.receiver_offset(len(levels), context.dither_key)
+        ratio = np.empty(len(levels), dtype=np.float32)
         with np.errstate(over="ignore"):
-            scale_layers(ratio, counts, scale)
+            for block, layers, _ in layer_blocks(counts):
+                here = ratio[block]
+                here[:] = levels[block]
+                if isinstance(offset, np.ndarray):
+                    here -= offset[block]
+                elif offset:
+                    here -= offset
+                here *= scale[layers]
         if scale.max(initial=0) > largest / 2**MAX_LEVEL_BITS:  # half a step more than the largest float is that float
             np.clip(ratio, -largest, largest, out=ratio)
         return ratio
 
     def _sends_widths(self, context: PublicContext) -> bool:
         return context.packed and not isinstance(self.bits, int)
-
-    def _decoded_widths(self, side: bytes, context: PublicContext) -> Int64[np.ndarray, "layers"]:
-        layers = len(context.layout.shapes)
-        if self._sends_widths(context):
-            packed = np.frombuffer(side[2 * layers :], dtype=np.uint8)
-            codes = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:layers].astype(np.int64)
-            return codes + (codes > 0)
-        return np.full(layers, self.bits if isinstance(self.bits, int) else MAX_LEVEL_BITS)
 
 
 def _pack_widths(widths: tuple[int, ...]) -> bytes:
@@ -153,5 +160,8 @@ def _pack_widths(widths: tuple[int, ...]) -> bytes:
     return (codes[::2] | codes[1::2] << 4).tobytes()
 
 
-def _largest_magnitude(values: Float32[np.ndarray, "n"]) -> float:
-    return abs(max(float(values.max()), -float(values.min()))) if len(values) else 0.0
+def _unpack_widths(packed: bytes, layers: int) -> Int64[np.ndarray, "layers"]:
+    """Unpack the widths of so many layers: the inverse of `_pack_widths`."""
+    halves = np.frombuffer(packed, dtype=np.uint8)
+    codes = np.stack([halves & 15, halves >> 4], axis=1).reshape(-1)[:layers].astype(np.int64)
+    return codes + (codes > 0)
