@@ -1,6 +1,7 @@
 """Control messages: the hello by which a client states its state, and the server's reply to hellos and payloads."""
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -12,7 +13,8 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import CorruptPayload, Reason
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Listed
-from dpcomp.wire.frame import PAYLOAD, Format, digest
+from dpcomp.wire.frame import Format
+from dpcomp.wire.headers import SHORT_HEADER_BYTES, Payload, is_payload, shortened, tag_of
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import NO_DIGEST as NO_DIGEST
 from dpcomp.wire.memory import Shared
@@ -20,8 +22,9 @@ from dpcomp.wire.memory import Shared
 # What the `refusal` of a reply says, by its number; no number may change its meaning within a format number.
 REFUSALS = (
     *("", "corrupt", "pipeline", "run", "model", "version", "round", "link", "repeat", "twice", "direction"),
-    *("uninvited", "size"),
+    *("uninvited", "size", "unread"),
 )
+UNREAD = REFUSALS.index("unread")  # a short header that the server cannot read: nothing is decided by it
 FOREIGN: tuple[Reason, ...] = ("pipeline", "run", "model")  # the two ends are of different federations
 LONGEST_REASON = 500  # bytes of a refusal's text
 
@@ -70,7 +73,7 @@ class Reply:
     message of another federation is the reason, as text.
 
     Attributes:
-        answers: The digest of the message that is answered.
+        answers: The checksum of the message that is answered, or the tag of the payload.
         run_id: What distinguishes the server's federation from all others.
         client: The client's number.
         version: The version of the server's shared memory.
@@ -96,16 +99,38 @@ class Reply:
     refusal: Annotated[int, "B"]
 
 
-HELLO = Format(Hello, b"dph\x03")
-REPLY = Format(Reply, b"dpr\x03")
+HELLO = Format(Hello, b"dph\x04")
+REPLY = Format(Reply, b"dpr\x04")
 
 
-def message_digest(message: bytes) -> bytes:
-    """Return the 8 bytes by which a reply names the message that it answers.
+def name_of(message: bytes) -> bytes:
+    """Return the 8 bytes by which a reply names the message that it answers: a payload has one name with any header."""
+    return tag_of(message) if is_payload(message) else HELLO.checksum_of(message)
 
-    The header alone is hashed, since it holds the checksum of the body.
+
+def write_broadcasts(broadcasts: Sequence[Payload]) -> bytes:
+    """Write broadcasts that follow each other as the body of a reply, each after its length and with a short header.
+
+    The client that reads them has stated the version before them in its question.
     """
-    return digest(message[: PAYLOAD.header_bytes if PAYLOAD.begins(message) else HELLO.header_bytes])
+    messages = [shortened(broadcast) for broadcast in broadcasts]
+    return b"".join(part for message in messages for part in (_LENGTH.pack(len(message)), message))
+
+
+def read_broadcasts(body: bytes) -> list[bytes]:
+    """Cut the body of a reply into broadcasts.
+
+    Raises:
+        CorruptPayload: The body ends within a broadcast.
+    """
+    messages: list[bytes] = []
+    while body:
+        _refuse_short(body, _LENGTH.size)
+        (length,) = _LENGTH.unpack_from(body)
+        messages.append(body[_LENGTH.size : _LENGTH.size + length])
+        _refuse_short(messages[-1], length)
+        body = body[_LENGTH.size + length :]
+    return messages
 
 
 class Snapshot(NamedTuple):
@@ -120,6 +145,8 @@ class Snapshot(NamedTuple):
     model: Float32[np.ndarray, "d"]
 
 
+_LENGTH = struct.Struct("<I")
+BROADCAST_BYTES = _LENGTH.size + SHORT_HEADER_BYTES  # that a broadcast in a reply takes beside its body
 _SNAPSHOT = struct.Struct("<I8sB")  # version, digest, and the flags below
 _REFERENCE, _HISTORY = 1, 2  # flags: this vector follows the model
 _LINK = struct.Struct("<I8sQIIi")  # count, digest, last address, last version

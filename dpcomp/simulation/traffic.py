@@ -12,7 +12,7 @@ from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut
 from dpcomp.federated.server import Server
 from dpcomp.simulation.faulty_network import Faults, Network
-from dpcomp.wire.frame import PAYLOAD
+from dpcomp.wire.headers import is_payload
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Traffic:
     def send(self, client: int, messages: Iterable[bytes]) -> None:
         """Send messages of a client to the server."""
         for message in messages:
-            if PAYLOAD.begins(message):
+            if is_payload(message):
                 self.counts.uplink += len(message)
             else:
                 self.counts.control += len(message)

@@ -31,7 +31,7 @@ from dpcomp.wire.channel import Channel
 from dpcomp.wire.links import Link, Links
 from dpcomp.wire.memory import ClientMemory, Genesis, Pending, ServerMemory, Shared
 
-FORMAT = "dpcomp checkpoint 4"
+FORMAT = "dpcomp checkpoint 5"
 CHECKPOINTS_KEPT = 2
 SUFFIX = ".safetensors"
 

@@ -1,4 +1,4 @@
-"""Frame: the header of each payload, and how a header is written, read and checked."""
+"""Frame: what the full header of a payload states, and how a header is written, read and checked."""
 
 import hashlib
 import struct
@@ -10,12 +10,11 @@ from dpcomp.core.checks import check_type
 from dpcomp.core.errors import CorruptPayload
 
 CHECKSUM_BYTES = 8
-LINK_BYTES = 4
 
 Record = TypeVar("Record")
 
 
-def digest(*parts: bytes) -> bytes:
+def digest(*parts: bytes | memoryview) -> bytes:
     """Return 8 bytes of BLAKE2b over the parts: for integrity; authentication is left to the transport."""
     state = hashlib.blake2b(digest_size=CHECKSUM_BYTES)
     for part in parts:
@@ -26,7 +25,7 @@ def digest(*parts: bytes) -> bytes:
 class Format(Generic[Record]):
     """Writes and reads messages: magic ‖ fields of a record ‖ length of the body ‖ checksum ‖ body, little-endian.
 
-    The checksum covers all but itself.
+    The checksum is the digest of the header before it and of the body's digest, so it covers all but itself.
 
     Args:
         record: A dataclass whose fields are annotated with their `struct` formats, in wire order.
@@ -42,8 +41,18 @@ class Format(Generic[Record]):
 
     def seal(self, record: Record, body: bytes = b"") -> bytes:
         """Write a message."""
-        header = self._header.pack(self._magic, *(getattr(record, name) for name in self._names), len(body))
-        return b"".join((header, digest(header, body), body))
+        return b"".join((self.header(record, len(body), digest(body)), body))
+
+    def header(self, record: Record, body_bytes: int, body_digest: bytes) -> bytes:
+        """Write the header of a message, of which the last `CHECKSUM_BYTES` are the checksum.
+
+        Args:
+            record: The fields.
+            body_bytes: The length of the body.
+            body_digest: The digest of the body.
+        """
+        header = self._header.pack(self._magic, *(getattr(record, name) for name in self._names), body_bytes)
+        return header + digest(header, body_digest)
 
     def unseal(self, message: bytes) -> tuple[Record, bytes]:
         """Check a message, and return its record and body.
@@ -55,12 +64,16 @@ class Format(Generic[Record]):
         check_type(message, (bytes, bytearray, memoryview), f"a message is bytes, not {type(message).__name__}")
         message = bytes(message)
         record, body_bytes = self._read_header(message)
-        header, body = message[: self._header.size], message[self.header_bytes :]
+        body = message[self.header_bytes :]
         if body_bytes != len(body):
             raise CorruptPayload(f"the header announces {body_bytes} bytes; {len(body)} follow it")
-        if digest(header, body) != message[self._header.size : self.header_bytes]:
+        if digest(message[: self._header.size], digest(body)) != self.checksum_of(message):
             raise CorruptPayload("the checksum does not match: the message was damaged on the way; send it again")
         return record, body
+
+    def checksum_of(self, message: bytes) -> bytes:
+        """Read the checksum of a message, which is not compared with its content."""
+        return bytes(message[self._header.size : self.header_bytes])
 
     def record_of(self, message: bytes) -> Record:
         """Read the record of a message that this end sealed or unsealed before; its checksum is not computed again."""
@@ -86,28 +99,10 @@ class Format(Generic[Record]):
         """Return whether a message begins with the magic of this format."""
         return message[: len(self._magic)] == self._magic
 
-    def split(self, stream: bytes) -> list[bytes]:
-        """Cut a stream of messages into its messages, without unsealing them.
-
-        Raises:
-            CorruptPayload: The stream ends within a message.
-        """
-        messages: list[bytes] = []
-        begin = 0
-        while begin < len(stream):
-            if len(stream) - begin < self.header_bytes:
-                raise CorruptPayload(f"a stream of {len(stream)} bytes ends within the header at {begin}")
-            end = begin + self.header_bytes + self._header.unpack_from(stream, begin)[-1]
-            if end > len(stream):
-                raise CorruptPayload(f"a stream of {len(stream)} bytes ends within the message from {begin} to {end}")
-            messages.append(stream[begin:end])
-            begin = end
-        return messages
-
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The header of a payload: whose it is, and which state it was coded against.
+    """What the full header of a payload states: whose it is, and which state it was coded against.
 
     Attributes:
         pipeline: The fingerprint of codec, mechanism and layout.
@@ -117,7 +112,7 @@ class Frame:
         version: The version of shared memory that the payload was coded against.
         shared: The digest of that shared memory.
         link_count: The number of payloads of this client that were accepted before.
-        link: The beginning of the digest of those payloads.
+        link: The digest of those payloads.
     """
 
     pipeline: Annotated[bytes, "8s"]
@@ -127,7 +122,7 @@ class Frame:
     version: Annotated[int, "I"]
     shared: Annotated[bytes, "8s"]
     link_count: Annotated[int, "I"]
-    link: Annotated[bytes, f"{LINK_BYTES}s"]
+    link: Annotated[bytes, "8s"]
 
     @property
     def address(self) -> Address:
@@ -135,39 +130,6 @@ class Frame:
         return Address(self.run, self.client, self.round)
 
 
-MAGIC = b"dpc\x04"  # the last byte is the format's version
+MAGIC = b"dpc\x05"  # the last byte is the format's number
 PAYLOAD = Format(Frame, MAGIC)
-HEADER_BYTES = PAYLOAD.header_bytes
-
-
-def chained(digest_before: bytes, payload: bytes) -> bytes:
-    """Return the hash chain after a payload; the header alone is hashed, since it holds the checksum of the whole."""
-    return digest(digest_before, bytes(payload[:HEADER_BYTES]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenedPayload:
-    """A payload whose checksum was verified.
-
-    Attributes:
-        payload: All bytes of the message.
-        frame: Its header.
-        body: The bytes after the header.
-    """
-
-    payload: bytes
-    frame: Frame
-    body: bytes
-
-    @classmethod
-    def of(cls, payload: "bytes | OpenedPayload") -> "OpenedPayload":
-        """Verify the checksum of a payload, unless it was verified before.
-
-        Raises:
-            CorruptPayload: The bytes are damaged, are no payload, or have another format number.
-            TypeError: `payload` is not bytes.
-        """
-        if isinstance(payload, OpenedPayload):
-            return payload
-        frame, body = PAYLOAD.unseal(payload)
-        return cls(payload=bytes(payload), frame=frame, body=body)
+FULL_HEADER_BYTES = PAYLOAD.header_bytes

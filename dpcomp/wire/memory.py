@@ -214,7 +214,7 @@ class Pending:
     """A payload that may have been sent and has no reply yet, and its sender's memory once it is accepted.
 
     Attributes:
-        payload: The sealed bytes.
+        payload: The payload with a full header, so that it can be sent to whatever server the client finds.
         update: The (d,) vector that was released and charged; it is added to the residual if the payload is refused.
         link: The sender's link after the payload is accepted.
         residual: The sender's residual after the payload is accepted.
@@ -232,7 +232,7 @@ class Pending:
         """Make a pending payload of what `send` returned for an update.
 
         Args:
-            payload: The payload.
+            payload: The payload with a full header.
             update: The update that was sent.
             after: The sender's memory after the payload is accepted.
 

@@ -37,6 +37,7 @@ from dpcomp.federated.phases import (
 from dpcomp.federated.server import Server, TrustedRelease
 from dpcomp.simulation.faulty_network import damaged
 from dpcomp.wire.frame import PAYLOAD
+from dpcomp.wire.headers import is_payload, tag_of
 
 LAYOUT = dp.Layout.of({"a": (9, 6), "b": (11,)})
 RUN, RUN_ID, CLIENTS = dp.PublicSeed(5), b"same run", 3
@@ -127,12 +128,14 @@ class HostileNetwork(RuleBasedStateMachine):
 
     def say(self, client, messages):
         for message in messages:
-            if PAYLOAD.begins(message):
-                address = PAYLOAD.unseal(message)[0]
+            if is_payload(message):
+                pending = self.clients[client].state.pending.payload
+                assert tag_of(message) == tag_of(pending), "what was sent is not what is pending"
+                address = PAYLOAD.unseal(pending)[0]
                 key = (address.client, address.round)
                 # A trusted server may refuse a clean update, as of a client that was not drawn, which sends another.
                 if self.pipeline.trust == "nobody":
-                    assert self.payloads.setdefault(key, message) == message, "an address was sent with two releases"
+                    assert self.payloads.setdefault(key, pending) == pending, "an address was sent with two releases"
             self.coming.append((client, SERVER, message))
 
     def happen(self, client, event):

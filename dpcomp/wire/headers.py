@@ -1,0 +1,279 @@
+"""Headers: a payload travels with a full header, or with a short one where its reader knows what the full one states.
+
+The checksum of the full header, which covers the body, is the payload's tag. A short header holds the tag in place of
+the fields: the reader writes the full header from its own memory, and the checksum of what it wrote must be the tag. So
+another state at either end is noticed as surely as damage is (robust header compression does the same: RFC 5795,
+section 5.1.1, has a context at each end, and a check over the header before compression).
+
+A short header is also a check of itself and the body, which needs no memory: it tells damage from another state.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dpcomp.core.address import SERVER
+from dpcomp.core.checks import check_type
+from dpcomp.core.errors import CorruptPayload, VersionMismatch
+from dpcomp.wire.frame import CHECKSUM_BYTES, MAGIC, PAYLOAD, Frame, digest
+from dpcomp.wire.links import Link
+from dpcomp.wire.memory import NO_DIGEST, ClientMemory, ServerMemory
+
+CHECK_BYTES = 2  # it decides nothing but whether a message that is not read is called damaged
+FIRST_BYTE = 128 + MAGIC[-1]  # no magic begins with a byte above 127
+VERSIONS = 256  # of which a short header states one
+
+
+class ShortHeader(NamedTuple):
+    """The fields of a short header.
+
+    Attributes:
+        first_byte: 128 + the format's number.
+        version: The last byte of the version of shared memory that the body was coded against.
+        client: The sender's number.
+        tag: The checksum of the full header.
+        check: The beginning of the digest of all that is before it, and of the body's digest.
+    """
+
+    first_byte: int
+    version: int
+    client: int
+    tag: bytes
+    check: bytes
+
+
+SHORT = struct.Struct("<BBI8s2s")  # a `ShortHeader`
+SHORT_HEADER_BYTES = SHORT.size
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Payload:
+    """A payload that this end has made, or has read against its memory.
+
+    Attributes:
+        frame: What the full header states.
+        full_header: The full header.
+        header: The header that it travels with, full or short.
+        body: The bytes after the header.
+    """
+
+    frame: Frame
+    full_header: bytes
+    header: bytes
+    body: bytes | memoryview
+
+    @property
+    def client(self) -> int:
+        """The number of its sender."""
+        return self.frame.client
+
+    @property
+    def tag(self) -> bytes:
+        """The 8 bytes that name the payload, and all payloads before it of its sender."""
+        return self.full_header[-CHECKSUM_BYTES:]
+
+    @property
+    def message(self) -> bytes:
+        """The bytes that travel."""
+        return b"".join((self.header, self.body))
+
+    def in_full(self) -> bytes:
+        """Return the payload with a full header, which any reader of its pipeline understands."""
+        return b"".join((self.full_header, self.body))
+
+
+def sealed(frame: Frame, body: bytes, memory: ClientMemory | ServerMemory) -> Payload:
+    """Make a payload of its sender's frame and body; its header is short where the reader knows the rest.
+
+    A reader does, once the connection was opened: by a payload with a full header that was accepted, by a broadcast, or
+    by a question and its reply, from which a client knows the run id.
+
+    Args:
+        frame: What the full header states.
+        body: The body.
+        memory: The sender's memory.
+    """
+    body_digest = digest(body)
+    full_header = PAYLOAD.header(frame, len(body), body_digest)
+    opened = memory.shared.version > 0
+    if isinstance(memory, ClientMemory):
+        opened = memory.link.count > 0 or memory.genesis.run_id != NO_DIGEST
+    header = full_header
+    if opened and frame.round == frame.version:
+        header = _short_header(frame, full_header[-CHECKSUM_BYTES:], body_digest)
+    return Payload(frame=frame, full_header=full_header, header=header, body=body)
+
+
+def shortened(payload: Payload) -> bytes:
+    """Return a payload with a short header, for a reader that has stated the version before it in full."""
+    return _short_header(payload.frame, payload.tag, digest(payload.body)) + payload.body
+
+
+def _short_header(frame: Frame, tag: bytes, body_digest: bytes) -> bytes:
+    before_check = SHORT.pack(FIRST_BYTE, frame.version % VERSIONS, frame.client, tag, b"")[:-CHECK_BYTES]
+    return before_check + digest(before_check, body_digest)[:CHECK_BYTES]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShortPayload:
+    """A payload with a short header whose bytes are undamaged; `read_against` finds what it was coded against.
+
+    Attributes:
+        header: The fields of the header.
+        body: The bytes after the header.
+        body_digest: The digest of the body.
+    """
+
+    header: ShortHeader
+    body: memoryview
+    body_digest: bytes
+
+    @property
+    def client(self) -> int:
+        """The number of its sender, as the header states it."""
+        return self.header.client
+
+    def read_against(self, memory: ClientMemory | ServerMemory) -> Payload:
+        """Return the payload, with the full header that its sender has left out.
+
+        Args:
+            memory: The reader's memory, or the sender's from before the payload.
+
+        Raises:
+            VersionMismatch: The sender's state is another. The `reason` is "version" for another version or other
+                broadcasts, "repeat" for the last payload that was accepted, else "link".
+        """
+        frame = stated(self.client, self.version_near(memory.shared.version), memory)
+        full_header = PAYLOAD.header(frame, len(self.body), self.body_digest)
+        if full_header[-CHECKSUM_BYTES:] != self.header.tag:
+            raise self._mismatch(frame)
+        return Payload(frame=frame, full_header=full_header, header=SHORT.pack(*self.header), body=self.body)
+
+    def version_near(self, near: int) -> int:
+        """Return the version whose last byte the header states: of all such, the nearest to the reader's."""
+        half = VERSIONS // 2
+        version = near - half + (self.header.version - near + half) % VERSIONS
+        return version if version >= 0 else version + VERSIONS
+
+    def _mismatch(self, expected: Frame) -> VersionMismatch:
+        """Return why the tag is not that of the full header that this end expects."""
+        if self.client == SERVER:
+            return VersionMismatch(
+                f"the broadcast at version {expected.version} has a short header, and was coded against other "
+                f"broadcasts than this end's ({expected.shared.hex()}), or by another pipeline or run: resync this end "
+                "before the payload is used",
+                reason="version",
+            )
+        sender = f"client {self.client} sends a payload with a short header"
+        if self.header.tag == expected.link:
+            return VersionMismatch(
+                f"{sender} that is the last of the {expected.link_count} that were accepted: it is a repeat",
+                reason="repeat",
+            )
+        return VersionMismatch(
+            f"{sender}, which does not follow from what this end knows: {expected.link_count} accepted payloads "
+            f"({expected.link.hex()}) at version {expected.version} ({expected.shared.hex()}), pipeline and layout "
+            f"{expected.pipeline.hex()}, run {expected.run}: a payload is missing, or one end is another or was set "
+            "back. Resync the client",
+            reason="link",
+        )
+
+
+Incoming = bytes | Payload | ShortPayload  # the bytes that arrived, or what was read of them
+
+
+def unsealed(message: Incoming) -> Payload | ShortPayload:
+    """Verify that the bytes of a payload are undamaged, unless that was done before.
+
+    Args:
+        message: The bytes that arrived, or what this function returned for them.
+
+    Returns:
+        The payload; with a short header, it is still to be read against a memory.
+
+    Raises:
+        CorruptPayload: The bytes are damaged, are no payload, or have another format number.
+        TypeError: `message` is not bytes.
+    """
+    if isinstance(message, Payload | ShortPayload):
+        return message
+    check_type(message, (bytes, bytearray, memoryview), f"a message is bytes, not {type(message).__name__}")
+    message = bytes(message)
+    if message[:1] < bytes([128]):
+        frame, body = PAYLOAD.unseal(message)
+        header = message[: PAYLOAD.header_bytes]
+        return Payload(frame=frame, full_header=header, header=header, body=body)
+    if message[0] != FIRST_BYTE:
+        raise CorruptPayload(
+            f"the message has format number {message[0] - 128}, and this dpcomp reads number {MAGIC[-1]}: both ends "
+            "must run versions with one format number (docs/reference/formats.md)"
+        )
+    if len(message) < SHORT.size:
+        raise CorruptPayload(f"{len(message)} bytes are no message: a short header takes {SHORT.size} bytes")
+    header, body = ShortHeader(*SHORT.unpack_from(message)), memoryview(message)[SHORT.size :]
+    body_digest = digest(body)
+    if digest(message[: SHORT.size - CHECK_BYTES], body_digest)[:CHECK_BYTES] != header.check:
+        raise CorruptPayload("the check does not match: the message was damaged on the way; send it again")
+    return ShortPayload(header=header, body=body, body_digest=body_digest)
+
+
+def read(message: Incoming, memory: ClientMemory | ServerMemory) -> Payload:
+    """Read the header of a payload; what a full header states is not compared with the memory.
+
+    Args:
+        message: The bytes that arrived, or what `unsealed` or this function returned for them.
+        memory: The reader's memory, or the sender's from before the payload.
+
+    Raises:
+        CorruptPayload, TypeError: As `unsealed` does.
+        VersionMismatch: As `ShortPayload.read_against` does.
+    """
+    payload = unsealed(message)
+    return payload.read_against(memory) if isinstance(payload, ShortPayload) else payload
+
+
+def stated(client: int, version: int, memory: ClientMemory | ServerMemory) -> Frame:
+    """Return what the next payload of a sender states, if its state is the one that is remembered here.
+
+    Args:
+        client: The sender's number, or `SERVER`.
+        version: The version that the payload was coded against.
+        memory: The memory of either end.
+
+    Raises:
+        VersionMismatch: This end does not remember that version; the `reason` is "version".
+    """
+    shared, link = memory.shared, Link()
+    if isinstance(memory, ServerMemory):
+        shared = memory.shared_at(version)
+        link = memory.link(client) if client != SERVER else link
+    elif client != SERVER:
+        link = memory.link
+    if shared.version != version:
+        raise VersionMismatch(
+            f"the payload was coded against version {version} of shared memory, this end is at version "
+            f"{shared.version}: resync it before the payload is used",
+            reason="version",
+        )
+    return Frame(
+        pipeline=memory.pipeline,
+        run=memory.seed.number,
+        client=client,
+        round=version,
+        version=version,
+        shared=shared.digest,
+        link_count=link.count,
+        link=link.digest,
+    )
+
+
+def is_payload(message: bytes) -> bool:
+    """Return whether a message begins as a payload does, with either header."""
+    return PAYLOAD.begins(message) or message[:1] == bytes([FIRST_BYTE])
+
+
+def tag_of(message: bytes) -> bytes:
+    """Read the tag of a payload that this end has made or unsealed before."""
+    if PAYLOAD.begins(message):
+        return PAYLOAD.checksum_of(message)
+    return ShortHeader(*SHORT.unpack_from(message)).tag
