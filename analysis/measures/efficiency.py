@@ -18,7 +18,7 @@ from analysis.cost.model import FLOAT_BYTES
 from dpcomp.codec import Codec
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Support
-from dpcomp.wire.headers import SHORT_HEADER_BYTES
+from dpcomp.wire.short_header import SHORT_HEADER_BYTES
 
 
 def compression_ratio(coordinates: int, payload_bytes: float) -> float:

@@ -16,10 +16,14 @@ from dpcomp.federated.messages import (
     UNREAD,
     Hello,
     Reply,
+    is_receipt,
     name_of,
     read_broadcasts,
     read_link,
     read_snapshot,
+    receipt_of,
+    recipient_of,
+    seal_receipt,
 )
 from dpcomp.federated.phases import (
     RESYNCING,
@@ -42,6 +46,7 @@ from dpcomp.federated.phases import (
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import PAYLOAD, Frame
+from dpcomp.wire.headers import tag_of
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import NO_DIGEST, ClientMemory, Pending
 from dpcomp.wire.update import Update
@@ -192,12 +197,13 @@ def _after_timeout(state: ClientState) -> Outcome:
 
 
 def _after_reply(channel: Channel, state: ClientState, message: bytes, absence_policy: AbsencePolicy) -> Outcome:
+    if is_receipt(message):
+        _refuse_other_recipient(state, recipient_of(message))
+        if state.pending is None or message != seal_receipt(receipt := _expected_receipt(state, state.pending)):
+            return state, ()  # it answers an earlier message, and is out of date
+        return _after_receipt(state, state.pending, receipt)
     reply, body = REPLY.unseal(message)
-    if reply.client != state.memory.client:
-        raise VersionMismatch(
-            f"the reply is for client {reply.client}; this is client {state.memory.client}: deliver it to that client",
-            reason="direction",
-        )
+    _refuse_other_recipient(state, reply.client)
     if state.question is not None and reply.answers == name_of(state.question.hello):
         _refuse_foreign_server(state, reply, body)
         return _after_resync(channel, state, state.question, reply, body, absence_policy)
@@ -205,6 +211,19 @@ def _after_reply(channel: Channel, state: ClientState, message: bytes, absence_p
         _refuse_foreign_server(state, reply, body)
         return _after_receipt(state, state.pending, reply)
     return state, ()  # it answers an earlier message, and is out of date
+
+
+def _refuse_other_recipient(state: ClientState, client: int) -> None:
+    if client != state.memory.client:
+        raise VersionMismatch(
+            f"the reply is for client {client}; this is client {state.memory.client}: deliver it to that client",
+            reason="direction",
+        )
+
+
+def _expected_receipt(state: ClientState, pending: Pending) -> Reply:
+    """Return the receipt of a server that accepts the pending payload."""
+    return receipt_of(_frame(pending), tag_of(pending.payload), state.memory.genesis.run_id)
 
 
 def _refuse_foreign_server(state: ClientState, reply: Reply, body: bytes) -> None:

@@ -13,11 +13,12 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import CorruptPayload, Reason
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Listed
-from dpcomp.wire.frame import Format
-from dpcomp.wire.headers import SHORT_HEADER_BYTES, Payload, is_payload, shortened, tag_of
+from dpcomp.wire.frame import Format, Frame, digest
+from dpcomp.wire.headers import Payload, is_payload, shortened, tag_of
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import NO_DIGEST as NO_DIGEST
 from dpcomp.wire.memory import Shared
+from dpcomp.wire.short_header import SHORT_HEADER_BYTES, read_short_header, write_short_header
 
 # What the `refusal` of a reply says, by its number; no number may change its meaning within a format number.
 REFUSALS = (
@@ -101,11 +102,62 @@ class Reply:
 
 HELLO = Format(Hello, b"dph\x04")
 REPLY = Format(Reply, b"dpr\x04")
+RECEIPT = 192 + 4  # the first byte of a receipt: above that of a payload with a short header
 
 
 def name_of(message: bytes) -> bytes:
     """Return the 8 bytes by which a reply names the message that it answers: a payload has one name with any header."""
     return tag_of(message) if is_payload(message) else HELLO.checksum_of(message)
+
+
+def receipt_of(frame: Frame, tag: bytes, run_id: bytes) -> Reply:
+    """Return the reply to a payload that is accepted as the next one of its sender, at the version that it was sent at.
+
+    Args:
+        frame: What the payload's full header states.
+        tag: The payload's tag.
+        run_id: The run id of the federation.
+    """
+    return Reply(
+        answers=tag,
+        run_id=run_id,
+        client=frame.client,
+        version=frame.version,
+        shared=frame.shared,
+        link_count=frame.link_count + 1,
+        link=tag,
+        usable=0,
+        link_bytes=0,
+        snapshot=0,
+        refusal=0,
+    )
+
+
+def seal_receipt(receipt: Reply) -> bytes:
+    """Write a receipt as a short header alone, for a client that knows what it will say if its payload is accepted."""
+    tag = REPLY.checksum_of(REPLY.seal(receipt))
+    return write_short_header(RECEIPT, receipt.version, receipt.client, tag, digest())
+
+
+def is_reply(message: bytes) -> bool:
+    """Return whether a message begins as a reply does, with either header."""
+    return REPLY.begins(message) or is_receipt(message)
+
+
+def is_receipt(message: bytes) -> bool:
+    """Return whether a message begins as a receipt does."""
+    return message[:1] == bytes([RECEIPT])
+
+
+def recipient_of(message: bytes) -> int:
+    """Return the number of the client that a receipt is for. What else it says, `seal_receipt` of the same reply shows.
+
+    Raises:
+        CorruptPayload: The message is damaged.
+    """
+    if len(message) != SHORT_HEADER_BYTES:
+        raise CorruptPayload(f"a receipt has {SHORT_HEADER_BYTES} bytes; this message has {len(message)}")
+    return read_short_header(message, digest()).client
 
 
 def write_broadcasts(broadcasts: Sequence[Payload]) -> bytes:

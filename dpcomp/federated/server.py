@@ -42,6 +42,8 @@ from dpcomp.federated.messages import (
     Reply,
     Snapshot,
     name_of,
+    receipt_of,
+    seal_receipt,
     write_broadcasts,
     write_link,
     write_snapshot,
@@ -350,6 +352,10 @@ class Server:
             self.memory = memory
             self.accepted.append(Accepted(frame.client, weight, len(message)))
             self._interrupted = False
+            shared = memory.shared
+            # To a late update there is a whole reply, which says where the server is.
+            if isinstance(arrived, ShortPayload) and (frame.version, frame.shared) == (shared.version, shared.digest):
+                return seal_receipt(receipt_of(frame, payload.tag, memory.genesis.run_id))
         if refusal:
             self.refusals[refusal] += 1
         return self._reply(message, frame.client, refusal=refusal)

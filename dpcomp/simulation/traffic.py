@@ -7,7 +7,7 @@ import numpy as np
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, VersionMismatch
-from dpcomp.federated.messages import REPLY
+from dpcomp.federated.messages import REPLY, is_reply
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut
 from dpcomp.federated.server import Server
@@ -118,7 +118,7 @@ class Traffic:
             self._network.send(SERVER, sender, reply)
 
     def _arrive_at_client(self, client: int, message: bytes) -> None:
-        event = ReplyReceived(message) if REPLY.begins(message) else BroadcastReceived(message)
+        event = ReplyReceived(message) if is_reply(message) else BroadcastReceived(message)
         try:
             answers = self._participants[client].handle(event)
         except (CorruptPayload, VersionMismatch):

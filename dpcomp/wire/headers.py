@@ -1,16 +1,6 @@
-"""Headers: a payload travels with a full header, or with a short one where its reader knows what the full one states.
+"""Headers: a payload travels with a full header, or a short one where its reader knows what the full one states."""
 
-The checksum of the full header, which covers the body, is the payload's tag. A short header holds the tag in place of
-the fields: the reader writes the full header from its own memory, and the checksum of what it wrote must be the tag. So
-another state at either end is noticed as surely as damage is (robust header compression does the same: RFC 5795,
-section 5.1.1, has a context at each end, and a check over the header before compression).
-
-A short header is also a check of itself and the body, which needs no memory: it tells damage from another state.
-"""
-
-import struct
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.checks import check_type
@@ -18,32 +8,15 @@ from dpcomp.core.errors import CorruptPayload, VersionMismatch
 from dpcomp.wire.frame import CHECKSUM_BYTES, MAGIC, PAYLOAD, Frame, digest
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import NO_DIGEST, ClientMemory, ServerMemory
+from dpcomp.wire.short_header import (
+    SHORT,
+    SHORT_HEADER_BYTES,
+    ShortHeader,
+    read_short_header,
+    write_short_header,
+)
 
-CHECK_BYTES = 2  # it decides nothing but whether a message that is not read is called damaged
-FIRST_BYTE = 128 + MAGIC[-1]  # no magic begins with a byte above 127
-VERSIONS = 256  # of which a short header states one
-
-
-class ShortHeader(NamedTuple):
-    """The fields of a short header.
-
-    Attributes:
-        first_byte: 128 + the format's number.
-        version: The last byte of the version of shared memory that the body was coded against.
-        client: The sender's number.
-        tag: The checksum of the full header.
-        check: The beginning of the digest of all that is before it, and of the body's digest.
-    """
-
-    first_byte: int
-    version: int
-    client: int
-    tag: bytes
-    check: bytes
-
-
-SHORT = struct.Struct("<BBI8s2s")  # a `ShortHeader`
-SHORT_HEADER_BYTES = SHORT.size
+FIRST_BYTE = 128 + MAGIC[-1]  # of a payload with a short header
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,18 +73,16 @@ def sealed(frame: Frame, body: bytes, memory: ClientMemory | ServerMemory) -> Pa
         opened = memory.link.count > 0 or memory.genesis.run_id != NO_DIGEST
     header = full_header
     if opened and frame.round == frame.version:
-        header = _short_header(frame, full_header[-CHECKSUM_BYTES:], body_digest)
+        tag = full_header[-CHECKSUM_BYTES:]
+        header = write_short_header(FIRST_BYTE, frame.version, frame.client, tag, body_digest)
     return Payload(frame=frame, full_header=full_header, header=header, body=body)
 
 
 def shortened(payload: Payload) -> bytes:
     """Return a payload with a short header, for a reader that has stated the version before it in full."""
-    return _short_header(payload.frame, payload.tag, digest(payload.body)) + payload.body
-
-
-def _short_header(frame: Frame, tag: bytes, body_digest: bytes) -> bytes:
-    before_check = SHORT.pack(FIRST_BYTE, frame.version % VERSIONS, frame.client, tag, b"")[:-CHECK_BYTES]
-    return before_check + digest(before_check, body_digest)[:CHECK_BYTES]
+    frame, body_digest = payload.frame, digest(payload.body)
+    header = write_short_header(FIRST_BYTE, frame.version, frame.client, payload.tag, body_digest)
+    return b"".join((header, payload.body))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,17 +114,11 @@ class ShortPayload:
             VersionMismatch: The sender's state is another. The `reason` is "version" for another version or other
                 broadcasts, "repeat" for the last payload that was accepted, else "link".
         """
-        frame = stated(self.client, self.version_near(memory.shared.version), memory)
+        frame = stated(self.client, self.header.version_near(memory.shared.version), memory)
         full_header = PAYLOAD.header(frame, len(self.body), self.body_digest)
         if full_header[-CHECKSUM_BYTES:] != self.header.tag:
             raise self._mismatch(frame)
         return Payload(frame=frame, full_header=full_header, header=SHORT.pack(*self.header), body=self.body)
-
-    def version_near(self, near: int) -> int:
-        """Return the version whose last byte the header states: of all such, the nearest to the reader's."""
-        half = VERSIONS // 2
-        version = near - half + (self.header.version - near + half) % VERSIONS
-        return version if version >= 0 else version + VERSIONS
 
     def _mismatch(self, expected: Frame) -> VersionMismatch:
         """Return why the tag is not that of the full header that this end expects."""
@@ -205,16 +170,15 @@ def unsealed(message: Incoming) -> Payload | ShortPayload:
         return Payload(frame=frame, full_header=header, header=header, body=body)
     if message[0] != FIRST_BYTE:
         raise CorruptPayload(
-            f"the message has format number {message[0] - 128}, and this dpcomp reads number {MAGIC[-1]}: both ends "
-            "must run versions with one format number (docs/reference/formats.md)"
+            f"the message begins with the byte {message[0]}; a payload with a short header of format number "
+            f"{MAGIC[-1]} begins with {FIRST_BYTE}: both ends must run versions with one format number "
+            "(docs/reference/formats.md)"
         )
-    if len(message) < SHORT.size:
-        raise CorruptPayload(f"{len(message)} bytes are no message: a short header takes {SHORT.size} bytes")
-    header, body = ShortHeader(*SHORT.unpack_from(message)), memoryview(message)[SHORT.size :]
+    if len(message) < SHORT_HEADER_BYTES:
+        raise CorruptPayload(f"{len(message)} bytes are no message: a short header takes {SHORT_HEADER_BYTES} bytes")
+    body = memoryview(message)[SHORT_HEADER_BYTES:]
     body_digest = digest(body)
-    if digest(message[: SHORT.size - CHECK_BYTES], body_digest)[:CHECK_BYTES] != header.check:
-        raise CorruptPayload("the check does not match: the message was damaged on the way; send it again")
-    return ShortPayload(header=header, body=body, body_digest=body_digest)
+    return ShortPayload(header=read_short_header(message, body_digest), body=body, body_digest=body_digest)
 
 
 def read(message: Incoming, memory: ClientMemory | ServerMemory) -> Payload:

@@ -23,7 +23,7 @@ import dpcomp as dp
 from dpcomp.core.address import SERVER
 from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.federated.late import Reject, Weigh
-from dpcomp.federated.messages import REPLY
+from dpcomp.federated.messages import is_reply
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import (
     TRANSITIONS,
@@ -158,7 +158,7 @@ class HostileNetwork(RuleBasedStateMachine):
 
     def arrive(self, sender, recipient, message):
         if recipient != SERVER:
-            self.happen(recipient, ReplyReceived(message) if REPLY.begins(message) else BroadcastReceived(message))
+            self.happen(recipient, ReplyReceived(message) if is_reply(message) else BroadcastReceived(message))
             return
         before, model, memory = len(self.server.accepted), self.server.model, self.server.memory
         word = self.server.handle(message, sender)

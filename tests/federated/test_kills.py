@@ -80,7 +80,7 @@ class Life:
     def handle(self, message):
         if is_payload(message):
             payload, version = unsealed(message), self.server.memory.shared.version
-            number = payload.version_near(version) if isinstance(payload, ShortPayload) else payload.frame.round
+            number = payload.header.version_near(version) if isinstance(payload, ShortPayload) else payload.frame.round
             sent = tag_of(message), bytes(payload.body)
             assert self.sent.setdefault(number, sent) == sent, f"round {number} was released twice"
         elif self._is_idle(message):

@@ -13,7 +13,7 @@ from dpcomp.codec.entropy.range_meter import information
 from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.bits_by_part import layer_bits, measure_payload
 from dpcomp.wire.frame import FULL_HEADER_BYTES
-from dpcomp.wire.headers import SHORT_HEADER_BYTES
+from dpcomp.wire.short_header import SHORT_HEADER_BYTES
 from dpcomp.wire.update import with_claim
 from tests.wire.test_round_trip import messages
 

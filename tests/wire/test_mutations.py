@@ -13,7 +13,8 @@ import pytest
 import dpcomp as dp
 from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.frame import FULL_HEADER_BYTES, PAYLOAD
-from dpcomp.wire.headers import SHORT_HEADER_BYTES, read
+from dpcomp.wire.headers import read
+from dpcomp.wire.short_header import SHORT_HEADER_BYTES
 from dpcomp.wire.update import with_claim
 from tests.cpu_time import cpu_loops
 
