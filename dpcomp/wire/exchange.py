@@ -69,7 +69,7 @@ def receive(channel: Channel, payload: Incoming, memory: ServerMemory) -> tuple[
     """
     opened = read_at_server(channel, payload, memory)
     frame, link = opened.frame, memory.link(opened.frame.client)
-    at_payload = replace(memory, shared=memory.shared_at(frame.version))
+    at_payload = memory.at_version(frame.version)
     update, listed = decode(channel, channel.uplink, opened, channel.uplink_claim, at_payload, link)
     listed = listed if channel.uplink.needs_last_support else None
     return update, memory.accepted(frame.client, link.advanced(opened.tag, frame.address, frame.version, listed))
@@ -98,7 +98,7 @@ def read_at_server(channel: Channel, payload: Incoming, memory: ServerMemory) ->
         )
     opened = read(arrived, memory)
     frame, link = opened.frame, memory.link(opened.client)
-    refuse_other_state(frame, replace(memory, shared=memory.shared_at(frame.version)))
+    refuse_other_state(frame, memory.at_version(frame.version))
     refuse_other_link(frame, link)
     if channel.server_sees_clean and link.last_version == frame.version:
         raise VersionMismatch(

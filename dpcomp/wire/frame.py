@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Annotated, Generic, TypeVar, get_type_hints
 
 from dpcomp.core.address import Address
@@ -36,6 +37,7 @@ class Format(Generic[Record]):
         formats = [hint.__metadata__[0] for hint in get_type_hints(record, include_extras=True).values()]
         self._record, self._magic = record, magic
         self._names = [field.name for field in fields(record)]  # pyright: ignore[reportArgumentType]
+        self._values = attrgetter(*self._names)
         self._header = struct.Struct(f"<{len(magic)}s" + "".join(formats) + "I")
         self.header_bytes = self._header.size + CHECKSUM_BYTES
 
@@ -51,7 +53,7 @@ class Format(Generic[Record]):
             body_bytes: The length of the body.
             body_digest: The digest of the body.
         """
-        header = self._header.pack(self._magic, *(getattr(record, name) for name in self._names), body_bytes)
+        header = self._header.pack(self._magic, *self._values(record), body_bytes)
         return header + digest(header, body_digest)
 
     def unseal(self, message: bytes) -> tuple[Record, bytes]:

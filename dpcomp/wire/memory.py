@@ -270,6 +270,11 @@ class ServerMemory(_Memory):
         """Return shared memory at a version, to check a payload of that version; the present, if it is not kept."""
         return next((shared for shared in self.older if shared.version == version), self.shared)
 
+    def at_version(self, version: int) -> "ServerMemory":
+        """Return this memory with shared memory as it was at a version; as it is, if that version is not kept."""
+        shared = self.shared_at(version)
+        return self if shared is self.shared else replace(self, shared=shared)
+
     def link(self, client: int) -> Link:
         """Return the link of a client; an empty link for a client that has sent nothing."""
         return self.links.get(client, Link())
