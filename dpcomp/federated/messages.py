@@ -13,7 +13,7 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import CorruptPayload, Reason
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Listed
-from dpcomp.wire.frame import Format, Frame, digest
+from dpcomp.wire.frame import Format, Frame, body_digest
 from dpcomp.wire.headers import Payload, is_payload, shortened, tag_of
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import NO_DIGEST as NO_DIGEST
@@ -136,7 +136,7 @@ def receipt_of(frame: Frame, tag: bytes, run_id: bytes) -> Reply:
 def seal_receipt(receipt: Reply) -> bytes:
     """Write a receipt as a short header alone, for a client that knows what it will say if its payload is accepted."""
     tag = REPLY.checksum_of(REPLY.seal(receipt))
-    return write_short_header(RECEIPT, receipt.version, receipt.client, tag, digest())
+    return write_short_header(RECEIPT, receipt.version, receipt.client, tag, body_digest())
 
 
 def is_reply(message: bytes) -> bool:
@@ -157,7 +157,7 @@ def recipient_of(message: bytes) -> int:
     """
     if len(message) != SHORT_HEADER_BYTES:
         raise CorruptPayload(f"a receipt has {SHORT_HEADER_BYTES} bytes; this message has {len(message)}")
-    return read_short_header(message, digest()).client
+    return read_short_header(message, body_digest()).client
 
 
 def write_broadcasts(broadcasts: Sequence[Payload]) -> bytes:

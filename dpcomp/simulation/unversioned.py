@@ -118,4 +118,4 @@ class Unversioned:
 def _stamped(message: bytes, memory: ClientMemory | ServerMemory) -> Payload:
     """Return the payload with headers as if it had been coded against this state."""
     payload = unsealed(message)
-    return sealed(stated(payload.client, memory.shared.version, memory), bytes(payload.body), memory)
+    return sealed(stated(payload.client, memory.shared.version, memory), [payload.body], memory)

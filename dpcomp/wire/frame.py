@@ -15,12 +15,17 @@ CHECKSUM_BYTES = 8
 Record = TypeVar("Record")
 
 
-def digest(*parts: bytes | memoryview) -> bytes:
+def digest(*parts: bytes | bytearray | memoryview) -> bytes:
     """Return 8 bytes of BLAKE2b over the parts: for integrity; authentication is left to the transport."""
     state = hashlib.blake2b(digest_size=CHECKSUM_BYTES)
     for part in parts:
         state.update(part)
     return state.digest()
+
+
+def body_digest(*parts: bytes | bytearray | memoryview) -> bytes:
+    """Return the 8 bytes that stand for a body, which may come in parts, in the checksum of its header."""
+    return digest(*parts)
 
 
 class Format(Generic[Record]):
@@ -43,18 +48,18 @@ class Format(Generic[Record]):
 
     def seal(self, record: Record, body: bytes = b"") -> bytes:
         """Write a message."""
-        return b"".join((self.header(record, len(body), digest(body)), body))
+        return b"".join((self.header(record, len(body), body_digest(body)), body))
 
-    def header(self, record: Record, body_bytes: int, body_digest: bytes) -> bytes:
+    def header(self, record: Record, body_bytes: int, digest_of_body: bytes) -> bytes:
         """Write the header of a message, of which the last `CHECKSUM_BYTES` are the checksum.
 
         Args:
             record: The fields.
             body_bytes: The length of the body.
-            body_digest: The digest of the body.
+            digest_of_body: The body digest.
         """
         header = self._header.pack(self._magic, *self._values(record), body_bytes)
-        return header + digest(header, body_digest)
+        return header + digest(header, digest_of_body)
 
     def unseal(self, message: bytes) -> tuple[Record, bytes]:
         """Check a message, and return its record and body.
@@ -69,7 +74,7 @@ class Format(Generic[Record]):
         body = message[self.header_bytes :]
         if body_bytes != len(body):
             raise CorruptPayload(f"the header announces {body_bytes} bytes; {len(body)} follow it")
-        if digest(message[: self._header.size], digest(body)) != self.checksum_of(message):
+        if digest(message[: self._header.size], body_digest(body)) != self.checksum_of(message):
             raise CorruptPayload("the checksum does not match: the message was damaged on the way; send it again")
         return record, body
 

@@ -1,11 +1,12 @@
 """Headers: a payload travels with a full header, or a short one where its reader knows what the full one states."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.checks import check_type
 from dpcomp.core.errors import CorruptPayload, VersionMismatch
-from dpcomp.wire.frame import CHECKSUM_BYTES, MAGIC, PAYLOAD, Frame, digest
+from dpcomp.wire.frame import CHECKSUM_BYTES, MAGIC, PAYLOAD, Frame, body_digest
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import NO_DIGEST, ClientMemory, ServerMemory
 from dpcomp.wire.short_header import (
@@ -27,13 +28,13 @@ class Payload:
         frame: What the full header states.
         full_header: The full header.
         header: The header that it travels with, full or short.
-        body: The bytes after the header.
+        parts: The bytes after the header, which may come in parts: the message is the only copy that is made of them.
     """
 
     frame: Frame
     full_header: bytes
     header: bytes
-    body: bytes | memoryview
+    parts: Sequence[bytes | bytearray | memoryview]
 
     @property
     def client(self) -> int:
@@ -46,16 +47,23 @@ class Payload:
         return self.full_header[-CHECKSUM_BYTES:]
 
     @property
+    def body(self) -> bytes | bytearray | memoryview:
+        """The bytes after the header."""
+        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+
+    @property
     def message(self) -> bytes:
         """The bytes that travel."""
-        return b"".join((self.header, self.body))
+        return b"".join((self.header, *self.parts))
 
     def in_full(self) -> bytes:
         """Return the payload with a full header, which any reader of its pipeline understands."""
-        return b"".join((self.full_header, self.body))
+        return b"".join((self.full_header, *self.parts))
 
 
-def sealed(frame: Frame, body: bytes, memory: ClientMemory | ServerMemory) -> Payload:
+def sealed(
+    frame: Frame, parts: Sequence[bytes | bytearray | memoryview], memory: ClientMemory | ServerMemory
+) -> Payload:
     """Make a payload of its sender's frame and body; its header is short where the reader knows the rest.
 
     A reader does, once the connection was opened: by a payload with a full header that was accepted, by a broadcast, or
@@ -63,26 +71,26 @@ def sealed(frame: Frame, body: bytes, memory: ClientMemory | ServerMemory) -> Pa
 
     Args:
         frame: What the full header states.
-        body: The body.
+        parts: The body, which may come in parts.
         memory: The sender's memory.
     """
-    body_digest = digest(body)
-    full_header = PAYLOAD.header(frame, len(body), body_digest)
+    digest_of_body = body_digest(*parts)
+    full_header = PAYLOAD.header(frame, sum(map(len, parts)), digest_of_body)
     opened = memory.shared.version > 0
     if isinstance(memory, ClientMemory):
         opened = memory.link.count > 0 or memory.genesis.run_id != NO_DIGEST
     header = full_header
     if opened and frame.round == frame.version:
         tag = full_header[-CHECKSUM_BYTES:]
-        header = write_short_header(FIRST_BYTE, frame.version, frame.client, tag, body_digest)
-    return Payload(frame=frame, full_header=full_header, header=header, body=body)
+        header = write_short_header(FIRST_BYTE, frame.version, frame.client, tag, digest_of_body)
+    return Payload(frame=frame, full_header=full_header, header=header, parts=parts)
 
 
 def shortened(payload: Payload) -> bytes:
     """Return a payload with a short header, for a reader that has stated the version before it in full."""
-    frame, body_digest = payload.frame, digest(payload.body)
-    header = write_short_header(FIRST_BYTE, frame.version, frame.client, payload.tag, body_digest)
-    return b"".join((header, payload.body))
+    frame, digest_of_body = payload.frame, body_digest(*payload.parts)
+    header = write_short_header(FIRST_BYTE, frame.version, frame.client, payload.tag, digest_of_body)
+    return b"".join((header, *payload.parts))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,12 +100,12 @@ class ShortPayload:
     Attributes:
         header: The fields of the header.
         body: The bytes after the header.
-        body_digest: The digest of the body.
+        digest_of_body: The body digest.
     """
 
     header: ShortHeader
     body: memoryview
-    body_digest: bytes
+    digest_of_body: bytes
 
     @property
     def client(self) -> int:
@@ -115,10 +123,10 @@ class ShortPayload:
                 broadcasts, "repeat" for the last payload that was accepted, else "link".
         """
         frame = stated(self.client, self.header.version_near(memory.shared.version), memory)
-        full_header = PAYLOAD.header(frame, len(self.body), self.body_digest)
+        full_header = PAYLOAD.header(frame, len(self.body), self.digest_of_body)
         if full_header[-CHECKSUM_BYTES:] != self.header.tag:
             raise self._mismatch(frame)
-        return Payload(frame=frame, full_header=full_header, header=SHORT.pack(*self.header), body=self.body)
+        return Payload(frame=frame, full_header=full_header, header=SHORT.pack(*self.header), parts=[self.body])
 
     def _mismatch(self, expected: Frame) -> VersionMismatch:
         """Return why the tag is not that of the full header that this end expects."""
@@ -167,7 +175,7 @@ def unsealed(message: Incoming) -> Payload | ShortPayload:
     if message[:1] < bytes([128]):
         frame, body = PAYLOAD.unseal(message)
         header = message[: PAYLOAD.header_bytes]
-        return Payload(frame=frame, full_header=header, header=header, body=body)
+        return Payload(frame=frame, full_header=header, header=header, parts=[body])
     if message[0] != FIRST_BYTE:
         raise CorruptPayload(
             f"the message begins with the byte {message[0]}; a payload with a short header of format number "
@@ -177,8 +185,8 @@ def unsealed(message: Incoming) -> Payload | ShortPayload:
     if len(message) < SHORT_HEADER_BYTES:
         raise CorruptPayload(f"{len(message)} bytes are no message: a short header takes {SHORT_HEADER_BYTES} bytes")
     body = memoryview(message)[SHORT_HEADER_BYTES:]
-    body_digest = digest(body)
-    return ShortPayload(header=read_short_header(message, body_digest), body=body, body_digest=body_digest)
+    digest_of_body = body_digest(body)
+    return ShortPayload(header=read_short_header(message, digest_of_body), body=body, digest_of_body=digest_of_body)
 
 
 def read(message: Incoming, memory: ClientMemory | ServerMemory) -> Payload:

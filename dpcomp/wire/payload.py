@@ -129,7 +129,7 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
     )
     innovation_sent = replace(update, values=decoded, support=support, noise_stddev=None, claim=UNKNOWN)
     return Encoded(
-        payload=sealed(frame, gains + body, memory),
+        payload=sealed(frame, [gains, body], memory),
         decoded=with_claim(_with_prediction(innovation_sent, prediction), update.claim),
         listed=support if isinstance(support, Listed) and support != public else None,
         residual=residual,

@@ -44,7 +44,7 @@ class ShortHeader(NamedTuple):
         return nearest if nearest >= 0 else nearest + VERSIONS
 
 
-def write_short_header(first_byte: int, version: int, client: int, tag: bytes, body_digest: bytes) -> bytes:
+def write_short_header(first_byte: int, version: int, client: int, tag: bytes, digest_of_body: bytes) -> bytes:
     """Write a short header.
 
     Args:
@@ -52,26 +52,26 @@ def write_short_header(first_byte: int, version: int, client: int, tag: bytes, b
         version: The version of shared memory that the message is of.
         client: The sender's number; of a reply, the number of the client that it is for.
         tag: The checksum of the full header.
-        body_digest: The digest of the body.
+        digest_of_body: The body digest.
 
     Returns:
         16 bytes.
     """
     before_check = SHORT.pack(first_byte, version % VERSIONS, client, tag, b"")[:-CHECK_BYTES]
-    return before_check + digest(before_check, body_digest)[:CHECK_BYTES]
+    return before_check + digest(before_check, digest_of_body)[:CHECK_BYTES]
 
 
-def read_short_header(message: bytes, body_digest: bytes) -> ShortHeader:
+def read_short_header(message: bytes, digest_of_body: bytes) -> ShortHeader:
     """Read the short header of a message, and verify its check.
 
     Args:
         message: The message, at least as long as a short header.
-        body_digest: The digest of the bytes after the header.
+        digest_of_body: The body digest of the bytes after the header.
 
     Raises:
         CorruptPayload: The message is damaged.
     """
     header = ShortHeader(*SHORT.unpack_from(message))
-    if digest(message[: SHORT.size - CHECK_BYTES], body_digest)[:CHECK_BYTES] != header.check:
+    if digest(message[: SHORT.size - CHECK_BYTES], digest_of_body)[:CHECK_BYTES] != header.check:
         raise CorruptPayload("the check does not match: the message was damaged on the way; send it again")
     return header

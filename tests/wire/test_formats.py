@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 import dpcomp as dp
 from dpcomp.federated import Server
 from dpcomp.federated.messages import HELLO, REPLY
-from dpcomp.wire import checkpoint, frame, headers
+from dpcomp.wire import checkpoint, frame
 from dpcomp.wire.frame import MAGIC, PAYLOAD
 
 PIPELINE = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=dp.Codec(quantize=dp.Uniform(4)))
@@ -67,8 +67,7 @@ def test_a_payload_is_checksummed_once_at_each_end(monkeypatch):
         digested.append(sum(map(len, parts)))
         return digest(*parts)
 
-    for module in (frame, headers):
-        monkeypatch.setattr(module, "digest", counting)
+    monkeypatch.setattr(frame, "digest", counting)
     d = 100_000
     begun = {"first_model": np.zeros(d, np.float32), "run_id": b"this one"}
     memory, server_memory = PIPELINE.init_client(d, SEED, 0, **begun), PIPELINE.init_server(d, SEED, **begun)
