@@ -592,7 +592,7 @@ class Pipeline:
             >>> update = pipeline.release([np.ones((32, 10))], memory, dp.SecretSeed(), permit)
             >>> payload, memory = pipeline.send(update, memory)
             >>> len(payload)
-            106
+            110
         """
         total = None
         for block in blocks:
@@ -618,7 +618,8 @@ class Pipeline:
             TypeError: `update` is not an `Update`, or `memory` not a `ClientMemory`.
             ValueError: The update has another client or layout, or values that are not finite.
         """
-        return exchange.send(self.channel, update, memory)
+        payload, after = exchange.send(self.channel, update, memory)
+        return payload.message, after
 
     def receive(self, payload: bytes, memory: ServerMemory) -> tuple[Update, ServerMemory]:
         """Decode a client's payload at the server.
@@ -652,7 +653,8 @@ class Pipeline:
             TypeError: `memory` is not a `ServerMemory`.
             ValueError: The aggregate has another run or layout, or values that are not finite.
         """
-        return exchange.broadcast(self.channel, aggregate, memory)
+        payload, after = exchange.broadcast(self.channel, aggregate, memory)
+        return payload.message, after
 
     def follow(self, payload: bytes, memory: ClientMemory) -> ClientMemory:
         """Decode a broadcast at a client.

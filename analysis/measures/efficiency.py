@@ -18,7 +18,7 @@ from analysis.cost.model import FLOAT_BYTES
 from dpcomp.codec import Codec
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Support
-from dpcomp.wire.frame import HEADER_BYTES
+from dpcomp.wire.short_header import SHORT_HEADER_BYTES
 
 
 def compression_ratio(coordinates: int, payload_bytes: float) -> float:
@@ -32,7 +32,7 @@ def compression_ratio(coordinates: int, payload_bytes: float) -> float:
 
 
 def encoded_bytes(codec: Codec, vector: Float32[np.ndarray, "d"], support: Support, common: PublicContext) -> int:
-    """Encode a vector's values on a support, and count the bytes of the payload, header included.
+    """Encode a vector's values on a support, and count the bytes of the payload, its short header included.
 
     The codec's quantiser and entropy coder are used; its sparsifier is not, and gains of a prediction are not counted.
 
@@ -46,7 +46,7 @@ def encoded_bytes(codec: Codec, vector: Float32[np.ndarray, "d"], support: Suppo
         The payload's length in bytes.
     """
     body, _ = codec.encode(vector[support.indices(len(vector))], support, common)
-    return HEADER_BYTES + len(body)
+    return SHORT_HEADER_BYTES + len(body)
 
 
 def bytes_at_energy(payload_bytes: Sequence[float], captured_energy: Sequence[float], share: float) -> float:

@@ -11,7 +11,7 @@ from dpcomp.core.address import SERVER
 from dpcomp.core.support import Listed
 from dpcomp.wire.bits_by_part import layer_bits, measure_payload
 from dpcomp.wire.channel import Channel
-from dpcomp.wire.frame import PAYLOAD
+from dpcomp.wire.headers import unsealed
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.update import Update
 
@@ -98,7 +98,7 @@ def message_features(
     along = np.array([values @ direction for direction in directions])
     parts = {
         "bytes": [len(payload)],
-        "body": _beginning(payload[PAYLOAD.header_bytes :]),
+        "body": _beginning(unsealed(payload).body),
         "value": values,
         "held": held,
         "largest by layer": [np.abs(layer).max(initial=0.0) for layer in layout.split(values)],
@@ -114,7 +114,7 @@ def _codec_parts(
     channel: Channel, payload: bytes, decoded: Update, memory: ClientMemory | ServerMemory
 ) -> dict[str, Sequence[float]]:
     """Return what a reader learns from the parts of a payload, where its first bytes do not show it."""
-    codec = channel.downlink if PAYLOAD.record_of(payload).client == SERVER else channel.uplink
+    codec = channel.downlink if unsealed(payload).client == SERVER else channel.uplink
     parts: dict[str, Sequence[float]] = {}
     if codec.allocates:
         parts["bits a value by layer"] = list(layer_bits(channel, payload, memory).values())
@@ -125,6 +125,6 @@ def _codec_parts(
     return parts
 
 
-def _beginning(data: bytes | memoryview) -> Sequence[float]:
+def _beginning(data: bytes | bytearray | memoryview) -> Sequence[float]:
     """Return the first bytes of some data as numbers, and zeros for those that are missing."""
     return [*data[:BODY_BYTES], *[0] * (BODY_BYTES - len(data))]

@@ -13,11 +13,17 @@ from dpcomp.federated.messages import (
     LONGEST_REASON,
     REFUSALS,
     REPLY,
+    UNREAD,
     Hello,
     Reply,
-    message_digest,
+    is_receipt,
+    name_of,
+    read_broadcasts,
     read_link,
     read_snapshot,
+    receipt_of,
+    recipient_of,
+    seal_receipt,
 )
 from dpcomp.federated.phases import (
     RESYNCING,
@@ -39,7 +45,8 @@ from dpcomp.federated.phases import (
 )
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
-from dpcomp.wire.frame import PAYLOAD, Frame, OpenedPayload
+from dpcomp.wire.frame import PAYLOAD, Frame
+from dpcomp.wire.headers import tag_of
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import NO_DIGEST, ClientMemory, Pending
 from dpcomp.wire.update import Update
@@ -162,13 +169,14 @@ def _after_training(channel: Channel, state: ClientState, update: Update) -> Out
     if update.address == state.memory.link.last:
         raise ValueError(f"an update of {update.address} was accepted before: a client sends one update a round")
     payload, after = exchange.send(channel, update, state.memory)
-    pending = Pending.of(payload, update, after)
-    return replace(state, pending=pending, phase=WAITING), (Save(), Send(payload))
+    pending = Pending.of(payload.in_full(), update, after)
+    # A resend has a full header: with that, the server says what differs if it cannot read the short one.
+    return replace(state, pending=pending, phase=WAITING), (Save(), Send(payload.message))
 
 
 def _after_broadcast(channel: Channel, state: ClientState, broadcast: bytes) -> Outcome:
     try:
-        after = _follow(channel, state, OpenedPayload.of(broadcast))
+        after = _follow(channel, state, broadcast)
     except VersionMismatch as error:
         if error.reason != "version":
             raise
@@ -189,19 +197,33 @@ def _after_timeout(state: ClientState) -> Outcome:
 
 
 def _after_reply(channel: Channel, state: ClientState, message: bytes, absence_policy: AbsencePolicy) -> Outcome:
+    if is_receipt(message):
+        _refuse_other_recipient(state, recipient_of(message))
+        if state.pending is None or message != seal_receipt(receipt := _expected_receipt(state, state.pending)):
+            return state, ()  # it answers an earlier message, and is out of date
+        return _after_receipt(state, state.pending, receipt)
     reply, body = REPLY.unseal(message)
-    if reply.client != state.memory.client:
-        raise VersionMismatch(
-            f"the reply is for client {reply.client}; this is client {state.memory.client}: deliver it to that client",
-            reason="direction",
-        )
-    if state.question is not None and reply.answers == message_digest(state.question.hello):
+    _refuse_other_recipient(state, reply.client)
+    if state.question is not None and reply.answers == name_of(state.question.hello):
         _refuse_foreign_server(state, reply, body)
         return _after_resync(channel, state, state.question, reply, body, absence_policy)
-    if state.pending is not None and reply.answers == message_digest(state.pending.payload):
+    if state.pending is not None and reply.answers == name_of(state.pending.payload):
         _refuse_foreign_server(state, reply, body)
         return _after_receipt(state, state.pending, reply)
     return state, ()  # it answers an earlier message, and is out of date
+
+
+def _refuse_other_recipient(state: ClientState, client: int) -> None:
+    if client != state.memory.client:
+        raise VersionMismatch(
+            f"the reply is for client {client}; this is client {state.memory.client}: deliver it to that client",
+            reason="direction",
+        )
+
+
+def _expected_receipt(state: ClientState, pending: Pending) -> Reply:
+    """Return the receipt of a server that accepts the pending payload."""
+    return receipt_of(_frame(pending), tag_of(pending.payload), state.memory.genesis.run_id)
 
 
 def _refuse_foreign_server(state: ClientState, reply: Reply, body: bytes) -> None:
@@ -243,7 +265,7 @@ def _after_receipt(state: ClientState, pending: Pending, reply: Reply) -> Outcom
     stated, frame = (reply.link_count, reply.link), _frame(pending)
     accepted, refused = stated == _identity(pending.link), stated == _identity(state.memory.link)
     server_restored = (reply.version, reply.shared) != (frame.version, frame.shared) and reply.version <= frame.version
-    if not accepted and (not refused or server_restored):
+    if not accepted and (not refused or server_restored or reply.refusal == UNREAD):
         return _ask(state)
     after, shared = _settle_pending(state, reply, state.memory.link), state.memory.shared
     outdated = reply.version > shared.version or (reply.version == shared.version and reply.shared != shared.digest)
@@ -258,7 +280,7 @@ def _ask(state: ClientState) -> Outcome:
     return after, (Save(), Send(after.question.hello))
 
 
-def _follow(channel: Channel, state: ClientState, broadcast: OpenedPayload) -> ClientState:
+def _follow(channel: Channel, state: ClientState, broadcast: bytes) -> ClientState:
     """Move memory and model to the next version; a pending payload stays pending."""
     memory, pending = exchange.follow(channel, broadcast, state.memory), state.pending
     assert memory.step is not None
@@ -297,9 +319,8 @@ def _catch_up(channel: Channel, state: ClientState, question: Question, reply: R
         shared, model = read_snapshot(rest, state.memory.layout)
         state = replace(state, memory=replace(state.memory, shared=shared, step=None), model=model)
     else:
-        for message in PAYLOAD.split(rest):
-            broadcast = OpenedPayload.of(message)
-            if broadcast.frame.version >= version:
+        for number, broadcast in enumerate(read_broadcasts(rest), start=question.version):
+            if number >= version:
                 state = _follow(channel, state, broadcast)
     shared = state.memory.shared
     if reply.version > shared.version or (reply.version == shared.version and reply.shared != shared.digest):

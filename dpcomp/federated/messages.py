@@ -1,6 +1,7 @@
 """Control messages: the hello by which a client states its state, and the server's reply to hellos and payloads."""
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -12,16 +13,19 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import CorruptPayload, Reason
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Listed
-from dpcomp.wire.frame import PAYLOAD, Format, digest
+from dpcomp.wire.frame import Format, Frame, body_digest
+from dpcomp.wire.headers import Payload, is_payload, shortened, tag_of
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import NO_DIGEST as NO_DIGEST
 from dpcomp.wire.memory import Shared
+from dpcomp.wire.short_header import SHORT_HEADER_BYTES, read_short_header, write_short_header
 
 # What the `refusal` of a reply says, by its number; no number may change its meaning within a format number.
 REFUSALS = (
     *("", "corrupt", "pipeline", "run", "model", "version", "round", "link", "repeat", "twice", "direction"),
-    *("uninvited", "size"),
+    *("uninvited", "size", "unread"),
 )
+UNREAD = REFUSALS.index("unread")  # a short header that the server cannot read: nothing is decided by it
 FOREIGN: tuple[Reason, ...] = ("pipeline", "run", "model")  # the two ends are of different federations
 LONGEST_REASON = 500  # bytes of a refusal's text
 
@@ -70,7 +74,7 @@ class Reply:
     message of another federation is the reason, as text.
 
     Attributes:
-        answers: The digest of the message that is answered.
+        answers: The checksum of the message that is answered, or the tag of the payload.
         run_id: What distinguishes the server's federation from all others.
         client: The client's number.
         version: The version of the server's shared memory.
@@ -98,14 +102,87 @@ class Reply:
 
 HELLO = Format(Hello, b"dph\x04")
 REPLY = Format(Reply, b"dpr\x04")
+RECEIPT = 192 + 4  # the first byte of a receipt: above that of a payload with a short header
 
 
-def message_digest(message: bytes) -> bytes:
-    """Return the 8 bytes by which a reply names the message that it answers.
+def name_of(message: bytes) -> bytes:
+    """Return the 8 bytes by which a reply names the message that it answers: a payload has one name with any header."""
+    return tag_of(message) if is_payload(message) else HELLO.checksum_of(message)
 
-    The header alone is hashed, since it holds the checksum of the body.
+
+def receipt_of(frame: Frame, tag: bytes, run_id: bytes) -> Reply:
+    """Return the reply to a payload that is accepted as the next one of its sender, at the version that it was sent at.
+
+    Args:
+        frame: What the payload's full header states.
+        tag: The payload's tag.
+        run_id: The run id of the federation.
     """
-    return digest(message[: PAYLOAD.header_bytes if PAYLOAD.begins(message) else HELLO.header_bytes])
+    return Reply(
+        answers=tag,
+        run_id=run_id,
+        client=frame.client,
+        version=frame.version,
+        shared=frame.shared,
+        link_count=frame.link_count + 1,
+        link=tag,
+        usable=0,
+        link_bytes=0,
+        snapshot=0,
+        refusal=0,
+    )
+
+
+def seal_receipt(receipt: Reply) -> bytes:
+    """Write a receipt as a short header alone, for a client that knows what it will say if its payload is accepted."""
+    tag = REPLY.checksum_of(REPLY.seal(receipt))
+    return write_short_header(RECEIPT, receipt.version, receipt.client, tag, body_digest())
+
+
+def is_reply(message: bytes) -> bool:
+    """Return whether a message begins as a reply does, with either header."""
+    return REPLY.begins(message) or is_receipt(message)
+
+
+def is_receipt(message: bytes) -> bool:
+    """Return whether a message begins as a receipt does."""
+    return message[:1] == bytes([RECEIPT])
+
+
+def recipient_of(message: bytes) -> int:
+    """Return the number of the client that a receipt is for. What else it says, `seal_receipt` of the same reply shows.
+
+    Raises:
+        CorruptPayload: The message is damaged.
+    """
+    if len(message) != SHORT_HEADER_BYTES:
+        raise CorruptPayload(f"a receipt has {SHORT_HEADER_BYTES} bytes; this message has {len(message)}")
+    return read_short_header(message, body_digest()).client
+
+
+def write_broadcasts(broadcasts: Sequence[Payload]) -> bytes:
+    """Write broadcasts that follow each other as the body of a reply, each after its length and with a short header.
+
+    The client that reads them has stated the version before them in its question.
+    """
+    messages = [shortened(broadcast) for broadcast in broadcasts]
+    return b"".join(part for message in messages for part in (_LENGTH.pack(len(message)), message))
+
+
+def read_broadcasts(body: bytes) -> list[bytes]:
+    """Cut the body of a reply into broadcasts.
+
+    Raises:
+        CorruptPayload: The body ends within a broadcast.
+    """
+    messages: list[bytes] = []
+    while body:
+        _refuse_short(body, _LENGTH.size)
+        (length,) = _LENGTH.unpack_from(body)
+        messages.append(body[_LENGTH.size : _LENGTH.size + length])
+        _refuse_short(messages[-1], length)
+        body = body[_LENGTH.size + length :]
+    return messages
 
 
 class Snapshot(NamedTuple):
@@ -120,6 +197,8 @@ class Snapshot(NamedTuple):
     model: Float32[np.ndarray, "d"]
 
 
+_LENGTH = struct.Struct("<I")
+BROADCAST_BYTES = _LENGTH.size + SHORT_HEADER_BYTES  # that a broadcast in a reply takes beside its body
 _SNAPSHOT = struct.Struct("<I8sB")  # version, digest, and the flags below
 _REFERENCE, _HISTORY = 1, 2  # flags: this vector follows the model
 _LINK = struct.Struct("<I8sQIIi")  # count, digest, last address, last version

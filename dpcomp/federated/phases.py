@@ -68,7 +68,7 @@ class ReplyReceived:
 
 @dataclass(frozen=True)
 class TimedOut:
-    """The event that no message came for some time: the client asks the server, or sends the same bytes again."""
+    """The event that no message came for some time: the client asks the server, or sends the same update again."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from dpcomp.federated.cohort import Cohort
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.messages import (
+    BROADCAST_BYTES,
     FOREIGN,
     HELLO,
     LONGEST_REASON,
@@ -40,7 +41,10 @@ from dpcomp.federated.messages import (
     Hello,
     Reply,
     Snapshot,
-    message_digest,
+    name_of,
+    receipt_of,
+    seal_receipt,
+    write_broadcasts,
     write_link,
     write_snapshot,
 )
@@ -48,7 +52,8 @@ from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, ref
 from dpcomp.wire import checkpoint, exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint
-from dpcomp.wire.frame import PAYLOAD, Frame, OpenedPayload
+from dpcomp.wire.frame import Frame
+from dpcomp.wire.headers import Payload, ShortPayload, read, unsealed
 from dpcomp.wire.memory import ServerMemory, Shared
 from dpcomp.wire.update import Update
 
@@ -265,7 +270,7 @@ class Server:
             assert memory.step is not None
             model, history = self.model + memory.step.dense(), [*self._history, broadcast]
             memory = replace(memory, older=self._still_received((*self.memory.older, self.memory.shared)))
-            while sum(map(len, history)) > self._least_snapshot_bytes:
+            while sum(BROADCAST_BYTES + len(kept.body) for kept in history) > self._least_snapshot_bytes:
                 del history[0]
             if self._journal is not None:
                 self._save(memory, model, velocity, history)  # first: an unsaved round must not be broadcast
@@ -273,7 +278,7 @@ class Server:
             oldest = self._oldest_cohort(memory.shared.version)
             self._cohorts = {version: drawn for version, drawn in self._cohorts.items() if version >= oldest}
             self._begin(memory, model, velocity, history)
-            return broadcast
+            return broadcast.message
 
     def restart(self) -> None:
         """Continue from the state in the folder, as a new process does; no accepted payload is lost.
@@ -299,7 +304,7 @@ class Server:
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
         velocity: Float32[np.ndarray, "d"] | None,
-        history: list[bytes],
+        history: list[Payload],
     ) -> None:
         """Begin a round without updates."""
         self.memory, self.model = memory, model
@@ -313,17 +318,25 @@ class Server:
             else ClippedSum(self._trusted_release, memory)
         )
 
-    def _take_payload(self, payload: bytes, sender: int, journal: Journal | None) -> bytes:
+    def _take_payload(self, message: bytes, sender: int, journal: Journal | None) -> bytes:
         """Add an update to the round, once its payload is in the journal, and return the reply."""
-        opened = OpenedPayload.of(payload)
-        frame, refusal = opened.frame, ""
-        self._refuse_other_sender(frame.client, sender)
-        if foreign := self._foreign(frame.pipeline, frame.run):
-            return self._refusal(payload, frame.client, foreign)
+        arrived, refusal = unsealed(message), ""
+        self._refuse_other_sender(arrived.client, sender)
+        if isinstance(arrived, ShortPayload):
+            try:
+                payload = arrived.read_against(self.memory)
+            except VersionMismatch as error:
+                self.refusals[error.reason] += 1
+                return self._reply(message, sender, refusal="unread")
+        else:
+            payload = arrived
+            if foreign := self._foreign(payload.frame.pipeline, payload.frame.run):
+                return self._refusal(message, sender, foreign)
+        frame = payload.frame
         try:
-            exchange.refuse_unreceivable(self._channel, opened, self.memory)
+            exchange.read_at_server(self._channel, payload, self.memory)
             self._refuse_out_of_turn(frame)
-            update, memory = exchange.receive(self._channel, opened, self.memory)
+            update, memory = exchange.receive(self._channel, payload, self.memory)
             self._refuse_large(update)
         except VersionMismatch as error:
             refusal = error.reason
@@ -332,16 +345,20 @@ class Server:
         else:
             weight = self._late_policy.weight(memory.shared.version - frame.round)
             if journal is not None:
-                journal.append(memory.shared.version, payload)
+                journal.append(memory.shared.version, message)
             # An interrupt in between would leave a part of the update in the sum, and the client free to send it again.
             self._interrupted = True
             self._sum.add(update, weight)
             self.memory = memory
-            self.accepted.append(Accepted(frame.client, weight, len(payload)))
+            self.accepted.append(Accepted(frame.client, weight, len(message)))
             self._interrupted = False
+            shared = memory.shared
+            # To a late update there is a whole reply, which says where the server is.
+            if isinstance(arrived, ShortPayload) and (frame.version, frame.shared) == (shared.version, shared.digest):
+                return seal_receipt(receipt_of(frame, payload.tag, memory.genesis.run_id))
         if refusal:
             self.refusals[refusal] += 1
-        return self._reply(payload, frame.client, refusal=refusal)
+        return self._reply(message, frame.client, refusal=refusal)
 
     def _refuse_out_of_turn(self, frame: Frame) -> None:
         """Refuse an update of a round that does not count, of a client that was not asked, or beside another one."""
@@ -430,7 +447,7 @@ class Server:
     ) -> bytes:
         counted, shared = self.memory.link(client), self.memory.shared
         reply = Reply(
-            answers=message_digest(message),
+            answers=name_of(message),
             run_id=self.memory.genesis.run_id,
             client=client,
             version=shared.version,
@@ -450,9 +467,9 @@ class Server:
         if (version, chained) == (shared.version, shared.digest):
             return b""
         place = version - (shared.version - len(self._history))
-        if not 0 <= place < len(self._history) or PAYLOAD.record_of(self._history[place]).shared != chained:
+        if not 0 <= place < len(self._history) or self._history[place].frame.shared != chained:
             return None
-        return b"".join(self._history[place:])
+        return write_broadcasts(self._history[place:])
 
     @property
     def _least_snapshot_bytes(self) -> int:
@@ -566,7 +583,7 @@ class Server:
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
         velocity: Float32[np.ndarray, "d"] | None,
-        history: list[bytes],
+        history: list[Payload],
     ) -> None:
         assert self._folder is not None
         assert self._journal is not None
@@ -576,7 +593,7 @@ class Server:
         if velocity is not None:
             arrays["velocity"] = velocity
         for place, broadcast in enumerate(history):
-            arrays[f"broadcast {place}"] = np.frombuffer(broadcast, dtype=np.uint8)
+            arrays[f"broadcast {place}"] = np.frombuffer(broadcast.in_full(), dtype=np.uint8)
         checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, extra_arrays=arrays))
 
     def _forget(self, journal: Journal, version: int) -> None:
@@ -606,13 +623,13 @@ class Server:
         if self._trusted_release is not None:
             self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
         memory = replace(memory, older=self._still_received(memory.older))
-        self._begin(memory, model, arrays.get("velocity"), _broadcasts(arrays))
+        self._begin(memory, model, arrays.get("velocity"), _broadcasts(arrays, memory))
         self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
         self._cohorts = journal.cohorts()
         counted, self.refusals = self.refusals, Counter()
         for version, payload in journal.payloads():
             if version == memory.shared.version:
-                self._take_payload(payload, PAYLOAD.record_of(payload).client, None)  # it is in the journal already
+                self._take_payload(payload, unsealed(payload).client, None)  # it is in the journal already
             elif version > memory.shared.version:
                 warnings.warn(f"{folder}: an update accepted at version {version} is lost with it", stacklevel=3)
         for reason in self.refusals:
@@ -663,6 +680,6 @@ def _enforced_cohort(cohort: Cohort | None, release: TrustedRelease | None, clie
     return cohort
 
 
-def _broadcasts(arrays: Mapping[str, np.ndarray]) -> list[bytes]:
+def _broadcasts(arrays: Mapping[str, np.ndarray], memory: ServerMemory) -> list[Payload]:
     count = sum(name.startswith("broadcast ") for name in arrays)
-    return [arrays[f"broadcast {place}"].tobytes() for place in range(count)]
+    return [read(arrays[f"broadcast {place}"].tobytes(), memory) for place in range(count)]

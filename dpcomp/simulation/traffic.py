@@ -7,12 +7,12 @@ import numpy as np
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, VersionMismatch
-from dpcomp.federated.messages import REPLY
+from dpcomp.federated.messages import REPLY, is_reply
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut
 from dpcomp.federated.server import Server
 from dpcomp.simulation.faulty_network import Faults, Network
-from dpcomp.wire.frame import PAYLOAD
+from dpcomp.wire.headers import is_payload
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Traffic:
     def send(self, client: int, messages: Iterable[bytes]) -> None:
         """Send messages of a client to the server."""
         for message in messages:
-            if PAYLOAD.begins(message):
+            if is_payload(message):
                 self.counts.uplink += len(message)
             else:
                 self.counts.control += len(message)
@@ -118,7 +118,7 @@ class Traffic:
             self._network.send(SERVER, sender, reply)
 
     def _arrive_at_client(self, client: int, message: bytes) -> None:
-        event = ReplyReceived(message) if REPLY.begins(message) else BroadcastReceived(message)
+        event = ReplyReceived(message) if is_reply(message) else BroadcastReceived(message)
         try:
             answers = self._participants[client].handle(event)
         except (CorruptPayload, VersionMismatch):

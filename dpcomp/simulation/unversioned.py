@@ -23,9 +23,8 @@ from dpcomp.federated.phases import BroadcastReceived, Event, Phase, Trained
 from dpcomp.federated.server import Accepted, Server
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
-from dpcomp.wire.frame import LINK_BYTES, PAYLOAD
-from dpcomp.wire.links import Link
-from dpcomp.wire.memory import ServerMemory, Shared
+from dpcomp.wire.headers import Payload, sealed, stated, unsealed
+from dpcomp.wire.memory import ClientMemory, ServerMemory
 
 
 class UnversionedServer(Server):
@@ -74,14 +73,13 @@ class UnversionedServer(Server):
     def handle(self, message: bytes, sender: int) -> bytes | None:
         """Accept an undamaged payload, whatever version of shared memory it was coded against; there is no reply."""
         try:
-            frame, _ = PAYLOAD.unseal(message)
-            payload = _stamped(message, self.memory.shared, self.memory.link(frame.client))
+            payload = _stamped(message, self.memory)
             update, self.memory = exchange.receive(self._channel, payload, self.memory)
         except CorruptPayload:
             self.refusals["corrupt"] += 1
         else:
             self._sum.add(update, 1.0)
-            self.accepted.append(Accepted(frame.client, 1.0, len(message)))
+            self.accepted.append(Accepted(payload.client, 1.0, len(message)))
 
 
 class UnversionedParticipant(Participant):
@@ -98,9 +96,9 @@ class UnversionedParticipant(Participant):
         if isinstance(event, Trained):
             payload, memory = exchange.send(self._channel, event.update, memory)
             self._save(replace(self.state, memory=memory))
-            messages.append(payload)
+            messages.append(payload.message)
         if isinstance(event, BroadcastReceived):
-            memory = exchange.follow(self._channel, _stamped(event.broadcast, memory.shared, Link()), memory)
+            memory = exchange.follow(self._channel, _stamped(event.broadcast, memory), memory)
             assert memory.step is not None
             self._save(replace(self.state, memory=memory, model=self.state.model + memory.step.dense()))
         self.state = replace(self._saved, phase=Phase.SYNCED)
@@ -117,14 +115,7 @@ class Unversioned:
     absence_policy: ClassVar[Keep] = Keep()
 
 
-def _stamped(payload: bytes, shared: Shared, link: Link) -> bytes:
+def _stamped(message: bytes, memory: ClientMemory | ServerMemory) -> Payload:
     """Return the payload with headers as if it had been coded against this state."""
-    frame, body = PAYLOAD.unseal(payload)
-    frame = replace(
-        frame,
-        version=shared.version,
-        shared=shared.digest,
-        link_count=link.count,
-        link=link.digest[:LINK_BYTES],
-    )
-    return PAYLOAD.seal(frame, body)
+    payload = unsealed(message)
+    return sealed(stated(payload.client, memory.shared.version, memory), [payload.body], memory)

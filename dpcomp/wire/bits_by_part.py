@@ -7,7 +7,7 @@ from dpcomp.codec.entropy.coder import PartBits
 from dpcomp.core.address import SERVER
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.exchange import refuse_other_link, refuse_other_state
-from dpcomp.wire.frame import HEADER_BYTES, OpenedPayload
+from dpcomp.wire.headers import Payload, read
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.payload import BodyParts, body_parts
 
@@ -29,7 +29,7 @@ def layer_bits(channel: Channel, payload: bytes, memory: ClientMemory | ServerMe
     Raises:
         CorruptPayload, VersionMismatch: As `measure_payload` does.
     """
-    codec, parts = _parts(channel, payload, memory)
+    _, codec, parts = _parts(channel, payload, memory)
     bits = codec.layer_bits(parts.coded, parts.context)
     return {name: float(spent) for (name, _), spent in zip(memory.layout.shapes, bits, strict=True)}
 
@@ -51,17 +51,18 @@ def measure_payload(channel: Channel, payload: bytes, memory: ClientMemory | Ser
         VersionMismatch: The bytes are sound, but were coded against another state than this memory's.
         TypeError: The codec's entropy coder cannot measure.
     """
-    codec, parts = _parts(channel, payload, memory)
+    opened, codec, parts = _parts(channel, payload, memory)
     body, bits = codec.measure(parts.coded, parts.context)
-    return body, replace(bits, header=bits.header + 8 * HEADER_BYTES, side=bits.side + 8 * len(parts.gains))
+    return body, replace(bits, header=bits.header + 8 * len(opened.header), side=bits.side + 8 * len(parts.gains))
 
 
-def _parts(channel: Channel, payload: bytes, memory: ClientMemory | ServerMemory) -> tuple[Codec, BodyParts]:
-    """Return the codec of a payload, and the parts of its body."""
-    opened = OpenedPayload.of(payload)
-    refuse_other_state(channel, opened.frame, memory)
-    if opened.frame.client == SERVER:
-        return channel.downlink, body_parts(channel, channel.downlink, opened, memory, memory.broadcast_link)
-    link = memory.link if isinstance(memory, ClientMemory) else memory.link(opened.frame.client)
+def _parts(channel: Channel, payload: bytes, memory: ClientMemory | ServerMemory) -> tuple[Payload, Codec, BodyParts]:
+    """Return a payload with its header read, its codec, and the parts of its body."""
+    channel.refuse_foreign_memory(memory)
+    opened = read(payload, memory)
+    refuse_other_state(opened.frame, memory)
+    if opened.client == SERVER:
+        return opened, channel.downlink, body_parts(channel, channel.downlink, opened, memory, memory.broadcast_link)
+    link = memory.link if isinstance(memory, ClientMemory) else memory.link(opened.client)
     refuse_other_link(opened.frame, link)
-    return channel.uplink, body_parts(channel, channel.uplink, opened, memory, link)
+    return opened, channel.uplink, body_parts(channel, channel.uplink, opened, memory, link)

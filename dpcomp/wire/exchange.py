@@ -7,14 +7,15 @@ from dpcomp.core.address import SERVER
 from dpcomp.core.checks import check_type
 from dpcomp.core.errors import VersionMismatch
 from dpcomp.wire.channel import Channel
-from dpcomp.wire.frame import LINK_BYTES, Frame, OpenedPayload, chained
+from dpcomp.wire.frame import Frame
+from dpcomp.wire.headers import Incoming, Payload, read, unsealed
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.payload import decode, encode, signal_estimate
 from dpcomp.wire.update import UNKNOWN, Update, with_claim
 
 
-def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[bytes, ClientMemory]:
+def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[Payload, ClientMemory]:
     """Encode a client's update.
 
     Args:
@@ -44,18 +45,17 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[bytes,
     if memory.tracked is not None and channel.uplink.averaged_clients is not None:
         update, tracked = signal_estimate(update, memory.tracked, channel.uplink.averaged_clients)
     encoded = encode(channel, channel.uplink, update, memory)
-    chain = chained(memory.link.digest, encoded.payload)
     listed = encoded.listed if channel.uplink.needs_last_support else None
-    link = memory.link.advanced(chain, address, memory.shared.version, listed)
+    link = memory.link.advanced(encoded.payload.tag, address, memory.shared.version, listed)
     return encoded.payload, replace(memory, residual=encoded.residual, link=link, tracked=tracked)
 
 
-def receive(channel: Channel, payload: bytes | OpenedPayload, memory: ServerMemory) -> tuple[Update, ServerMemory]:
+def receive(channel: Channel, payload: Incoming, memory: ServerMemory) -> tuple[Update, ServerMemory]:
     """Decode a client's payload at the server.
 
     Args:
         channel: The channel of both ends: `pipeline.channel`.
-        payload: The bytes, or what `OpenedPayload.of` returned for them.
+        payload: The bytes, or what `unsealed` or `read` returned for them.
         memory: The server's memory, which is not changed.
 
     Returns:
@@ -67,38 +67,38 @@ def receive(channel: Channel, payload: bytes | OpenedPayload, memory: ServerMemo
             of a client in a round, where the server is trusted.
         TypeError: `memory` is not a `ServerMemory`.
     """
-    opened = OpenedPayload.of(payload)
-    refuse_unreceivable(channel, opened, memory)
+    opened = read_at_server(channel, payload, memory)
     frame, link = opened.frame, memory.link(opened.frame.client)
-    at_payload = replace(memory, shared=memory.shared_at(frame.version))
+    at_payload = memory.at_version(frame.version)
     update, listed = decode(channel, channel.uplink, opened, channel.uplink_claim, at_payload, link)
-    chain = chained(link.digest, opened.payload)
     listed = listed if channel.uplink.needs_last_support else None
-    return update, memory.accepted(frame.client, link.advanced(chain, frame.address, frame.version, listed))
+    return update, memory.accepted(frame.client, link.advanced(opened.tag, frame.address, frame.version, listed))
 
 
-def refuse_unreceivable(channel: Channel, opened: OpenedPayload, memory: ServerMemory) -> None:
-    """Refuse a payload that `receive` would refuse before it decodes anything.
+def read_at_server(channel: Channel, payload: Incoming, memory: ServerMemory) -> Payload:
+    """Read the header of a client's payload, and refuse what `receive` refuses before it decodes anything.
 
     Args:
         channel: The channel of both ends: `pipeline.channel`.
-        opened: The payload.
+        payload: The bytes, or what `unsealed` or `read` returned for them.
         memory: The server's memory.
 
     Raises:
-        VersionMismatch: As `receive` does.
+        CorruptPayload, VersionMismatch: As `receive` does.
         TypeError: `memory` is not a `ServerMemory`.
     """
     check_type(
         memory, ServerMemory, f"receive: the server receives, with a ServerMemory, not a {type(memory).__name__}"
     )
-    frame, at_payload = opened.frame, replace(memory, shared=memory.shared_at(opened.frame.version))
-    refuse_other_state(channel, frame, at_payload)
-    if frame.client == SERVER:
+    channel.refuse_foreign_memory(memory)
+    arrived = unsealed(payload)
+    if arrived.client == SERVER:
         raise VersionMismatch(
             "this payload is a broadcast: clients follow it, the server does not receive it", reason="direction"
         )
-    link = memory.link(frame.client)
+    opened = read(arrived, memory)
+    frame, link = opened.frame, memory.link(opened.client)
+    refuse_other_state(frame, memory.at_version(frame.version))
     refuse_other_link(frame, link)
     if channel.server_sees_clean and link.last_version == frame.version:
         raise VersionMismatch(
@@ -106,9 +106,10 @@ def refuse_unreceivable(channel: Channel, opened: OpenedPayload, memory: ServerM
             "round have twice the sensitivity. Wait for the next broadcast",
             reason="twice",
         )
+    return opened
 
 
-def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[bytes, ServerMemory]:
+def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[Payload, ServerMemory]:
     """Encode the server's step for all clients.
 
     Args:
@@ -142,7 +143,7 @@ def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[b
     encoded = encode(channel, channel.downlink, aggregate, memory)
     shared = channel.shared_after(
         memory.shared,
-        chained(memory.shared.digest, encoded.payload),
+        encoded.payload.tag,
         encoded.decoded.dense(),
         encoded.listed,
         memory.layout,
@@ -150,12 +151,12 @@ def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[b
     return encoded.payload, replace(memory, residual=encoded.residual, shared=shared, step=encoded.decoded)
 
 
-def follow(channel: Channel, payload: bytes | OpenedPayload, memory: ClientMemory) -> ClientMemory:
+def follow(channel: Channel, payload: Incoming, memory: ClientMemory) -> ClientMemory:
     """Decode a broadcast at a client.
 
     Args:
         channel: The channel of both ends: `pipeline.channel`.
-        payload: The bytes, or what `OpenedPayload.of` returned for them.
+        payload: The bytes, or what `unsealed` or `read` returned for them.
         memory: The client's memory, which is not changed.
 
     Returns:
@@ -166,35 +167,33 @@ def follow(channel: Channel, payload: bytes | OpenedPayload, memory: ClientMemor
         VersionMismatch: The bytes are sound, but the broadcast does not lead on from this client's version.
     """
     check_type(memory, ClientMemory, f"follow: a client follows, with a ClientMemory, not a {type(memory).__name__}")
-    opened = OpenedPayload.of(payload)
-    frame = opened.frame
-    refuse_other_state(channel, frame, memory)
-    if frame.client != SERVER:
+    channel.refuse_foreign_memory(memory)
+    arrived = unsealed(payload)
+    if arrived.client != SERVER:
         raise VersionMismatch(
-            f"this payload is an update of client {frame.client}: the server receives it, clients do not follow it",
+            f"this payload is an update of client {arrived.client}: the server receives it, clients do not follow it",
             reason="direction",
         )
+    opened = read(arrived, memory)
+    refuse_other_state(opened.frame, memory)
     decoded, listed = decode(channel, channel.downlink, opened, channel.claim, memory, memory.broadcast_link)
-    chain = chained(memory.shared.digest, opened.payload)
-    shared = channel.shared_after(memory.shared, chain, decoded.dense(), listed, memory.layout)
+    shared = channel.shared_after(memory.shared, opened.tag, decoded.dense(), listed, memory.layout)
     tracked = memory.tracked
     if tracked is not None:
         tracked = tracked.after_broadcast(decoded.dense(), memory.layout)
     return replace(memory, shared=shared, step=decoded, tracked=tracked)
 
 
-def refuse_other_state(channel: Channel, frame: Frame, memory: ClientMemory | ServerMemory) -> None:
+def refuse_other_state(frame: Frame, memory: ClientMemory | ServerMemory) -> None:
     """Refuse a payload of another pipeline or run, or coded against other shared memory.
 
     Args:
-        channel: The channel of both ends: `pipeline.channel`.
         frame: The payload's frame.
         memory: The reader's memory.
 
     Raises:
         VersionMismatch: The `reason` is "pipeline", "run" or "version".
     """
-    channel.refuse_foreign_memory(memory)
     shared = memory.shared
     if frame.pipeline != memory.pipeline:
         raise VersionMismatch(
@@ -230,9 +229,9 @@ def refuse_other_link(frame: Frame, link: Link) -> None:
             f"payloads of this client: {'it is a repeat' if repeated else 'a payload is missing, resync the client'}",
             reason="repeat" if repeated else "link",
         )
-    if frame.link != link.digest[:LINK_BYTES]:
+    if frame.link != link.digest:
         raise VersionMismatch(
             f"client {frame.client} has the digest {frame.link.hex()} for its {link.count} accepted payloads, the "
-            f"server has {link.digest[:LINK_BYTES].hex()}: resync the client",
+            f"server has {link.digest.hex()}: resync the client",
             reason="link",
         )

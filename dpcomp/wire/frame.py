@@ -1,8 +1,9 @@
-"""Frame: the header of each payload, and how a header is written, read and checked."""
+"""Frame: what the full header of a payload states, and how a header is written, read and checked."""
 
 import hashlib
 import struct
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Annotated, Generic, TypeVar, get_type_hints
 
 from xxhash import xxh3_64
@@ -12,12 +13,11 @@ from dpcomp.core.checks import check_type
 from dpcomp.core.errors import CorruptPayload
 
 CHECKSUM_BYTES = 8
-LINK_BYTES = 4
 
 Record = TypeVar("Record")
 
 
-def digest(*parts: bytes) -> bytes:
+def digest(*parts: bytes | bytearray | memoryview) -> bytes:
     """Return 8 bytes of BLAKE2b over the parts, which are short, or hashed once a run.
 
     It names what is compared for a whole run: pipelines, first models, shared memory, links. So that none of these can
@@ -55,14 +55,24 @@ class Format(Generic[Record]):
         formats = [hint.__metadata__[0] for hint in get_type_hints(record, include_extras=True).values()]
         self._record, self._magic = record, magic
         self._names = [field.name for field in fields(record)]  # pyright: ignore[reportArgumentType]
+        self._values = attrgetter(*self._names)
         self._header = struct.Struct(f"<{len(magic)}s" + "".join(formats) + "I")
         self.header_bytes = self._header.size + CHECKSUM_BYTES
 
     def seal(self, record: Record, *body: bytes | bytearray | memoryview) -> bytes:
         """Write a message with a body, which may come in parts: the message is the only copy that is made of them."""
-        length = sum(map(len, body))
-        header = self._header.pack(self._magic, *(getattr(record, name) for name in self._names), length)
-        return b"".join((header, digest(header, body_digest(*body)), *body))
+        return b"".join((self.header(record, sum(map(len, body)), body_digest(*body)), *body))
+
+    def header(self, record: Record, body_bytes: int, digest_of_body: bytes) -> bytes:
+        """Write the header of a message, of which the last `CHECKSUM_BYTES` are the checksum.
+
+        Args:
+            record: The fields.
+            body_bytes: The length of the body.
+            digest_of_body: The body digest.
+        """
+        header = self._header.pack(self._magic, *self._values(record), body_bytes)
+        return header + digest(header, digest_of_body)
 
     def unseal(self, message: bytes) -> tuple[Record, bytes]:
         """Check a message, and return its record and body.
@@ -82,12 +92,16 @@ class Format(Generic[Record]):
             CorruptPayload: As `unseal` does.
         """
         record, body_bytes = self._read_header(message)
-        header, body = message[: self._header.size], memoryview(message)[self.header_bytes :]
+        body = memoryview(message)[self.header_bytes :]
         if body_bytes != len(body):
             raise CorruptPayload(f"the header announces {body_bytes} bytes; {len(body)} follow it")
-        if digest(header, body_digest(body)) != message[self._header.size : self.header_bytes]:
+        if digest(message[: self._header.size], body_digest(body)) != self.checksum_of(message):
             raise CorruptPayload("the checksum does not match: the message was damaged on the way; send it again")
         return record, body
+
+    def checksum_of(self, message: bytes) -> bytes:
+        """Read the checksum of a message, which is not compared with its content."""
+        return bytes(message[self._header.size : self.header_bytes])
 
     def record_of(self, message: bytes) -> Record:
         """Read the record of a message that this end sealed or unsealed before; its checksum is not computed again."""
@@ -113,28 +127,10 @@ class Format(Generic[Record]):
         """Return whether a message begins with the magic of this format."""
         return message[: len(self._magic)] == self._magic
 
-    def split(self, stream: bytes) -> list[bytes]:
-        """Cut a stream of messages into its messages, without unsealing them.
-
-        Raises:
-            CorruptPayload: The stream ends within a message.
-        """
-        messages: list[bytes] = []
-        begin = 0
-        while begin < len(stream):
-            if len(stream) - begin < self.header_bytes:
-                raise CorruptPayload(f"a stream of {len(stream)} bytes ends within the header at {begin}")
-            end = begin + self.header_bytes + self._header.unpack_from(stream, begin)[-1]
-            if end > len(stream):
-                raise CorruptPayload(f"a stream of {len(stream)} bytes ends within the message from {begin} to {end}")
-            messages.append(stream[begin:end])
-            begin = end
-        return messages
-
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The header of a payload: whose it is, and which state it was coded against.
+    """What the full header of a payload states: whose it is, and which state it was coded against.
 
     Attributes:
         pipeline: The fingerprint of codec, mechanism and layout.
@@ -144,7 +140,7 @@ class Frame:
         version: The version of shared memory that the payload was coded against.
         shared: The digest of that shared memory.
         link_count: The number of payloads of this client that were accepted before.
-        link: The beginning of the digest of those payloads.
+        link: The digest of those payloads.
     """
 
     pipeline: Annotated[bytes, "8s"]
@@ -154,7 +150,7 @@ class Frame:
     version: Annotated[int, "I"]
     shared: Annotated[bytes, "8s"]
     link_count: Annotated[int, "I"]
-    link: Annotated[bytes, f"{LINK_BYTES}s"]
+    link: Annotated[bytes, "8s"]
 
     @property
     def address(self) -> Address:
@@ -162,41 +158,6 @@ class Frame:
         return Address(self.run, self.client, self.round)
 
 
-MAGIC = b"dpc\x05"  # the last byte is the format's version
+MAGIC = b"dpc\x05"  # the last byte is the format's number
 PAYLOAD = Format(Frame, MAGIC)
-HEADER_BYTES = PAYLOAD.header_bytes
-
-
-def chained(digest_before: bytes, payload: bytes) -> bytes:
-    """Return the hash chain after a payload; the header alone is hashed, since it holds the checksum of the whole."""
-    return digest(digest_before, bytes(payload[:HEADER_BYTES]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenedPayload:
-    """A payload whose checksum was verified.
-
-    Attributes:
-        payload: All bytes of the message.
-        frame: Its header.
-        body: A view of the bytes after the header.
-    """
-
-    payload: bytes
-    frame: Frame
-    body: memoryview
-
-    @classmethod
-    def of(cls, payload: "bytes | OpenedPayload") -> "OpenedPayload":
-        """Verify the checksum of a payload, unless it was verified before.
-
-        Raises:
-            CorruptPayload: The bytes are damaged, are no payload, or have another format number.
-            TypeError: `payload` is not bytes.
-        """
-        if isinstance(payload, OpenedPayload):
-            return payload
-        check_type(payload, (bytes, bytearray, memoryview), f"a message is bytes, not {type(payload).__name__}")
-        message = bytes(payload)
-        frame, body = PAYLOAD.unseal_view(message)
-        return cls(payload=message, frame=frame, body=body)
+FULL_HEADER_BYTES = PAYLOAD.header_bytes

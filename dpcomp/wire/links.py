@@ -23,7 +23,7 @@ class Link:
 
     Attributes:
         count: The number of accepted payloads.
-        digest: The hash chain over them.
+        digest: The tag of the last of them, which names all of them.
         last: The address of the last accepted payload.
         last_version: The version of shared memory that it was coded against; -1 before the first.
         last_support: The last support whose positions a payload listed, where the codec codes the next one by its
@@ -36,17 +36,17 @@ class Link:
     last_version: int = -1
     last_support: Listed | None = None
 
-    def advanced(self, chained: bytes, address: Address, version: int, listed: Support | None) -> "Link":
+    def advanced(self, tag: bytes, address: Address, version: int, listed: Support | None) -> "Link":
         """Return the link after another accepted payload.
 
         Args:
-            chained: The hash chain after the payload.
+            tag: The tag of the payload.
             address: The payload's address.
             version: The version of shared memory that it was coded against.
             listed: The support, if the payload lists its positions and the codec needs them again; else None.
         """
         last_support = listed if isinstance(listed, Listed) else self.last_support
-        return Link(count=self.count + 1, digest=chained, last=address, last_version=version, last_support=last_support)
+        return Link(count=self.count + 1, digest=tag, last=address, last_version=version, last_support=last_support)
 
 
 class Links(Mapping[int, Link]):

@@ -59,9 +59,9 @@ class Loopback:
         """
         client, before = update.address.client, self.server
         payload, memory = exchange.send(self.channel, update, self.clients[client])
-        received, self.server = exchange.receive(self.channel, payload, before)
+        received, self.server = exchange.receive(self.channel, payload.message, before)
         self.clients[client] = memory
-        return Delivery(payload=payload, received=received, server_before=before)
+        return Delivery(payload=payload.message, received=received, server_before=before)
 
     def broadcast(self, aggregate: Any) -> bytes:
         """Broadcast a step, let each client follow it, and return the payload.
@@ -69,7 +69,8 @@ class Loopback:
         Raises:
             NotPrivate, VersionMismatch, ValueError: As `exchange.broadcast` does.
         """
-        payload, self.server = exchange.broadcast(self.channel, aggregate, self.server)
+        sent, self.server = exchange.broadcast(self.channel, aggregate, self.server)
+        payload = sent.message
         self.clients = {
             client: exchange.follow(self.channel, payload, memory) for client, memory in self.clients.items()
         }

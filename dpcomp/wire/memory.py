@@ -216,7 +216,7 @@ class Pending:
     """A payload that may have been sent and has no reply yet, and its sender's memory once it is accepted.
 
     Attributes:
-        payload: The sealed bytes.
+        payload: The payload with a full header, so that it can be sent to whatever server the client finds.
         update: The (d,) vector that was released and charged; it is added to the residual if the payload is refused.
         link: The sender's link after the payload is accepted.
         residual: The sender's residual after the payload is accepted.
@@ -234,7 +234,7 @@ class Pending:
         """Make a pending payload of what `send` returned for an update.
 
         Args:
-            payload: The payload.
+            payload: The payload with a full header.
             update: The update that was sent.
             after: The sender's memory after the payload is accepted.
 
@@ -271,6 +271,11 @@ class ServerMemory(_Memory):
     def shared_at(self, version: int) -> Shared:
         """Return shared memory at a version, to check a payload of that version; the present, if it is not kept."""
         return next((shared for shared in self.older if shared.version == version), self.shared)
+
+    def at_version(self, version: int) -> "ServerMemory":
+        """Return this memory with shared memory as it was at a version; as it is, if that version is not kept."""
+        shared = self.shared_at(version)
+        return self if shared is self.shared else replace(self, shared=shared)
 
     def link(self, client: int) -> Link:
         """Return the link of a client; an empty link for a client that has sent nothing."""

@@ -26,7 +26,8 @@ from dpcomp.core.read_only import read_only
 from dpcomp.core.support import Everywhere, Listed, Support, checked_support
 from dpcomp.privacy.claim import Claim
 from dpcomp.wire.channel import Channel
-from dpcomp.wire.frame import LINK_BYTES, PAYLOAD, Frame, OpenedPayload
+from dpcomp.wire.frame import Frame
+from dpcomp.wire.headers import Payload, sealed
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory, ServerMemory
 from dpcomp.wire.update import Update, decoded_update, with_claim
@@ -37,13 +38,13 @@ class Encoded:
     """An encoded update.
 
     Attributes:
-        payload: The sealed bytes.
+        payload: The payload.
         decoded: The update that a reader decodes from them.
         listed: The support, if the body lists its positions; else None.
         residual: What the codec dropped, as a (d,) vector; None without feedback.
     """
 
-    payload: bytes
+    payload: Payload
     decoded: Update
     listed: Listed | None
     residual: Float32[np.ndarray, "d"] | None
@@ -159,8 +160,8 @@ def _added_and_selected(
 
 def _sealed(
     update: Update, memory: ClientMemory | ServerMemory, link: Link, body: Sequence[bytes | bytearray | memoryview]
-) -> bytes:
-    """Return the message of a body, which is given in parts."""
+) -> Payload:
+    """Return the payload of a body, which is given in parts."""
     frame = Frame(
         pipeline=memory.pipeline,
         run=update.address.run,
@@ -169,9 +170,9 @@ def _sealed(
         version=memory.shared.version,
         shared=memory.shared.digest,
         link_count=link.count,
-        link=link.digest[:LINK_BYTES],
+        link=link.digest,
     )
-    return PAYLOAD.seal(frame, *body)
+    return sealed(frame, body, memory)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,14 +191,14 @@ class BodyParts:
 
 
 def body_parts(
-    channel: Channel, codec: Codec, opened: OpenedPayload, memory: ClientMemory | ServerMemory, link: Link
+    channel: Channel, codec: Codec, payload: Payload, memory: ClientMemory | ServerMemory, link: Link
 ) -> BodyParts:
     """Cut the body of a payload into its parts, without decoding them.
 
     Args:
         channel: The channel of both ends: `pipeline.channel`.
         codec: The channel's uplink for a client's payload, its downlink for a broadcast.
-        opened: The payload.
+        payload: The payload.
         memory: The reader's memory, at the version that the payload was coded against.
         link: The sender's link; for a broadcast, `memory.broadcast_link`.
 
@@ -207,19 +208,19 @@ def body_parts(
     Raises:
         CorruptPayload: The body is shorter than its gains.
     """
-    view, gains = opened.body, 0
+    view, gains = memoryview(payload.body), 0
     if codec.predict and memory.shared.reference is not None:
         gains = len(memory.layout.sizes)
         if len(view) < gains:
             raise CorruptPayload(f"a body of {len(view)} bytes is too short for the gains of {gains} layers")
-    context = channel.message_context(codec, memory, opened.frame.client, link)
+    context = channel.message_context(codec, memory, payload.frame.client, link)
     return BodyParts(gains=view[:gains], coded=view[gains:], context=context)
 
 
 def decode(
     channel: Channel,
     codec: Codec,
-    opened: OpenedPayload,
+    payload: Payload,
     claim: Claim,
     memory: ClientMemory | ServerMemory,
     link: Link,
@@ -229,7 +230,7 @@ def decode(
     Args:
         channel: The channel of both ends: `pipeline.channel`.
         codec: The channel's uplink for a client's payload, its downlink for a broadcast.
-        opened: The payload.
+        payload: The payload.
         claim: The claim on the values in it.
         memory: The reader's memory, at the version that the payload was coded against.
         link: The sender's link; for a broadcast, `memory.broadcast_link`.
@@ -241,12 +242,12 @@ def decode(
         CorruptPayload: No sender with this codec writes such a body.
     """
     layout, prediction = memory.layout, None
-    parts = body_parts(channel, codec, opened, memory, link)
+    parts = body_parts(channel, codec, payload, memory, link)
     if codec.predict and memory.shared.reference is not None:
         gains = np.frombuffer(parts.gains, dtype=np.int8)
         prediction = codec.predict.prediction(memory.shared.reference, gains, layout)
     values, support = codec.decode(parts.coded, parts.context)
-    address = opened.frame.address
+    address = payload.frame.address
     innovation = decoded_update(values, layout, address, support)
     listed = support if isinstance(support, Listed) and support != parts.context.public_support else None
     return with_claim(_with_prediction(innovation, prediction), claim), listed

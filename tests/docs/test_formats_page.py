@@ -12,11 +12,13 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.federated import journal
-from dpcomp.federated.messages import HELLO, REPLY, Hello, Reply
+from dpcomp.federated.messages import HELLO, RECEIPT, REPLY, Hello, Reply
 from dpcomp.lab.results import results_file
 from dpcomp.privacy.ledger import ledger_file
 from dpcomp.wire import checkpoint
 from dpcomp.wire.frame import PAYLOAD, Frame
+from dpcomp.wire.headers import FIRST_BYTE
+from dpcomp.wire.short_header import SHORT, ShortHeader
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
@@ -36,6 +38,14 @@ def test_the_fields_of_a_message_are_those_of_its_record(name):
     assert [(field, int(size)) for field, size in found] == expected
 
 
+def test_the_fields_of_a_short_header_are_those_of_its_record():
+    sizes = [struct.calcsize("<" + part) for part in re.findall(r"\d*[A-Za-z]", SHORT.format.removeprefix("<"))]
+    found = re.findall(r"^\| `(\w+)` \| (\d+) \|", section("short header"), flags=re.MULTILINE)
+    assert [(field, int(size)) for field, size in found] == list(zip(ShortHeader._fields, sizes, strict=True))
+    assert f"or `{RECEIPT:02x}` as a receipt" in PAGE
+    assert f"`{FIRST_BYTE:02x}` with a [short header](#short-header)" in PAGE
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_number_of_a_message_is_that_of_its_first_bytes(name):
     magic = FORMATS[name][0]._magic
@@ -45,7 +55,8 @@ def test_the_number_of_a_message_is_that_of_its_first_bytes(name):
 
 
 def test_the_payloads_header_has_the_length_that_the_page_says():
-    assert f"The frame is {PAYLOAD.header_bytes} bytes long" in PAGE
+    assert f"The full header is {PAYLOAD.header_bytes} bytes long" in PAGE
+    assert f"a payload has a header of {SHORT.size} bytes" in PAGE
 
 
 def test_the_checkpoints_number_is_that_of_the_code():

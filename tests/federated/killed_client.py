@@ -6,7 +6,7 @@ import numpy as np
 
 import dpcomp as dp
 from dpcomp.core.errors import CorruptPayload, VersionMismatch
-from dpcomp.federated.messages import REPLY
+from dpcomp.federated.messages import is_reply
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, ReplyReceived, TimedOut, Trained
 
@@ -41,7 +41,7 @@ def live(folder: str, line: Connection) -> None:
             message = line.recv_bytes()
             try:
                 messages = participant.handle(
-                    ReplyReceived(message) if REPLY.begins(message) else BroadcastReceived(message)
+                    ReplyReceived(message) if is_reply(message) else BroadcastReceived(message)
                 )
             except (CorruptPayload, VersionMismatch):
                 messages = []

@@ -21,6 +21,7 @@ from dpcomp.federated.phases import (
     Trained,
 )
 from dpcomp.federated.server import Server
+from dpcomp.wire.headers import read
 from dpcomp.wire.update import with_claim
 
 LAYOUT = dp.Layout.of({"a": (40, 10), "b": (13,)})
@@ -58,6 +59,11 @@ def waiting(state, seed=0, pipeline=PIPELINE):
     return after, send.message
 
 
+def in_full(payload, state):
+    """The payload with a full header, as it is sent again."""
+    return read(payload, state.memory).in_full()
+
+
 def sent(actions):
     return [action.message for action in actions if isinstance(action, Send)]
 
@@ -75,30 +81,33 @@ def test_a_payload_is_pending_until_the_server_says_that_it_is_accepted():
     np.testing.assert_allclose(after.memory.residual, left, atol=1e-6)
 
 
-def test_however_long_an_answer_takes_the_same_bytes_are_sent_and_nothing_is_decided():
+def test_however_long_an_answer_takes_the_same_update_is_sent_in_full_and_nothing_is_decided():
     state, _ = ends()
     sending, payload = waiting(state)
     for _ in range(3):
         sending, actions = transition(PIPELINE.channel, sending, TimedOut())
-        assert sending.phase is Phase.WAITING and actions == (Send(payload),)
+        assert sending.phase is Phase.WAITING and actions == (Send(in_full(payload, state)),)
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("seen", [False, True])
-def test_what_comes_too_late_goes_into_the_residual_on_the_servers_word(seen):
+def test_what_comes_too_late_goes_into_the_residual_on_the_servers_word(seen, full):
     state, server = ends()
     sending, payload = waiting(state)
     broadcast = server.close_round()
     if seen:
         sending, _ = transition(PIPELINE.channel, sending, BroadcastReceived(broadcast))
         assert sending.phase is Phase.WAITING and sending.pending is not None
-    after, actions = transition(PIPELINE.channel, sending, ReplyReceived(server.handle(payload, 4)))
+    late = in_full(payload, state) if full else payload
+    after, actions = transition(PIPELINE.channel, sending, ReplyReceived(server.handle(late, 4)))
     assert server.refusals == {"version": 1} and not server.accepted
+    assert (after.pending is None) == full  # a short header that was not read decides nothing
+    if not (seen and full):
+        (question,) = sent(actions)
+        after, _ = transition(PIPELINE.channel, after, ReplyReceived(server.handle(question, 4)))
     assert after.pending is None
     assert after.memory.link == state.memory.link
     np.testing.assert_array_equal(after.memory.residual, state.memory.residual + update_of(state).dense())
-    if not seen:
-        (question,) = sent(actions)
-        after, _ = transition(PIPELINE.channel, after, ReplyReceived(server.handle(question, 4)))
     assert after.phase is Phase.SYNCED and after.memory.shared.digest == server.memory.shared.digest
 
 
@@ -107,7 +116,7 @@ def test_without_feedback_it_is_lost():
     state, server = ends(pipeline)
     sending, payload = waiting(state, pipeline=pipeline)
     server.close_round()
-    after, _ = transition(pipeline.channel, sending, ReplyReceived(server.handle(payload, 4)))
+    after, _ = transition(pipeline.channel, sending, ReplyReceived(server.handle(in_full(payload, state), 4)))
     assert after.pending is None and after.memory.residual is None
 
 
@@ -124,7 +133,7 @@ def test_after_a_crash_the_server_tells_what_became_of_a_payload(arrived):
     if arrived:
         assert after.phase is Phase.SYNCED and after.memory.link == server.memory.link(4)
     else:
-        assert after.phase is Phase.WAITING and sent(actions) == [payload]  # the very bytes that were stored
+        assert after.phase is Phase.WAITING and sent(actions) == [in_full(payload, state)]
 
 
 def test_an_answer_to_what_was_said_before_decides_nothing():

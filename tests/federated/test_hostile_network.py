@@ -23,7 +23,7 @@ import dpcomp as dp
 from dpcomp.core.address import SERVER
 from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.federated.late import Reject, Weigh
-from dpcomp.federated.messages import REPLY
+from dpcomp.federated.messages import is_reply
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import (
     TRANSITIONS,
@@ -37,6 +37,7 @@ from dpcomp.federated.phases import (
 from dpcomp.federated.server import Server, TrustedRelease
 from dpcomp.simulation.faulty_network import damaged
 from dpcomp.wire.frame import PAYLOAD
+from dpcomp.wire.headers import is_payload, tag_of
 
 LAYOUT = dp.Layout.of({"a": (9, 6), "b": (11,)})
 RUN, RUN_ID, CLIENTS = dp.PublicSeed(5), b"same run", 3
@@ -127,12 +128,14 @@ class HostileNetwork(RuleBasedStateMachine):
 
     def say(self, client, messages):
         for message in messages:
-            if PAYLOAD.begins(message):
-                address = PAYLOAD.unseal(message)[0]
+            if is_payload(message):
+                pending = self.clients[client].state.pending.payload
+                assert tag_of(message) == tag_of(pending), "what was sent is not what is pending"
+                address = PAYLOAD.unseal(pending)[0]
                 key = (address.client, address.round)
                 # A trusted server may refuse a clean update, as of a client that was not drawn, which sends another.
                 if self.pipeline.trust == "nobody":
-                    assert self.payloads.setdefault(key, message) == message, "an address was sent with two releases"
+                    assert self.payloads.setdefault(key, pending) == pending, "an address was sent with two releases"
             self.coming.append((client, SERVER, message))
 
     def happen(self, client, event):
@@ -155,7 +158,7 @@ class HostileNetwork(RuleBasedStateMachine):
 
     def arrive(self, sender, recipient, message):
         if recipient != SERVER:
-            self.happen(recipient, ReplyReceived(message) if REPLY.begins(message) else BroadcastReceived(message))
+            self.happen(recipient, ReplyReceived(message) if is_reply(message) else BroadcastReceived(message))
             return
         before, model, memory = len(self.server.accepted), self.server.model, self.server.memory
         word = self.server.handle(message, sender)

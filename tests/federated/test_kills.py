@@ -11,7 +11,7 @@ import dpcomp as dp
 from dpcomp.federated.messages import HELLO, NO_DIGEST
 from dpcomp.federated.phases import Phase, ReplyReceived, TimedOut
 from dpcomp.federated.server import Server
-from dpcomp.wire.frame import PAYLOAD
+from dpcomp.wire.headers import ShortPayload, is_payload, tag_of, unsealed
 from tests.federated.killed_client import LAYOUT, PIPELINE, RUN, live, opened
 
 SILENCE = 600  # seconds after which a client hangs
@@ -78,9 +78,11 @@ class Life:
                 self.handle(line.recv_bytes())
 
     def handle(self, message):
-        if PAYLOAD.begins(message):
-            number = PAYLOAD.unseal(message)[0].round
-            assert self.sent.setdefault(number, message) == message, f"round {number} was released twice"
+        if is_payload(message):
+            payload, version = unsealed(message), self.server.memory.shared.version
+            number = payload.header.version_near(version) if isinstance(payload, ShortPayload) else payload.frame.round
+            sent = tag_of(message), bytes(payload.body)
+            assert self.sent.setdefault(number, sent) == sent, f"round {number} was released twice"
         elif self._is_idle(message):
             self.idle.add(message)
         before = len(self.server.accepted)

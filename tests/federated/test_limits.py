@@ -50,7 +50,7 @@ def test_an_honest_payload_is_far_shorter_than_the_longest_that_is_read(name, la
 
 def test_a_longer_message_is_refused_before_it_is_hashed(monkeypatch):
     server = server_of()
-    frame = Frame(pipeline=bytes(8), run=0, client=1, round=0, version=0, shared=bytes(8), link_count=0, link=bytes(4))
+    frame = Frame(pipeline=bytes(8), run=0, client=1, round=0, version=0, shared=bytes(8), link_count=0, link=bytes(8))
     message = PAYLOAD.seal(frame, bytes(largest_message(LAYOUT.size)))
     monkeypatch.setattr("dpcomp.wire.frame.digest", None)
     assert server.handle(message, 1) is None
@@ -96,21 +96,22 @@ def test_the_mean_does_not_depend_on_the_order():
 
 
 def test_a_snapshot_is_made_once_a_version(monkeypatch):
-    server, made = server_of(), []
+    layout, made = dp.Layout.of(1000), []
+    server = Server(PIPELINE.channel, memory_of(PIPELINE, 0, layout, server=True), zeros(layout))
 
     def counted(*arguments):
         made.append(arguments)
         return write_snapshot(*arguments)
 
     monkeypatch.setattr("dpcomp.federated.server.write_snapshot", counted)
-    for version in range(400):
+    for version in range(200):
         server.close_round()
-        if version in (350, 399):
+        if version in (150, 199):
             for client in range(5):
-                (hello,) = participant_of(client=client).handle(TimedOut())
+                (hello,) = participant_of(client=client, layout=layout).handle(TimedOut())
                 reply, body = REPLY.unseal(server.handle(hello, client))
                 assert reply.snapshot == 1
-                assert len(body) <= 4 * LAYOUT.size + 100
+                assert len(body) <= 4 * layout.size + 100
     assert len(made) == 2
 
 

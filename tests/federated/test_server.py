@@ -13,6 +13,7 @@ from dpcomp.federated.late import Weigh
 from dpcomp.federated.phases import BroadcastReceived, Phase, Restarted, TimedOut, Trained
 from dpcomp.federated.server import Server
 from dpcomp.wire.frame import PAYLOAD
+from dpcomp.wire.headers import read, unsealed
 from tests.federated.ends import (
     LAYOUT,
     NOISE,
@@ -44,7 +45,7 @@ def forged(payload, **fields):
 def claimed(message):
     """Who a message says that it is of."""
     try:
-        return PAYLOAD.unseal(message)[0].client
+        return unsealed(message).client
     except dp.CorruptPayload:
         return 1
 
@@ -53,16 +54,18 @@ def claimed(message):
 def test_what_belongs_elsewhere_changes_nothing_and_is_counted(trusted):
     pipeline = TRUSTED if trusted else PIPELINE
     server, participant = together(pipeline, 2)
-    good, _ = pipeline.send(update_of(pipeline, participant.state.memory, 5), participant.state.memory)
+    memory = participant.state.memory
+    short, _ = pipeline.send(update_of(pipeline, memory, 5), memory)
+    good = read(short, memory).in_full()
     other = replace(pipeline, codec=dp.Codec(sparsify=dp.TopK(0.02), quantize=dp.Uniform(4)))
     bad = {
         "pipeline": [payload_of(other), payload_of(pipeline, layout=dp.Layout.of({"a": (48, 100), "b": (200,)}))],
         "run": [payload_of(pipeline, run=dp.PublicSeed(4)), forged(good, run=9)],
         "version": [payload_of(pipeline), forged(good, version=1), forged(good, shared=b"12345678")],
-        "link": [forged(good, client=3), forged(good, link=b"1234"), forged(good, link_count=7)],
+        "link": [forged(good, client=3), forged(good, link=b"12345678"), forged(good, link_count=7)],
         "repeat": [forged(good, link_count=1)],
         "direction": [server_of(pipeline).close_round(), forged(good, client=dp.SERVER)],
-        "corrupt": [good[:-1], good[:20], b"", b"nonsense" * 20, forged(good, link=good[:4])[:-1] + b"x", good + b"x"],
+        "corrupt": [good[:-1], good[:20], b"", b"nonsense" * 20, forged(good, link=bytes(8))[:-1] + b"x", good + b"x"],
     }
     before, model = server.memory, server.model.tobytes()
     for reason, messages in bad.items():
@@ -80,7 +83,7 @@ def test_values_that_are_not_finite_are_refused():
     pipeline = dp.Pipeline(mechanism=NOISE, codec=dp.Codec())
     server, participant = together(pipeline, 0)
     payload, _ = pipeline.send(update_of(pipeline, participant.state.memory), participant.state.memory)
-    frame, body = PAYLOAD.unseal(payload)
+    frame, body = PAYLOAD.unseal(read(payload, participant.state.memory).in_full())
     for value in (np.nan, np.inf, -np.inf):
         word = server.handle(PAYLOAD.seal(frame, body[:-4] + np.float32(value).tobytes()), 1)
         assert word is not None and not server.accepted

@@ -20,7 +20,7 @@ from dpcomp.simulation import Dirichlet, Faults, Versioned, simulate
 from dpcomp.simulation.probes import Clipping, TopKOverlap
 from dpcomp.training.pytorch import PyTorch
 from dpcomp.training.schedule import Cosine
-from dpcomp.wire.frame import HEADER_BYTES
+from dpcomp.wire.headers import unsealed
 from dpcomp.wire.update import with_claim
 
 SEED, CLIENTS = 7, 2
@@ -142,7 +142,7 @@ class Exchange:
             )
             payload, self.clients[number] = self.pipeline.send(update, memory)
             received, self.server = self.pipeline.receive(payload, self.server)
-            uplinks.append(payload[HEADER_BYTES:])
+            uplinks.append(bytes(unsealed(payload).body))
             updates.append(received)
         mean = (sum(update.dense().astype(np.float64) for update in updates) / len(updates)).astype(np.float32)
         broadcast, self.server = self.pipeline.broadcast(
@@ -151,7 +151,7 @@ class Exchange:
         self.clients = [self.pipeline.follow(broadcast, memory) for memory in self.clients]
         steps = [memory.step.dense() for memory in (self.server, *self.clients)]
         assert all(step.tobytes() == steps[0].tobytes() for step in steps), "the ends disagree"
-        return uplinks, broadcast[HEADER_BYTES:], steps[0]
+        return uplinks, bytes(unsealed(broadcast).body), steps[0]
 
 
 TOP_4_BITS = {"sparsify": ["top", 0.05, "vector"], "quantize": ["uniform", 4, "nearest"]}

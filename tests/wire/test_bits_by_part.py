@@ -12,7 +12,8 @@ import dpcomp as dp
 from dpcomp.codec.entropy.range_meter import information
 from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.bits_by_part import layer_bits, measure_payload
-from dpcomp.wire.frame import HEADER_BYTES
+from dpcomp.wire.frame import FULL_HEADER_BYTES
+from dpcomp.wire.short_header import SHORT_HEADER_BYTES
 from dpcomp.wire.update import with_claim
 from tests.wire.test_round_trip import messages
 
@@ -156,14 +157,15 @@ def test_every_payload_of_a_run_is_measured_by_whoever_has_yet_to_accept_it(code
         assert measure_payload(pipeline.channel, payload, before)[1] == bits
         assert total(bits) == 8 * len(payload)
         common = pipeline.channel.message_context(codec, before)
-        _, body_bits = codec.measure(payload[HEADER_BYTES + (gains // 8 if number else 0) :], common)
+        header = SHORT_HEADER_BYTES if number else FULL_HEADER_BYTES
+        _, body_bits = codec.measure(payload[header + (gains // 8 if number else 0) :], common)
         assert bits == replace(
-            body_bits, header=body_bits.header + 8 * HEADER_BYTES, side=body_bits.side + (gains if number else 0)
+            body_bits, header=body_bits.header + 8 * header, side=body_bits.side + (gains if number else 0)
         )
         estimate, after = pipeline.receive(payload, server)
         for late in (after, memory):
             for look in (measure_payload, layer_bits) if late is after else (measure_payload,):
-                with pytest.raises(dp.VersionMismatch, match="payload number"):
+                with pytest.raises(dp.VersionMismatch, match=r"payload number|is a repeat|a payload is missing"):
                     look(pipeline.channel, payload, late)
         down, server = pipeline.broadcast(estimate.dense(), after)
         body, bits = measure_payload(pipeline.channel, down, memory)

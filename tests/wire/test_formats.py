@@ -61,13 +61,13 @@ def test_a_ledger_of_another_format_is_refused_by_its_number(tmp_path):
 
 def test_a_payload_is_checksummed_once_at_each_end(monkeypatch):
     digested = []
-    for name in ("digest", "body_digest"):
+    for module, name in ((frame, "digest"), (frame, "body_digest"), (headers, "body_digest")):
 
-        def counting(*parts, digest=getattr(frame, name)):
+        def counting(*parts, digest=getattr(module, name)):
             digested.append(sum(map(len, parts)))
             return digest(*parts)
 
-        monkeypatch.setattr(frame, name, counting)
+        monkeypatch.setattr(module, name, counting)
     d = 100_000
     begun = {"first_model": np.zeros(d, np.float32), "run_id": b"this one"}
     memory, server_memory = PIPELINE.init_client(d, SEED, 0, **begun), PIPELINE.init_server(d, SEED, **begun)

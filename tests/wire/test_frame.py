@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpcomp as dp
-from dpcomp.wire.frame import HEADER_BYTES, PAYLOAD, Frame
+from dpcomp.wire.frame import FULL_HEADER_BYTES, PAYLOAD, Frame
 from dpcomp.wire.update import with_claim
 from tests.cpu_time import cpu_loops
 
@@ -33,7 +33,7 @@ FRAME = Frame(
     version=4,
     shared=b"together",
     link_count=5,
-    link=b"link",
+    link=b"accepted",
 )
 
 
@@ -71,8 +71,8 @@ def test_a_frame_comes_back_as_it_was_sealed():
         assert PAYLOAD.unseal(PAYLOAD.seal(FRAME, body)) == (FRAME, body)
 
 
-def test_the_header_has_at_most_64_bytes():
-    assert len(PAYLOAD.seal(FRAME, b"")) == HEADER_BYTES <= 64
+def test_the_full_header_has_at_most_64_bytes():
+    assert len(PAYLOAD.seal(FRAME, b"")) == FULL_HEADER_BYTES <= 64
 
 
 @EVERY_CODEC
@@ -95,7 +95,7 @@ def test_every_flipped_bit_is_refused(name):
 
 def test_every_flipped_bit_of_a_header_is_refused():
     pipeline, payload, server = ends("coded")
-    for bit in range(8 * HEADER_BYTES):
+    for bit in range(8 * FULL_HEADER_BYTES):
         damaged = bytearray(payload)
         damaged[bit // 8] ^= 1 << bit % 8
         refused(pipeline, bytes(damaged), server)
@@ -105,7 +105,7 @@ def test_every_flipped_bit_of_a_header_is_refused():
 @given(st.binary(max_size=300))
 def test_garbage_is_refused(garbage):
     pipeline, payload, server = ends("top")
-    for damaged in (garbage, payload[:4] + garbage, payload[:HEADER_BYTES] + garbage, payload + garbage + b"\0"):
+    for damaged in (garbage, payload[:4] + garbage, payload[:FULL_HEADER_BYTES] + garbage, payload + garbage + b"\0"):
         refused(pipeline, damaged, server)
 
 

@@ -13,7 +13,8 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.core.public_context import PublicContext
-from dpcomp.wire.frame import MAGIC
+from dpcomp.wire.frame import PAYLOAD
+from dpcomp.wire.headers import is_payload
 from dpcomp.wire.update import with_claim
 
 FILE = Path(__file__).with_name("wire_vectors.json")
@@ -117,7 +118,9 @@ def test_payloads_up_and_down_are_the_same_for_ever():
 
 
 def test_they_are_of_this_version_of_the_format():
-    assert all(payload.startswith(MAGIC.hex()) for payload in tracked()["payloads"].values())
+    found = {name: bytes.fromhex(payload) for name, payload in tracked()["payloads"].items()}
+    assert all(map(is_payload, found.values()))
+    assert {name for name, payload in found.items() if PAYLOAD.begins(payload)} == {"up", "down after up"}
     assert set(tracked()["bodies"]) == set(CASES)
 
 
