@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 import dpcomp as dp
 from dpcomp.federated import Server
 from dpcomp.federated.messages import HELLO, REPLY
-from dpcomp.wire import checkpoint, frame
+from dpcomp.wire import checkpoint, frame, headers
 from dpcomp.wire.frame import MAGIC, PAYLOAD
 
 PIPELINE = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=dp.Codec(quantize=dp.Uniform(4)))
