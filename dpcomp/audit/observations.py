@@ -125,6 +125,6 @@ def _codec_parts(
     return parts
 
 
-def _beginning(data: bytes | bytearray | memoryview) -> Sequence[float]:
+def _beginning(data: bytes | memoryview) -> Sequence[float]:
     """Return the first bytes of some data as numbers, and zeros for those that are missing."""
     return [*data[:BODY_BYTES], *[0] * (BODY_BYTES - len(data))]

@@ -28,13 +28,13 @@ class Payload:
         frame: What the full header states.
         full_header: The full header.
         header: The header that it travels with, full or short.
-        parts: The bytes after the header, which may come in parts: the message is the only copy that is made of them.
+        message: The bytes that travel.
     """
 
     frame: Frame
     full_header: bytes
     header: bytes
-    parts: Sequence[bytes | bytearray | memoryview]
+    message: bytes
 
     @property
     def client(self) -> int:
@@ -47,18 +47,13 @@ class Payload:
         return self.full_header[-CHECKSUM_BYTES:]
 
     @property
-    def body(self) -> bytes | bytearray | memoryview:
-        """The bytes after the header."""
-        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
-
-    @property
-    def message(self) -> bytes:
-        """The bytes that travel."""
-        return b"".join((self.header, *self.parts))
+    def body(self) -> memoryview:
+        """A view of the bytes after the header."""
+        return memoryview(self.message)[len(self.header) :]
 
     def in_full(self) -> bytes:
         """Return the payload with a full header, which any reader of its pipeline understands."""
-        return b"".join((self.full_header, *self.parts))
+        return b"".join((self.full_header, self.body))
 
 
 def sealed(
@@ -71,7 +66,8 @@ def sealed(
 
     Args:
         frame: What the full header states.
-        parts: The body, which may come in parts.
+        parts: The body, which may come in parts. The message is the only copy that is made of them, and is made at
+            once, so that they may change later.
         memory: The sender's memory.
     """
     digest_of_body = body_digest(*parts)
@@ -83,14 +79,14 @@ def sealed(
     if opened and frame.round == frame.version:
         tag = full_header[-CHECKSUM_BYTES:]
         header = write_short_header(FIRST_BYTE, frame.version, frame.client, tag, digest_of_body)
-    return Payload(frame=frame, full_header=full_header, header=header, parts=parts)
+    return Payload(frame=frame, full_header=full_header, header=header, message=b"".join((header, *parts)))
 
 
 def shortened(payload: Payload) -> bytes:
     """Return a payload with a short header, for a reader that has stated the version before it in full."""
-    frame, digest_of_body = payload.frame, body_digest(*payload.parts)
+    frame, digest_of_body = payload.frame, body_digest(payload.body)
     header = write_short_header(FIRST_BYTE, frame.version, frame.client, payload.tag, digest_of_body)
-    return b"".join((header, *payload.parts))
+    return b"".join((header, payload.body))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,18 +95,23 @@ class ShortPayload:
 
     Attributes:
         header: The fields of the header.
-        body: The bytes after the header.
+        message: The bytes that have arrived.
         digest_of_body: The body digest.
     """
 
     header: ShortHeader
-    body: memoryview
+    message: bytes
     digest_of_body: bytes
 
     @property
     def client(self) -> int:
         """The number of its sender, as the header states it."""
         return self.header.client
+
+    @property
+    def body(self) -> memoryview:
+        """A view of the bytes after the header."""
+        return memoryview(self.message)[SHORT_HEADER_BYTES:]
 
     def read_against(self, memory: ClientMemory | ServerMemory) -> Payload:
         """Return the payload, with the full header that its sender has left out.
@@ -123,10 +124,11 @@ class ShortPayload:
                 broadcasts, "repeat" for the last payload that was accepted, else "link".
         """
         frame = stated(self.client, self.header.version_near(memory.shared.version), memory)
-        full_header = PAYLOAD.header(frame, len(self.body), self.digest_of_body)
+        full_header = PAYLOAD.header(frame, len(self.message) - SHORT_HEADER_BYTES, self.digest_of_body)
         if full_header[-CHECKSUM_BYTES:] != self.header.tag:
             raise self._mismatch(frame)
-        return Payload(frame=frame, full_header=full_header, header=SHORT.pack(*self.header), parts=[self.body])
+        header = self.message[:SHORT_HEADER_BYTES]
+        return Payload(frame=frame, full_header=full_header, header=header, message=self.message)
 
     def _mismatch(self, expected: Frame) -> VersionMismatch:
         """Return why the tag is not that of the full header that this end expects."""
@@ -173,9 +175,9 @@ def unsealed(message: Incoming) -> Payload | ShortPayload:
     check_type(message, (bytes, bytearray, memoryview), f"a message is bytes, not {type(message).__name__}")
     message = bytes(message)
     if message[:1] < bytes([128]):
-        frame, body = PAYLOAD.unseal(message)
+        frame, _ = PAYLOAD.unseal(message)
         header = message[: PAYLOAD.header_bytes]
-        return Payload(frame=frame, full_header=header, header=header, parts=[body])
+        return Payload(frame=frame, full_header=header, header=header, message=message)
     if message[0] != FIRST_BYTE:
         raise CorruptPayload(
             f"the message begins with the byte {message[0]}; a payload with a short header of format number "
@@ -184,9 +186,9 @@ def unsealed(message: Incoming) -> Payload | ShortPayload:
         )
     if len(message) < SHORT_HEADER_BYTES:
         raise CorruptPayload(f"{len(message)} bytes are no message: a short header takes {SHORT_HEADER_BYTES} bytes")
-    body = memoryview(message)[SHORT_HEADER_BYTES:]
-    digest_of_body = body_digest(body)
-    return ShortPayload(header=read_short_header(message, digest_of_body), body=body, digest_of_body=digest_of_body)
+    digest_of_body = body_digest(memoryview(message)[SHORT_HEADER_BYTES:])
+    header = read_short_header(message, digest_of_body)
+    return ShortPayload(header=header, message=message, digest_of_body=digest_of_body)
 
 
 def read(message: Incoming, memory: ClientMemory | ServerMemory) -> Payload:
