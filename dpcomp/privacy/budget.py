@@ -10,8 +10,8 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
     DpEvent,
 )
 
-from dpcomp.privacy.epsilon import check_delta, epsilon, rdp_epsilon
-from dpcomp.privacy.events import MOST_STEPS, composed
+from dpcomp.privacy.accounting.epsilon import check_delta, epsilon, rdp_epsilon
+from dpcomp.privacy.accounting.events import MOST_STEPS, composed
 
 GROWTH = 1.05  # the full rule usually allows less than this times the steps that RDP allows
 

@@ -9,8 +9,8 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
     DpEvent,
 )
 
-from dpcomp.privacy.epsilon import epsilon
-from dpcomp.privacy.events import composed
+from dpcomp.privacy.accounting.epsilon import epsilon
+from dpcomp.privacy.accounting.events import composed
 from dpcomp.privacy.guarantee import Guarantee, delta_note, warn_of_delta
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
 

@@ -13,9 +13,9 @@ from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.database import Database, create_database, look_at_database, memory_database, open_database
 from dpcomp.core.errors import BudgetExhausted, DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
+from dpcomp.privacy.accounting.events import MOST_STEPS
 from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost
-from dpcomp.privacy.events import MOST_STEPS
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.ledger_file import KIND, LedgerMark, append, digest_at, read_entries, read_head, write_head
 from dpcomp.privacy.ledger.ledger_record import (

@@ -13,9 +13,9 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
 )
 
 from dpcomp.core.address import Address
+from dpcomp.privacy.accounting.events import read_event, write_event
 from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost, guarantee_of
-from dpcomp.privacy.events import read_event, write_event
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.ledger_file import LedgerMark
 
