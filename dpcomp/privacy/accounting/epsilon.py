@@ -18,6 +18,7 @@ from dpcomp.privacy.accounting.renyi import ORDERS, rdp_curve
 FIRST_GRID_ERROR = 2e-3  # the share of ε that the first grid may add
 REFINEMENT = 4  # of the step; it makes a small error 16 times smaller, and one of a coarse grid 4 times
 LEAST_GAIN = 3e-3  # the share of ε that a refinement must gain, or no other one follows
+MOST_PARTS = 128  # that are composed on grids; more are rounded to fewer
 LARGEST_PLD_EPSILON = 10_000.0  # above it ε by RDP is the result: no grid is fine enough to improve it
 SMALLEST_PLD_DELTA = 1e-200  # below it likewise: floats end
 
@@ -58,9 +59,10 @@ def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) ->
         return 0.0, "none"
     if any(noise == 0 for _, noise in parts):
         return math.inf, "none"
-    by_rdp, order = _rdp(parts, delta)
     if adaptive:
-        return by_rdp, "RDP"
+        return _rdp(parts, delta)[0], "RDP"
+    parts = _fewer(parts)
+    by_rdp, order = _rdp(parts, delta)
     by_pld = _pld_epsilon(_merged(parts), float(delta), by_rdp, order)
     return (by_pld, "PLD") if by_pld < by_rdp else (by_rdp, "RDP")
 
@@ -98,6 +100,23 @@ def _rdp(parts: Counter[tuple[float, float]], delta: float) -> tuple[float, floa
     curve = np.sum([count * rdp_curve(rate, noise) for (rate, noise), count in parts.items()], axis=0)
     value, order = compute_epsilon(ORDERS, curve.tolist(), float(delta))
     return max(0.0, float(value)), float(order)
+
+
+def _fewer(parts: Counter[tuple[float, float]]) -> Counter[tuple[float, float]]:
+    """Return the parts, or at most `MOST_PARTS` with rates rounded up and noise rounded down, which cost more.
+
+    A release at a lower rate is a mixture of one at the higher rate and one without the unit; a release with more noise
+    is one with less noise, and noise added.
+    """
+    fewer, share = parts, 1e-4
+    while len(fewer) > MOST_PARTS:
+        share *= 2
+        fewer = Counter[tuple[float, float]]()
+        for (rate, noise), count in parts.items():
+            up = math.exp(share * math.ceil(math.log(rate) / share))
+            down = math.exp(share * math.floor(math.log(noise) / share))
+            fewer[min(1.0, max(rate, up)), min(noise, down)] += count
+    return fewer
 
 
 def _merged(parts: Counter[tuple[float, float]]) -> Parts:

@@ -114,7 +114,7 @@ def epsilon_on_grid(
     ranges = [_range(rate, noise, end) for rate, noise in parts]
     if any(low < -LARGEST_LOSS or high > LARGEST_LOSS for low, high in ranges):
         return math.inf, step
-    step = max(step, max(high - low for low, high in ranges) / (LARGEST_GRID - 3))
+    step = max(step, max(high - low for low, high in ranges) / (LARGEST_GRID // len(parts) - 3))
     while True:
         grids = [_grids(rate, noise, step, end) for rate, noise in parts]
         removed = _epsilon([grid for grid, _ in grids], counts, delta, step, tilt)
@@ -291,16 +291,15 @@ def _compose(
     power, by as much times the count; and the mean size of the powers bounds what that makes of a composed mass.
     """
     unit = max(float(np.finfo(precision).eps), math.exp(NO_MASS))
-    transforms = [np.fft.rfft(_folded(each.masses, size).astype(precision)) for each in tilted]
-    sizes = np.zeros(len(transforms[0]))
-    for transform, count in zip(transforms, counts, strict=True):
-        sizes += 0.5 * count * np.log(transform.real**2 + transform.imag**2)
-    kept = np.flatnonzero(sizes > NO_MASS)
-    logs = np.zeros_like(transforms[0][kept])
-    for transform, count in zip(transforms, counts, strict=True):
-        logs += count * np.log(transform[kept])
-    composed = np.zeros_like(transforms[0])
-    composed[kept] = np.exp(logs)
+    sizes, logs = np.zeros(size // 2 + 1), np.zeros(size // 2 + 1, np.result_type(precision, np.complex128))
+    kept = np.arange(len(sizes))
+    for each, count in zip(tilted, counts, strict=True):
+        transform = np.fft.rfft(_folded(each.masses, size).astype(precision))[kept]
+        sizes[kept] += 0.5 * count * np.log(transform.real**2 + transform.imag**2)
+        logs[kept] += count * np.log(transform)
+        kept = kept[sizes[kept] > NO_MASS]
+    composed = np.zeros_like(logs)
+    composed[kept] = np.exp(logs[kept])
     mean_size = 2 * float(np.exp(sizes[kept]).sum()) / size
     rounding = 10 * unit * (math.log2(size) * (sum(counts) + 1) * mean_size + 1 / size)
     masses = np.fft.irfft(composed, size).astype(np.float64)

@@ -24,7 +24,7 @@ _GAMMAS = (gammaln(_ORDER + 1), gammaln(_K + 1), gammaln(_ORDER - _K + 1))
 _LOG_BINOMIAL, _LOG_BINOMIAL_SIZE = _GAMMAS[0] - _GAMMAS[1] - _GAMMAS[2], sum(_GAMMAS)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**15)
 def rdp_curve(rate: float, noise: float) -> Float64[np.ndarray, "orders"]:
     """Return an upper bound of the Rényi divergence of a release at each of `ORDERS`, read-only.
 
