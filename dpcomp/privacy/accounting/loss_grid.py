@@ -61,23 +61,23 @@ class _Tilted:
         width = -(-len(self.masses) // COARSE)
         masses = _padded(self.masses, width).reshape(-1, width)
         to_next = masses @ (np.arange(width) / width)
-        points = np.append(masses.sum(axis=1) - to_next, 0.0)
+        points = np.append(np.maximum(masses.sum(axis=1) - to_next, 0.0), 0.0)
         points[1:] += to_next
-        return _Coarse(points, width)
+        return _Coarse(np.log(points), width)
 
 
 @dataclass(frozen=True, eq=False)
 class _Coarse:
-    """Masses at each `width`-th cell."""
+    """The logarithms of masses at each `width`-th cell."""
 
-    masses: Float64[np.ndarray, "points"]
+    log_masses: Float64[np.ndarray, "points"]
     width: int
 
     def log_exponential(self, order: float) -> float:
         """Return log E[e^{order·cell}]."""
-        exponents = order * self.width * np.arange(len(self.masses))
-        largest = max(0.0, float(exponents[-1]))
-        return largest + math.log(float(self.masses @ np.exp(exponents - largest)))
+        exponents = self.log_masses + order * self.width * np.arange(len(self.log_masses))
+        largest = float(exponents.max())
+        return largest + math.log(float(np.exp(exponents - largest).sum()))
 
 
 def epsilon_on_grid(
@@ -218,7 +218,7 @@ def _epsilon(
     for _ in range(MOST_TILTS):
         tilted = [_tilt(grid, step, tilt) for grid in grids]
         log_moment = _sum(counts, (each.log_moment for each in tilted))
-        window = _window(tilted, counts)
+        window = _window(tilted, counts, delta, tilt * step)
         if window is None:
             return None
         low, size, tail = window
@@ -269,9 +269,15 @@ def _tilt(grid: _Grid, step: float, tilt: float) -> _Tilted:
     return _Tilted(masses / total, log_moment + ROUNDING * (abs(math.log(total)) + abs(shift) + 1))
 
 
-def _window(tilted: Sequence[_Tilted], counts: Sequence[int]) -> tuple[int, int, float] | None:
-    """Return the first cell of a window, its size, and the tilted mass above it at most; None if it is too large."""
-    variance, needed = _sum(counts, (each.variance for each in tilted)), -math.log(WINDOW_TAIL)
+def _window(
+    tilted: Sequence[_Tilted], counts: Sequence[int], delta: float, tilt: float
+) -> tuple[int, int, float] | None:
+    """Return the first cell of a window, its size, and the tilted mass above it at most; None if it is too large.
+
+    What lies five deviations above ε weighs e^{−θ · five deviations}. Where that is more than δ, less is left out.
+    """
+    variance = _sum(counts, (each.variance for each in tilted))
+    needed = -math.log(WINDOW_TAIL) + max(0.0, -math.log(delta) - 5 * tilt * math.sqrt(variance))
     most = sum(count * (len(each.masses) - 1) for each, count in zip(tilted, counts, strict=True))
     low, high = 0, most
     coarse = [each.coarse() for each in tilted]
@@ -279,7 +285,7 @@ def _window(tilted: Sequence[_Tilted], counts: Sequence[int]) -> tuple[int, int,
         up, down = (needed + _sum(counts, (each.log_exponential(sign * order) for each in coarse)) for sign in (1, -1))
         high, low = min(high, math.ceil(up / order)), max(low, math.floor(-down / order))
     size = int(cast(Any, next_fast_len)(high - low + 1, real=True))
-    return None if size > LARGEST_GRID else (low, size, 0.0 if high == most else WINDOW_TAIL)
+    return None if size > LARGEST_GRID else (low, size, 0.0 if high == most else math.exp(-needed))
 
 
 def _compose(
