@@ -144,11 +144,14 @@ def _pld_epsilon(parts: Parts, delta: float, by_rdp: float, order: float) -> flo
         return math.inf
     count = sum(count for _, count in parts)
     step = math.sqrt(12 * FIRST_GRID_ERROR * by_rdp / (count * order))
-    value, used = epsilon_on_grid(dict(parts), delta, step, order - 1)
-    while used == step and 0 < value < math.inf:
+    value = epsilon_on_grid(dict(parts), delta, step, order - 1)
+    while value is None:
+        step *= 2
+        value = epsilon_on_grid(dict(parts), delta, step, order - 1)
+    while 0 < value < math.inf:
         step, before = step / REFINEMENT, value
-        finer, used = epsilon_on_grid(dict(parts), delta, step, order - 1)
-        value = min(value, finer)
-        if before - finer < LEAST_GAIN * finer:
+        finer = epsilon_on_grid(dict(parts), delta, step, order - 1)
+        value = min(value, math.inf if finer is None else finer)
+        if before - value < LEAST_GAIN * value:
             break
     return value

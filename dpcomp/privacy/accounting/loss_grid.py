@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Complex128, Float64, Int64
 from scipy.fft import next_fast_len
 from scipy.special import ndtr, ndtri
 
@@ -18,11 +18,12 @@ LARGEST_LOSS = 600.0  # of a single release: its exponential must be a float
 END_SHARE = 1e-8  # of δ: what the cut ends of all releases together may add to it
 WINDOW_TAIL = 1e-6  # of the tilted mass: what may lie beyond each end of the window
 WINDOW_FACTORS = np.geomspace(0.01, 1.0, 10)  # of the best order for a normal law: those at which its ends are bounded
-COARSE = 2**11  # the cells of which bounds of the window are computed
+COARSE = 2**10  # cells on each side of the mean, and of points beyond them, of which the window is computed
 MOST_TILTS = 12
 WIDER_TILTS = 4.0 ** np.arange(5)  # times the tilt: those at which a moment may show that ε is small enough
 NO_MASS = -50.0  # the logarithm below which a Fourier coefficient is left out; it counts as rounding
-NEGLIGIBLE = 1e-2  # the share of δ that rounding in float64 may add, or extended precision is used
+NEGLIGIBLE = 1e-3  # the share of δ that a bound of rounding may add, or it is made smaller
+NEAR = 32  # cells on each side of the mean whose masses are transformed one by one where rounding counts
 ROUNDING = 10 * float(np.finfo(np.float64).eps)
 
 
@@ -55,35 +56,40 @@ class _Tilted:
     def coarse(self) -> "_Coarse":
         """Return a distribution on fewer points, of which bounds of exponential moments are soon computed.
 
-        Each mass moves to the two points around it such that its mean stays. An exponential is convex, so its moments
-        only grow.
+        Near the mean nothing changes. Each mass elsewhere moves to the two points around it such that its mean stays:
+        an exponential is convex, so its moments only grow.
         """
-        width = -(-len(self.masses) // COARSE)
-        masses = _padded(self.masses, width).reshape(-1, width)
-        to_next = masses @ (np.arange(width) / width)
-        points = np.append(np.maximum(masses.sum(axis=1) - to_next, 0.0), 0.0)
-        points[1:] += to_next
-        return _Coarse(np.log(points), width)
+        center = round(self.mean)
+        start, stop = max(0, center - COARSE), min(len(self.masses), center + COARSE)
+        cells, masses = [np.arange(start, stop)], [self.masses[start:stop]]
+        for first, part in ((0, self.masses[:start]), (stop, self.masses[stop:])):
+            width = -(-len(part) // COARSE)
+            if width:
+                blocks = _padded(part, width).reshape(-1, width)
+                to_next = blocks @ (np.arange(width) / width)
+                points = np.append(np.maximum(blocks.sum(axis=1) - to_next, 0.0), 0.0)
+                points[1:] += to_next
+                cells.append(first + width * np.arange(len(points)))
+                masses.append(points)
+        return _Coarse(np.concatenate(cells), np.log(np.concatenate(masses)))
 
 
 @dataclass(frozen=True, eq=False)
 class _Coarse:
-    """The logarithms of masses at each `width`-th cell."""
+    """Some cells, and the logarithms of their masses."""
 
+    cells: Int64[np.ndarray, "points"]
     log_masses: Float64[np.ndarray, "points"]
-    width: int
 
     def log_exponential(self, order: float) -> float:
         """Return log E[e^{order·cell}]."""
-        exponents = self.log_masses + order * self.width * np.arange(len(self.log_masses))
+        exponents = self.log_masses + order * self.cells
         largest = float(exponents.max())
         return largest + math.log(float(np.exp(exponents - largest).sum()))
 
 
-def epsilon_on_grid(
-    parts: Mapping[tuple[float, float], int], delta: float, step: float, tilt: float
-) -> tuple[float, float]:
-    """Return an upper bound of ε of Gaussians that were fixed in advance, and the step of the grid that gave it.
+def epsilon_on_grid(parts: Mapping[tuple[float, float], int], delta: float, step: float, tilt: float) -> float | None:
+    """Return an upper bound of ε of Gaussians that were fixed in advance.
 
     The loss of each release is moved to two neighbouring points of a grid, such that the pair of distributions on the
     grid dominates that of the release (Doroshenko et al. 2022, "Connect the Dots: Tighter Discrete Approximations of
@@ -103,26 +109,24 @@ def epsilon_on_grid(
     Args:
         parts: How many releases there are of each sampling rate in (0, 1] and noise multiplier above 0.
         delta: δ, in (0, 1).
-        step: The step of the grid; a larger one is taken where that would need more than `LARGEST_GRID` points.
+        step: The step of the grid.
         tilt: θ, which should be the order at which Rényi DP is best, less 1; another one is taken if it is far off.
 
     Returns:
-        ε, 0 or more, and the step. ε is infinity where the loss of a release is too large.
+        ε, 0 or more, infinity where the loss of a release is too large; or None if the grid needs too many points.
     """
     counts = list(parts.values())
     end = END_SHARE * delta / sum(counts)
     ranges = [_range(rate, noise, end) for rate, noise in parts]
     if any(low < -LARGEST_LOSS or high > LARGEST_LOSS for low, high in ranges):
-        return math.inf, step
-    step = max(step, max(high - low for low, high in ranges) / (LARGEST_GRID // len(parts) - 3))
-    while True:
-        grids = [_grids(rate, noise, step, end) for rate, noise in parts]
-        removed = _epsilon([grid for grid, _ in grids], counts, delta, step, tilt)
-        if removed is not None:
-            added = _epsilon([grid for _, grid in grids], counts, delta, step, tilt, least=removed)
-            if added is not None:
-                return max(removed, added), step
-        step *= 2
+        return math.inf
+    if sum(high - low for low, high in ranges) / step + 3 * len(parts) > LARGEST_GRID:
+        return None
+    grids = [_grids(rate, noise, step, end) for rate, noise in parts]
+    removed = _epsilon([grid for grid, _ in grids], counts, delta, step, tilt)
+    if removed is None:
+        return None
+    return _epsilon([grid for _, grid in grids], counts, delta, step, tilt, least=removed)
 
 
 def _range(rate: float, noise: float, end: float) -> tuple[float, float]:
@@ -229,11 +233,12 @@ def _epsilon(
             tilt *= 2.0
             continue
         allowed = math.exp(min(700.0, math.log(left) - scale))
-        for precision in (np.float64, np.longdouble):
-            composed, rounding = _compose(tilted, counts, low, size, precision)
-            offset = _offset(composed, allowed, step, tilt)
-            if rounding * math.exp(-tilt * offset) < NEGLIGIBLE * allowed * -math.expm1(-tilt * step):
-                break
+        powers = _power(tilted, counts, size)
+        offset = _offset(_inverse(powers, low, size), allowed, step, tilt)
+        # The bound of the rounding, added to all masses above ε, may be large beside the sum that is allowed.
+        if powers.rounding * math.exp(-tilt * offset) > NEGLIGIBLE * allowed * -math.expm1(-tilt * step):
+            powers = _precise_power(tilted, counts, size, powers.kept)
+            offset = _offset(_inverse(powers, low, size), allowed, step, tilt)
         if math.isfinite(offset):
             best = min(best, first + offset)
         if 0 < offset < math.inf or best <= 0:
@@ -288,28 +293,78 @@ def _window(
     return None if size > LARGEST_GRID else (low, size, 0.0 if high == most else math.exp(-needed))
 
 
-def _compose(
-    tilted: Sequence[_Tilted], counts: Sequence[int], low: int, size: int, precision: type[np.floating[Any]]
-) -> tuple[Float64[np.ndarray, "size"], float]:
-    """Return the composed masses in a window, each raised by a bound of its rounding; and that bound.
+@dataclass(frozen=True, eq=False)
+class _Power:
+    """The Fourier transform of composed masses on a circle of cells: `values` at the frequencies `kept`, elsewhere 0.
 
-    A coefficient of the Fourier transform of masses is rounded by less than 10·log₂ of the size units of rounding; its
-    power, by as much times the count; and the mean size of the powers bounds what that makes of a composed mass.
+    The composed masses begin at cell `shift`, and each is rounded by at most `rounding`.
     """
-    unit = max(float(np.finfo(precision).eps), math.exp(NO_MASS))
-    sizes, logs = np.zeros(size // 2 + 1), np.zeros(size // 2 + 1, np.result_type(precision, np.complex128))
+
+    kept: Int64[np.ndarray, "kept"]
+    values: Complex128[np.ndarray, "kept"]
+    shift: int
+    rounding: float
+
+
+def _power(tilted: Sequence[_Tilted], counts: Sequence[int], size: int) -> _Power:
+    """Return the transforms of the masses, to the power of their counts, multiplied.
+
+    A coefficient of a transform is rounded by at most some units of rounding times log₂ of the size; its power, by as
+    much times the count; and the mean size of the powers bounds what that makes of a composed mass.
+    """
+    sizes, logs = np.zeros(size // 2 + 1), np.zeros(size // 2 + 1, np.complex128)
     kept = np.arange(len(sizes))
     for each, count in zip(tilted, counts, strict=True):
-        transform = np.fft.rfft(_folded(each.masses, size).astype(precision))[kept]
+        transform = np.fft.rfft(_folded(each.masses, size))[kept]
         sizes[kept] += 0.5 * count * np.log(transform.real**2 + transform.imag**2)
         logs[kept] += count * np.log(transform)
         kept = kept[sizes[kept] > NO_MASS]
-    composed = np.zeros_like(logs)
-    composed[kept] = np.exp(logs[kept])
-    mean_size = 2 * float(np.exp(sizes[kept]).sum()) / size
-    rounding = 10 * unit * (math.log2(size) * (sum(counts) + 1) * mean_size + 1 / size)
-    masses = np.fft.irfft(composed, size).astype(np.float64)
-    return np.maximum(np.roll(masses, -(low % size)), 0.0) + rounding, rounding
+    values = np.exp(logs[kept])
+    rounding = ROUNDING * math.log2(size) * (sum(counts) + 1) * 2 * float(np.abs(values).sum()) / size
+    return _Power(kept, values, 0, rounding + math.exp(NO_MASS))
+
+
+def _precise_power(
+    tilted: Sequence[_Tilted], counts: Sequence[int], size: int, kept: Int64[np.ndarray, "kept"]
+) -> _Power:
+    """Return the same with less rounding, where the counts are large and so few frequencies are kept.
+
+    At such a frequency φ, the transform of masses m around a cell c is 1 + w up to the shift by c, with
+
+        w = Σ_j m_j · (e^{−iφ(j − c)} − 1),
+
+    of which the cells next to c are added up as they stand here, and only the others, which hold little mass, by FFT.
+    What is rounded is w instead of 1 + w, and log(1 + w) keeps its digits.
+    """
+    logs, rounded = np.zeros(len(kept), np.complex128), np.zeros(len(kept))
+    shift = 0
+    for each, count in zip(tilted, counts, strict=True):
+        center = round(each.mean)
+        near = slice(max(0, center - NEAR), min(len(each.masses), center + NEAR + 1))
+        others = each.masses.copy()
+        others[near] = 0.0
+        mass = float(others.sum())
+        turn = np.exp(2j * math.pi / size * (center * kept % size))
+        deviations = np.fft.rfft(_folded(others, size))[kept] * turn - mass
+        rounded += count * (mass * (math.log2(size) + 2))
+        for cell in range(near.start, near.stop):
+            angles = (2 * math.pi / size) * ((cell - center) * kept)
+            sines = np.sin(angles)
+            deviations += each.masses[cell] * (-2 * np.sin(0.5 * angles) ** 2 - 1j * sines)
+            rounded += count * each.masses[cell] * (np.abs(sines) + 2 * np.sin(0.5 * angles) ** 2)
+        logs += count * np.log1p(deviations)
+        shift += center * count
+    values = np.exp(logs)
+    rounding = ROUNDING * 2 * float(np.abs(values) @ (rounded + math.log2(size))) / size
+    return _Power(kept, values, shift, rounding + math.exp(NO_MASS))
+
+
+def _inverse(power: _Power, low: int, size: int) -> Float64[np.ndarray, "size"]:
+    """Return the composed masses in the window that begins at cell `low`, each raised by its rounding."""
+    spectrum = np.zeros(size // 2 + 1, np.complex128)
+    spectrum[power.kept] = power.values
+    masses = np.roll(np.fft.irfft(spectrum, size), -((low - power.shift) % size))
+    return np.maximum(masses, 0.0) + power.rounding
 
 
 def _folded(masses: Float64[np.ndarray, "points"], size: int) -> Float64[np.ndarray, "size"]:
