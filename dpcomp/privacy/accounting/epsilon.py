@@ -18,6 +18,7 @@ from dpcomp.privacy.accounting.renyi import ORDERS, rdp_curve
 FIRST_GRID_ERROR = 2e-3  # the share of ε that the first grid may add
 REFINEMENT = 4  # of the step; it makes a small error 16 times smaller, and one of a coarse grid 4 times
 LEAST_GAIN = 3e-3  # the share of ε that a refinement must gain, or no other one follows
+LARGEST_STEP = 0.02  # of a grid that may be the last, as a share of ε
 MOST_PARTS = 128  # that are composed on grids; more are rounded to fewer
 LARGEST_PLD_EPSILON = 10_000.0  # above it ε by RDP is the result: no grid is fine enough to improve it
 SMALLEST_PLD_DELTA = 1e-200  # below it likewise: floats end
@@ -135,7 +136,8 @@ def _pld_epsilon(parts: Parts, delta: float, by_rdp: float, order: float) -> flo
 
     Connecting the dots on a grid of step h adds about h²/12·order to ε a release (Doroshenko et al. 2022) as long as h
     is below the spread of a release's loss, and less than in proportion to h above. The first h follows from the RDP
-    value and its order. It shrinks until that gains next to nothing, so what is left to gain is less still.
+    value and its order. It shrinks until that gains next to nothing, so what is left to gain is less still; on a grid
+    of few points below ε a small gain would show nothing.
     """
     ((rate, noise), _), *others = parts
     if rate == 1 and not others:
@@ -152,6 +154,6 @@ def _pld_epsilon(parts: Parts, delta: float, by_rdp: float, order: float) -> flo
         step, before = step / REFINEMENT, value
         finer = epsilon_on_grid(dict(parts), delta, step, order - 1)
         value = min(value, math.inf if finer is None else finer)
-        if before - value < LEAST_GAIN * value:
+        if finer is None or (before - value < LEAST_GAIN * value and step < LARGEST_STEP * value):
             break
     return value
