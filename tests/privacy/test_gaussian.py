@@ -18,7 +18,7 @@ PIPELINE = dp.Pipeline(mechanism=(dp.Clip(C), dp.Gaussian(Z)))
 MASKED = dp.Pipeline(mechanism=(dp.RandomK(0.25), dp.Clip(C), dp.Gaussian(Z)))
 
 
-GOLDEN_NOISE = ["0x1.01eff00000000p-1", "0x1.0cce700000000p-1", "-0x1.7dab800000000p-1"]
+GOLDEN_NOISE = ["0x1.3393300000000p-1", "0x1.38e3000000000p-3", "-0x1.2a31000000000p-4"]
 GRID = 2.0**-1 * 2.0**-20  # of σ = 0.65
 
 
