@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dpcomp.privacy.trust import TrustModel as TrustModel
     from dpcomp.privacy.cost import Cost as Cost
     from dpcomp.privacy.guarantee import Guarantee as Guarantee
+    from dpcomp.privacy.plan import Plan as Plan
     from dpcomp.privacy.budget import Budget as Budget
     from dpcomp.privacy.ledger.ledger import Ledger as Ledger
     from dpcomp.privacy.ledger.ledger import Permit as Permit
@@ -91,6 +92,7 @@ _MODULES = {
     "TrustModel": "dpcomp.privacy.trust",
     "Cost": "dpcomp.privacy.cost",
     "Guarantee": "dpcomp.privacy.guarantee",
+    "Plan": "dpcomp.privacy.plan",
     "Budget": "dpcomp.privacy.budget",
     **dict.fromkeys(("Ledger", "Permit"), "dpcomp.privacy.ledger.ledger"),
     "LedgerMark": "dpcomp.privacy.ledger.ledger_file",

@@ -36,7 +36,7 @@ from dpcomp.privacy.batches import Batches
 from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_after, fold
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.factored_units import FactoredUnits
-from dpcomp.privacy.gaussian import on_public_grid, public_grid
+from dpcomp.privacy.gaussian import public_grid
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.ledger import Permit
 from dpcomp.privacy.traced_sum import is_traced
@@ -557,10 +557,9 @@ class Pipeline:
             raise
         vector, address, stddev = total.vector(), permit.address, self._noise_stddev
         if self._noise:
-            stream = secret.stream("noise", address.run, address.client, address.round, step)
-            vector = self._noise.add(vector, stream.standard_normal(len(vector)), self._noise_l2)
-        if stddev:
-            vector = on_public_grid(vector, stddev)
+            place = (address.run, address.client, address.round, step)
+            normal = secret.standard_normal(len(vector), "noise", *place)
+            vector = self._noise.release(vector, normal, self._noise_l2)
         update = Update(
             values=vector, layout=memory.layout, address=address, support=total.support, noise_stddev=stddev
         )

@@ -9,7 +9,7 @@ from dpcomp.audit.claims import AuditedClaim
 from dpcomp.audit.observations import Door, feature_matrix
 from dpcomp.audit.score import trained_test
 from dpcomp.core.checks import whole_number
-from dpcomp.privacy.epsilon import check_delta
+from dpcomp.privacy.accounting.epsilon import check_delta
 from dpcomp.privacy.guarantee import rounded_up
 
 CONFIDENCE = 1 - 1e-5  # with it, an audit of a right mechanism is a false alarm once in 100,000 audits, at most

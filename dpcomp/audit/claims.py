@@ -17,9 +17,9 @@ from jaxtyping import Float64
 from scipy.special import ndtr, ndtri
 
 from dpcomp.audit.bounds import Rates
+from dpcomp.privacy.accounting.epsilon import epsilon
+from dpcomp.privacy.accounting.events import composed, gaussians_in
 from dpcomp.privacy.cost import Cost
-from dpcomp.privacy.epsilon import epsilon
-from dpcomp.privacy.events import composed, gaussians_in
 from dpcomp.privacy.guarantee import Guarantee
 
 LARGEST_FACTOR = 2.0**10  # of the noise multiplier, up to which a bound is searched

@@ -2,16 +2,19 @@
 
 The two are different types, so that a mask can never share a stream with noise. Every stream is
 ChaCha20 (RFC 8439's cipher, 20 rounds) under a 256-bit key of its own, derived with BLAKE2b from the
-seed, the purpose, and the numbers that place it (run, client, round, step). The docstring of
-`dpcomp.Gaussian` says what a guarantee idealises of the draws.
+seed, the purpose, and the numbers that place it (run, client, round, step). Release noise is made of the cipher's
+words by `SecretSeed.standard_normal`, and all else, which is small, by NumPy's distributions over the cipher. The
+docstring of `dpcomp.Gaussian` says what a guarantee idealises of the draws.
 """
 
 import hashlib
 import os
 
 import numpy as np
+from jaxtyping import Float64
 from randomgen import ChaCha
 
+from dpcomp.core import normals
 from dpcomp.core.checks import whole_number
 
 
@@ -109,7 +112,7 @@ class SecretSeed:
         >>> import dpcomp as dp
         >>> dp.SecretSeed().seeded, dp.SecretSeed(7)
         (False, SecretSeed(<seeded>))
-        >>> dp.SecretSeed().stream("noise", 0).standard_normal(3).shape
+        >>> dp.SecretSeed().standard_normal(3, "noise", 0).shape
         (3,)
     """
 
@@ -127,11 +130,33 @@ class SecretSeed:
         """Return a NumPy generator for a purpose and a place; without a number, a fresh one at every call.
 
         Args:
-            purpose: What is drawn, such as `"noise"`.
+            purpose: What is drawn, such as `"sample"`.
             place: Numbers from 0 below 2¹²⁸ that tell the streams of one purpose apart: run, client, round, step.
         """
+        return _generator(self._key(b"dpcomp secret", purpose, place))
+
+    def standard_normal(self, count: int, purpose: str, *place: int) -> Float64[np.ndarray, "count"]:
+        """Draw release noise for a purpose and a place; without a number, fresh noise at every call.
+
+        The key is another one than that of `stream` at the same purpose and place.
+        `dpcomp.core.normals.standard_normal` says how the numbers are made and how exact they are.
+
+        Args:
+            count: The number of draws, from 0 to 2³⁴.
+            purpose: What is drawn, such as `"noise"`.
+            place: Numbers from 0 below 2¹²⁸ that tell the draws of one purpose apart: run, client, round, step.
+
+        Returns:
+            (count,) independent numbers of N(0, 1) in float64.
+
+        Raises:
+            ValueError: `count` is larger than a key's stream.
+        """
+        return normals.standard_normal(self._key(b"dpcomp normals", purpose, place), count)
+
+    def _key(self, domain: bytes, purpose: str, place: tuple[int, ...]) -> int:
         seed = os.urandom(32) if self._seed is None else self._seed
-        return _generator(_key(b"dpcomp secret", seed, purpose, place))
+        return _key(domain, seed, purpose, place)
 
     def __repr__(self) -> str:
         return "SecretSeed(<seeded>)" if self.seeded else "SecretSeed()"

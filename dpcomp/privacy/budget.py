@@ -10,8 +10,9 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
     DpEvent,
 )
 
-from dpcomp.privacy.epsilon import check_delta, epsilon, rdp_epsilon
-from dpcomp.privacy.events import MOST_STEPS, composed
+from dpcomp.privacy.accounting.epsilon import check_delta, epsilon, rdp_epsilon
+from dpcomp.privacy.accounting.events import MOST_STEPS, composed
+from dpcomp.privacy.plan import Plan
 
 GROWTH = 1.05  # the full rule usually allows less than this times the steps that RDP allows
 
@@ -67,6 +68,15 @@ class Budget:
         mixed = ComposedDpEvent([composed(event, steps) for event, steps in spent.items()])
         return epsilon(mixed, self.delta, adaptive=True)[0] <= self.epsilon
 
+    def allows_planned(self, plan: Plan, steps: int) -> bool:
+        """Return whether the first releases of a plan, which compose like a fixed schedule, are within the budget.
+
+        Args:
+            plan: The plan.
+            steps: How many of its releases, from 0 to `plan.steps`.
+        """
+        return steps <= _admissible_steps_of_plan(plan, self)
+
 
 def _check_epsilon(value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -93,6 +103,20 @@ def admissible_steps(event: DpEvent, budget: Budget) -> int:
     if safe == MOST_STEPS:
         return safe
     return _largest_within(by_guarantee, budget.epsilon, safe, max(safe + 1, math.ceil(GROWTH * safe)))
+
+
+@lru_cache(maxsize=64)
+def _admissible_steps_of_plan(plan: Plan, budget: Budget) -> int:
+    """Return the largest number of first releases of a plan whose ε is within the budget."""
+
+    def by_guarantee(steps: int) -> float:
+        return epsilon(
+            ComposedDpEvent([composed(cost.event, count) for cost, count in plan.first(steps)]), budget.delta
+        )[0]
+
+    if by_guarantee(plan.steps) <= budget.epsilon:
+        return plan.steps
+    return _largest_within(by_guarantee, budget.epsilon, 0, plan.steps)
 
 
 def _largest_within(cost: Callable[[int], float], limit: float, low: int, high: int) -> int:

@@ -6,9 +6,9 @@ from functools import cache
 from typing import TypeVar
 
 from dpcomp.core.checks import real_number
+from dpcomp.privacy.accounting.epsilon import rdp_epsilon
+from dpcomp.privacy.accounting.events import composed
 from dpcomp.privacy.cost import HasCost
-from dpcomp.privacy.epsilon import rdp_epsilon
-from dpcomp.privacy.events import composed
 
 Pipeline = TypeVar("Pipeline", bound=HasCost)
 

@@ -9,8 +9,8 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
     DpEvent,
 )
 
-from dpcomp.privacy.epsilon import epsilon
-from dpcomp.privacy.events import composed
+from dpcomp.privacy.accounting.epsilon import epsilon
+from dpcomp.privacy.accounting.events import composed
 from dpcomp.privacy.guarantee import Guarantee, delta_note, warn_of_delta
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
 
@@ -86,18 +86,21 @@ def guarantee_of(
     delta: float,
     *,
     population: int | None = None,
+    planned: bool = False,
     seeded: bool = False,
     assumed: Iterable[str] = (),
 ) -> Guarantee:
     """Return the guarantee of several charges against the same data.
 
-    Charges for a single event compose as a schedule that was fixed in advance. Different events may have been chosen
-    from released results, so they are accounted by a Rényi filter (Feldman & Zrnic 2021, Thm 4.3).
+    Charges for a single event compose as a schedule that was fixed in advance, and so do those of a plan. Other
+    charges for different events may have been chosen from released results, so they are accounted by a Rényi filter
+    (Feldman & Zrnic 2021, Thm 4.3).
 
     Args:
         charges: (cost, steps) pairs, at least one pair; all have the same unit and trust.
         delta: δ, in (0, 1).
         population: The public number of units N; the guarantee then says whether δ is below 1/N.
+        planned: Whether the charges, with their order, were fixed before the first of them.
         seeded: Whether noise was drawn from a number, which somebody may know.
         assumed: What else those who released assumed, in clauses to print.
 
@@ -111,7 +114,7 @@ def guarantee_of(
     steps_of: dict[DpEvent, int] = {}
     for cost, steps in charges:
         steps_of[cost.event] = steps_of.get(cost.event, 0) + steps
-    first, adaptive = charges[0][0], len(steps_of) > 1
+    first, adaptive = charges[0][0], len(steps_of) > 1 and not planned
     parts = [composed(event, steps) for event, steps in steps_of.items()]
     value, accountant = epsilon(parts[0] if len(parts) == 1 else ComposedDpEvent(parts), delta, adaptive=adaptive)
     warn_of_delta(delta, population)

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 from dp_accounting import GaussianDpEvent  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64
 
 from dpcomp.core.checks import real_number
 from dpcomp.core.errors import NotPrivate
 from dpcomp.privacy.claim import ROUNDING, Bounded, Claim, Released, Unbounded
 
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-9, 1e9  # beyond, no accountant's arithmetic is sound
+BLOCK = 2**14  # coordinates that are released at a time: their temporary arrays stay in the processor's cache
 GRID_BITS = 20  # the public grid is about the noise's standard deviation times 2^-20
 SMALLEST_STDDEV, LARGEST_STDDEV = 2.0**-106, 2.0**100  # float32 holds the grid, and sums far beyond the noise
 
@@ -30,13 +31,14 @@ class Gaussian:
     is the Gaussian mechanism with noise multiplier z/(1 + 10⁻⁵), and its event says so. On a support that was chosen
     from private data it has no guarantee (PRIVACY_RULES 1, 2 and 4).
 
-    **What is idealised.** The proof is about real numbers and exact Gaussians. The noise is drawn in float64 by NumPy's
-    ziggurat, whose values have 53 bits and end near 13.7·z·C or sooner, from a stream of ChaCha20 (RFC 8439), which is
-    pseudorandom: the guarantee is against observers who cannot break it. The low bits of such sums can depend on the
-    data (Mironov 2012, "On Significance of the Least Significant Bits for Differential Privacy"; Haney et al. 2022,
-    "Precision-based Attacks and Interval Refining"). Rounding to a grid far above those bits removes what these attacks
-    read, and adds a variance below 10⁻¹³ of the noise's (PRIVACY_RULES hazard 42); it does not make the sampler exact,
-    as the discrete Gaussian is (Canonne, Kamath & Steinke 2020). The time that the draw takes is not hidden.
+    **What is idealised.** The proof is about real numbers and exact Gaussians. The noise is drawn in float64 from a
+    stream of ChaCha20 (RFC 8439), which is pseudorandom: the guarantee is against observers who cannot break it. Its
+    tail is not cut, and its values are exact but for rounding to about 50 bits
+    (`dpcomp.core.normals.standard_normal`). The low bits of such sums can depend on the data (Mironov 2012, "On
+    Significance of the Least Significant Bits for Differential Privacy"; Haney et al. 2022, "Precision-based Attacks
+    and Interval Refining"). Rounding to a grid far above those bits removes what these attacks read, and adds a
+    variance below 10⁻¹³ of the noise's (PRIVACY_RULES hazard 42); it does not make the sampler exact, as the discrete
+    Gaussian is (Canonne, Kamath & Steinke 2020). The time that the draw takes is not hidden.
 
     Args:
         noise_multiplier: z, the noise's standard deviation ÷ C, from 10⁻⁹ to 10⁹; 0 inside `dp.unsafe` alone.
@@ -96,6 +98,26 @@ class Gaussian:
         """
         return total + (self.noise_multiplier * l2) * standard_normal
 
+    def release(
+        self, total: Float64[np.ndarray, "k"], standard_normal: Float64[np.ndarray, "k"], l2: float
+    ) -> Float32[np.ndarray, "k"]:
+        """Return total + z·l2·noise, rounded to the public grid and then to float32.
+
+        Args:
+            total: The (k,) sum.
+            standard_normal: (k,) independent draws of N(0, 1).
+            l2: The sum's L2 sensitivity.
+
+        Raises:
+            ValueError: z·l2 is neither 0 nor a standard deviation that float32 releases can hold.
+        """
+        released, stddev = np.empty(len(total), np.float32), self.noise_multiplier * l2
+        for start in range(0, len(total), BLOCK):
+            part = slice(start, start + BLOCK)
+            noised = self.add(total[part], standard_normal[part], l2)
+            released[part] = on_public_grid(noised, stddev) if stddev else noised
+        return released
+
 
 def public_grid(stddev: float) -> float:
     """Return the step of the grid of released values: the largest power of two up to stddev, times 2⁻²⁰.
@@ -128,4 +150,8 @@ def on_public_grid(values: Float64[np.ndarray, "k"], stddev: float) -> Float64[n
         ValueError: As `public_grid` does.
     """
     step = public_grid(stddev)
-    return np.rint(values / step) * step + 0.0  # + 0.0 makes -0.0, the negative half of a cell, to 0.0
+    on_grid = values * (1 / step)  # exact, as both are powers of two
+    np.rint(on_grid, out=on_grid)
+    on_grid *= step
+    on_grid += 0.0  # makes -0.0, the negative half of a cell, to 0.0
+    return on_grid

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
 from dpcomp.core.errors import DpcompWarning
-from dpcomp.privacy.epsilon import check_delta
+from dpcomp.privacy.accounting.epsilon import check_delta
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
 
 

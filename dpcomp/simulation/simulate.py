@@ -16,7 +16,7 @@ from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
-from dpcomp.privacy.epsilon import check_delta
+from dpcomp.privacy.accounting.epsilon import check_delta
 from dpcomp.simulation.faulty_network import Faults
 from dpcomp.simulation.participation import refuse_second_sampling
 from dpcomp.simulation.partition import IID, Partition

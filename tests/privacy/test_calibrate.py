@@ -2,6 +2,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.privacy.cost import Cost
+from tests.cpu_time import cpu_loops
 
 
 def noise_first(rate):
@@ -48,3 +49,15 @@ def test_a_pipeline_that_no_noise_can_save_is_named():
 
     with pytest.raises(ValueError, match="no noise multiplier"):
         dp.calibrate(unsafe, epsilon=1.0, delta=1e-5, steps=10)
+
+
+@pytest.mark.parametrize(("rate", "steps", "epsilon"), [(0.02, 300, 4.0), (0.00107, 347, 0.72), (0.25, 150, 8.0)])
+def test_one_percent_less_noise_breaks_the_target(rate, steps, epsilon):
+    noise = dp.calibrate(noise_first(rate), epsilon=epsilon, delta=1e-5, steps=steps).stages[1].noise_multiplier
+    assert noise_first(rate)(0.99 * noise).guarantee(steps, 1e-5).epsilon > epsilon
+
+
+def test_a_calibration_takes_a_fraction_of_a_second():
+    with cpu_loops() as loops:
+        dp.calibrate(noise_first(0.00107), epsilon=0.72, delta=1.1e-5, steps=347)
+    assert loops.count < 60  # six on an idle core

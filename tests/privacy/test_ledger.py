@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.privacy.cost import guarantee_of
 from tests.cpu_time import cpu_loops
 
 PIPELINE = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))
@@ -481,3 +482,25 @@ def test_a_forked_child_can_not_use_the_ledger_of_its_parent(tmp_path):
     assert done.stdout == "refused\n" * 4 + "1\n", done.stderr
     assert len(dp.Ledger.read(path).entries) == 2
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("events", [1, 2])
+def test_the_guarantee_of_many_clients_takes_little_more_than_that_of_one(events):
+    """Sixty clients that took part in different numbers of rounds, and thousands of alike histories."""
+    kinds = [
+        dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(2.0 + kind)), sampling=dp.Poisson(0.05)) for kind in (0, 1)
+    ]
+    ledger = dp.Ledger()
+    for client in range(60):
+        for kind in range(events):
+            ledger.charge(kinds[kind].cost, dp.Address(0, client, kind), 100 + (client if kind == 0 else 59 - client))
+    for client in range(60, 1000):
+        ledger.charge(kinds[0].cost, dp.Address(0, client, 0), 50 + client % 7)
+    with cpu_loops() as loops:
+        guarantee = ledger.guarantee(1e-5)
+    assert loops.count < 30  # two on an idle core
+    alone = [guarantee_of([(kinds[0].cost, 159)], 1e-5)] if events == 1 else []
+    alone = alone or [
+        guarantee_of([(kinds[0].cost, 100 + client), (kinds[1].cost, 159 - client)], 1e-5) for client in range(60)
+    ]
+    assert guarantee == max(alone, key=lambda each: each.epsilon)

@@ -8,8 +8,8 @@ import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 
 import dpcomp as dp
-from dpcomp.privacy.epsilon import epsilon
-from dpcomp.privacy.events import composed
+from dpcomp.privacy.accounting.epsilon import epsilon
+from dpcomp.privacy.accounting.events import composed
 
 Z, D = 1.1, 400
 GAUSSIAN = (dp.Clip(1.0), dp.Gaussian(Z))

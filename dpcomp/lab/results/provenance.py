@@ -13,7 +13,10 @@ from typing import Any
 import dpcomp
 from dpcomp.lab.results.results_file import Report
 
-LIBRARIES = ("dpcomp", "torch", "opacus", "numpy", "scipy", "dp-accounting", "constriction", "randomgen")
+LIBRARIES = (
+    *("dpcomp", "torch", "opacus", "numpy", "scipy"),
+    *("dp-accounting", "constriction", "cryptography", "randomgen"),
+)
 CODE = "*.py"  # a config, an own part and data have their place in the result itself
 
 

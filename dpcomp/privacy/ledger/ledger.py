@@ -4,7 +4,6 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,21 +12,24 @@ from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.database import Database, create_database, look_at_database, memory_database, open_database
 from dpcomp.core.errors import BudgetExhausted, DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
+from dpcomp.privacy.accounting.events import MOST_STEPS
 from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost
-from dpcomp.privacy.events import MOST_STEPS
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.ledger_file import KIND, LedgerMark, append, digest_at, read_entries, read_head, write_head
 from dpcomp.privacy.ledger.ledger_record import (
-    CostText,
+    History,
     LedgerEntry,
     LedgerRecord,
     cost_as_text,
     cost_from_text,
-    guarantee_of_spent,
+    guarantee_of_histories,
+    plan_as_text,
+    plan_from_text,
     steps_of_events,
     utc,
 )
+from dpcomp.privacy.plan import Plan
 
 
 class Permit:
@@ -116,15 +118,17 @@ class Ledger:
 
     A durable ledger can be open in a single process at a time. No checkpoint holds it, so restoring a checkpoint takes
     no charge back; and a checkpoint holds the ledger's `mark`, so that a restored ledger is refused. A budget is stored
-    with the charges and cannot be changed; a charge that would exceed it for a client is refused.
+    with the charges and cannot be changed; a charge that would exceed it for a client is refused. A plan is stored
+    before the first charge: charges for different events compose as a fixed schedule as long as they follow it.
 
     Args:
         path: The file of an existing ledger; None keeps a new ledger in memory.
         budget: The largest (ε, δ) of each client; None for no limit, or for the budget that the file holds.
+        plan: What each client will release; None for no plan, or for the plan that the file holds.
 
     Raises:
         DpcompError: No file is there, it cannot be opened, is open in another process, is not a ledger, has another
-            format number or another budget, or an entry of it was changed or deleted.
+            format number, budget or plan, or an entry of it was changed or deleted.
         BudgetExhausted: A client has spent more than the budget already.
 
     Examples:
@@ -137,20 +141,36 @@ class Ledger:
         ε ≤ 2.34 at δ = 1e-05 · one example, add/remove · Poisson 0.1 × 100 · ...
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, budget: Budget | None = None):
-        _check_budget(budget)
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, budget: Budget | None = None, *, plan: Plan | None = None
+    ):
+        _check(budget, plan)
         if path is None:
-            self._start(memory_database(KIND, lambda connection: write_head(connection, research=True)), budget)
+            self._start(memory_database(KIND, lambda connection: _fill(connection, True, plan, ":memory:")), budget)
         else:
             self._start(open_database(path, KIND), budget)
+            if plan not in (None, self.plan):
+                self.close()
+                raise DpcompError(
+                    f"{self} has {self.plan or 'no plan'}, not {plan}: a plan is recorded when a ledger is created, "
+                    "dp.Ledger.create(path, plan=plan), and never changed"
+                )
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], budget: Budget | None = None, *, research: bool = False) -> "Ledger":
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        budget: Budget | None = None,
+        *,
+        plan: Plan | None = None,
+        research: bool = False,
+    ) -> "Ledger":
         """Create a durable ledger, which this process alone may read and write.
 
         Args:
             path: The file, in a folder that exists.
             budget: The largest (ε, δ) of each client; None for no limit.
+            plan: What each client will release, fixed now; None for no plan.
             research: Whether noise from a numbered `SecretSeed`, which can be repeated, may be charged to it.
 
         Returns:
@@ -170,10 +190,10 @@ class Ledger:
             ...         ledger.guarantee(delta=1e-5).steps
             1
         """
-        _check_budget(budget)
+        _check(budget, plan)
 
         def fill(connection: sqlite3.Connection) -> None:
-            write_head(connection, research)
+            _fill(connection, research, plan, str(path))
             if budget is not None:
                 mark = read_head(connection, str(path)).mark
                 append(connection, str(path), mark, "budgets", budget.epsilon, budget.delta)
@@ -206,7 +226,7 @@ class Ledger:
             >>> record.mark == ledger.mark, record.entries[0].address
             (True, Address(run=0, client=7, round=0))
         """
-        name, budget, seeded = str(Path(path)), None, False
+        name, budget, plan, seeded = str(Path(path)), None, None, False
         assumed: list[str] = []
         entries: list[LedgerEntry] = []
         with look_at_database(path, KIND) as connection:
@@ -225,11 +245,14 @@ class Ledger:
                     budget = Budget(*map(float, fields))
                 elif table == "assumed":
                     assumed.append(str(fields[0]))
+                elif table == "plans":
+                    plan = plan_from_text(str(fields[0]))
                 else:
                     seeded = True
         return LedgerRecord(
             name=name,
             budget=budget,
+            plan=plan,
             research=head.research,
             seeded=seeded,
             assumed=tuple(assumed),
@@ -241,9 +264,9 @@ class Ledger:
         self._database, self._lock, self._token = database, threading.Lock(), object()
         self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
         self._seeded: set[tuple[str, int]] = set()  # (run, client) whose noise was drawn from a number
-        self._spent: dict[int, Counter[CostText]] = {}
+        self._histories: dict[int, History] = {}
         self._assumed: list[str] = []
-        self.budget = None
+        self.budget, self.plan = None, None
         try:
             with database.reading() as connection:
                 self._head = read_head(connection, database.name)
@@ -251,12 +274,14 @@ class Ledger:
                 for table, _, fields in read_entries(connection, database.name):
                     if table == "charges":
                         _, client, _, steps, event, basis = fields
-                        spent = self._spent.setdefault(int(client), Counter())
-                        spent[str(event), str(basis)] += int(steps)
+                        charge = (str(event), str(basis))
+                        self._histories[int(client)] = self._history(int(client)).charged(charge, int(steps), self.plan)
                     elif table == "budgets":
                         self.budget = Budget(*map(float, fields))
                     elif table == "assumed":
                         self._assumed.append(str(fields[0]))
+                    elif table == "plans":
+                        self.plan = plan_from_text(str(fields[0]))
                     else:
                         self._seeded.add((str(fields[0]), int(fields[1])))
             self._keep_budget(budget)
@@ -336,12 +361,12 @@ class Ledger:
                     "round, or, for the data of another client, use that client's number. To compare pipelines on the "
                     "same data, give each a fresh dp.Ledger()"
                 )
-            spent = self._spent.get(address.client, Counter()) + Counter({charged: steps})
-            self._refuse_beyond_budget(address, spent)
+            history = self._history(address.client).charged(charged, steps, self.plan)
+            self._refuse_beyond_budget(address, history)
             row = (str(address.run), address.client, address.round, steps, *charged)
             with self._database.changing() as connection:
                 mark = append(connection, self._database.name, self._mark, "charges", *row)
-            self._spent[address.client], self._mark = spent, mark
+            self._histories[address.client], self._mark = history, mark
             permit = Permit(self, address, cost, steps, self._token)
             self._permits.add(permit)
         return permit
@@ -367,8 +392,10 @@ class Ledger:
         """
         self._database.refuse_other_process()
         with self._lock:
-            spent, seeded, assumed = dict(self._spent), bool(self._seeded), tuple(self._assumed)
-        return guarantee_of_spent(spent, delta, population=population, seeded=seeded, assumed=assumed)
+            histories, seeded, assumed = list(self._histories.values()), bool(self._seeded), tuple(self._assumed)
+        return guarantee_of_histories(
+            histories, delta, self.plan, population=population, seeded=seeded, assumed=assumed
+        )
 
     def refuse_seed(self, secret: SecretSeed) -> None:
         """Refuse a seed with a number, unless this ledger is for research.
@@ -439,24 +466,33 @@ class Ledger:
             raise DpcompError(
                 f"{self} has {self.budget}, not {budget}: a budget is never changed; create another ledger"
             )
-        for client, spent in self._spent.items():
-            if not budget.allows(steps_of_events(spent)):
+        for client, history in self._histories.items():
+            if not self._within(budget, history):
                 raise BudgetExhausted(f"{self}: client {client} has spent more than {budget} already")
         with self._database.changing() as connection:
             mark = append(connection, self._database.name, self._mark, "budgets", budget.epsilon, budget.delta)
         self.budget, self._mark = budget, mark
 
-    def _refuse_beyond_budget(self, address: Address, spent: Counter[CostText]) -> None:
-        if self.budget is not None and not self.budget.allows(steps_of_events(spent)):
+    def _history(self, client: int) -> History:
+        return self._histories.get(client) or History.begin(self.plan)
+
+    def _within(self, budget: Budget, history: History) -> bool:
+        if self.plan is not None and history.followed is not None:
+            return budget.allows_planned(self.plan, history.followed)
+        return budget.allows(steps_of_events(history.spent))
+
+    def _refuse_beyond_budget(self, address: Address, history: History) -> None:
+        if self.budget is not None and not self._within(self.budget, history):
+            steps = sum(history.spent.values())
             raise BudgetExhausted(
-                f"charging {address} would take client {address.client} to {sum(spent.values())} steps, beyond "
+                f"charging {address} would take client {address.client} to {steps} steps, beyond "
                 f"{self.budget}: nothing was charged. Stop here, charge fewer steps, or add more noise"
             )
 
     def _refuse_other_unit_or_trust(self, cost: Cost) -> None:
-        if not self._spent:
+        if not self._histories:
             return
-        held = cost_from_text(*next(iter(next(iter(self._spent.values())))))
+        held = cost_from_text(*next(iter(next(iter(self._histories.values())).spent)))
         if held.trust_model != cost.trust_model:
             raise ValueError(
                 f"{self} holds charges for unit={held.unit!r} with trust={held.trust!r}; this charge is for "
@@ -464,5 +500,13 @@ class Ledger:
             )
 
 
-def _check_budget(budget: object) -> None:
+def _check(budget: object, plan: object) -> None:
     check_type(budget, (Budget, type(None)), f"budget={budget!r}: give a dp.Budget(epsilon, delta), or None")
+    check_type(plan, (Plan, type(None)), f"plan={plan!r}: give a dp.Plan([(cost, steps), ...]), or None")
+
+
+def _fill(connection: sqlite3.Connection, research: bool, plan: Plan | None, name: str) -> None:
+    """Write the head of a new ledger, and the plan."""
+    write_head(connection, research)
+    if plan is not None:
+        append(connection, name, read_head(connection, name).mark, "plans", plan_as_text(plan))

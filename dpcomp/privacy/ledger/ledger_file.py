@@ -13,7 +13,7 @@ from typing import Literal
 from dpcomp.core.database import DatabaseKind
 from dpcomp.core.errors import DpcompError
 
-FORMAT = 3  # of the file: SQLite's user_version
+FORMAT = 4  # of the file: SQLite's user_version
 
 _APPEND_ONLY = "SELECT RAISE(ABORT, 'a ledger is append-only')"
 _TABLES = (
@@ -35,13 +35,18 @@ _TABLES = (
     """CREATE TABLE assumed (
     number INTEGER PRIMARY KEY, time INTEGER NOT NULL, clause TEXT NOT NULL, digest TEXT NOT NULL
 )""",
+    """CREATE TABLE plans (
+    number INTEGER PRIMARY KEY, time INTEGER NOT NULL, releases TEXT NOT NULL, digest TEXT NOT NULL
+)""",
 )
-# REPLACE deletes without a DELETE trigger, so an insert is checked too: by its number, and what must occur once.
+# REPLACE deletes without a DELETE trigger, so an insert is checked too: by its number, and what must occur once. A plan
+# comes before any charge.
 _OCCURS = {
     "charges": "SELECT 1 FROM charges WHERE (run, client, round) = (NEW.run, NEW.client, NEW.round)",
     "budgets": "SELECT 1 FROM budgets",
     "seeded": "SELECT 1 FROM seeded WHERE (run, client) = (NEW.run, NEW.client)",
     "assumed": "SELECT 1 FROM assumed WHERE clause = NEW.clause",
+    "plans": "SELECT 1 FROM plans UNION ALL SELECT 1 FROM charges",
 }
 _TRIGGERS = (
     *(
@@ -70,13 +75,14 @@ KIND = DatabaseKind(
 )
 
 _ENCODE = json.JSONEncoder(default=repr).encode  # one for all: json.dumps would make an encoder for each entry
-Table = Literal["charges", "budgets", "seeded", "assumed"]
+Table = Literal["charges", "budgets", "seeded", "assumed", "plans"]
 Value = str | int | float
 _FIELDS: dict[Table, str] = {
     "charges": "run, client, round, steps, event, basis",
     "budgets": "epsilon, delta",
     "seeded": "run, client",
     "assumed": "clause",
+    "plans": "releases",
 }
 
 
@@ -87,7 +93,7 @@ class LedgerMark:
     The two ends keep a mark in each checkpoint, so that a ledger which is older than the checkpoint is refused.
 
     Args:
-        count: The number of entries: charges, the budget, notes of seeded noise and of assumptions.
+        count: The number of entries: charges, the budget, the plan, notes of seeded noise and of assumptions.
         digest: 32 hexadecimal digits, which depend on the ledger's random identity and on all these entries.
     """
 

@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -13,14 +13,45 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
 )
 
 from dpcomp.core.address import Address
+from dpcomp.privacy.accounting.events import read_event, write_event
 from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost, guarantee_of
-from dpcomp.privacy.events import read_event, write_event
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.ledger_file import LedgerMark
+from dpcomp.privacy.plan import Plan
 
 CostText = tuple[str, str]  # a cost as two columns of a row: its event; and its basis, which is all else
-Spent = Mapping[int, Mapping[CostText, int]]  # client → cost → steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What a client has spent, and how far it has followed its plan.
+
+    Attributes:
+        spent: The steps at each cost.
+        followed: How many steps of the plan are done; None if there is no plan, or a charge departed from it.
+    """
+
+    spent: Mapping[CostText, int] = field(default_factory=Counter[CostText])
+    followed: int | None = None
+
+    @staticmethod
+    def begin(plan: Plan | None) -> "History":
+        """Return the history of a client that has spent nothing."""
+        return History(followed=None if plan is None else 0)
+
+    def charged(self, charge: CostText, steps: int, plan: Plan | None) -> "History":
+        """Return the history after a charge.
+
+        Args:
+            charge: What each release costs.
+            steps: The number of releases, 1 or more.
+            plan: The ledger's plan, if it has one.
+        """
+        followed = None
+        if plan is not None and self.followed is not None:
+            followed = plan.after(self.followed, cost_from_text(*charge), steps)
+        return History(spent=Counter(self.spent) + Counter({charge: steps}), followed=followed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +78,7 @@ class LedgerRecord:
     Attributes:
         name: The ledger's path.
         budget: The largest (ε, δ) of each client; None for no limit.
+        plan: What each client was to release, as it was recorded before the first charge; None if nothing was.
         research: Whether noise from numbered seeds may be charged.
         seeded: Whether noise from a numbered seed was charged.
         assumed: What those who released assumed, in clauses.
@@ -56,6 +88,7 @@ class LedgerRecord:
 
     name: str
     budget: Budget | None
+    plan: Plan | None
     research: bool
     seeded: bool
     assumed: tuple[str, ...]
@@ -73,23 +106,36 @@ class LedgerRecord:
             TypeError: `delta` is not a number.
             ValueError: `delta` or `population` lies outside its range.
         """
-        spent: dict[int, Counter[CostText]] = {}
+        histories: dict[int, History] = {}
         for entry in self.entries:
-            spent.setdefault(entry.address.client, Counter())[cost_as_text(entry.cost)] += entry.steps
-        return guarantee_of_spent(spent, delta, population=population, seeded=self.seeded, assumed=self.assumed)
+            before = histories.get(entry.address.client, History.begin(self.plan))
+            histories[entry.address.client] = before.charged(cost_as_text(entry.cost), entry.steps, self.plan)
+        return guarantee_of_histories(
+            histories.values(), delta, self.plan, population=population, seeded=self.seeded, assumed=self.assumed
+        )
 
     def __repr__(self) -> str:
         return f"LedgerRecord({self.name!r}, {len(self.entries)} charges)"
 
 
-def guarantee_of_spent(
-    spent: Spent, delta: float, *, population: int | None, seeded: bool, assumed: tuple[str, ...]
+def guarantee_of_histories(
+    histories: Iterable[History],
+    delta: float,
+    plan: Plan | None,
+    *,
+    population: int | None,
+    seeded: bool,
+    assumed: tuple[str, ...],
 ) -> Guarantee:
-    """Return the guarantee of what each client has spent: the largest over clients, whose data are disjoint.
+    """Return the guarantee of what clients have spent: the largest over clients, whose data are disjoint.
+
+    ε grows with each number of steps, so it is computed for histories alone of which no other has as many steps of
+    each event.
 
     Args:
-        spent: The steps at each cost, for each client.
+        histories: The history of each client.
         delta: δ, in (0, 1).
+        plan: The ledger's plan, if it has one.
         population: The public number of units N; the guarantee then says whether δ is below 1/N.
         seeded: Whether noise was drawn from a number, which somebody may know.
         assumed: What those who released assumed, in clauses.
@@ -98,22 +144,32 @@ def guarantee_of_spent(
         TypeError: `delta` is not a number.
         ValueError: `delta` or `population` lies outside its range.
     """
-    if not spent:
-        # Zero steps of any event cost nothing, but a guarantee has to name a unit and a trust.
-        nothing = Cost(event=NonPrivateDpEvent(), unit="example", trust="nobody", sampling="none")
-        return nothing.guarantee(0, delta, population=population)
-    histories = {tuple(steps_of.items()) for steps_of in spent.values()}
+    followed, spent = 0, dict[frozenset[tuple[CostText, int]], Mapping[CostText, int]]()
+    for history in histories:
+        if history.followed is None:
+            spent[frozenset(history.spent.items())] = history.spent
+        else:
+            followed = max(followed, history.followed)
+    planned = [] if plan is None or not followed else [(plan.first(followed), True)]
+    others = [([(cost_from_text(*text), n) for text, n in each.items()], False) for each in _largest(spent.values())]
     guarantees = [
-        guarantee_of(
-            [(cost_from_text(*text), steps) for text, steps in history],
-            delta,
-            population=population,
-            seeded=seeded,
-            assumed=assumed,
-        )
-        for history in histories
+        guarantee_of(charges, delta, population=population, planned=is_planned, seeded=seeded, assumed=assumed)
+        for charges, is_planned in (*planned, *others)
     ]
-    return max(guarantees, key=lambda guarantee: guarantee.epsilon)
+    if guarantees:
+        return max(guarantees, key=lambda guarantee: guarantee.epsilon)
+    # Zero steps of any event cost nothing, but a guarantee has to name a unit and a trust.
+    nothing = Cost(event=NonPrivateDpEvent(), unit="example", trust="nobody", sampling="none")
+    return nothing.guarantee(0, delta, population=population)
+
+
+def _largest(spent: Iterable[Mapping[CostText, int]]) -> list[Mapping[CostText, int]]:
+    """Return those of which no other one has as many steps at each cost."""
+    largest: list[Mapping[CostText, int]] = []
+    for here in sorted(spent, key=lambda each: sum(each.values()), reverse=True):
+        if not any(all(other.get(cost, 0) >= steps for cost, steps in here.items()) for other in largest):
+            largest.append(here)
+    return largest
 
 
 def steps_of_events(spent: Mapping[CostText, int]) -> dict[DpEvent, int]:
@@ -134,6 +190,16 @@ def cost_as_text(cost: Cost) -> CostText:
 def cost_from_text(event: str, basis: str) -> Cost:
     """Read a cost that `cost_as_text` wrote."""
     return Cost(event=read_event(event), **json.loads(basis))
+
+
+def plan_as_text(plan: Plan) -> str:
+    """Write a plan as a column of a row."""
+    return json.dumps([[*cost_as_text(cost), steps] for cost, steps in plan.releases])
+
+
+def plan_from_text(text: str) -> Plan:
+    """Read a plan that `plan_as_text` wrote."""
+    return Plan([(cost_from_text(event, basis), steps) for event, basis, steps in json.loads(text)])
 
 
 def utc(seconds: int) -> datetime:

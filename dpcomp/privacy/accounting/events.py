@@ -43,7 +43,10 @@ def gaussians_in(event: dp_event.DpEvent) -> Counter[tuple[float, float]]:
         case dp_event.SelfComposedDpEvent():
             return Counter({part: count * int(event.count) for part, count in gaussians_in(event.event).items()})
         case dp_event.ComposedDpEvent():
-            return sum((gaussians_in(inner) for inner in event.events), Counter[tuple[float, float]]())
+            total = Counter[tuple[float, float]]()
+            for inner in event.events:
+                total.update(gaussians_in(inner))
+            return total
         case _:
             raise NotPrivate(
                 f"{event} is not accounted for: dpcomp releases Gaussians, on all units or on a Poisson sample"
