@@ -14,11 +14,13 @@ from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import DpcompWarning
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.federated.aggregation import ServerOptimizer
+from dpcomp.federated.cohort import Fixed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.epsilon import check_delta
+from dpcomp.simulation.clients.participation import check_participation, expected_in_a_round
+from dpcomp.simulation.evaluation_rounds import evaluated, rounds_between
 from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.participation import refuse_second_sampling
 from dpcomp.simulation.partition import IID, Partition
 from dpcomp.simulation.probes import Probe, Watched
 from dpcomp.simulation.progress import numbered_rounds
@@ -40,14 +42,15 @@ def simulate(
     trainer: TrainerConfig | None = None,
     server: ServerOptimizer = ServerOptimizer(),
     partition: Partition = IID(),
-    participation: Poisson | None = None,
+    participation: Poisson | Fixed | None = None,
     seed: int = 0,
     secret: SecretSeed | None = None,
     delta: float = 1e-5,
-    evaluate_every: int = 1,
+    evaluate_every: int | None = None,
     protocol: ProtocolVariant = Versioned(),
     faults: Faults = Faults(),
     probes: Iterable[Probe] = (),
+    memory_budget: int = 2**30,
     progress: bool = True,
 ) -> Run:
     """Train a task with simulated clients in rounds, and account for every byte and every release.
@@ -61,17 +64,23 @@ def simulate(
             `PyTorch()` of `dpcomp.training.pytorch`.
         server: Makes the server's step of the mean update: its learning rate and momentum.
         partition: Cuts the examples among the clients: `IID()` or `Dirichlet(concentration)`.
-        participation: With `unit="example"`, the clients that a round asks; None asks all. It amplifies nothing, since
-            the server sees who sends. With `unit="client"`, `pipeline.sampling` draws them.
+        participation: With `unit="example"`, the clients that a round asks: `Poisson(rate)` each with a probability,
+            `Fixed(count)` so many of them; None asks all. It amplifies nothing, since the server sees who sends. With
+            `unit="client"`, `pipeline.sampling` draws them.
         seed: Masks, dither, partition, first weights and faults are drawn from it in public, and noise and batches too,
             unless `secret` is given. The same seed gives the same run. Every payload names it, so the noise of a run
             without `secret` hides nothing.
         secret: Where noise and batches are drawn from. `SecretSeed()` draws them from the operating system.
         delta: δ of the guarantee, in (0, 1).
-        evaluate_every: Rounds between evaluations; the last round is always evaluated.
+        evaluate_every: Rounds between evaluations. None: so many that evaluation takes about 5 % of all passes through
+            the model, and the first round too; or 1, if the trainer does not say how many examples it trains and tests.
+            The last round is always evaluated.
         protocol: `Versioned(late_policy=..., absence_policy=...)`, or `Unversioned()` for study.
         faults: What goes wrong on the network and at its ends.
         probes: Measurements of clean data, for research.
+        memory_budget: The most bytes of clients' residuals that are kept in memory between their rounds, at 4·d bytes
+            for each client that has taken part; those beyond are in a file in the system's temporary folder. With
+            faults of the network, every client keeps its state in memory.
         progress: Whether a progress bar is shown on stderr.
 
     Returns:
@@ -116,14 +125,16 @@ def simulate(
         protocol=protocol,
         faults=faults,
         probes=probes,
+        memory_budget=memory_budget,
     ) as (federation, local, watched):
         rows: list[dict[str, float]] = []
+        between = rounds_between(local, expected_in_a_round(pipeline, participation, clients))
         with numbered_rounds(rounds, task.name, shown=progress) as numbers:
             for number in numbers:
                 started = time.perf_counter()
                 outcome = federation.play_round()
                 row: dict[str, float] = {"round": number, **outcome.columns(local.layout)}
-                if number % evaluate_every == 0 or number == rounds:
+                if evaluated(number, rounds, evaluate_every, between):
                     row |= local.evaluate(federation.server.model)
                 if faults != Faults():
                     row |= outcome.fault_columns()
@@ -134,7 +145,7 @@ def simulate(
     warn_of(wrong)
     with warnings.catch_warnings(action="ignore", category=DpcompWarning):  # of δ, as above
         guarantee = run_guarantee(
-            pipeline, federation.charged_ledgers, delta, clients=clients, units=units, assumptions=local.assumptions
+            pipeline, federation.ledger, delta, clients=clients, units=units, assumptions=local.assumptions
         )
     return Run(
         rows=tuple(rows),
@@ -174,21 +185,24 @@ def _opened(
     trainer: TrainerConfig | None,
     server: ServerOptimizer,
     partition: Partition,
-    participation: Poisson | None,
+    participation: Poisson | Fixed | None,
     seed: int,
     secret: SecretSeed | None,
     delta: float,
-    evaluate_every: int,
+    evaluate_every: int | None,
     protocol: ProtocolVariant,
     faults: Faults,
     probes: Iterable[Probe],
+    memory_budget: int,
 ) -> Iterator[tuple[SimulatedFederation, Trainer, Watched]]:
     """Open a federation before its first round, after all arguments were checked."""
     clients = whole_number(clients, "simulate(clients)", least=1)
-    for name, count in (("rounds", rounds), ("evaluate_every", evaluate_every)):
+    every = 1 if evaluate_every is None else evaluate_every
+    for name, count in (("rounds", rounds), ("evaluate_every", every)):
         whole_number(count, f"simulate({name})", least=1)
+    whole_number(memory_budget, "simulate(memory_budget)", least=0)
     check_delta(delta)
-    refuse_second_sampling(pipeline, participation)
+    check_participation(pipeline, participation, clients)
     _check_server(pipeline, server)
     public, secret = PublicSeed(seed), SecretSeed(seed) if secret is None else secret
     watched = Watched.of(pipeline, tuple(probes))
@@ -203,6 +217,7 @@ def _opened(
         faults=faults,
         seed=public,
         secret=secret,
+        memory_budget=memory_budget,
     ) as federation:
         yield federation, local, watched
 
