@@ -14,6 +14,7 @@ from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.simulation.clients.participation import public_cohort
 from dpcomp.simulation.clients.residuals import Residuals
+from dpcomp.simulation.clients.side_by_side import SideBySide
 from dpcomp.simulation.clients.simulated_clients import SimulatedClients
 from dpcomp.simulation.crashes import Crashes
 from dpcomp.simulation.faulty_network import Faults
@@ -37,6 +38,7 @@ class SimulatedFederation:
         ledger: The ledger of all who draw noise: each client is charged under its number, a trusted server under its.
         traffic: Delivers the messages, with the faults of the network, and counts their bytes.
         crashes: Draws which clients crash or are away, and whether the server restarts.
+        side_by_side: Trains clients in other processes; None trains them in this one.
     """
 
     pipeline: Pipeline
@@ -46,6 +48,7 @@ class SimulatedFederation:
     ledger: Ledger
     traffic: Traffic
     crashes: Crashes
+    side_by_side: SideBySide | None = None
 
     def play_round(self) -> RoundOutcome:
         """Play one round: the drawn clients train and send, the server closes the round, all follow its broadcast.
@@ -80,8 +83,11 @@ class SimulatedFederation:
         return client not in self.traffic.away and self.clients[client].may_train
 
     def _updates(self, chosen: Sequence[int]) -> Iterator[tuple[int, Update]]:
-        """Train clients, as one program where the trainer can, else each before the next."""
+        """Train clients: in other processes, as one program where the trainer can, else each before the next."""
         work = (self._work(client) for client in chosen)
+        if self.side_by_side is not None:
+            yield from zip(chosen, self.side_by_side.train(list(work)), strict=True)
+            return
         if isinstance(self.trainer, CohortTrainer):
             yield from zip(chosen, self.trainer.train_cohort(list(work)), strict=True)
             return
@@ -114,6 +120,7 @@ def opened_federation(
     seed: PublicSeed,
     secret: SecretSeed,
     memory_budget: int,
+    side_by_side: SideBySide | None = None,
 ) -> Iterator[SimulatedFederation]:
     """Open a federation before its first round; when the context ends, its server is closed.
 
@@ -128,6 +135,7 @@ def opened_federation(
         seed: The public seed: it names the run, and masks, dither and faults are drawn from it.
         secret: The seed of a trusted server's noise, and of a draw of clients that must be secret.
         memory_budget: The most bytes of clients' residuals in memory.
+        side_by_side: Trains clients in other processes; None trains them in this one.
 
     Yields:
         The federation, whose clients have asked the server for its present state.
@@ -174,6 +182,7 @@ def opened_federation(
             ledger=ledger,
             traffic=traffic,
             crashes=Crashes(faults, clients, seed.stream("misfortune")),  # the purpose names the stream: it stays
+            side_by_side=side_by_side,
         )
 
 

@@ -132,6 +132,20 @@ class CohortTrainer(Trainer, Protocol):
 
 
 @runtime_checkable
+class ParallelTrainer(Trainer, Protocol):
+    """A trainer whose clients `simulate` may train in other processes: what a client's round costs is known before.
+
+    The process that holds the ledger charges before the work is sent. The trainer of a worker process is made there,
+    and the ledger that it gets allows this one charge.
+    """
+
+    @property
+    def releases(self) -> int:
+        """The number of steps of `pipeline.cost` that `train` charges at a client's address; 0 for a clean update."""
+        ...
+
+
+@runtime_checkable
 class CountsExamples(Protocol):
     """What a trainer may say besides: how much it trains and tests, from which `simulate` chooses when to evaluate."""
 

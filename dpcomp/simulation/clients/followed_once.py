@@ -3,8 +3,7 @@
 from collections import OrderedDict
 from dataclasses import replace
 
-from jaxtyping import Float32
-from numpy import ndarray
+import numpy as np
 
 from dpcomp.federated.client import Position, follow_broadcast
 from dpcomp.wire.channel import Channel
@@ -23,7 +22,7 @@ class FollowedOnce:
     """
 
     def __init__(self):
-        self._followed: OrderedDict[tuple[bytes, bytes], tuple[Shared, Update, Float32[ndarray, d]]] = OrderedDict()
+        self._followed: OrderedDict[tuple[bytes, bytes], tuple[Shared, Update, np.ndarray]] = OrderedDict()
 
     def __call__(self, channel: Channel, broadcast: OpenedPayload, position: Position) -> Position:
         """Move the memory and the model of a client to the next version.

@@ -19,7 +19,7 @@ class Residuals:
 
     def __init__(self, layout: Layout, memory_budget: int, folder: Path):
         self._size, self._most = layout.size, memory_budget // (4 * max(1, layout.size))
-        self._in_memory: dict[int, Float32[np.ndarray, d]] = {}
+        self._in_memory: dict[int, np.ndarray] = {}
         self._file, self._rows = folder / "residuals", dict[int, int]()  # client → row of the file
 
     def keep(self, client: int, residual: Float32[np.ndarray, "d"]) -> None:
