@@ -102,7 +102,7 @@ def guarantee_of_spent(
         # Zero steps of any event cost nothing, but a guarantee has to name a unit and a trust.
         nothing = Cost(event=NonPrivateDpEvent(), unit="example", trust="nobody", sampling="none")
         return nothing.guarantee(0, delta, population=population)
-    histories = {tuple(steps_of.items()) for steps_of in spent.values()}
+    histories = dict.fromkeys(tuple(steps_of.items()) for steps_of in spent.values())  # of equal ε, always the first
     guarantees = [
         guarantee_of(
             [(cost_from_text(*text), steps) for text, steps in history],

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -204,8 +204,8 @@ def _train(sent: _Sent, made_of: bytes | None) -> _Done | None:
         _trainers.clear()
         _trainers[sent.trainer] = _made(made_of)
     trainer, pipeline = _trainers[sent.trainer]
-    ledger = GrantedLedger(sent.grant, sent.claims)
-    update = trainer.train(sent.memory.client, sent.start, sent.memory, ledger)
+    with closing(GrantedLedger(sent.grant, sent.claims)) as ledger:
+        update = trainer.train(sent.memory.client, sent.start, sent.memory, ledger)
     return _Done(update=update, assumed=ledger.assumed, seen=pipeline.take_seen())
 
 
