@@ -10,6 +10,8 @@ What it varies:
 - taking part: 10 to 1,000 of 10,000 clients a round, at 10,000 parameters
 - with `--jobs`, nothing but the number of processes: a round of real training in one and in two, which take turns
 
+With `--draw` it draws what was measured before.
+
 The columns: processor seconds a round beside training, from the first client of a round to that of the next, the
 median of all rounds but the first (wall time stands beside it in the file, and is longer where others use the machine);
 and the peak memory of the process above what it had before the simulation.
@@ -202,13 +204,13 @@ def draw(points: dict[str, list[Point]]) -> Any:
 
     use_style()
     names = {
-        "clients": "clients (10 take part, 10⁴ parameters)",
-        "parameters": "parameters (10 of 10⁴ clients take part)",
-        "taking_part": "clients taking part (of 10⁴, 10⁴ parameters)",
+        "clients": "clients\n(10 take part, 10⁴ parameters)",
+        "parameters": "parameters\n(10 of 10⁴ clients take part)",
+        "taking_part": "clients that take part\n(of 10⁴, with 10⁴ parameters)",
     }
-    costs = {"seconds": "processor seconds a round beside training", "peak_mib": "peak memory (MiB) above the start"}
+    costs = {"seconds": "processor seconds a round,\nbeside training", "peak_mib": "peak memory above\nthe start (MiB)"}
     figure, axes = plt.subplots(
-        len(costs), len(names), figsize=(2.6 * COLUMN_INCHES, 1.5 * COLUMN_INCHES), sharey="row", squeeze=False
+        len(costs), len(names), figsize=(2.4 * COLUMN_INCHES, 1.4 * COLUMN_INCHES), sharey="row", squeeze=False
     )
     for row, (cost, label) in zip(axes, costs.items(), strict=True):
         for panel, (varied, name) in zip(row, names.items(), strict=True):
@@ -239,6 +241,10 @@ def main() -> None:
         facts["jobs"] = measure_jobs()
         print("1 process against 2, seconds a round:", *(f"{ratio:.2f} ×" for ratio in facts["jobs"]["ratios"]))
         file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return
+    if sys.argv[1:] == ["--draw"]:
+        kept = {varied: [Point(**point) for point in each] for varied, each in facts["points"].items()}
+        draw(kept).savefig(FOLDER / "simulation_scale.png")
         return
     settings = {
         "clients": [(clients, SMALL, min(clients, TAKING_PART)) for clients in CLIENTS],
