@@ -70,7 +70,7 @@ class SimulatedFederation:
         payload_bytes = tuple(accepted.payload_bytes for accepted in server.accepted)
         traffic.broadcast(server.close_round())
         traffic.deliver()
-        traffic.gather()
+        self.clients.gather()
         return RoundOutcome(
             sent=traffic.take_counts(),
             payload_bytes=payload_bytes,

@@ -72,10 +72,6 @@ class Traffic:
         for client in self._clients.apart:
             self._network.send(SERVER, client, broadcast)
 
-    def gather(self) -> None:
-        """Let clients that have caught up with the others share their state again."""
-        self._clients.gather(self.away)
-
     def invite(self, clients: Iterable[int]) -> None:
         """Ask clients for an update at the server's version; those that missed a broadcast catch up first."""
         for client in clients:

@@ -77,7 +77,8 @@ def made(chosen, trainer=None, **given):
 
 @pytest.mark.parametrize(
     ("unit", "trust", "faults"),
-    [(*terms, faults) for terms in TERMS for faults in (Faults(), CRASHES, NETWORK)] + [("client", "server", RESTARTS)],
+    [(*terms, faults) for terms in TERMS for faults in (Faults(), CRASHES, NETWORK)]
+    + [("client", "server", RESTARTS), ("example", "nobody", Faults(patience=1, retry=1))],
 )
 def test_a_run_is_the_same_bit_for_bit_where_each_client_has_its_own_state(unit, trust, faults):
     rate = None if unit == "example" else 0.5
@@ -150,7 +151,7 @@ def test_a_client_that_is_away_keeps_what_it_had_until_it_is_back():
     with opened(5, PLAIN, Made(20)) as federation:
         federation.play_round()
         before = federation.clients[2].state
-        federation.clients.gather(set())
+        federation.clients.gather()
         federation.traffic.away.add(2)
         federation.play_round()
         federation.play_round()
@@ -171,7 +172,7 @@ def test_the_residual_of_a_client_waits_for_its_next_round():
         federation.play_round()
         kept = [federation.clients[client].state.memory.residual for client in range(4)]
         assert all(np.abs(residual).max() > 0 for residual in kept)
-        federation.clients.gather(set())
+        federation.clients.gather()
         again = [federation.clients[client].state.memory.residual for client in range(4)]
         for residual, after in zip(kept, again, strict=True):
             assert residual.tobytes() == after.tobytes()

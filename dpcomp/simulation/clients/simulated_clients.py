@@ -19,6 +19,8 @@ from dpcomp.wire.channel import Channel
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory
 
+QUESTION_AND_REPLY = 2  # ticks
+
 
 class SharingParticipant(Participant):
     """A participant that shares arrays with the others of its simulation.
@@ -82,7 +84,8 @@ class SimulatedClients:
         self._apart: dict[int, Participant] = {}
         if protocol.participant is not Participant:
             self._apart = {client: self._own(protocol, client) for client in range(count)}
-        elif faults.on_network or memory.tracked is not None:  # a tracked signal depends on what its client sent
+        elif faults.on_network or faults.patience < QUESTION_AND_REPLY or memory.tracked is not None:
+            # A tracked signal depends on what its client sent, so it is followed by each client.
             self._apart = {client: self._sharing(self._new(client)) for client in range(count)}
         else:
             self._apart = {0: self._sharing(self._new(0))}
@@ -120,16 +123,12 @@ class SimulatedClients:
             assert after.phase is Phase.SYNCED
             self._together = after
 
-    def gather(self, away: set[int]) -> None:
-        """Let clients that have caught up stand together with the others.
-
-        Args:
-            away: The clients that do not receive broadcasts.
-        """
+    def gather(self) -> None:
+        """Let clients that have caught up stand together with the others."""
         if self._together is None:
             return
         for client, participant in list(self._apart.items()):
-            if client not in away and _same_position(participant.state, self._together):
+            if _same_position(participant.state, self._together):
                 memory = participant.state.memory
                 if memory.link.count:
                     self._links[client] = memory.link
