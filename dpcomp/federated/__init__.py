@@ -6,6 +6,7 @@ from dpcomp.federated.absence import Keep as Keep
 from dpcomp.federated.aggregation import ServerOptimizer as ServerOptimizer
 from dpcomp.federated.aggregation import TrustedRelease as TrustedRelease
 from dpcomp.federated.cohort import Cohort as Cohort
+from dpcomp.federated.cohort import Fixed as Fixed
 from dpcomp.federated.largest_update import largest_update as largest_update
 from dpcomp.federated.late import Reject as Reject
 from dpcomp.federated.late import Weigh as Weigh

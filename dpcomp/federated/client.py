@@ -1,5 +1,6 @@
 """The state machine of a client: a pure function from a state and an event to the next state and the actions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -120,9 +121,38 @@ class ClientState:
 
 
 Outcome = tuple[ClientState, tuple[Action, ...]]
+Position = tuple[ClientMemory, Float32[np.ndarray, "d"]]  # a client's memory and its model
+Follow = Callable[[Channel, bytes, Position], Position]
 
 
-def transition(channel: Channel, state: ClientState, event: Event, absence_policy: AbsencePolicy = Keep()) -> Outcome:
+def follow_broadcast(channel: Channel, broadcast: bytes, position: Position) -> Position:
+    """Move the memory and the model of a client to the next version.
+
+    Args:
+        channel: The channel of both ends: `pipeline.channel`.
+        broadcast: The server's message.
+        position: The client's memory, and its model as a (d,) vector.
+
+    Returns:
+        The memory and the model after the broadcast.
+
+    Raises:
+        CorruptPayload: The bytes are damaged.
+        VersionMismatch: The broadcast does not lead on from this version.
+    """
+    memory, model = position
+    after = exchange.follow(channel, broadcast, memory)
+    assert after.step is not None
+    return after, model + after.step.dense()
+
+
+def transition(
+    channel: Channel,
+    state: ClientState,
+    event: Event,
+    absence_policy: AbsencePolicy = Keep(),
+    follow: Follow = follow_broadcast,
+) -> Outcome:
     """Compute the state after an event, and the actions that follow.
 
     After an error the client keeps the state before the event.
@@ -132,6 +162,7 @@ def transition(channel: Channel, state: ClientState, event: Event, absence_polic
         state: The state before the event.
         event: `Trained`, `BroadcastReceived`, `ReplyReceived`, `TimedOut` or `Restarted`.
         absence_policy: What the client keeps of its residual after missed rounds.
+        follow: `follow_broadcast`, or what gives the same values in another way, as a simulation of many clients does.
 
     Returns:
         The state after the event; and the actions, in the order in which to do them.
@@ -152,9 +183,9 @@ def transition(channel: Channel, state: ClientState, event: Event, absence_polic
         case Trained():
             after, actions = _after_training(channel, state, event.update)
         case BroadcastReceived():
-            after, actions = _after_broadcast(channel, state, event.broadcast)
+            after, actions = _after_broadcast(channel, state, event.broadcast, follow)
         case ReplyReceived():
-            after, actions = _after_reply(channel, state, event.reply, absence_policy)
+            after, actions = _after_reply(channel, state, event.reply, absence_policy, follow)
         case TimedOut():
             after, actions = _after_timeout(state)
         case Restarted():
@@ -174,9 +205,9 @@ def _after_training(channel: Channel, state: ClientState, update: Update) -> Out
     return replace(state, pending=pending, phase=WAITING), (Save(), Send(payload.message))
 
 
-def _after_broadcast(channel: Channel, state: ClientState, broadcast: bytes) -> Outcome:
+def _after_broadcast(channel: Channel, state: ClientState, broadcast: bytes, follow: Follow) -> Outcome:
     try:
-        after = _follow(channel, state, broadcast)
+        after = _after_following(channel, state, broadcast, follow)
     except VersionMismatch as error:
         if error.reason != "version":
             raise
@@ -196,7 +227,9 @@ def _after_timeout(state: ClientState) -> Outcome:
     return _ask(state)
 
 
-def _after_reply(channel: Channel, state: ClientState, message: bytes, absence_policy: AbsencePolicy) -> Outcome:
+def _after_reply(
+    channel: Channel, state: ClientState, message: bytes, absence_policy: AbsencePolicy, follow: Follow
+) -> Outcome:
     if is_receipt(message):
         _refuse_other_recipient(state, recipient_of(message))
         if state.pending is None or message != seal_receipt(receipt := _expected_receipt(state, state.pending)):
@@ -206,7 +239,7 @@ def _after_reply(channel: Channel, state: ClientState, message: bytes, absence_p
     _refuse_other_recipient(state, reply.client)
     if state.question is not None and reply.answers == name_of(state.question.hello):
         _refuse_foreign_server(state, reply, body)
-        return _after_resync(channel, state, state.question, reply, body, absence_policy)
+        return _after_resync(channel, state, state.question, reply, body, absence_policy, follow)
     if state.pending is not None and reply.answers == name_of(state.pending.payload):
         _refuse_foreign_server(state, reply, body)
         return _after_receipt(state, state.pending, reply)
@@ -242,7 +275,13 @@ def _refuse_foreign_server(state: ClientState, reply: Reply, body: bytes) -> Non
 
 
 def _after_resync(
-    channel: Channel, state: ClientState, question: Question, reply: Reply, body: bytes, absence_policy: AbsencePolicy
+    channel: Channel,
+    state: ClientState,
+    question: Question,
+    reply: Reply,
+    body: bytes,
+    absence_policy: AbsencePolicy,
+    follow: Follow,
 ) -> Outcome:
     """Apply the reply to a question: settle the pending payload, and move the client to the server's version."""
     if state.memory.genesis.run_id == NO_DIGEST:
@@ -250,7 +289,7 @@ def _after_resync(
         state = replace(state, memory=state.memory.with_genesis(genesis))
     server_link = read_link(body[: reply.link_bytes], state.memory.layout)
     settled = _settle_pending(state, reply, server_link)
-    after = _catch_up(channel, settled, question, reply, body[reply.link_bytes :])
+    after = _catch_up(channel, settled, question, reply, body[reply.link_bytes :], follow)
     missed = abs(after.memory.shared.version - state.memory.shared.version)
     if missed:
         after = _age_residual(after, missed, absence_policy)
@@ -280,14 +319,13 @@ def _ask(state: ClientState) -> Outcome:
     return after, (Save(), Send(after.question.hello))
 
 
-def _follow(channel: Channel, state: ClientState, broadcast: bytes) -> ClientState:
+def _after_following(channel: Channel, state: ClientState, broadcast: bytes, follow: Follow) -> ClientState:
     """Move memory and model to the next version; a pending payload stays pending."""
-    memory, pending = exchange.follow(channel, broadcast, state.memory), state.pending
-    assert memory.step is not None
-    step = memory.step.dense()
+    (memory, model), pending = follow(channel, broadcast, (state.memory, state.model)), state.pending
     if pending is not None and pending.tracked is not None:
-        pending = replace(pending, tracked=pending.tracked.after_broadcast(step, memory.layout))
-    return replace(state, memory=memory, model=state.model + step, pending=pending)
+        assert memory.step is not None
+        pending = replace(pending, tracked=pending.tracked.after_broadcast(memory.step.dense(), memory.layout))
+    return replace(state, memory=memory, model=model, pending=pending)
 
 
 def _settle_pending(state: ClientState, reply: Reply, server_link: Link) -> ClientState:
@@ -310,7 +348,9 @@ def _settle_pending(state: ClientState, reply: Reply, server_link: Link) -> Clie
     return replace(state, memory=memory, pending=None)
 
 
-def _catch_up(channel: Channel, state: ClientState, question: Question, reply: Reply, rest: bytes) -> ClientState:
+def _catch_up(
+    channel: Channel, state: ClientState, question: Question, reply: Reply, rest: bytes, follow: Follow
+) -> ClientState:
     """Move to the server's version, by broadcasts or a snapshot; a client that is beyond it already stays."""
     version = state.memory.shared.version
     if reply.snapshot:
@@ -321,7 +361,7 @@ def _catch_up(channel: Channel, state: ClientState, question: Question, reply: R
     else:
         for number, broadcast in enumerate(read_broadcasts(rest), start=question.version):
             if number >= version:
-                state = _follow(channel, state, broadcast)
+                state = _after_following(channel, state, broadcast, follow)
     shared = state.memory.shared
     if reply.version > shared.version or (reply.version == shared.version and reply.shared != shared.digest):
         raise VersionMismatch(

@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from dpcomp.core.address import Address
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.absence import AbsencePolicy, Keep
-from dpcomp.federated.client import ClientState, Question, transition
+from dpcomp.federated.client import ClientState, Follow, Question, follow_broadcast, transition
 from dpcomp.federated.phases import Event, Phase, Restarted, Save, Trained
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
 from dpcomp.privacy.ledger.ledger import Ledger
@@ -50,6 +50,8 @@ class Participant:
         >>> client.may_train
         True
     """
+
+    _follow: Follow = staticmethod(follow_broadcast)
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class Participant:
         """
         if isinstance(event, Trained) and not self._channel.server_sees_clean:
             self._refuse_uncharged(event.update.address)
-        after, actions = transition(self._channel, self.state, event, self._absence_policy)
+        after, actions = transition(self._channel, self.state, event, self._absence_policy, self._follow)
         pending = self.state.pending
         if after.memory.link not in (self.state.memory.link, None if pending is None else pending.link):
             self._refuse_older_ledger(after, "the server has accepted a release")

@@ -1,5 +1,6 @@
 """Simulation of a federation on one machine: real clients, real payloads, and faults as they are configured."""
 
+from dpcomp.federated.cohort import Fixed as Fixed
 from dpcomp.simulation.faulty_network import Faults as Faults
 from dpcomp.simulation.partition import IID as IID
 from dpcomp.simulation.partition import Dirichlet as Dirichlet

@@ -36,7 +36,7 @@ class Crashes:
             traffic.away.discard(client)
             traffic.restart(client)
         self._crash_moments = {}
-        for client in range(self._clients):
+        for client in range(self._clients if faults.absence or faults.crash else 0):
             if client not in traffic.away and faults.absence and stream.random() < faults.absence:
                 self._rounds_away[client] = int(stream.integers(1, faults.absence_rounds + 1))
                 traffic.away.add(client)

@@ -59,6 +59,11 @@ class Faults:
         for name in ("delay", "absence_rounds", "patience", "retry"):
             whole_number(getattr(self, name), f"Faults({name})", least=1)
 
+    @property
+    def on_network(self) -> bool:
+        """Whether messages may be lost, repeated, damaged or delayed."""
+        return any((self.drop, self.duplicate, self.corrupt, self.reorder))
+
 
 class Network:
     """Carries messages, and loses, repeats, delays and damages some of them; without faults one takes one tick.

@@ -5,7 +5,7 @@ The columns that they fill are listed in `Run.probed`.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
@@ -82,6 +82,19 @@ class Clipping:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What probes measured in another process, and what was counted there.
+
+    Args:
+        values: The values of each column, a release after another.
+        counts: How many units there were, and how many of them were not finite.
+    """
+
+    values: Mapping[str, Sequence[float]]
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Watched(Pipeline):
     """A pipeline that shows its releases to probes, and otherwise is the pipeline that it was made of."""
 
@@ -141,6 +154,20 @@ class Watched(Pipeline):
     def columns(self) -> set[str]:
         """The columns that the probes have filled so far."""
         return self._columns
+
+    def take_seen(self) -> Seen:
+        """Return all that was measured and counted since the last call, and begin again."""
+        seen = Seen(values=dict(self._values), counts=dict(self._counts))
+        self._values.clear()
+        self._counts.clear()
+        return seen
+
+    def add(self, seen: Seen) -> None:
+        """Add what was measured and counted in another process."""
+        for column, values in seen.values.items():
+            self._values.setdefault(column, []).extend(values)
+            self._columns.add(column)
+        self._counts.update(seen.counts)
 
     def take_means(self) -> dict[str, float]:
         """Return the mean of each column since the last call, and begin again."""

@@ -1,6 +1,6 @@
 """The guarantee of a whole run, and the columns of its rows that are not covered by it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from dpcomp.pipeline import Pipeline
@@ -12,24 +12,24 @@ from dpcomp.simulation.simulated_federation import expected_participants
 
 def run_guarantee(
     pipeline: Pipeline,
-    ledgers: Sequence[Ledger],
+    ledger: Ledger,
     delta: float,
     *,
     clients: int,
     units: int,
     assumptions: tuple[str, ...],
 ) -> Guarantee:
-    """Return the guarantee of a run: the largest ε of the ledgers that were charged.
+    """Return the guarantee of a run: the largest ε of those who were charged.
 
     Args:
         pipeline: What was run.
-        ledgers: The clients' ledgers, or the server's.
+        ledger: What the clients, or the server, were charged.
         delta: δ, in (0, 1).
         clients: The number of clients.
         units: The public number of units N.
         assumptions: What the trainer assumes.
     """
-    guarantee = max((ledger.guarantee(delta, units) for ledger in ledgers), key=lambda each: each.epsilon)
+    guarantee = ledger.guarantee(delta, units)
     if guarantee.steps == 0:  # an empty ledger does not know the unit and trust of the pipeline
         guarantee = pipeline.guarantee(0, delta, units)
     if not pipeline.trust_model.releases_local_steps:

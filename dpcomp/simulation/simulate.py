@@ -3,22 +3,24 @@
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
-
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import DpcompWarning
+from dpcomp.core.processes import Backend
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.federated.aggregation import ServerOptimizer
+from dpcomp.federated.cohort import Fixed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.accounting.epsilon import check_delta
+from dpcomp.simulation.clients.participation import check_participation, expected_in_a_round
+from dpcomp.simulation.clients.side_by_side import opened_side_by_side
+from dpcomp.simulation.clients.trainer_recipe import TrainerRecipe
+from dpcomp.simulation.evaluation_rounds import evaluated, rounds_between
 from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.participation import refuse_second_sampling
 from dpcomp.simulation.partition import IID, Partition
 from dpcomp.simulation.probes import Probe, Watched
 from dpcomp.simulation.progress import numbered_rounds
@@ -28,7 +30,7 @@ from dpcomp.simulation.run_guarantee import columns_of_clean_data, run_guarantee
 from dpcomp.simulation.run_warnings import run_warnings, warn_of
 from dpcomp.simulation.simulated_federation import SimulatedFederation, opened_federation
 from dpcomp.simulation.task import Task
-from dpcomp.training.trainer import Federation, Trainer, TrainerConfig
+from dpcomp.training.trainer import Trainer, TrainerConfig
 
 
 def simulate(
@@ -40,14 +42,17 @@ def simulate(
     trainer: TrainerConfig | None = None,
     server: ServerOptimizer = ServerOptimizer(),
     partition: Partition = IID(),
-    participation: Poisson | None = None,
+    participation: Poisson | Fixed | None = None,
     seed: int = 0,
     secret: SecretSeed | None = None,
     delta: float = 1e-5,
-    evaluate_every: int = 1,
+    evaluate_every: int | None = None,
     protocol: ProtocolVariant = Versioned(),
     faults: Faults = Faults(),
     probes: Iterable[Probe] = (),
+    memory_budget: int = 2**30,
+    jobs: int = 1,
+    backend: Backend = "loky",
     progress: bool = True,
 ) -> Run:
     """Train a task with simulated clients in rounds, and account for every byte and every release.
@@ -61,25 +66,39 @@ def simulate(
             `PyTorch()` of `dpcomp.training.pytorch`.
         server: Makes the server's step of the mean update: its learning rate and momentum.
         partition: Cuts the examples among the clients: `IID()` or `Dirichlet(concentration)`.
-        participation: With `unit="example"`, the clients that a round asks; None asks all. It amplifies nothing, since
-            the server sees who sends. With `unit="client"`, `pipeline.sampling` draws them.
+        participation: With `unit="example"`, the clients that a round asks: `Poisson(rate)` each with a probability,
+            `Fixed(count)` so many of them; None asks all. It amplifies nothing, since the server sees who sends. With
+            `unit="client"`, `pipeline.sampling` draws them.
         seed: Masks, dither, partition, first weights and faults are drawn from it in public, and noise and batches too,
             unless `secret` is given. The same seed gives the same run. Every payload names it, so the noise of a run
             without `secret` hides nothing.
         secret: Where noise and batches are drawn from. `SecretSeed()` draws them from the operating system.
         delta: δ of the guarantee, in (0, 1).
-        evaluate_every: Rounds between evaluations; the last round is always evaluated.
+        evaluate_every: Rounds between evaluations. None: so many that evaluation takes about 5 % of all passes through
+            the model, and the first round too; or 1, if the trainer does not say how many examples it trains and tests.
+            The last round is always evaluated.
         protocol: `Versioned(late_policy=..., absence_policy=...)`, or `Unversioned()` for study.
         faults: What goes wrong on the network and at its ends.
         probes: Measurements of clean data, for research.
+        memory_budget: The most bytes of clients' residuals that are kept in memory between their rounds, at 4·d bytes
+            for each client that has taken part; those beyond are in a file in the system's temporary folder. With
+            faults of the network, every client keeps its state in memory.
+        jobs: The number of clients that train at a time, each in a process of its own; -1 for as many as there are
+            cores. The ledger is charged in this process, before a client's work is sent to another. A seeded run is the
+            same whatever `jobs`, if this process computes on one thread too, as each worker does: with PyTorch,
+            `torch.set_num_threads(1)`.
+        backend: Whose processes train: "loky" for this machine's, "ray" or "dask" for a cluster's.
         progress: Whether a progress bar is shown on stderr.
 
     Returns:
         The rows of all rounds, the guarantee and the last model.
 
     Raises:
-        TypeError, ValueError: A number lies outside its range, or the task does not suit the trainer.
-        NotPrivate: The model mixes examples, or `participation` stands beside a pipeline that draws clients itself.
+        TypeError, ValueError: A number lies outside its range, or the task does not suit the trainer; or the trainer
+            cannot train in other processes.
+        NotPrivate: The model mixes examples, or `participation` stands beside a pipeline that draws clients itself; or
+            a numbered `secret` would have to leave this process.
+        DpcompError: A worker process died.
 
     Examples:
         Five clients learn handwritten digits, and send the top 5 % of each noisy update in 4 bits:
@@ -116,14 +135,18 @@ def simulate(
         protocol=protocol,
         faults=faults,
         probes=probes,
+        memory_budget=memory_budget,
+        jobs=jobs,
+        backend=backend,
     ) as (federation, local, watched):
         rows: list[dict[str, float]] = []
+        between = rounds_between(local, expected_in_a_round(pipeline, participation, clients))
         with numbered_rounds(rounds, task.name, shown=progress) as numbers:
             for number in numbers:
                 started = time.perf_counter()
                 outcome = federation.play_round()
                 row: dict[str, float] = {"round": number, **outcome.columns(local.layout)}
-                if number % evaluate_every == 0 or number == rounds:
+                if evaluated(number, rounds, evaluate_every, between):
                     row |= local.evaluate(federation.server.model)
                 if faults != Faults():
                     row |= outcome.fault_columns()
@@ -134,7 +157,7 @@ def simulate(
     warn_of(wrong)
     with warnings.catch_warnings(action="ignore", category=DpcompWarning):  # of δ, as above
         guarantee = run_guarantee(
-            pipeline, federation.charged_ledgers, delta, clients=clients, units=units, assumptions=local.assumptions
+            pipeline, federation.ledger, delta, clients=clients, units=units, assumptions=local.assumptions
         )
     return Run(
         rows=tuple(rows),
@@ -174,36 +197,62 @@ def _opened(
     trainer: TrainerConfig | None,
     server: ServerOptimizer,
     partition: Partition,
-    participation: Poisson | None,
+    participation: Poisson | Fixed | None,
     seed: int,
     secret: SecretSeed | None,
     delta: float,
-    evaluate_every: int,
+    evaluate_every: int | None,
     protocol: ProtocolVariant,
     faults: Faults,
     probes: Iterable[Probe],
+    memory_budget: int,
+    jobs: int,
+    backend: Backend,
 ) -> Iterator[tuple[SimulatedFederation, Trainer, Watched]]:
     """Open a federation before its first round, after all arguments were checked."""
     clients = whole_number(clients, "simulate(clients)", least=1)
-    for name, count in (("rounds", rounds), ("evaluate_every", evaluate_every)):
+    every = 1 if evaluate_every is None else evaluate_every
+    for name, count in (("rounds", rounds), ("evaluate_every", every)):
         whole_number(count, f"simulate({name})", least=1)
+    whole_number(memory_budget, "simulate(memory_budget)", least=0)
     check_delta(delta)
-    refuse_second_sampling(pipeline, participation)
+    check_participation(pipeline, participation, clients)
     _check_server(pipeline, server)
+    if jobs != -1:
+        whole_number(jobs, "simulate(jobs)", least=1)
+    if trainer is None:
+        from dpcomp.training.pytorch import PyTorch  # here: a simulation with another trainer needs no torch
+
+        trainer = PyTorch()
+    number = seed if secret is None else None
     public, secret = PublicSeed(seed), SecretSeed(seed) if secret is None else secret
     watched = Watched.of(pipeline, tuple(probes))
-    local = _made_trainer(trainer, task, watched, clients, partition, public, secret)
-    with opened_federation(
-        watched,
-        local,
-        clients=clients,
-        optimizer=server,
-        participation=participation,
-        protocol=protocol,
-        faults=faults,
-        seed=public,
-        secret=secret,
-    ) as federation:
+    recipe = TrainerRecipe(
+        trainer=trainer, task=task, pipeline=watched, clients=clients, partition=partition, seed=public
+    )
+    with ExitStack() as stack:
+        side_by_side = None
+        if jobs == 1:
+            local = recipe.make(secret)
+        else:
+            local, side_by_side = stack.enter_context(
+                opened_side_by_side(recipe, secret, number=number, jobs=jobs, backend=backend)
+            )
+        federation = stack.enter_context(
+            opened_federation(
+                watched,
+                local,
+                clients=clients,
+                optimizer=server,
+                participation=participation,
+                protocol=protocol,
+                faults=faults,
+                seed=public,
+                secret=secret,
+                memory_budget=memory_budget,
+                side_by_side=side_by_side,
+            )
+        )
         yield federation, local, watched
 
 
@@ -214,47 +263,3 @@ def _check_server(pipeline: Pipeline, server: ServerOptimizer) -> None:
             f"server={server} beside {pipeline.codec.quantize}, which takes broadcasts for means of updates: use "
             "server=ServerOptimizer(learning_rate=1.0, momentum=0.0), or leave out clients= of the allocator"
         )
-
-
-def _made_trainer(
-    trainer: TrainerConfig | None,
-    task: Task,
-    pipeline: Pipeline,
-    clients: int,
-    partition: Partition,
-    public: PublicSeed,
-    secret: SecretSeed,
-) -> Trainer:
-    """Return the trainer of the clients, once its first model fits its layout."""
-    if trainer is None:
-        from dpcomp.training.pytorch import PyTorch  # here: a simulation with another trainer needs no torch
-
-        trainer = PyTorch()
-    federation = Federation(
-        task=task,
-        pipeline=pipeline,
-        clients=clients,
-        split=lambda labels: _disjoint(partition.part(labels, clients, public), pipeline, partition),
-        seed=public,
-        secret=secret,
-    )
-    made = trainer.make_trainer(federation)
-    if (made.initial_model.dtype, made.initial_model.shape) != (np.float32, (made.layout.size,)):
-        raise ValueError(
-            f"{trainer} made a first model of {made.initial_model.dtype} and shape {made.initial_model.shape}: its "
-            f"layout wants float32 and shape ({made.layout.size},)"
-        )
-    return made
-
-
-def _disjoint(
-    parts: list[Int64[np.ndarray, "_"]], pipeline: Pipeline, partition: Partition
-) -> list[Int64[np.ndarray, "_"]]:
-    """Return the parts of a partition, if the guarantee's unit lies with one client."""
-    examples = np.concatenate(parts) if len(parts) else np.empty(0, np.int64)
-    if pipeline.unit == "example" and len(np.unique(examples)) < len(examples):
-        raise ValueError(
-            f"{partition} gives an example to two clients: each pays for it alone, so the ε of the run would be too "
-            "small. Give each example to one client"
-        )
-    return parts

@@ -1,25 +1,29 @@
 """SimulatedFederation: a server, its clients and the traffic between them, in one process."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.federated.aggregation import ServerOptimizer, TrustedRelease
-from dpcomp.federated.participant import Participant
+from dpcomp.federated.cohort import Draw
 from dpcomp.federated.server import Server
 from dpcomp.pipeline import Pipeline
-from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.simulation.clients.participation import public_cohort
+from dpcomp.simulation.clients.residuals import Residuals
+from dpcomp.simulation.clients.side_by_side import SideBySide
+from dpcomp.simulation.clients.simulated_clients import SimulatedClients
 from dpcomp.simulation.crashes import Crashes
 from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.participation import public_cohort
 from dpcomp.simulation.protocol import ProtocolVariant
 from dpcomp.simulation.round_outcome import RoundOutcome
 from dpcomp.simulation.traffic import Traffic
-from dpcomp.training.trainer import Trainer
+from dpcomp.training.trainer import CohortTrainer, LocalWork, Trainer
 from dpcomp.wire.bits_by_part import layer_bits
+from dpcomp.wire.update import Update
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,20 +33,22 @@ class SimulatedFederation:
     Args:
         pipeline: The mechanism and codec that the server and all clients use.
         trainer: Trains each client from its present model, and evaluates the server's model.
-        participants: The clients' ends of the protocol; client i is at position i. Each has its own ledger.
+        clients: The clients' ends of the protocol, by number.
         server: The server's end of the protocol: it accepts updates and closes rounds.
-        server_ledger: The server's ledger. It is charged only if the server is trusted; otherwise it stays empty.
+        ledger: The ledger of all who draw noise: each client is charged under its number, a trusted server under its.
         traffic: Delivers the messages, with the faults of the network, and counts their bytes.
         crashes: Draws which clients crash or are away, and whether the server restarts.
+        side_by_side: Trains clients in other processes; None trains them in this one.
     """
 
     pipeline: Pipeline
     trainer: Trainer
-    participants: list[Participant]
+    clients: SimulatedClients
     server: Server
-    server_ledger: Ledger
+    ledger: Ledger
     traffic: Traffic
     crashes: Crashes
+    side_by_side: SideBySide | None = None
 
     def play_round(self) -> RoundOutcome:
         """Play one round: the drawn clients train and send, the server closes the round, all follow its broadcast.
@@ -58,11 +64,13 @@ class SimulatedFederation:
         self.crashes.begin_round(traffic, server)
         cohort = server.cohort()
         traffic.invite(cohort)
-        bits = [self._train(client) for client in cohort if self._can_train(client)]
+        chosen = [client for client in cohort if self._can_train(client)]
+        bits = [self._send(client, update) for client, update in self._updates(chosen)]
         traffic.deliver()
         payload_bytes = tuple(accepted.payload_bytes for accepted in server.accepted)
         traffic.broadcast(server.close_round())
         traffic.deliver()
+        self.clients.gather()
         return RoundOutcome(
             sent=traffic.take_counts(),
             payload_bytes=payload_bytes,
@@ -71,21 +79,29 @@ class SimulatedFederation:
             away=len(traffic.away),
         )
 
-    @property
-    def charged_ledgers(self) -> list[Ledger]:
-        """The ledgers of those who draw the noise: the clients' own, or the server's."""
-        if self.pipeline.trust_model.ledger_of == "server":
-            return [self.server_ledger]
-        return [participant.ledger for participant in self.participants]
-
     def _can_train(self, client: int) -> bool:
-        return client not in self.traffic.away and self.participants[client].may_train
+        return client not in self.traffic.away and self.clients[client].may_train
 
-    def _train(self, client: int) -> Mapping[str, float]:
-        """Train a client, send its update, and return its bits a value by layer, where an allocator spreads them."""
-        participant = self.participants[client]
+    def _updates(self, chosen: Sequence[int]) -> Iterator[tuple[int, Update]]:
+        """Train clients: in other processes, as one program where the trainer can, else each before the next."""
+        work = (self._work(client) for client in chosen)
+        if self.side_by_side is not None:
+            yield from zip(chosen, self.side_by_side.train(list(work)), strict=True)
+            return
+        if isinstance(self.trainer, CohortTrainer):
+            yield from zip(chosen, self.trainer.train_cohort(list(work)), strict=True)
+            return
+        for each in work:
+            yield each.client, self.trainer.train(each.client, each.start, each.memory, each.ledger)
+
+    def _work(self, client: int) -> LocalWork:
+        state = self.clients[client].state
+        return LocalWork(client=client, start=state.model, memory=state.memory, ledger=self.ledger)
+
+    def _send(self, client: int, update: Update) -> Mapping[str, float]:
+        """Send a client's update, and return its bits a value by layer, where an allocator spreads them."""
+        participant = self.clients[client]
         before = participant.state
-        update = self.trainer.train(client, before.model, before.memory, participant.ledger)
         messages = self.crashes.send_update(client, participant, update, self.traffic)
         allocates = self.pipeline.codec.allocates and messages
         return layer_bits(self.pipeline.channel, messages[0], before.memory) if allocates else {}
@@ -98,11 +114,13 @@ def opened_federation(
     *,
     clients: int,
     optimizer: ServerOptimizer,
-    participation: Poisson | None,
+    participation: Draw | None,
     protocol: ProtocolVariant,
     faults: Faults,
     seed: PublicSeed,
     secret: SecretSeed,
+    memory_budget: int,
+    side_by_side: SideBySide | None = None,
 ) -> Iterator[SimulatedFederation]:
     """Open a federation before its first round; when the context ends, its server is closed.
 
@@ -116,28 +134,22 @@ def opened_federation(
         faults: The probabilities of faults, and how long clients and rounds wait.
         seed: The public seed: it names the run, and masks, dither and faults are drawn from it.
         secret: The seed of a trusted server's noise, and of a draw of clients that must be secret.
+        memory_budget: The most bytes of clients' residuals in memory.
+        side_by_side: Trains clients in other processes; None trains them in this one.
 
     Yields:
         The federation, whose clients have asked the server for its present state.
     """
     layout, model = trainer.layout, trainer.initial_model
-    participants = [
-        protocol.participant(
-            pipeline.channel,
-            pipeline.init_client(layout, seed=seed, client=client),
-            model,
-            Ledger(),
-            absence_policy=protocol.absence_policy,
-        )
-        for client in range(clients)
-    ]
-    server_ledger, trusted_release = Ledger(), None
+    first = pipeline.init_client(layout, seed=seed, client=0, first_model=model)
+    ledger, trusted_release = Ledger(), None
     if pipeline.trust_model.noise_at == "server":
         divisor = expected_participants(pipeline, clients)
-        trusted_release = TrustedRelease(pipeline=pipeline, secret=secret, ledger=server_ledger, divisor=divisor)
+        trusted_release = TrustedRelease(pipeline=pipeline, secret=secret, ledger=ledger, divisor=divisor)
     with ExitStack() as on_exit:
         # Without a folder a server keeps nothing, and cannot restart.
         folder = on_exit.enter_context(TemporaryDirectory()) if faults.server_restart else None
+        residuals = Residuals(layout, memory_budget, Path(on_exit.enter_context(TemporaryDirectory())))
         server = protocol.server(
             pipeline.channel,
             pipeline.init_server(layout, seed=seed),
@@ -150,16 +162,27 @@ def opened_federation(
             folder=folder,
         )
         on_exit.callback(server.close)
-        traffic = Traffic(server, participants, faults, seed.stream("network"))
-        traffic.deliver()  # the clients' first questions: their bytes are a part of the first round's
+        simulated = SimulatedClients(
+            pipeline,
+            first,
+            model,
+            count=clients,
+            ledger=ledger,
+            protocol=protocol,
+            faults=faults,
+            residuals=residuals,
+        )
+        traffic = Traffic(server, simulated, faults, seed.stream("network"))
+        traffic.introduce()  # the bytes of the first questions are a part of the first round's
         yield SimulatedFederation(
             pipeline=pipeline,
             trainer=trainer,
-            participants=participants,
+            clients=simulated,
             server=server,
-            server_ledger=server_ledger,
+            ledger=ledger,
             traffic=traffic,
             crashes=Crashes(faults, clients, seed.stream("misfortune")),  # the purpose names the stream: it stays
+            side_by_side=side_by_side,
         )
 
 

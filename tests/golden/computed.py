@@ -241,14 +241,14 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"trainer": PyTorch(local_steps=1, learning_rate=1.0)},
     ),
 }
-COMMON = {"clients": 4, "rounds": 6, "delta": 1e-4, "seed": 3, "progress": False}
+COMMON = {"clients": 4, "rounds": 6, "delta": 1e-4, "seed": 3, "evaluate_every": 1, "progress": False}
 NOT_COMPARED = {"seconds"}  # columns of a run's rows
 
 
 def run_of(name: str) -> dict[str, Any]:
     case, arguments = RUNS[name]
     torch.set_num_threads(1)
-    run = simulate(digits(), pipeline_of(case), **COMMON, **arguments)
+    run = simulate(digits(), pipeline_of(case), **{**COMMON, **arguments})
     return {
         "model": sha(run.model.tobytes()),
         "coordinates": len(run.model),

@@ -194,7 +194,8 @@ def simulation_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         values: Built values, not tables, by the keys of FEDERATION_KEYS.
     """
-    by_owner: dict[Owner, dict[str, Any]] = {"simulate": {}, "trainer": {}, "server": {}}
+    # Without a word a config is evaluated after every round: results hold that meaning, and their configs don't say it.
+    by_owner: dict[Owner, dict[str, Any]] = {"simulate": {"evaluate_every": 1}, "trainer": {}, "server": {}}
     for key, value in values.items():
         owner, argument = FEDERATION_KEYS[key]
         by_owner[owner][argument] = value

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpcomp.core.errors import DpcompError
+from dpcomp.core.processes import processes
 from dpcomp.lab.config.build import Tasks, check_trials, checked_points
 from dpcomp.lab.sweep.plan import Outcome, Standing, standing_of
 from dpcomp.lab.sweep.progress import bar
 from dpcomp.lab.sweep.trial import TRACEBACK, Attempt
-from dpcomp.lab.sweep.workers import finish, workers
+from dpcomp.lab.sweep.workers import finish
 
 
 class TrialFailed(DpcompError):
@@ -72,7 +73,7 @@ def sweep(
     expected = sum(standing.expected() for standing in before)
     rounds_shown = progress and jobs == expected == 1 and backend == "loky"
     try:
-        with workers(backend, jobs), bar(expected, shown=progress and not rounds_shown and expected > 0) as shown:
+        with processes(backend, jobs), bar(expected, shown=progress and not rounds_shown and expected > 0) as shown:
             attempts = finish(first, tasks, advance=shown.advance, rounds_shown=rounds_shown)
             second = [trial for standing in standings() for trial in standing.second()]
             shown.expect(len(first) + len(second))

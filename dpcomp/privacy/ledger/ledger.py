@@ -1,6 +1,7 @@
 """Ledger: records privacy charges durably before noise is drawn, and gives the permits to draw it."""
 
 import os
+import secrets
 import sqlite3
 import threading
 import weakref
@@ -16,6 +17,7 @@ from dpcomp.privacy.accounting.events import MOST_STEPS
 from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.guarantee import Guarantee
+from dpcomp.privacy.ledger.grant import Grant
 from dpcomp.privacy.ledger.ledger_file import KIND, LedgerMark, append, digest_at, read_entries, read_head, write_head
 from dpcomp.privacy.ledger.ledger_record import (
     History,
@@ -90,6 +92,31 @@ class Permit:
                 raise BudgetExhausted(f"{self} is used up: charge more steps at the next address")
             self._used += 1
             return self._used - 1
+
+    def hand_over(self, *, seeded: bool) -> Grant:
+        """Exchange this permit, all of it, for the right of another process to make its releases.
+
+        Nothing is left of the permit then, so the releases are made there or not at all.
+
+        Args:
+            seeded: Whether the noise will come from a number, which somebody may know; the ledger records it.
+
+        Returns:
+            The grant, for the `GrantedLedger` of the other process.
+
+        Raises:
+            BudgetExhausted: A step of the permit was used, or another process charged.
+            NotPrivate: The noise comes from a number, and the ledger is durable and not for research.
+            TypeError: The ledger did not give this permit.
+        """
+        if os.getpid() != self._process:
+            raise BudgetExhausted(f"{self} was given to another process: charge the ledger in the process that grants")
+        self._ledger._confirm(self, seeded)  # pyright: ignore[reportPrivateUsage]
+        with self._lock:
+            if self._used:
+                raise BudgetExhausted(f"{self} cannot be handed over any more: charge at the next address")
+            self._used = self._steps
+        return Grant(address=self._address, cost=self._cost, steps=self._steps, token=secrets.token_hex(16))
 
     def assume(self, clauses: Iterable[str]) -> None:
         """Record what the guarantee of these releases assumes besides; all later guarantees of the ledger name it.

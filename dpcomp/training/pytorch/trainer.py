@@ -136,6 +136,12 @@ class TorchTrainer:
                 )
             self._local = _client_level(config, federation, examples)
             self.assumptions = ()
+        trust = federation.pipeline.trust_model
+        self.releases = config.local_steps if trust.releases_local_steps else int(not trust.server_sees_clean)
+        sampling = federation.pipeline.sampling or Poisson(1.0)
+        rate = (sampling if trust.releases_local_steps else config.local_sampling).rate
+        self.trained_examples = config.local_steps * rate * task.population / federation.clients
+        self.tested_examples = len(self._test_examples[1])
 
     def train(self, client: int, start: Float32[np.ndarray, "d"], memory: ClientMemory, ledger: Ledger) -> Update:
         """Train a client for one round on its own examples, and return the change of its model.

@@ -1,0 +1,78 @@
+"""TrainerRecipe: what the trainer of a simulation is made of, here or in another process."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from dpcomp.core.randomness import PublicSeed, SecretSeed
+from dpcomp.pipeline import Pipeline
+from dpcomp.simulation.partition import Partition
+from dpcomp.simulation.probes import Watched
+from dpcomp.simulation.task import Task
+from dpcomp.training.trainer import Federation, Trainer, TrainerConfig
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainerRecipe:
+    """What the trainer of a simulation is made of, but for the secret seed, which stays in its process.
+
+    Args:
+        trainer: How clients train.
+        task: What is learned.
+        pipeline: Mechanism and codec, with the probes that watch them.
+        clients: The number of clients.
+        partition: Cuts the examples among them.
+        seed: The public seed.
+    """
+
+    trainer: TrainerConfig
+    task: Task
+    pipeline: Watched
+    clients: int
+    partition: Partition
+    seed: PublicSeed
+
+    def make(self, secret: SecretSeed) -> Trainer:
+        """Return the trainer, once its first model fits its layout.
+
+        Args:
+            secret: Where batches, noise and dropout are drawn from.
+
+        Raises:
+            TypeError, ValueError: The task does not suit the trainer, or the model not the layout.
+            NotPrivate: The model mixes examples.
+        """
+        made = self.trainer.make_trainer(
+            Federation(
+                task=self.task,
+                pipeline=self.pipeline,
+                clients=self.clients,
+                split=self._split,
+                seed=self.seed,
+                secret=secret,
+            )
+        )
+        model, size = made.initial_model, made.layout.size
+        if (model.dtype, model.shape) != (np.float32, (size,)):
+            raise ValueError(
+                f"{self.trainer} made a first model of {model.dtype} and shape {model.shape}: its layout wants float32 "
+                f"and shape ({size},)"
+            )
+        return made
+
+    def _split(self, labels: Int64[np.ndarray, "n"]) -> list[Int64[np.ndarray, "_"]]:
+        return _disjoint(self.partition.part(labels, self.clients, self.seed), self.pipeline, self.partition)
+
+
+def _disjoint(
+    parts: list[Int64[np.ndarray, "_"]], pipeline: Pipeline, partition: Partition
+) -> list[Int64[np.ndarray, "_"]]:
+    """Return the parts of a partition, if the guarantee's unit lies with one client."""
+    examples = np.concatenate(parts) if len(parts) else np.empty(0, np.int64)
+    if pipeline.unit == "example" and len(np.unique(examples)) < len(examples):
+        raise ValueError(
+            f"{partition} gives an example to two clients: each pays for it alone, so the ε of the run would be too "
+            "small. Give each example to one client"
+        )
+    return parts
