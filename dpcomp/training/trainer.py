@@ -93,6 +93,73 @@ class Trainer(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LocalWork:
+    """What one client does in a round: the arguments of `Trainer.train`.
+
+    Args:
+        client: Its number, from 0.
+        start: The model that it starts from, as a (d,) vector.
+        memory: Its memory; the update is made at `memory.address`.
+        ledger: The ledger that is charged for it before any noise is drawn.
+    """
+
+    client: int
+    start: Float32[np.ndarray, "d"]
+    memory: ClientMemory
+    ledger: Ledger
+
+
+@runtime_checkable
+class CohortTrainer(Trainer, Protocol):
+    """A trainer that trains all clients of a round as one program; `simulate` then calls this instead of `train`."""
+
+    def train_cohort(self, work: Sequence[LocalWork]) -> Sequence[Update]:
+        """Train clients for one round, and return the change of each one's model.
+
+        Every charge is made before any noise is drawn.
+
+        Args:
+            work: What each client starts from.
+
+        Returns:
+            The updates, in the order of the work; each as `train` would return it.
+
+        Raises:
+            BudgetExhausted: An address was charged before, or the budget does not allow a charge.
+        """
+        ...
+
+
+@runtime_checkable
+class ParallelTrainer(Trainer, Protocol):
+    """A trainer whose clients `simulate` may train in other processes: what a client's round costs is known before.
+
+    The process that holds the ledger charges before the work is sent. The trainer of a worker process is made there,
+    and the ledger that it gets allows this one charge.
+    """
+
+    @property
+    def releases(self) -> int:
+        """The number of steps of `pipeline.cost` that `train` charges at a client's address; 0 for a clean update."""
+        ...
+
+
+@runtime_checkable
+class CountsExamples(Protocol):
+    """What a trainer may say besides: how much it trains and tests, from which `simulate` chooses when to evaluate."""
+
+    @property
+    def trained_examples(self) -> float:
+        """The expected number of examples that a client trains on in a round, all steps together; of public numbers."""
+        ...
+
+    @property
+    def tested_examples(self) -> int:
+        """The number of public examples on which `evaluate` measures."""
+        ...
+
+
 @runtime_checkable
 class TrainerConfig(Protocol):
     """The part of a simulation that says how clients train: `simulate(..., trainer=PyTorch(local_steps=3))`."""
