@@ -166,7 +166,7 @@ class SumInTrace:
             ValueError: A block does not fit the layout.
         """
         jax, xp = _jax()
-        if xp.zeros((), xp.float64).dtype != xp.float64:
+        if xp.zeros(()).dtype != xp.float64:
             raise TypeError(
                 "the trace has no float64, in which sum and noise are added: trace and call the program under "
                 "jax.enable_x64(True), and the model alone under jax.enable_x64(False)"

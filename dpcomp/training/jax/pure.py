@@ -49,7 +49,7 @@ def check_pure(loss: Callable[..., Any], parameters: Any, example: tuple[Any, An
         TypeError: The loss is no scalar.
     """
     try:
-        traced = jax.make_jaxpr(loss)(parameters, *example)
+        traced = _traced(loss, parameters, example)
     except NameError as error:
         if "axis name" not in str(error):
             raise
@@ -80,13 +80,18 @@ def check_pure(loss: Callable[..., Any], parameters: Any, example: tuple[Any, An
         )
     for constant in constants:
         _refuse_private(constant, private)
-    again = jax.make_jaxpr(loss)(parameters, *example)
+    again = _traced(loss, parameters, example)
     if str(again) != str(traced) or not all(map(_same, again.consts, traced.consts)):
         raise NotPrivate(
             "the loss is another one each time JAX traces it: a random number of the host would be drawn once and stay "
             "the same for ever, and a state outside the loss is not followed. Make it a function of its arguments"
         )
     return any(np.size(constant) > 1 for constant in constants)
+
+
+def _traced(loss: Callable[..., Any], parameters: Any, example: tuple[Any, Any]) -> Any:
+    """Return the program of a loss, traced afresh: JAX keeps what it traced of the same function."""
+    return jax.make_jaxpr(lambda *arguments: loss(*arguments))(parameters, *example)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

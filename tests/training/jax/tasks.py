@@ -16,10 +16,10 @@ def examples(n, shape, seed):
     return inputs, rng.integers(0, 3, n)
 
 
-class Images:
-    """90 images of noise in three classes, and a CNN."""
+class Made:
+    """90 images of noise in three classes."""
 
-    name, population, shape = "images", 90, (1, 10, 10)
+    name, population, shape = "images", 90, (1, 6, 6)
 
     def train(self):
         return examples(self.population, self.shape, seed=1)
@@ -28,7 +28,7 @@ class Images:
         return examples(40, self.shape, seed=2)
 
 
-class TorchImages(Images):
+class InTorch(Made):
     def train(self):
         inputs, targets = super().train()
         return torch.from_numpy(inputs), torch.from_numpy(targets)
@@ -37,6 +37,34 @@ class TorchImages(Images):
         inputs, targets = super().test()
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
+    def loss(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+
+class InJax(Made):
+    def loss(self, outputs, target):
+        return jax.nn.logsumexp(outputs) - outputs[target]
+
+
+class TorchLinear(InTorch):
+    """Logistic regression."""
+
+    def model(self, seed):
+        return seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), seed)
+
+
+class JaxLinear(InJax):
+    def parameters(self, seed):
+        return weights_of(TorchLinear().model(seed))
+
+    def apply(self, parameters, example):
+        weight, bias = parameters
+        return weight @ example.reshape(-1) + bias
+
+
+class TorchImages(InTorch):
+    """A small CNN."""
+
     def model(self, seed):
         return seeded(
             lambda: nn.Sequential(
@@ -44,18 +72,15 @@ class TorchImages(Images):
                 nn.Tanh(),
                 nn.MaxPool2d(kernel_size=2, stride=1),
                 nn.Flatten(),
-                nn.Linear(64, 3),
+                nn.Linear(16, 3),
             ),
             seed,
         )
 
-    def loss(self, outputs, targets):
-        return nn.functional.cross_entropy(outputs, targets)
 
-
-class JaxImages(Images):
+class JaxImages(InJax):
     def parameters(self, seed):
-        return [jnp.asarray(parameter.detach().numpy()) for parameter in TorchImages().model(seed).parameters()]
+        return weights_of(TorchImages().model(seed))
 
     def apply(self, parameters, example):
         kernel, bias, weight, shift = parameters
@@ -63,5 +88,6 @@ class JaxImages(Images):
         image = max_pool(jnp.tanh(image + bias), size=2, stride=1)
         return weight @ image.transpose(2, 0, 1).reshape(-1) + shift
 
-    def loss(self, outputs, target):
-        return jax.nn.logsumexp(outputs) - outputs[target]
+
+def weights_of(model):
+    return [jnp.asarray(parameter.detach().numpy()) for parameter in model.parameters()]
