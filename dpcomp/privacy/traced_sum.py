@@ -64,15 +64,12 @@ def _float64_sum(
 ) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
     """Return the sum in float64, without remainders, and the number of units that are finite."""
     lax, xp = _lax(), array_namespace(*layers)
-    # Without the barrier, XLA computes the rows again for every pass over them.
-    layers = lax.optimization_barrier(tuple(layers))
     squares = xp.zeros(layers[0].shape[:1], dtype=xp.float64)
     for x in layers:
         squares = squares + xp.sum(xp.square(xp.astype(x, xp.float64)), axis=1)
     norms = xp.sqrt(squares)
     finite = xp.isfinite(norms)
     factors = xp.where(finite, xp.minimum(norm / (norms + margin * norm), 1.0), 0.0)
-    factors, finite = lax.optimization_barrier((factors, finite))
     n, starts = layers[0].shape[0], range(0, layers[0].shape[0], UNITS_PER_SUM)
     sums = tuple(xp.zeros(x.shape[1], dtype=xp.float64) for x in layers)
     low = sums

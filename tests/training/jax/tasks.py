@@ -85,7 +85,7 @@ class JaxImages(InJax):
     def apply(self, parameters, example):
         kernel, bias, weight, shift = parameters
         image = conv2d(example.transpose(1, 2, 0), kernel.transpose(2, 3, 1, 0), stride=2, padding=1)
-        image = max_pool(jnp.tanh(image + bias), size=2, stride=1)
+        image = jnp.tanh(max_pool(image + bias, size=2, stride=1))  # the values of the other order
         return weight @ image.transpose(2, 0, 1).reshape(-1) + shift
 
 

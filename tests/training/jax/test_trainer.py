@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.pipeline import _standard_normal
 from dpcomp.simulation import simulate
 from dpcomp.training import CohortTrainer, Cosine, Federation, LocalWork
 from dpcomp.training.jax import JAX
@@ -149,6 +150,7 @@ def test_nothing_is_compiled_again_once_cohorts_have_been_as_large(trainer):
     assert program._cache_size() == compiled
 
 
+@pytest.mark.slow
 def test_noise_in_parts_gives_the_same_as_at_once(trainer, monkeypatch):
     whole = trainer.train_cohort(cohort(trainer, (0, 1, 2)))
     monkeypatch.setattr("dpcomp.training.jax.example_level.NOISE_AT_ONCE", 2 * 111)  # two steps, one client
@@ -175,27 +177,20 @@ def test_the_noise_is_that_of_the_streams_of_address_and_step():
     work = [work_of(trainer, pipeline, client) for client in (0, 2)]
     for each, update in zip(work, trainer.train_cohort(work), strict=True):
         place, weights = each.memory.address, np.cumsum(0.8 ** np.arange(4))[::-1]
-        streams = [secret.stream("noise", place.run, place.client, place.round, step) for step in range(4)]
-        draws = [stream.standard_normal(len(each.start)) for stream in streams]
+        draws = [_standard_normal(secret, place, step, len(each.start)) for step in range(4)]
         expected = -7.0 / 2.0 * sum(weight * draw for weight, draw in zip(weights, draws, strict=True))
         np.testing.assert_allclose(update.dense(), expected, atol=2e-5)
         assert update.noise_stddev == pytest.approx(7.0 / 2.0 * np.linalg.norm(weights))
 
 
-def test_all_clients_are_charged_before_any_noise_is_drawn():
-    class Secret(dp.SecretSeed):
-        drawn = 0
-
-        def stream(self, purpose, *place):
-            Secret.drawn += purpose == "noise"
-            return super().stream(purpose, *place)
-
-    trainer = trainer_of(PIPELINE, CONFIG, secret=Secret(4))
+def test_all_clients_are_charged_before_any_noise_is_drawn(trainer, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("dpcomp.pipeline._standard_normal", lambda *place: drawn.append(place))
     poor = dp.Ledger(budget=dp.Budget(epsilon=0.01, delta=1e-6))
     work = [work_of(trainer, PIPELINE, 0), work_of(trainer, PIPELINE, 1, poor), work_of(trainer, PIPELINE, 2)]
     with pytest.raises(dp.BudgetExhausted):
         trainer.train_cohort(work)
-    assert Secret.drawn == 0
+    assert not drawn
     assert [each.ledger.guarantee(1e-3).steps for each in work] == [3, 0, 0]
 
 
