@@ -3,7 +3,7 @@
 import json
 import secrets
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import tomli_w
 from dp_accounting import NonPrivateDpEvent
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int32, Int64
 
 from dpcomp import codec as codec_folder
 from dpcomp import privacy as privacy_folder
@@ -23,14 +23,15 @@ from dpcomp.codec.codec import Sparsifier
 from dpcomp.codec.entropy import EntropyCoder
 from dpcomp.codec.quantize import Quantizer
 from dpcomp.codec.wiener import TrackedSignal
+from dpcomp.core.address import Address
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
 from dpcomp.core.checks import check_type, missing_members
-from dpcomp.core.errors import ConfigError, NotPrivate
+from dpcomp.core.errors import BudgetExhausted, ConfigError, NotPrivate
 from dpcomp.core.identity import objects_of, same_objects
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport, PublicContext
 from dpcomp.core.randomness import PublicSeed, SecretSeed
-from dpcomp.core.support import Support, checked_support, same_positions
+from dpcomp.core.support import Everywhere, Support, checked_support, same_positions
 from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.batches import Batches
 from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_after, fold
@@ -39,10 +40,19 @@ from dpcomp.privacy.factored_units import FactoredUnits
 from dpcomp.privacy.gaussian import public_grid
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.ledger import Permit
+from dpcomp.privacy.traced_release import (
+    Block,
+    DrawnNoise,
+    StepNoise,
+    SumInTrace,
+    TracedRelease,
+    register,
+    rounded_in_trace,
+)
 from dpcomp.privacy.traced_sum import is_traced
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
 from dpcomp.privacy.unit_gradients import Total, Units, on_host
-from dpcomp.sparsify import RandomK
+from dpcomp.sparsify import RandomK, TopK
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import digest
@@ -527,19 +537,7 @@ class Pipeline:
             TypeError: `secret` is not a `SecretSeed`, or `permit` not a `Permit`.
             ValueError: The permit is of another client.
         """
-        if not isinstance(secret, SecretSeed) or not isinstance(permit, Permit):
-            raise TypeError(
-                f"a release needs a dp.SecretSeed and a permit of ledger.charge, not {secret!r} and {permit!r}"
-            )
-        self.channel.refuse_foreign_memory(memory)
-        noise_at, end = self.trust_model.noise_at, "server" if isinstance(memory, ServerMemory) else "client"
-        if end != noise_at:
-            raise NotPrivate(
-                f"trust={self.trust!r} puts the noise {'at the server' if noise_at == 'server' else 'on the client'}: "
-                f"release there, not with a {type(memory).__name__}"
-            )
-        if permit.address.client != memory.address.client:
-            raise ValueError(f"{permit} cannot release for client {memory.address.client}: charge memory.address")
+        self._check_end(memory, secret, permit)
         check_type(total, Total, f"noise: give a Total, which pipeline.clip returns, not a {type(total).__name__}")
         self._refuse_changed()
         batches = total.batches(self._clips_by)
@@ -557,8 +555,7 @@ class Pipeline:
             raise
         vector, address, stddev = total.vector(), permit.address, self._noise_stddev
         if self._noise:
-            place = (address.run, address.client, address.round, step)
-            normal = secret.standard_normal(len(vector), "noise", *place)
+            normal = _standard_normal(secret, address, step, len(vector))
             vector = self._noise.release(vector, normal, self._noise_l2)
         update = Update(
             values=vector, layout=memory.layout, address=address, support=total.support, noise_stddev=stddev
@@ -598,6 +595,168 @@ class Pipeline:
             part = self.clip(block, memory)
             total = part if total is None else total + part
         return self.noise(self.empty_total(memory) if total is None else total, memory, secret, permit)
+
+    # A release inside a compiled program of JAX.
+
+    def draw_noise(
+        self, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit, steps: int
+    ) -> DrawnNoise:
+        """Draw the noise of the next steps of a permit, for a compiled program that computes their sums.
+
+        The draws are those that `noise` would make, step by step.
+
+        **Privacy:** drawn noise is charged, and each step of it is for one release; `release_in_trace` adds it.
+
+        Args:
+            memory: The memory of the end that adds the noise.
+            secret: The source of the noise.
+            permit: What `ledger.charge(pipeline.cost, memory.address, steps)` returned.
+            steps: The number of releases, which use up as many steps of the permit.
+
+        Returns:
+            The noise; its `noise` is the argument for the program.
+
+        Raises:
+            BudgetExhausted: The permit has too few steps left, or was charged for another cost.
+            NotPrivate: The other end adds the noise under this trust, a part of the pipeline was changed, or the
+                mechanism has no noise or no public support.
+            VersionMismatch: The memory is of another pipeline.
+            TypeError: `secret` is not a `SecretSeed`, or `permit` not a `Permit`.
+            ValueError: The permit is of another client.
+        """
+        self._check_end(memory, secret, permit)
+        self._refuse_changed()
+        if permit.steps - permit.used < steps:
+            raise BudgetExhausted(
+                f"{permit} does not allow {steps} more releases: charge more steps at the next address"
+            )
+        total = self.empty_total(memory)
+        k = len(total.vector())
+        normals = np.zeros((steps, k))
+        for row in normals:
+            step = permit.spend(self.cost, seeded=secret.seeded)
+            if self._noise:
+                row[:] = _standard_normal(secret, permit.address, step, k)
+        numbers = np.array([secrets.randbits(31) for _ in range(steps)], dtype=np.int32)
+        register()
+        noise = StepNoise(normals, numbers, self._clips_by)
+        return DrawnNoise(noise, permit.address, memory.layout, total.support, self._noise_stddev)
+
+    def release_in_trace(
+        self,
+        block_at: Callable[[Any], Block],
+        count: Any,
+        noise: StepNoise,
+        layout: Layout,
+        positions: Int32[Any, "k"] | None = None,
+    ) -> TracedRelease:
+        """Clip blocks, add them up, and add the noise of one step: `release` for a program that JAX compiles.
+
+        Call it while JAX traces the program, under `jax.enable_x64(True)`: the sum of blocks and noise is float64, as
+        on the host, and is rounded to the public grid before it becomes float32. The clipped sum itself stays inside.
+
+        **Privacy:** the stages, the arithmetic and the grid are those of `clip` and `noise`; what is traced here holds
+        for all arguments that the program will have. The noise was charged when it was drawn, is used for one release
+        (`StepNoise.take`), and rows that are no units add exactly zero.
+
+        Args:
+            block_at: Returns the block of a (traced) number: a tuple of (n, …) float32 arrays, one a layer or a single
+                one, and (n,) whether each row is a unit. Blocks have one shape; rows that are no units only fill it.
+            count: The number of blocks, which may be traced.
+            noise: The noise of this step, a part of the argument that `draw_noise` gave.
+            layout: The layers of the whole vector.
+            positions: The k coordinates of `public_positions`, as an argument of the program, where the mechanism has a
+                public support; else None.
+
+        Returns:
+            The release, of the k supported coordinates.
+
+        Raises:
+            NotPrivate: The noise is of another mechanism or would be used twice, or a part of the pipeline was changed.
+            TypeError: A stage of your own cannot be traced, or the trace has no float64.
+            ValueError: A block does not fit the layout.
+        """
+        self._refuse_changed()
+        check_type(noise, StepNoise, f"release_in_trace: give a StepNoise of draw_noise, not a {type(noise).__name__}")
+        if noise.drawn_by != self._clips_by:
+            raise NotPrivate("the noise was drawn for another mechanism, so its standard deviation may be another")
+        self.refuse_untraceable()
+        released = SumInTrace(self._transforms, layout, positions).of(block_at, count)
+        vector = released.vector
+        noise.take(vector)
+        if self._noise:
+            vector = self._noise.add(vector, noise.standard_normal, self._noise_l2)
+        vector = rounded_in_trace(vector, public_grid(self._noise_stddev) if self._noise_stddev else 0.0)
+        return TracedRelease(vector, noise.numbers, released.units, released.not_finite, noise.drawn_by)
+
+    def released(self, release: TracedRelease, drawn: DrawnNoise) -> Update:
+        """Return the update of a release that a compiled program made; `derive` takes what it computed of its releases.
+
+        Args:
+            release: What `release_in_trace` returned in the program, of the last of its steps.
+            drawn: The noise that was the program's argument; it is used up.
+
+        Returns:
+            An update with this pipeline's released claim.
+
+        Raises:
+            NotPrivate: Another mechanism made the release, it was made with other noise, or the noise was used up.
+            TypeError: It is no release.
+        """
+        check_type(release, TracedRelease, f"released: give a TracedRelease, not a {type(release).__name__}")
+        if not release.drawn_by == drawn.noise.drawn_by == self._clips_by:
+            raise NotPrivate("the release or its noise is of another mechanism than this pipeline's")
+        drawn.take(int(release.numbers))
+        values = np.asarray(release.values)
+        update = Update(
+            values=values,
+            layout=drawn.layout,
+            address=drawn.address,
+            support=drawn.support,
+            noise_stddev=drawn.stddev,
+        )
+        return with_claim(update, self.claim)
+
+    def public_positions(self, memory: ClientMemory | ServerMemory) -> Int64[np.ndarray, "k"] | None:
+        """Return the coordinates of the mechanism's public support in this round; None if it has all of them."""
+        support = self.empty_total(memory).support
+        return None if support == Everywhere() else support.indices(memory.layout.size)
+
+    def refuse_untraceable(self) -> None:
+        """Refuse a mechanism that a compiled program cannot keep: its stages would be traced once, for all rounds.
+
+        Raises:
+            TypeError: A stage is not one of `Clip`, `RandomK`, and `TopK` before the clip; or `TopK(per="layer")`
+                stands behind `RandomK`.
+        """
+        before = True
+        for number, stage in enumerate(self._transforms, start=1):
+            fits = isinstance(stage, (Clip, RandomK)) or (isinstance(stage, TopK) and before)
+            behind = isinstance(stage, TopK) and stage.per == "layer"
+            masked = any(isinstance(each, RandomK) for each in self._transforms[: number - 1])
+            if not fits or (behind and masked):
+                raise TypeError(
+                    f"mechanism: {stage!r} (stage {number}) cannot be a part of a compiled program, which would trace "
+                    "it once and keep what it read of one round: use Clip, RandomK, and TopK before the clip (not "
+                    'per="layer" behind RandomK), or train with PyTorch'
+                )
+            before = before and not isinstance(stage, Clip)
+
+    def _check_end(self, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> None:
+        """Refuse a release by the wrong end, or without a secret and a permit."""
+        if not isinstance(secret, SecretSeed) or not isinstance(permit, Permit):
+            raise TypeError(
+                f"a release needs a dp.SecretSeed and a permit of ledger.charge, not {secret!r} and {permit!r}"
+            )
+        self.channel.refuse_foreign_memory(memory)
+        noise_at, end = self.trust_model.noise_at, "server" if isinstance(memory, ServerMemory) else "client"
+        if end != noise_at:
+            raise NotPrivate(
+                f"trust={self.trust!r} puts the noise {'at the server' if noise_at == 'server' else 'on the client'}: "
+                f"release there, not with a {type(memory).__name__}"
+            )
+        if permit.address.client != memory.address.client:
+            raise ValueError(f"{permit} cannot release for client {memory.address.client}: charge memory.address")
 
     # The public side.
 
@@ -670,6 +829,11 @@ class Pipeline:
             VersionMismatch: The bytes are sound, but the broadcast does not lead on from the client's version.
         """
         return exchange.follow(self.channel, payload, memory)
+
+
+def _standard_normal(secret: SecretSeed, address: Address, step: int, count: int) -> Float64[np.ndarray, "count"]:
+    """Draw the noise of a release, before it is scaled."""
+    return secret.standard_normal(count, "noise", address.run, address.client, address.round, step)
 
 
 def _refuse_subclass(part: Any) -> None:

@@ -34,7 +34,7 @@ class Clip:
     **Privacy:** adding or removing one unit moves the sum by at most C(1 + 10⁻⁵) in floating point, whatever the unit
     holds, for up to 10⁶ units in any micro-batches. Norms are summed in short blocks, whose worst error is known; sums
     are float64 with compensation (dpcomp/privacy/clipped_sum.py has the proof), on the host for NumPy, JAX and torch on
-    the CPU. Inside `jax.jit` they are pairs of floats (PRIVACY_RULES hazards 5, 6, 41 and 44).
+    the CPU. Inside `jax.jit` they are float64 or pairs of floats (PRIVACY_RULES hazards 5, 6, 41 and 44).
 
     Args:
         norm: C, the largest L2 norm of a unit, from 10⁻²⁰ to 10²⁰.
@@ -87,7 +87,7 @@ class Clip:
                 return Total(layers=sums, layout=value.layout, support=value.support, **counts)
             value = value.rows()
         if is_traced(value.layers[0]):
-            (sums, remainders), finite = traced_sum(_alike(value.layers), self.norm, MARGIN), value.count
+            sums, remainders, finite = traced_sum(_alike(value.layers), self.norm, MARGIN)
         else:
             (sums, finite), remainders = self._sum(value.layers), ()
         counts = {"units": value.count, "not_finite": value.count - finite}
@@ -102,7 +102,7 @@ class Clip:
 
         Returns:
             An (m,) float64 array a layer: of torch for units of torch, else of NumPy. Inside a trace of JAX they are
-            traced arrays of the units' dtype, which rounds the sum.
+            traced arrays of float64, or without it of the units' dtype, which rounds the sum.
         """
         alike = _alike(layers)
         return traced_sum(alike, self.norm, MARGIN)[0] if is_traced(alike[0]) else self._sum(layers)[0]

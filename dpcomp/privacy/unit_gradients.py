@@ -122,7 +122,7 @@ class Total(_Layers):
         support: Which coordinates the arrays hold.
         units: The number of units in the sum, a private value.
         not_finite: How many of them counted as zero, since their norm is not finite; a private value, which no client
-            tells anybody. 0 inside a trace of JAX.
+            tells anybody. A traced array inside a trace of JAX.
 
     Attributes:
         remainders: An (m,) array a layer of what rounding took from `layers`; the sum is both together. Empty if that

@@ -19,6 +19,7 @@ from dpcomp.privacy import Clip
 from dpcomp.privacy.clip import unit_norms
 from dpcomp.privacy.factored_units import FactoredUnits
 from dpcomp.privacy.ledger.ledger import Permit
+from dpcomp.privacy.traced_release import DrawnNoise, TracedRelease
 from dpcomp.privacy.unit_gradients import Total, Units
 from dpcomp.sparsify import TopK
 from dpcomp.sparsify.top_k_indices import top_k_indices
@@ -144,6 +145,12 @@ class Watched(Pipeline):
                 self._values.setdefault(column, []).append(value)
                 self._columns.add(column)
         return released
+
+    def released(self, release: TracedRelease, drawn: DrawnNoise) -> Update:
+        """Release as the pipeline does, and count what a compiled program clipped."""
+        update = super().released(release, drawn)
+        self._counts.update({"units": int(release.units), "not_finite": int(release.not_finite)})
+        return update
 
     @property
     def not_finite(self) -> tuple[int, int]:

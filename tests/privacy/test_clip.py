@@ -235,7 +235,7 @@ def test_a_unit_moves_a_traced_sum_by_no_more_than_the_contract(x64, norm, sizes
 
         def sum_of(x, traced=traced):
             parts = traced(*(jnp.asarray(part) for part in (x[:, :260], x[:, 260:])))
-            return sum(np.concatenate([np.asarray(layer, np.float64) for layer in part]) for part in parts)
+            return sum(np.concatenate([np.asarray(layer, np.float64) for layer in part]) for part in parts if part)
 
         rng = np.random.default_rng(0)
         for n in sizes:
