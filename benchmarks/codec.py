@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from gradients import recorded_gradients
 from jaxtyping import Float32
-from peers import Formula, Peer, formulas, peers
 from rate_distortion import draw
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +36,7 @@ from rich.table import Table
 import dpcomp as dp
 from analysis.measures.efficiency import compression_ratio
 from analysis.measures.payload_rate import PayloadRate
+from benchmarks.peers.codecs import Formula, Peer, formulas, peers
 from dpcomp.core.layout import Layout
 from dpcomp.training.pytorch.rows.parameters import layout_of
 from dpcomp.wire.update import with_claim
