@@ -5,20 +5,16 @@ the site without a change here. A line `<!-- rows: NAME -->` of a page becomes t
 """
 
 import pkgutil
-import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from benchmarks.harness.page import table_of
-from benchmarks.harness.records import FOLDER as RECORDS
-from benchmarks.harness.records import Record
+from benchmarks.harness.page import with_tables
 
 FOLDER = "reference/api"
 PACKAGE = Path(__file__).parents[1] / "dpcomp"
-ROWS = re.compile(r"^<!-- rows: (?P<name>[\w-]+) -->$", flags=re.MULTILINE)
 PAGE = """# {name}
 
 ::: {name}
@@ -49,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the tables of measurements in their places."""
-    return ROWS.sub(lambda line: table_of(Record.read(RECORDS / f"{line['name']}.json")), markdown)
+    return with_tables(markdown)
 
 
 def _path(name: str) -> str:

@@ -1,9 +1,32 @@
-"""The table of a record on a page of the documentation, in Markdown."""
+"""Records as tables in Markdown, where a page of the documentation names them."""
 
+import re
 from itertools import groupby
+from pathlib import Path
 
-from benchmarks.harness.records import Record
+from benchmarks.harness.records import FOLDER, Record
 from benchmarks.harness.table import COLUMNS, cells
+
+PLACE = re.compile(r"^<!-- rows: (?P<name>[\w-]+) -->$", flags=re.MULTILINE)
+
+
+def with_tables(markdown: str, folder: Path = FOLDER) -> str:
+    """Put the tables of records in their places: at each line `<!-- rows: NAME -->` that of NAME.json.
+
+    A benchmark without a record is said not to be measured yet.
+
+    Args:
+        markdown: The text of a page.
+        folder: Where the records are.
+    """
+
+    def table(place: re.Match[str]) -> str:
+        path = folder / f"{place['name']}.json"
+        if not path.exists():
+            return f"*Not measured yet: `python -m benchmarks {place['name']}`.*"
+        return table_of(Record.read(path))
+
+    return PLACE.sub(table, markdown)
 
 
 def table_of(record: Record) -> str:

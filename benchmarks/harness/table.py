@@ -21,7 +21,6 @@ def printed_table(title: str, rows: Iterable[Row]) -> Table:
             figure, *others = cells(row)
             first = (what, figure) if number == 0 else ("", "")
             table.add_row(*first, *others)
-        table.add_section()
     return table
 
 

@@ -1,9 +1,9 @@
 """Federated rounds a second, with all that dpcomp does, beside loops without bytes or ledger.
 
 A round trains 10 of 100 clients, each with 600 images of 28 × 28, by 19 private steps on batches of expected size 32;
-dpcomp sends the top 1 % in 4 bits with error feedback and a range coder, and charges a ledger. Of a run the first round
-is left out, in which programs are compiled. Each model is evaluated on 10,000 images: dpcomp's when `simulate` does so
-by default, those of the peers once a run.
+dpcomp sends the top 1 % in 4 bits with error feedback and a range coder, and charges a ledger. Of a run the first three
+rounds are left out, in which programs are compiled. Each model is evaluated on 10,000 images: dpcomp's when `simulate`
+does so by default, those of the peers once a run.
 """
 
 import functools
@@ -19,15 +19,18 @@ from benchmarks.harness.rows import Goal, Row, compared
 from benchmarks.harness.turns import Effort, measure_in_turns, seconds
 from benchmarks.peers.federation import FederationSettings, Images
 from benchmarks.peers.rounds_opacus import opacus_rounds
-from dpcomp.simulation import simulate
+from dpcomp.simulation import Task, simulate
 from dpcomp.training.pytorch import PyTorch
 from dpcomp.training.trainer import TrainerConfig
 from experiments.data.models import fashion_cnn
 
 ROUNDS = 10
-WARM_ROUNDS = 1
+WARM_ROUNDS = 3
 TEST_IMAGES = 10_000
 JAX_BY_HAND, OPACUS = "JAX by hand, no bytes", "Opacus in a loop, no bytes"
+FLOWER = "Flower, no privacy, float32"
+PEERS = (OPACUS, JAX_BY_HAND, FLOWER)
+LEAST_ROUNDS = {"PyTorch": 1.5}  # a second, by trainer
 
 
 class ImageTask:
@@ -65,7 +68,7 @@ def federated_rounds(effort: Effort) -> list[Row]:
     rounds = effort.size(ROUNDS, 2)
     images = Images.drawn(settings.clients * settings.examples, effort.size(TEST_IMAGES, 200))
     trainer = PyTorch(local_steps=settings.local_steps, learning_rate=settings.learning_rate)
-    measures = {
+    measures: dict[str, Callable[[], float]] = {
         "PyTorch": functools.partial(_simulated, ImageTask(images), trainer, settings, rounds),
         OPACUS: _by_loop(opacus_rounds(fashion_cnn(seed=0), images, settings), rounds),
     }
@@ -74,6 +77,11 @@ def federated_rounds(effort: Effort) -> list[Row]:
 
         weights = {name: part.numpy() for name, part in fashion_cnn(seed=0).state_dict().items()}
         measures[JAX_BY_HAND] = _by_loop(jax_rounds(weights, images, settings), rounds)
+    if effort.full_size and find_spec("flwr") is not None and find_spec("ray") is not None:  # Ray starts in a minute
+        from benchmarks.peers.rounds_flower import flower_rounds_a_second
+
+        tested = len(images.test_labels)
+        measures[FLOWER] = functools.partial(flower_rounds_a_second, settings, tested, rounds, WARM_ROUNDS)
     figures = measure_in_turns(measures, effort.turns)
     return [
         compared(
@@ -82,16 +90,16 @@ def federated_rounds(effort: Effort) -> list[Row]:
             figures[ours],
             peer,
             figures[peer],
-            goal=Goal(of="figure", least=least) if peer == OPACUS else None,
+            goal=Goal(of="figure", least=least) if peer == PEERS[0] else None,
             settings={"trainer": ours},
         )
-        for ours, least in (("PyTorch", 1.5),)
-        for peer in figures
-        if peer in (JAX_BY_HAND, OPACUS)
+        for ours, least in LEAST_ROUNDS.items()
+        for peer in PEERS
+        if ours in figures and peer in figures
     ]
 
 
-def _simulated(task: ImageTask, trainer: TrainerConfig, settings: FederationSettings, rounds: int) -> float:
+def _simulated(task: Task, trainer: TrainerConfig, settings: FederationSettings, rounds: int) -> float:
     """Simulate, and return rounds a second; a round of more or fewer clients counts by its share of clients."""
     pipeline = dp.Pipeline(
         mechanism=(dp.Clip(settings.clip_norm), dp.Gaussian(settings.noise_multiplier)),

@@ -46,16 +46,16 @@ def drawn_steps(records: Iterable[Record]) -> Figure:
 
 def _draw_panel(axes: Axes, rows: list[Row]) -> None:
     batches = sorted({row.settings["batch"] for row in rows})
-    axes.axhline(1.0, color="0.3", linewidth=1, linestyle="--", label="plain SGD")
-    for name, speeds in _peers_speeds(rows).items():
-        axes.plot(list(speeds), list(speeds.values()), label=LABELS[name], markersize=4, linewidth=0.9, **_look(name))
     ours = {row.settings["batch"]: row.ratio for row in rows if row.peer == SGD and row.ratio is not None}
     bars: Any = [
         [spread.median - spread.lowest for spread in ours.values()],
         [spread.highest - spread.median for spread in ours.values()],
     ]
     medians = [spread.median for spread in ours.values()]
-    axes.errorbar(list(ours), medians, bars, label=LABELS[OURS], markersize=5, linewidth=1.6, **_look(OURS))
+    axes.errorbar(list(ours), medians, bars, label=LABELS[OURS], markersize=5, linewidth=1.6, zorder=3, **_look(OURS))
+    axes.axhline(1.0, color="0.3", linewidth=1, linestyle="--", label="plain SGD")
+    for name, speeds in _peers_speeds(rows).items():
+        axes.plot(list(speeds), list(speeds.values()), label=LABELS[name], markersize=4, linewidth=0.9, **_look(name))
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.xaxis.set_minor_locator(NullLocator())

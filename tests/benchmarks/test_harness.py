@@ -8,7 +8,7 @@ import time
 import pytest
 
 from benchmarks.harness import turns
-from benchmarks.harness.page import table_of
+from benchmarks.harness.page import table_of, with_tables
 from benchmarks.harness.processes import Failed, run_alone
 from benchmarks.harness.records import Record
 from benchmarks.harness.rows import Goal, Row, Spread, compared
@@ -127,6 +127,15 @@ def test_cells_and_page_show_figures_ratio_goal_and_why_there_is_no_figure():
     assert lines[2] == "| fast | 1.50 ms | peer | 2.00 ms | 0.750 (0.500 – 1.00) | ≥ 0.5: met |"
     assert lines[3] == "|  |  | other | 4.00 ms | 0.375 (0.250 – 0.500) |  |"
     assert {line.count("|") for line in lines[:5]} == {7}
+
+
+def test_a_page_has_tables_in_their_places_and_says_what_was_not_measured(tmp_path):
+    record = Record.of("some", "Something", list(rows()), QUICK)
+    record.write(tmp_path)
+    page = "Before.\n\n<!-- rows: some -->\n\nBetween `<!-- rows: some -->`.\n\n<!-- rows: other-1 -->\n"
+    expected = page.replace("\n<!-- rows: some -->\n", f"\n{table_of(record)}\n")
+    missing = "*Not measured yet: `python -m benchmarks other-1`.*"
+    assert with_tables(page, tmp_path) == expected.replace("<!-- rows: other-1 -->", missing)
 
 
 @pytest.mark.parametrize(
