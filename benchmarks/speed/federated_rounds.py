@@ -19,7 +19,7 @@ from benchmarks.harness.rows import Goal, Row, compared
 from benchmarks.harness.turns import Effort, measure_in_turns, seconds
 from benchmarks.peers.federation import FederationSettings, Images
 from benchmarks.peers.rounds_opacus import opacus_rounds
-from dpcomp.simulation import Task, simulate
+from dpcomp.simulation import Fixed, Task, simulate
 from dpcomp.training.pytorch import PyTorch
 from dpcomp.training.trainer import TrainerConfig
 from experiments.data.models import fashion_cnn
@@ -30,7 +30,7 @@ TEST_IMAGES = 10_000
 JAX_BY_HAND, OPACUS = "JAX by hand, no bytes", "Opacus in a loop, no bytes"
 FLOWER = "Flower, no privacy, float32"
 PEERS = (OPACUS, JAX_BY_HAND, FLOWER)
-LEAST_ROUNDS = {"PyTorch": 1.5}  # a second, by trainer
+LEAST_ROUNDS = {"PyTorch": 1.5, "JAX": 2.2}  # a second, by trainer
 
 
 class ImageTask:
@@ -73,8 +73,13 @@ def federated_rounds(effort: Effort) -> list[Row]:
         OPACUS: _by_loop(opacus_rounds(fashion_cnn(seed=0), images, settings), rounds),
     }
     if find_spec("jax") is not None:
-        from benchmarks.peers.rounds_jax import jax_rounds
+        from dpcomp.training.jax import JAX
 
+        from benchmarks.peers.rounds_jax import jax_rounds
+        from benchmarks.speed.jax_images import JaxImages
+
+        trainer = JAX(local_steps=settings.local_steps, learning_rate=settings.learning_rate)
+        measures["JAX"] = functools.partial(_simulated, JaxImages(images), trainer, settings, rounds)
         weights = {name: part.numpy() for name, part in fashion_cnn(seed=0).state_dict().items()}
         measures[JAX_BY_HAND] = _by_loop(jax_rounds(weights, images, settings), rounds)
     if effort.full_size and find_spec("flwr") is not None and find_spec("ray") is not None:  # Ray starts in a minute
@@ -100,7 +105,7 @@ def federated_rounds(effort: Effort) -> list[Row]:
 
 
 def _simulated(task: Task, trainer: TrainerConfig, settings: FederationSettings, rounds: int) -> float:
-    """Simulate, and return rounds a second; a round of more or fewer clients counts by its share of clients."""
+    """Simulate, and return rounds a second after the warm ones."""
     pipeline = dp.Pipeline(
         mechanism=(dp.Clip(settings.clip_norm), dp.Gaussian(settings.noise_multiplier)),
         codec=dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4), entropy=dp.RangeCoder()),
@@ -113,12 +118,10 @@ def _simulated(task: Task, trainer: TrainerConfig, settings: FederationSettings,
             clients=settings.clients,
             rounds=rounds + WARM_ROUNDS,
             trainer=trainer,
-            participation=dp.Poisson(settings.together / settings.clients),
+            participation=Fixed(settings.together),
             progress=False,
         )
-    measured = run.rows[WARM_ROUNDS:]
-    played = sum(row["participants"] for row in measured) / settings.together
-    return played / sum(row["seconds"] for row in measured)
+    return rounds / sum(row["seconds"] for row in run.rows[WARM_ROUNDS:])
 
 
 def _by_loop(play: Callable[[int], object], rounds: int) -> Callable[[], float]:

@@ -19,7 +19,7 @@ from benchmarks.harness.processes import Failed, run_alone
 from benchmarks.harness.rows import Goal, Row, Spread, compared
 from benchmarks.harness.turns import Effort, seconds
 from benchmarks.round_trip import RoundTrip
-from dpcomp.simulation import simulate
+from dpcomp.simulation import Fixed, simulate
 from dpcomp.training.trainer import Federation
 
 TOGETHER = 10  # clients a round
@@ -116,10 +116,7 @@ def _rows(
 
 
 def _beside_training(clients: int, parameters: int, turns: int) -> tuple[list[float], list[float]]:
-    """Simulate, and return of each round what it took beside training, and what the codec's work alone takes.
-
-    Rounds without clients are left out, and the others brought to `TOGETHER` clients.
-    """
+    """Simulate, and return of each round what it took beside training, and what the codec's work alone takes."""
     pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=CODEC)
     trainer = FreeTrainer(parameters)
     with warnings.catch_warnings(action="ignore"):  # that nothing is learned
@@ -129,13 +126,10 @@ def _beside_training(clients: int, parameters: int, turns: int) -> tuple[list[fl
             clients=clients,
             rounds=turns + WARM_ROUNDS,
             trainer=trainer,
-            participation=dp.Poisson(TOGETHER / clients),
+            participation=Fixed(TOGETHER),
             evaluate_every=1,
             progress=False,
         )
-    beside, codec = [], []
-    for row, (trained, work) in list(zip(run.rows, trainer.rounds, strict=False))[WARM_ROUNDS:]:
-        if row["participants"]:
-            beside.append((row["seconds"] - trained - work) * TOGETHER / row["participants"])
-            codec.append(work)
-    return beside, codec
+    measured = list(zip(run.rows, trainer.rounds, strict=False))[WARM_ROUNDS : WARM_ROUNDS + turns]
+    beside = [row["seconds"] - trained - work for row, (trained, work) in measured]
+    return beside, [work for _, (_, work) in measured]

@@ -179,3 +179,22 @@ def test_the_loops_of_jax_and_opacus_end_at_the_same_model():
     after = module(torch.from_numpy(images.test_inputs)).detach().numpy()
     assert np.abs(after - before).max() > 0.05
     np.testing.assert_allclose(logits(trained_by_jax, jnp.asarray(images.test_inputs[:, 0])), after, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_the_task_for_jax_is_the_model_that_torch_trains():
+    jax = pytest.importorskip("jax")
+    from dpcomp.training.jax import JaxTask
+
+    from benchmarks.speed.jax_images import JaxImages
+    from experiments.data.models import fashion_cnn
+
+    images = Images.drawn(4, 8)
+    task = JaxImages(images)
+    assert isinstance(task, JaxTask)
+    inputs, labels = task.test()
+    outputs = jax.vmap(task.apply, (None, 0))(task.parameters(3), inputs)
+    expected = fashion_cnn(seed=3)(torch.from_numpy(images.test_inputs)).detach()
+    np.testing.assert_allclose(outputs, expected.numpy(), atol=2e-6)
+    losses = jax.vmap(task.loss)(outputs, labels)
+    assert float(losses.mean()) == pytest.approx(float(nn.functional.cross_entropy(expected, torch.from_numpy(labels))))
