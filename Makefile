@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench docs paper lint clean
+.PHONY: demo test test-slow bench bench-codec docs paper lint clean
 
 demo: .venv/installed
 	$(BIN)/dpcomp demo
@@ -14,12 +14,14 @@ test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 bench: .venv/installed-bench
-	PYTHONPATH=. $(BIN)/python benchmarks/codec.py
-	PYTHONPATH=. $(BIN)/python benchmarks/allocation.py
-	PYTHONPATH=. $(BIN)/python benchmarks/training_cost.py
+	$(BIN)/python -m benchmarks
+
+bench-codec: .venv/installed-bench
+	$(BIN)/python -m benchmarks.codec
+	$(BIN)/python -m benchmarks.codec.allocation
 
 docs: .venv/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
 paper: .venv/installed

@@ -1,13 +1,17 @@
-"""Pages of the API: one for each folder of dpcomp, made when the site is built.
+"""What is made when the site is built: the pages of the API, and the tables of measurements.
 
-A page holds the folder's modules and those below them, so a new module is on the site without a change here.
+The API has a page for each folder of dpcomp. It holds the folder's modules and those below them, so a new module is on
+the site without a change here. A line `<!-- rows: NAME -->` of a page becomes the table of docs/benchmarks/NAME.json.
 """
 
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+from benchmarks.harness.page import with_tables
 
 FOLDER = "reference/api"
 PACKAGE = Path(__file__).parents[1] / "dpcomp"
@@ -37,6 +41,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in folders():
         files.append(File.generated(config, _path(name), content=PAGE.format(name=name)))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the tables of measurements in their places."""
+    return with_tables(markdown)
 
 
 def _path(name: str) -> str:

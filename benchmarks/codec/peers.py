@@ -1,4 +1,4 @@
-"""Peers of the codecs in benchmarks/codec.py: what one writes with packages from the index, and FLSim's byte counts.
+"""Peers of the codecs: what one writes with packages from the index, and FLSim's byte counts.
 
 Each peer makes real bytes and reads them again, without the header, checksum and address that a payload of dpcomp has.
 FLSim has no wire format: it simulates, and counts bytes by formula. Its rows are formulas, with the error of what it

@@ -1,4 +1,4 @@
-"""Measures what the codecs cost and save beside their peers and the bound: python benchmarks/codec.py
+"""Measures what the codecs cost and save beside their peers and the bound: python -m benchmarks.codec
 
 Every codec is run as a whole, `pipeline.send` and `pipeline.receive`, on synthetic Laplace values in the layers of a
 ResNet-18 and on a recorded gradient of the CIFAR-10 CNN. The script prints one table, and writes it as
@@ -10,44 +10,36 @@ docs/benchmarks/codec.json, and the gradient's rows as docs/benchmarks/rate_dist
   "by layer" the support is coded by layer too: Σ log₂ C(dᵢ, kᵢ). No codec without memory that knows only the layers
   does better.
 - error: ‖decoded − target‖² ÷ ‖target‖², where the target is the vector, with error feedback residual + vector
-- encode, decode: to a dense vector, in copies of the dense vector into a warm buffer. Work and copies take turns, so
-  that a busy machine slows both; what counts is the median of the ratios of neighbours.
+- encode, decode: to a dense vector, in copies of the dense vector into a warm buffer. Work and copies take turns; what
+  counts is the median of the ratios of neighbours.
 """
 
 import json
-import os
-import platform
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from gradients import recorded_gradients
 from jaxtyping import Float32
-from peers import Formula, Peer, formulas, peers
-from rate_distortion import draw
 from rich.console import Console
 from rich.table import Table
 
 import dpcomp as dp
 from analysis.measures.efficiency import compression_ratio
 from analysis.measures.payload_rate import PayloadRate
+from benchmarks.codec.gradients import recorded_gradients
+from benchmarks.codec.peers import Formula, Peer, formulas, peers
+from benchmarks.codec.rate_distortion import draw
+from benchmarks.harness.records import FOLDER, machine, today, versions
+from benchmarks.harness.turns import Effort, measure_in_turns, seconds
+from benchmarks.round_trip import RoundTrip
 from dpcomp.core.layout import Layout
 from dpcomp.training.pytorch.rows.parameters import layout_of
-from dpcomp.wire.update import with_claim
 from experiments.data.tasks.cifar10_resnet import task as cifar10_resnet
 
-FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
-LIBRARIES = ("numpy", "scipy", "torch", "constriction", "randomgen", "zstandard")
-REPEATS = 7  # of a measurement, unless they take longer than SECONDS
-SECONDS = 6.0
-LEAST_REPEATS = 3
-COPIES = 5  # of the vector, before and after each measurement
+EFFORT = Effort(turns=5)
+COPIES = 5  # of the vector, in a measurement
 CORRELATION = 0.9  # of the synthetic vectors of two rounds
 
 Vector = Float32[np.ndarray, "d"]
@@ -122,39 +114,13 @@ def codec_cases() -> Iterator[CodecCase]:
     yield CodecCase(name="random 1 %, Uniform(8)", family="random k", codec=random)
 
 
-class RoundTrip:
-    """One client and the server, up to the round that is measured; encoding and decoding leave their memories alone."""
-
-    def __init__(self, case: CodecCase, rounds: list[Vector], layout: Layout):
-        self.pipeline = dp.Pipeline(
-            mechanism=dp.unsafe("a measurement of the wire"), codec=case.codec, feedback=case.feedback
-        )
-        self.client = self.pipeline.init_client(layout, seed=dp.PublicSeed(0), client=0)
-        self.server = self.pipeline.init_server(layout, seed=dp.PublicSeed(0))
-        if case.second:
-            payload, self.client = self.pipeline.send(self._update(rounds[0]), self.client)
-            _, self.server = self.pipeline.receive(payload, self.server)
-        values = rounds[case.second]
-        self.update = self._update(values)
-        self.target = values if self.client.residual is None else self.client.residual + values
-
-    def _update(self, values: Vector) -> dp.Update:
-        claim = self.pipeline.claim
-        return with_claim(dp.Update(values=values, layout=self.client.layout, address=self.client.address), claim)
-
-    def encode(self) -> bytes:
-        return self.pipeline.send(self.update, self.client)[0]
-
-    def decode(self, payload: bytes) -> Vector:
-        return self.pipeline.receive(payload, self.server)[0].dense()
-
-    def bounds(self, payload: bytes) -> tuple[float, float] | None:
-        """Compute the bound in bytes, with the support coded as a whole and by layer; None if there are no levels."""
-        rate = PayloadRate.of(self.pipeline, payload, self.server)
-        if np.isnan(rate.value_entropy_bits):
-            return None
-        supports = (rate.support_entropy_bits, rate.support_entropy_bits_by_layer)
-        return (rate.value_entropy_bits + supports[0]) / 8, (rate.value_entropy_bits + supports[1]) / 8
+def bounds(trip: RoundTrip, payload: bytes) -> tuple[float, float] | None:
+    """Compute the bound in bytes, with the support coded as a whole and by layer; None if there are no levels."""
+    rate = PayloadRate.of(trip.pipeline, payload, trip.server)
+    if np.isnan(rate.value_entropy_bits):
+        return None
+    supports = (rate.support_entropy_bits, rate.support_entropy_bits_by_layer)
+    return (rate.value_entropy_bits + supports[0]) / 8, (rate.value_entropy_bits + supports[1]) / 8
 
 
 def measure(case: CodecCase | Peer | Formula, vector: str, rounds: list[Vector], layout: Layout) -> Row:
@@ -166,16 +132,19 @@ def measure(case: CodecCase | Peer | Formula, vector: str, rounds: list[Vector],
         rounds: The vector, and that of the next round.
         layout: Of both.
     """
-    target, times, bounds = rounds[0], (None, None), None
+    target, times, least = rounds[0], (None, None), None
     if isinstance(case, Formula):
         payload_bytes, decoded = case.payload_bytes, case.decoded
+    elif isinstance(case, Peer):
+        payload = case.encode()
+        payload_bytes, decoded = len(payload), case.decode(payload)
+        times = times_in_copies(case.encode, lambda: case.decode(payload), rounds[0])
     else:
-        codec = RoundTrip(case, rounds, layout) if isinstance(case, CodecCase) else case
-        payload = codec.encode()
-        payload_bytes, decoded = len(payload), codec.decode(payload)
-        times = time_in_copies(codec.encode, rounds[0]), time_in_copies(lambda: codec.decode(payload), rounds[0])
-        if isinstance(codec, RoundTrip):
-            target, bounds = codec.target, codec.bounds(payload)
+        trip = RoundTrip(case.codec, rounds, layout, feedback=case.feedback, second=case.second)
+        payload = trip.send()
+        payload_bytes, decoded = len(payload), trip.receive(payload).dense()
+        times = times_in_copies(trip.send, lambda: trip.receive(payload).dense(), rounds[0])
+        target, least = trip.target, bounds(trip, payload)
     lost = float(np.sum(np.square(target - decoded, dtype=np.float64)) / np.sum(np.square(target, dtype=np.float64)))
     return Row(
         vector=vector,
@@ -185,32 +154,36 @@ def measure(case: CodecCase | Peer | Formula, vector: str, rounds: list[Vector],
         payload_bytes=payload_bytes,
         compression_ratio=compression_ratio(layout.size, payload_bytes),
         bits_a_coordinate=8 * payload_bytes / layout.size,
-        times_bound=payload_bytes / bounds[0] if bounds else None,
-        times_bound_by_layer=payload_bytes / bounds[1] if bounds else None,
+        times_bound=payload_bytes / least[0] if least else None,
+        times_bound_by_layer=payload_bytes / least[1] if least else None,
         relative_squared_error=lost,
         encode_copies=times[0],
         decode_copies=times[1],
     )
 
 
-def time_in_copies(work: Callable[[], object], vector: Vector) -> float:
-    """Measure the time of the work ÷ that of a copy of the vector; the caller has run the work once before."""
-    buffer, ratios, start = vector.copy(), [], time.perf_counter()
-    while len(ratios) < REPEATS and (len(ratios) < LEAST_REPEATS or time.perf_counter() - start < SECONDS):
+def times_in_copies(encode: Callable[[], object], decode: Callable[[], object], vector: Vector) -> tuple[float, float]:
+    """Measure encoding and decoding in copies of the vector; both ran once before."""
+    buffer = vector.copy()
+
+    def measured(work: Callable[[], object]) -> float:
         for number in range(64):  # pushes random supports out of the library's memory, so that they are drawn anew
             dp.Seeded(number, 1).indices(2)
-        copies = [seconds(lambda: np.copyto(buffer, vector)) for _ in range(COPIES)]
-        spent = seconds(work)
-        copies += [seconds(lambda: np.copyto(buffer, vector)) for _ in range(COPIES)]
-        ratios.append(spent / median(copies))
-    return median(ratios)
+        return seconds(work)
 
-
-def seconds(work: Callable[[], object]) -> float:
-    """Measure the seconds of the wall clock."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    turns = measure_in_turns(
+        {
+            "encode": lambda: measured(encode),
+            "copy": lambda: seconds(lambda: np.copyto(buffer, vector), COPIES),
+            "decode": lambda: measured(decode),
+        },
+        EFFORT.turns,
+    )
+    encoded, decoded = (
+        median(spent / copied for spent, copied in zip(turns[name], turns["copy"], strict=True))
+        for name in ("encode", "decode")
+    )
+    return encoded, decoded
 
 
 def laplace_rounds() -> tuple[Layout, list[Vector]]:
@@ -274,10 +247,10 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     report = {
         "format": 2,
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": today(),
         "vectors": titles,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch_threads": 1},
+        "versions": versions(),
+        "machine": machine(),
         "rows": [asdict(row) for row in rows],
     }
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Draws rate against distortion: what benchmarks/codec.py measured on the gradient, and two limits.
+"""Draws rate against distortion: what `python -m benchmarks.codec` measured on the gradient, and two limits.
 
 Both limits treat the values of each layer as independent draws from one distribution, as a codec that knows only the
 layers must. They are rate-distortion functions of independent Gaussian layers of power Pᵢ, by reverse water-filling

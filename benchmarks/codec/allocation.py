@@ -1,4 +1,4 @@
-"""Measures what allocating bits by layer is worth on real gradients: python benchmarks/allocation.py
+"""Measures what allocating bits by layer is worth on real gradients: python -m benchmarks.codec.allocation
 
 Gradients of the CIFAR-10 CNN, early, middle and late in training, are encoded under both rules; the table shows the
 ratio of squared errors at equal payload bytes, mean over rounds. Small differences in size are corrected for: a bit a
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from gradients import recorded_gradients
 from jaxtyping import Float32, Int64
 from rich.console import Console
 from rich.table import Table
 
 import dpcomp as dp
+from benchmarks.codec.gradients import recorded_gradients
 from dpcomp.codec.widths import WIDTHS, error_curve
 from dpcomp.codec.wiener import mean_squares
 from dpcomp.core.layout import Layout, split_by_counts

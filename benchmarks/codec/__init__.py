@@ -1,0 +1,1 @@
+"""What the codecs cost and save on whole vectors: a study of bytes, errors and bounds."""

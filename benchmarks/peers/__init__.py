@@ -1,0 +1,1 @@
+"""Peers: the same work by other means, as their users write it."""

@@ -1,0 +1,1 @@
+"""The speed of dpcomp, part by part: each module measures the rows of one or more benchmarks."""
