@@ -29,7 +29,7 @@ def _delta(epsilon, parts, tilt, power):
 
     h = 1e-3 * tilt
     spread = math.sqrt(max(float(np.diff(composed(tilt + h * np.arange(-1.0, 2.0)).real, 2)[0]) / h**2, 1e-12))
-    step = 2 * math.pi / max(45 / tilt, 40 * spread)  # the sum repeats L with this period, seen through e^{θL}
+    step = 2 * math.pi / max(60 / tilt, 40 * spread, 40)  # the sum repeats L with this period, seen through e^{θL}
     center = float(composed(np.array([tilt + 0j])).real[0]) - tilt * epsilon
     total = largest = 0.0
     for start in range(0, MOST_POINTS, CHUNK):
@@ -39,7 +39,7 @@ def _delta(epsilon, parts, tilt, power):
         values = np.where(np.isfinite(logs), np.exp(np.nan_to_num(logs) - s * epsilon - center), 0) / (s * (s + 1))
         total += float(values.real.sum())
         largest = max(largest, float(np.abs(values).max()))
-        if np.abs(values).max() < 1e-9 * largest:
+        if np.abs(values).max() < 1e-11 * largest:
             return math.exp(center) * step / math.pi * total
     raise ValueError("the integrand does not end: this oracle is for composed losses that are smooth")
 

