@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int, Int64
 from scipy.special import gammaln
 
 from dpcomp.codec.codec import Body
@@ -118,7 +118,7 @@ def _log2_binomials(places: Int64[np.ndarray, "m"], chosen: Int64[np.ndarray, "m
     return float(logarithms.sum() / np.log(2))
 
 
-def _bits_per_level(levels: Int32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> float:
+def _bits_per_level(levels: Int[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> float:
     """Compute the entropy of levels, `counts` of them a layer, each layer under its own frequencies; 0 without any."""
     layers = [layer for layer in split_by_counts(levels, counts) if len(layer)]
     return sum(len(layer) * entropy_bits(np.bincount(layer - layer.min())) for layer in layers) / max(1, len(levels))

@@ -38,7 +38,7 @@ def test_of_vectors_that_move_overlap_and_bits_are_those_of_draws(noise_stddev, 
         writer = RangeCoder().writer()
         writer.positions(after, EDGES, before)
         overlaps.append(len(np.intersect1d(before, after)) / k)
-        bits.append(8 * len(writer.finish()) / k)
+        bits.append(8 * sum(map(len, writer.finish())) / k)
     assert one.overlap(other) == pytest.approx(np.mean(overlaps), abs=0.02)
     assert one.index_bits(other, EDGES) == pytest.approx(np.mean(bits), abs=0.25)
 

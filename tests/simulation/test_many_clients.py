@@ -200,7 +200,7 @@ def test_a_hundred_thousand_clients_cost_what_takes_part():
         assert [len(outcome.payload_bytes) for outcome in outcomes] == [5, 5]
         assert all(outcome.sent.downlink % 100_000 == 0 < outcome.sent.downlink for outcome in outcomes)
         assert outcomes[0].sent.control > 100_000 * 100 > outcomes[1].sent.control
-        assert sum(len(spent) for spent in federation.ledger._spent.values()) == 10
+        assert sum(sum(history.spent.values()) for history in federation.ledger._histories.values()) == 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB; of each its own: 4 GB
 
 

@@ -138,12 +138,12 @@ class Recorder:
 
         def sent(channel, update, memory):
             payload, memory = send(channel, update, memory)
-            self.up.append(len(payload))
+            self.up.append(len(payload.message))
             return payload, memory
 
         def broadcasted(channel, aggregate, memory):
             payload, memory = broadcast(channel, aggregate, memory)
-            self.down.append(len(payload))
+            self.down.append(len(payload.message))
             return payload, memory
 
         monkeypatch.setattr(importlib.import_module("dpcomp.simulation.simulated_federation"), "Ledger", opened)
@@ -153,7 +153,7 @@ class Recorder:
     def steps(self) -> dict[int, int]:
         """The releases that each client, or the server, was charged."""
         (ledger,) = self.ledgers
-        return {client: sum(spent.values()) for client, spent in ledger._spent.items()}
+        return {client: sum(history.spent.values()) for client, history in ledger._histories.items()}
 
 
 @pytest.fixture

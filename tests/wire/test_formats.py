@@ -53,7 +53,7 @@ def test_a_ledger_of_another_format_is_refused_by_its_number(tmp_path):
     database.close()
     before = path.read_bytes()
     for act in (dp.Ledger, dp.Ledger.read):
-        with pytest.raises(dp.DpcompError, match="ledger format 2, not 3"):
+        with pytest.raises(dp.DpcompError, match="ledger format 2, not 4"):
             act(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
