@@ -121,4 +121,6 @@ def _log2_binomials(places: Int64[np.ndarray, "m"], chosen: Int64[np.ndarray, "m
 def _bits_per_level(levels: Int[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> float:
     """Compute the entropy of levels, `counts` of them a layer, each layer under its own frequencies; 0 without any."""
     layers = [layer for layer in split_by_counts(levels, counts) if len(layer)]
-    return sum(len(layer) * entropy_bits(np.bincount(layer - layer.min())) for layer in layers) / max(1, len(levels))
+    return sum(len(layer) * entropy_bits(np.bincount(layer.astype(np.int64) - layer.min())) for layer in layers) / max(
+        1, len(levels)
+    )

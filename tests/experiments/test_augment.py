@@ -43,6 +43,7 @@ def test_batches_may_be_as_small_as_chance_makes_them(n):
     assert CropAndFlip()(torch.ones(n, 3, SIZE, SIZE)).shape == (n, 3, SIZE, SIZE)
 
 
+@pytest.mark.slow
 def test_a_model_behind_it_keeps_its_layout_and_stays_private():
     model = augmented(cifar_cnn, seed=1)
     assert layout_of(model) == layout_of(cifar_cnn(seed=1))

@@ -222,7 +222,13 @@ def test_a_unit_of_thousands_moves_the_sum_by_no_more_than_the_contract(form):
 
 
 @pytest.mark.parametrize(
-    ("x64", "norm", "sizes"), [(False, 1e-20, (40,)), (False, 1.0, (1, 400)), (False, 1e20, (40,)), (True, 3.7, (40,))]
+    ("x64", "norm", "sizes"),
+    [
+        pytest.param(False, 1e-20, (40,), marks=pytest.mark.slow),
+        (False, 1.0, (1, 400)),
+        pytest.param(False, 1e20, (40,), marks=pytest.mark.slow),
+        (True, 3.7, (40,)),
+    ],
 )
 def test_a_unit_moves_a_traced_sum_by_no_more_than_the_contract(x64, norm, sizes):
     with jax.enable_x64(x64):

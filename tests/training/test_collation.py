@@ -17,7 +17,9 @@ from dpcomp.training.pytorch import Isolated, Opacus
 from tests.training.test_make_private import Script
 
 torch.set_num_threads(1)
-ENGINES = pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
+ENGINES = pytest.mark.parametrize(
+    "engine", [Isolated(), pytest.param(Opacus(), marks=pytest.mark.slow)], ids=["Isolated", "Opacus"]
+)
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook", "ignore:.*degrees of freedom")
 TIES = r"collate_fn.*Mask what is padded.*__getitem__"
 

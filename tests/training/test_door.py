@@ -14,7 +14,9 @@ from dpcomp.training.pytorch.inspection import private_model
 from dpcomp.training.pytorch.rows.parameters import write
 from tests.training.private_client import Client, clean, examples, noisy
 
-ENGINES = pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
+ENGINES = pytest.mark.parametrize(
+    "engine", [Isolated(), pytest.param(Opacus(), marks=pytest.mark.slow)], ids=["Isolated", "Opacus"]
+)
 
 
 def network(*layers: nn.Module) -> nn.Module:

@@ -272,7 +272,9 @@ ACCEPTED = {
 }
 
 
-@pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
+@pytest.mark.parametrize(
+    "engine", [Isolated(), pytest.param(Opacus(), marks=pytest.mark.slow)], ids=["Isolated", "Opacus"]
+)
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_honest_modules_are_accepted(name, engine):
     module, shape = ACCEPTED[name]()

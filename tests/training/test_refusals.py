@@ -18,7 +18,9 @@ from dpcomp.training.pytorch.rows.parameters import read, write
 from experiments.data.models import fashion_cnn
 from tests.training.private_client import Client, clean, examples, leftovers, linear, noisy
 
-ENGINES = pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
+ENGINES = pytest.mark.parametrize(
+    "engine", [Isolated(), pytest.param(Opacus(), marks=pytest.mark.slow)], ids=["Isolated", "Opacus"]
+)
 
 
 @contextlib.contextmanager

@@ -492,7 +492,11 @@ def sum_of(module, inputs, targets, loss, engine):
     return totals
 
 
-@pytest.mark.parametrize("engine", [BookKeeping(), Isolated(), Opacus()], ids=["BookKeeping", "Isolated", "Opacus"])
+@pytest.mark.parametrize(
+    "engine",
+    [BookKeeping(), Isolated(), pytest.param(Opacus(), marks=pytest.mark.slow)],
+    ids=["BookKeeping", "Isolated", "Opacus"],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_removing_an_example_moves_the_sum_by_its_own_clipped_gradient(name, engine):
     make, inputs, targets, loss = CASES[name]
