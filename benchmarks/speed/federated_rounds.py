@@ -73,10 +73,9 @@ def federated_rounds(effort: Effort) -> list[Row]:
         OPACUS: _by_loop(opacus_rounds(fashion_cnn(seed=0), images, settings), rounds),
     }
     if find_spec("jax") is not None:
-        from dpcomp.training.jax import JAX
-
         from benchmarks.peers.rounds_jax import jax_rounds
         from benchmarks.speed.jax_images import JaxImages
+        from dpcomp.training.jax import JAX
 
         trainer = JAX(local_steps=settings.local_steps, learning_rate=settings.learning_rate)
         measures["JAX"] = functools.partial(_simulated, JaxImages(images), trainer, settings, rounds)

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dpcomp.training.jax import conv2d, max_pool
 from jax import Array
 
 from benchmarks.peers.federation import Images
+from dpcomp.training.jax import conv2d, max_pool
 from experiments.data.models import fashion_cnn
 
 Weights = Mapping[str, Array]

@@ -184,9 +184,8 @@ def test_the_loops_of_jax_and_opacus_end_at_the_same_model():
 @pytest.mark.slow
 def test_the_task_for_jax_is_the_model_that_torch_trains():
     jax = pytest.importorskip("jax")
-    from dpcomp.training.jax import JaxTask
-
     from benchmarks.speed.jax_images import JaxImages
+    from dpcomp.training.jax import JaxTask
     from experiments.data.models import fashion_cnn
 
     images = Images.drawn(4, 8)

@@ -200,3 +200,17 @@ def test_a_message_that_says_more_than_it_has_is_refused_before_memory_is_taken(
     context = PublicContext(layout=dp.Layout.of(2**31))
     with pytest.raises(dp.CorruptPayload, match="before its last value"):
         codec.decode(struct.pack("<BI", 0, 2**31) + bytes(2), replace(context, packed=True))
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(st.integers(-32_000, 32_000), st.integers(1, 40), st.integers(2, 70), st.integers(0, 2**32 - 1)),
+)
+def test_two_levels_arrive_whatever_lies_between_them(case):
+    lower, apart, count, seed = case
+    values = (lower + apart * np.random.default_rng(seed).integers(0, 2, count)).astype(np.float32)
+    codec = dp.Codec(quantize=dp.Uniform(dp.FixedStep(1.0)))
+    context = PublicContext(layout=dp.Layout.of(count), public_support=dp.Everywhere(), dither_key=0)
+    body, decoded = codec.encode(values, dp.Everywhere(), context)
+    np.testing.assert_array_equal(decoded, values)
+    np.testing.assert_array_equal(codec.decode(body, context)[0], values)

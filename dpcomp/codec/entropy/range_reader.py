@@ -156,7 +156,10 @@ class RangeReader:
         if not -largest <= lowest < largest:
             raise CorruptPayload(f"packed levels begin at {lowest}, but levels end at {largest}")
         packed = np.frombuffer(self._side.raw(packed_bytes(count, 1)), dtype=np.uint8)
-        levels = np.empty(count, dtype=np.int8 if -128 <= lowest < 127 else np.int16)
+        dtype = next(
+            kind for kind in (np.int8, np.int16, np.int32) if np.iinfo(kind).min <= lowest < np.iinfo(kind).max
+        )
+        levels = np.empty(count, dtype=dtype)
         unpack(packed, lowest, 1, out=levels)
         return levels
 

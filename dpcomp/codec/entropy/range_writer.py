@@ -109,12 +109,13 @@ class RangeWriter:
     def _group(self, levels: Int[np.ndarray, "m"], lowest: int, occurrences: Int64[np.ndarray, "symbols"]) -> None:
         """Encode levels that share a frequency table, after the table; pack them where a bit each is as short."""
         present = np.flatnonzero(occurrences)
-        alphabet = Alphabet.fit(present + lowest, occurrences[present])
-        if packs(occurrences[present]) and len(alphabet.table) == 2:
+        if packs(occurrences[present]) and present[1] == present[0] + 1:
+            lower = lowest + int(present[0])
             self._side.number(PACKED)
-            self._side.signed(alphabet.lowest)
-            self._side.raw(pack(levels, alphabet.lowest, 1).data)
+            self._side.signed(lower)
+            self._side.raw(pack(levels, lower, 1).data)
             return
+        alphabet = Alphabet.fit(present + lowest, occurrences[present])
         alphabet.write(self._side)
         if alphabet.leading == ALL_BITS:
             self._encode(levels, alphabet.weights, alphabet.lowest)
