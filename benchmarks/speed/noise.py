@@ -15,7 +15,7 @@ def noise(effort: Effort) -> list[Row]:
     draws = effort.size(DRAWS, 10**5)
     secret, generator = dp.SecretSeed(), np.random.default_rng(0)
     works = {
-        "dpcomp": lambda: secret.stream("noise", 0, 0, 0, 0).standard_normal(draws),
+        "dpcomp": lambda: secret.standard_normal(draws, "noise", 0, 0, 0, 0),
         "torch.randn, float32 (Mersenne twister)": lambda: torch.randn(draws),
         "torch.randn, float64": lambda: torch.randn(draws, dtype=torch.float64),
         "NumPy, float64 (PCG64)": lambda: generator.standard_normal(draws),
