@@ -337,3 +337,22 @@ def test_a_model_that_is_not_served_says_why_and_auto_takes_examples_alone(caplo
     assert model.engine.units(one, layout_of(model)) is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "PReLU" in caplog.text
+
+
+class Losses:
+    """Holds a loss as a method, as a task does."""
+
+    def __init__(self):
+        self.kept = []
+
+    def mean(self, outputs, _):
+        return mean_square(outputs, None)
+
+
+def test_a_loss_that_is_a_method_of_a_task_lets_a_step_see_by_identity_that_nothing_moved():
+    model, _ = passed(nn.Linear(8, 3), torch.randn(N, 8), BookKeeping(), loss=Losses().mean)
+    assert model.unmoved._objects.tell_all
+    assert not model.unmoved.moved()
+    with torch.no_grad():
+        next(model.parameters()).data[0] += 1
+    assert model.unmoved.moved() == ["weight"]

@@ -111,7 +111,9 @@ class _Dict:
 
 
 def _holds_nothing(loss: Any) -> bool:
-    """Return whether a loss is a plain function without attributes, or none."""
+    """Return whether a loss is a function without attributes, a method of what is no module, or none."""
+    if isinstance(loss, types.MethodType):
+        return not isinstance(loss.__self__, nn.Module) and _holds_nothing(loss.__func__)
     if isinstance(loss, types.FunctionType):
         return not vars(loss)
     return loss is None or isinstance(loss, types.BuiltinFunctionType)
