@@ -351,7 +351,9 @@ class Losses:
 
 def test_a_loss_that_is_a_method_of_a_task_lets_a_step_see_by_identity_that_nothing_moved():
     model, _ = passed(nn.Linear(8, 3), torch.randn(N, 8), BookKeeping(), loss=Losses().mean)
-    assert model.unmoved._objects.tell_all
+    objects = model.unmoved._objects
+    assert objects is not None
+    assert objects.tell_all
     assert not model.unmoved.moved()
     with torch.no_grad():
         next(model.parameters()).data[0] += 1
