@@ -69,6 +69,8 @@ MIXES = {
     "number": lambda x: x * x.sum().item(),
     "first of all": lambda x: x + x[:1],
     "place in the batch": numbered,
+    "place by a running sum": lambda x: x * x.new_ones(len(x), 1).cumsum(dim=0),
+    "a random order": lambda x: x * torch.rand(len(x), 1).argsort(dim=0),
     "batch norm": lambda x: functional.batch_norm(x, None, None, training=True),
     "attention over the batch": lambda x: functional.scaled_dot_product_attention(x[None], x[None], x[None])[0],
     "mixed reshape": lambda x: x.reshape(8, -1).reshape(-1, 8),

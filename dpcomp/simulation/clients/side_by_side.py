@@ -212,5 +212,6 @@ def _train(sent: _Sent, made_of: bytes | None) -> _Done | None:
 def _made(made_of: bytes) -> tuple[Trainer, Watched]:
     import cloudpickle
 
+    # Only the process that asked for this one's work has written these bytes, as all that joblib brings here.
     recipe, number = cloudpickle.loads(made_of)
     return recipe.make(SecretSeed(number)), recipe.pipeline

@@ -43,6 +43,10 @@ _REDUCTIONS = frozenset({
     "max", "mean", "median", "min", "nanmedian", "nansum", "norm", "prod", "std", "std_mean", "sum", "var",
     "var_mean",
 })
+_VIEWS = frozenset({
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "unsqueeze", "squeeze", "permute", "transpose", "t",
+    "select", "slice", "cat", "stack",
+})
 _ALONG = frozenset({
     "cummax", "cummin", "cumprod", "cumsum", "flip", "glu", "_log_softmax", "logcumsumexp", "roll", "_softmax",
     "sort", "topk",
@@ -154,6 +158,9 @@ class FollowedExamples(TorchDispatchMode):
             raise ExamplesMeet(f"{name}, which reads a value of the batch")
         tensors = [*_flat(args), *_flat(kwargs.values())]
         if all(self.axis_of(part) in (None, UNIFORM) for part in tensors):
+            # A running sum or a sort makes values that are alike into others: an example's place, or an order.
+            if name not in _ELEMENTWISE | _RANDOM_LIKE | _VIEWS:
+                raise ExamplesMeet(f"{name} of values of the length of the batch")
             return (
                 UNIFORM
                 if all(self.axis_of(part) is UNIFORM for part in tensors)
