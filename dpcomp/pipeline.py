@@ -27,7 +27,7 @@ from dpcomp.core.address import Address
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
 from dpcomp.core.checks import check_type, missing_members
 from dpcomp.core.errors import BudgetExhausted, ConfigError, NotPrivate
-from dpcomp.core.identity import objects_of, same_objects
+from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport, PublicContext
 from dpcomp.core.randomness import PublicSeed, SecretSeed
@@ -297,18 +297,15 @@ class Pipeline:
         return self._facts()
 
     @cached_property
-    def _objects_at_birth(self) -> list[Any] | None:
-        return self._objects()
-
-    def _objects(self) -> list[Any] | None:
-        """Return the objects that the fields are made of; None if they do not tell whether a part was changed."""
-        found: list[Any] = []
-        held = [getattr(self, item.name) for item in fields(Pipeline)]
-        return found if all(objects_of(part, found) for part in held) else None
+    def _objects_at_birth(self) -> tuple[Dictionaries, Composition]:
+        """The fields, and the objects that they are made of."""
+        names = [item.name for item in fields(Pipeline)]
+        own = Dictionary(vars(self), names, whole=False)
+        return Dictionaries([own]), Composition(getattr(self, name) for name in names)
 
     def _refuse_changed(self) -> None:
         """Refuse to go on if a part was changed since the pipeline was made: what was charged is another mechanism."""
-        if self._only_library_stages and same_objects(self._objects(), self._objects_at_birth):
+        if self._only_library_stages and all(noted.same() for noted in self._objects_at_birth):
             return
         try:
             same = self._facts() == self._at_birth

@@ -115,6 +115,10 @@ class PrivateModel(nn.Module):
                 "unfreeze before make_private, or call it again"
             )
 
+    def all_parameters(self) -> list[nn.Parameter]:
+        """Return the module's parameters, those that are not trained too."""
+        return self._made_of.parameters if self._made_of.same() else list(self._module.parameters())
+
     def forget(self, *, unfinished: bool) -> None:
         """Drop finished passes and their gradients, and with `unfinished` the other passes too."""
         self.passes = [] if unfinished else [one for one in self.passes if one.order is None]

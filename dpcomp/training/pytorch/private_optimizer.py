@@ -23,7 +23,7 @@ from dpcomp.training.pytorch.collation import refuse_tied_row
 from dpcomp.training.pytorch.draws import Draws, MicroBatch
 from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
 from dpcomp.training.pytorch.private_model import PrivateModel
-from dpcomp.training.pytorch.rows.parameters import layout_of, parts, read, trainable
+from dpcomp.training.pytorch.rows.parameters import cut, layout_of, read, trainable
 from dpcomp.training.pytorch.rows.passes import Pass
 from dpcomp.training.pytorch.rows.structures import count, inputs_and_targets, rows, to
 from dpcomp.wire.memory import ClientMemory
@@ -314,8 +314,7 @@ class PrivateOptimizer(DPOptimizer):
         total, self._total = self._total or self._pipeline.empty_total(memory), None
         self._released = self._pipeline.noise(total, memory, self._secret, permit)
         self._steps += 1
-        gradients = parts(self._model, self._released.dense())
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+        for parameter, gradient in zip(self._parameters, cut(self._parameters, self._released.dense()), strict=True):
             parameter.grad = gradient.to(device=parameter.device, dtype=parameter.dtype)
 
     def scale_grad(self) -> None:
@@ -484,7 +483,7 @@ class PrivateOptimizer(DPOptimizer):
     def _wipe(self) -> None:
         """Remove all raw, per-example and un-noised gradients from the parameters of model and optimiser."""
         self._model.forget(unfinished=False)
-        for parameter in (*self._model.parameters(), *(p for group in self.param_groups for p in group["params"])):
+        for parameter in (*self._model.all_parameters(), *(p for group in self.param_groups for p in group["params"])):
             parameter.grad = None
             vars(parameter).update(grad_sample=None, summed_grad=None)
 

@@ -1,14 +1,13 @@
 """Anatomy: the objects that a module is made of, by which most steps see that nothing was exchanged."""
 
 import types
-from collections.abc import Iterable, Mapping
 from operator import attrgetter, is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dpcomp.core.identity import objects_of, same_objects
+from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.training.pytorch.checks.held import LIBRARIES, OF_TORCH, is_data
 
 # Of OF_TORCH, what a module has at some times only.
@@ -21,21 +20,26 @@ class Layers:
 
     Args:
         module: The module.
+
+    Attributes:
+        layers: Its modules.
+        parameters: Its parameters.
     """
 
     def __init__(self, module: nn.Module):
         self.layers = list(module.modules())
         self._kinds = list(map(type, self.layers))
-        self._dicts = [_Dict(part) for layer in self.layers for part in (layer._modules, layer._parameters)]
-        self._parameters = list(module.parameters())
-        self._trained = list(map(_trains, self._parameters))
+        parts = [Dictionary(part) for layer in self.layers for part in (layer._modules, layer._parameters)]
+        self._dicts = Dictionaries(parts)
+        self.parameters = list(module.parameters())
+        self._trained = list(map(_trains, self.parameters))
 
     def same(self) -> bool:
         """Return whether they are still the same."""
         return (
             all(map(is_, map(type, self.layers), self._kinds))
-            and all(part.same() for part in self._dicts)
-            and list(map(_trains, self._parameters)) == self._trained
+            and self._dicts.same()
+            and list(map(_trains, self.parameters)) == self._trained
         )
 
 
@@ -55,59 +59,29 @@ class Objects:
         passed, at_times = OF_TORCH | ignored, _AT_TIMES | ignored
         parts = [Layers(module), *([Layers(loss)] if isinstance(loss, nn.Module) else [])]
         self.tell_all = len(parts) == 2 or _holds_nothing(loss)
-        self._layers, self._dicts = parts, []
+        self._layers, dicts = parts, list[Dictionary]()
         values: list[Any] = []
         kinds: set[type] = set()
         for layer in (layer for part in parts for layer in part.layers):
             kinds |= {kind for kind in type(layer).__mro__ if kind.__module__.partition(".")[0] not in LIBRARIES}
             own = [key for key in vars(layer) if key not in passed]
-            self._dicts += (_Dict(layer._buffers), _Dict(vars(layer), own, at_times))
+            dicts += (Dictionary(layer._buffers), Dictionary(vars(layer), own, at_times))
             values += map(vars(layer).__getitem__, own)
         for kind in kinds:
             own = [key for key, value in vars(kind).items() if not key.startswith("__") and is_data(value)]
-            self._dicts.append(_Dict(vars(kind), own))
+            dicts.append(Dictionary(vars(kind), own))
             values += map(vars(kind).__getitem__, own)
+        self._dicts = Dictionaries(dicts)
         # Tensors, numbers and strings are held by identity; so is what is inside of the lists and the like.
         held = [value for value in values if not isinstance(value, (Tensor, torch.dtype, torch.device))]
-        self.tell_all &= all(objects_of(value, []) for value in held)
-        self._containers = [value for value in held if isinstance(value, (list, dict, set, tuple))]
-        self._inside = self._look_inside() if self.tell_all else []
+        self._inside = Composition(held)
+        self.tell_all &= self._inside.tells_all
 
     def same(self) -> bool:
         """Return whether they are still the same."""
         return (
-            self.tell_all
-            and all(part.same() for part in self._layers)
-            and all(part.same() for part in self._dicts)
-            and same_objects(self._look_inside(), self._inside)
+            self.tell_all and all(part.same() for part in self._layers) and self._dicts.same() and self._inside.same()
         )
-
-    def _look_inside(self) -> list[Any]:
-        found: list[Any] = []
-        for container in self._containers:
-            objects_of(container, found)
-        return found
-
-
-class _Dict:
-    """The values of a dictionary, as they are now.
-
-    Args:
-        held: The dictionary.
-        keys: Whose values are looked at; None for all.
-        at_times: Keys that may come and go.
-    """
-
-    def __init__(self, held: Mapping[str, Any], keys: Iterable[str] | None = None, at_times: Iterable[str] = ()):
-        self._held, self._keys, self._at_times = held, tuple(held if keys is None else keys), tuple(at_times)
-        self._values, self._count = [held[key] for key in self._keys], self._length()
-
-    def _length(self) -> int:
-        return len(self._held) - sum(map(self._held.__contains__, self._at_times))
-
-    def same(self) -> bool:
-        """Return whether it has the same keys, and the same objects as values."""
-        return self._length() == self._count and all(map(is_, map(self._held.get, self._keys), self._values))
 
 
 def _holds_nothing(loss: Any) -> bool:

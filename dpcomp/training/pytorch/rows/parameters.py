@@ -1,5 +1,7 @@
 """Conversion between a module's trainable parameters and one flat vector. Buffers are never part of the vector."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float32
@@ -35,20 +37,20 @@ def read(module: torch.nn.Module) -> Float32[np.ndarray, "d"]:
     return np.concatenate(rows).astype(np.float32)
 
 
-def parts(module: torch.nn.Module, vector: Float32[np.ndarray, "d"]) -> list[torch.Tensor]:
-    """Cut a vector into new tensors with the shapes of the trainable parameters.
+def cut(parameters: Sequence[torch.Tensor], vector: Float32[np.ndarray, "d"]) -> list[torch.Tensor]:
+    """Cut a copy of a vector into tensors with the shapes of parameters.
 
     Raises:
         ValueError: The vector is not of shape (d,).
     """
-    layout = layout_of(module)
-    if vector.shape != (layout.size,):
+    sizes = [parameter.numel() for parameter in parameters]
+    if vector.shape != (sum(sizes),):
         raise ValueError(
-            f"a vector of shape {vector.shape} does not fit {layout.size} trainable parameters: give one of shape "
-            f"({layout.size},)"
+            f"a vector of shape {vector.shape} does not fit {sum(sizes)} trainable parameters: give one of shape "
+            f"({sum(sizes)},)"
         )
-    rows = layout.split(vector)
-    return [torch.tensor(row).reshape(shape) for row, (_, shape) in zip(rows, layout.shapes, strict=True)]
+    rows = torch.tensor(vector).split(sizes)
+    return [row.view(parameter.shape) for row, parameter in zip(rows, parameters, strict=True)]
 
 
 def write(module: torch.nn.Module, vector: Float32[np.ndarray, "d"]) -> None:
@@ -57,6 +59,7 @@ def write(module: torch.nn.Module, vector: Float32[np.ndarray, "d"]) -> None:
     Raises:
         ValueError: The vector is not of shape (d,).
     """
-    for parameter, part in zip(trainable(module).values(), parts(module, vector), strict=True):
-        with torch.no_grad():
+    parameters = list(trainable(module).values())
+    with torch.no_grad():
+        for parameter, part in zip(parameters, cut(parameters, vector), strict=True):
             parameter.copy_(part)

@@ -23,7 +23,7 @@ Formula = Callable[[Any, Tensor, Tensor, int], LayerTerms]
 
 def trained(layer: nn.Module) -> list[str]:
     """Return the names of a layer's own trainable parameters, in order."""
-    return [name for name, value in layer.named_parameters(recurse=False) if value.requires_grad]
+    return [name for name, value in layer._parameters.items() if value is not None and value.requires_grad]
 
 
 def terms(layer: nn.Module, inputs: Tensor, gradients: Tensor, k: int) -> LayerTerms:
