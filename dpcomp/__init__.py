@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from dpcomp.codec.entropy import FixedWidth as FixedWidth
     from dpcomp.codec.entropy import RangeCoder as RangeCoder
     from dpcomp.codec.codec import Codec as Codec
+    from dpcomp.wire.feedback import EF21 as EF21
+    from dpcomp.wire.feedback import MomentumCorrection as MomentumCorrection
     from dpcomp.wire.update import Update as Update
     from dpcomp.wire.memory import ClientMemory as ClientMemory
     from dpcomp.wire.memory import ServerMemory as ServerMemory
@@ -106,6 +108,7 @@ _MODULES = {
     **dict.fromkeys(("Equal", "FixedStep", "Waterfill"), "dpcomp.codec.allocation"),
     **dict.fromkeys(("FixedWidth", "RangeCoder"), "dpcomp.codec.entropy"),
     "Codec": "dpcomp.codec.codec",
+    **dict.fromkeys(("EF21", "MomentumCorrection"), "dpcomp.wire.feedback"),
     "Update": "dpcomp.wire.update",
     **dict.fromkeys(("ClientMemory", "ServerMemory"), "dpcomp.wire.memory"),
     "Channel": "dpcomp.wire.channel",

@@ -3,7 +3,7 @@
 import json
 import secrets
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -55,6 +55,7 @@ from dpcomp.privacy.unit_gradients import Total, Units, on_host
 from dpcomp.sparsify import RandomK, TopK
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
+from dpcomp.wire.feedback import EF21, ErrorFeedback, Feedback, Kept, MomentumCorrection, SenderFeedback
 from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory
 from dpcomp.wire.update import Update, with_claim
@@ -65,7 +66,7 @@ PARTS: dict[str, type] = {
     for folder in (privacy_folder, sparsify_folder, codec_folder, quantize_folder, entropy_folder)
     for name, part in vars(folder).items()
     if is_dataclass(part) and isinstance(part, type) and part not in (Unsafe, quantize_folder.Bounds)
-}
+} | {part.__name__: part for part in (MomentumCorrection, EF21)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,9 @@ class Pipeline:
         codec: How updates are coded.
         downlink: How broadcasts are coded; None for the same as `codec`.
         sampling: How units are sampled for a release; None for all units in each release.
-        feedback: Whether a sender adds what its codec dropped to its next update (error feedback).
+        feedback: What a client adds to its next update: True for what its codec dropped (error feedback), False for
+            nothing, `MomentumCorrection(...)` or `EF21(...)` for a momentum of its updates too. The server adds what
+            its codec dropped of a broadcast to the next, unless it is False.
         unit: What one neighbour adds or removes, "example" or "client".
         trust: Who may see values before the noise, "nobody" or "server".
 
@@ -109,7 +112,7 @@ class Pipeline:
     codec: Codec = field(default_factory=Codec)
     downlink: Codec | None = None
     sampling: Poisson | None = None
-    feedback: bool = True
+    feedback: Feedback = True
     unit: Unit = "example"
     trust: Trust = "nobody"
 
@@ -125,6 +128,7 @@ class Pipeline:
             )
         if self.codec.averaged_clients:
             self._check_estimates()
+        self._check_feedback(masks)
         if masks and any(codec.predict for codec in codecs):
             raise ValueError(
                 "predict= needs whole updates, but a support in the mechanism sends parts of them: leave one out"
@@ -156,8 +160,10 @@ class Pipeline:
         if self.sampling is not None and not isinstance(self.sampling, Poisson):
             raise TypeError(f"Pipeline(sampling={self.sampling!r}): give dp.Poisson(rate), or None for all units")
         _refuse_subclass(self.sampling)
-        if not isinstance(self.feedback, bool):
-            raise TypeError(f"Pipeline(feedback={self.feedback!r}): give True or False")
+        if type(self.feedback) not in (bool, MomentumCorrection, EF21):
+            raise TypeError(
+                f"Pipeline(feedback={self.feedback!r}): give True or False, dp.MomentumCorrection(...) or dp.EF21(...)"
+            )
         _refuse_taken_names((self.stages, self.codec, self.downlink, self.sampling))
         _ = (
             self.trust_model,
@@ -166,7 +172,7 @@ class Pipeline:
 
     def _check_estimates(self) -> None:
         """Refuse settings under which the signal estimates of an allocator that uses the noise are wrong."""
-        at_fault = ["feedback=True"] if self.feedback else []
+        at_fault = [f"feedback={self.feedback}"] if self.feedback else []
         at_fault += [repr(self.codec.sparsify)] if self.codec.sparsify else []
         at_fault += [repr(stage) for stage in self.stages if isinstance(stage, HasPublicSupport)]
         if at_fault:
@@ -180,6 +186,23 @@ class Pipeline:
                 f"{self.codec.quantize} uses the noise in updates, but with trust='server' they have none: leave out "
                 "clients="
             )
+
+    def _check_feedback(self, masks: Sequence[Stage]) -> None:
+        """Refuse a feedback that does not work with the codec or the trust."""
+        if isinstance(self.feedback, EF21) and self.trust_model.server_sees_clean:
+            raise ValueError(
+                f"feedback={self.feedback} with trust='server': the server would clip the differences that clients "
+                "send, so that its estimate is not theirs, and would add up the noise of all rounds. Use "
+                "feedback=True or dp.MomentumCorrection(...)"
+            )
+        if isinstance(self.feedback, MomentumCorrection) and self.feedback.masking:
+            sends_all = self.codec.sparsify is None and not masks
+            if sends_all or self.codec.predict:
+                raise ValueError(
+                    f"feedback={self.feedback} beside {self.codec}, which sends something of all coordinates: masking "
+                    "would set the whole momentum to zero in every round. Use masking=False, or a sparsifier and no "
+                    "predict="
+                )
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -432,7 +455,7 @@ class Pipeline:
         return ClientMemory(
             client=client,
             tracked=TrackedSignal.initial(layout) if self.codec.averaged_clients else None,
-            **self._memory_at_start(layout, seed, Genesis.of(first_model, run_id)),
+            **self._memory_at_start(layout, seed, Genesis.of(first_model, run_id), self.channel.sender_feedback),
         )
 
     def init_server(
@@ -454,9 +477,13 @@ class Pipeline:
         Raises:
             TypeError, ValueError: As `init_client` does.
         """
-        return ServerMemory(**self._memory_at_start(Layout.of(layout), seed, Genesis.of(first_model, run_id)))
+        downlink = ErrorFeedback() if self.feedback else None
+        genesis = Genesis.of(first_model, run_id)
+        return ServerMemory(**self._memory_at_start(Layout.of(layout), seed, genesis, downlink))
 
-    def _memory_at_start(self, layout: Layout, seed: PublicSeed, genesis: Genesis) -> dict[str, Any]:
+    def _memory_at_start(
+        self, layout: Layout, seed: PublicSeed, genesis: Genesis, feedback: SenderFeedback | None
+    ) -> dict[str, Any]:
         if not isinstance(seed, PublicSeed):
             raise TypeError(f"seed={seed!r}: give a dp.PublicSeed(number), the same at all ends; it may be public")
         return {
@@ -465,7 +492,7 @@ class Pipeline:
             "seed": seed,
             "shared": self.channel.shared_at_start(layout, seed, genesis),
             "genesis": genesis,
-            "residual": np.zeros(layout.size, dtype=np.float32) if self.feedback else None,
+            "kept": Kept() if feedback is None else feedback.at_start(layout.size),
         }
 
     # The private side.

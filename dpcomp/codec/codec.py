@@ -173,6 +173,11 @@ class Codec:
         """The quantiser in use: `quantize`, or `Float32()` for None."""
         return Unquantized() if self.quantize is None else self.quantize
 
+    @property
+    def is_lossless(self) -> bool:
+        """Whether all coordinates are sent as float32, so that nothing is dropped but the rounding of a prediction."""
+        return self.sparsify is None and isinstance(self.quantizer, Unquantized)
+
     def select(self, vector: Float32[np.ndarray, "d"], candidates: Support, context: PublicContext) -> Support:
         """Return the coordinates of a (d,) vector that are sent: the sparsifier's choice, or all candidates.
 

@@ -149,7 +149,7 @@ def opened_federation(
     with ExitStack() as on_exit:
         # Without a folder a server keeps nothing, and cannot restart.
         folder = on_exit.enter_context(TemporaryDirectory()) if faults.server_restart else None
-        residuals = Residuals(layout, memory_budget, Path(on_exit.enter_context(TemporaryDirectory())))
+        residuals = Residuals(first.kept, memory_budget, Path(on_exit.enter_context(TemporaryDirectory())))
         server = protocol.server(
             pipeline.channel,
             pipeline.init_server(layout, seed=seed),

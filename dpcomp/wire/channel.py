@@ -15,6 +15,7 @@ from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.read_only import read_only
 from dpcomp.core.support import Support, checked_support
 from dpcomp.privacy.claim import Claim, Released, Unbounded
+from dpcomp.wire.feedback import EF21, Feedback, SenderFeedback, sender_feedback
 from dpcomp.wire.frame import digest
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory, Shared, with_history
@@ -35,7 +36,7 @@ class Channel:
         identity: 8 bytes that name the pipeline: the digest of its canonical description.
         uplink: The codec of updates.
         downlink: The codec of broadcasts.
-        feedback: Whether a sender adds what its codec dropped to its next update.
+        feedback: What a client adds to its next update; a server adds what its codec dropped, unless it is False.
         claim: The claim on the mechanism's releases; a value with any other claim is not sent.
         server_sees_clean: Whether updates are sent without noise; what the server decodes is then not released.
         stages: The stages of the mechanism that have a public support or read history.
@@ -44,7 +45,7 @@ class Channel:
     identity: bytes
     uplink: Codec
     downlink: Codec
-    feedback: bool
+    feedback: Feedback
     claim: Released
     server_sees_clean: bool
     stages: tuple[object, ...] = ()
@@ -57,6 +58,21 @@ class Channel:
     def uplink_claim(self) -> Claim:
         """The claim on an update that the server has decoded."""
         return CLEAN_UPLINK if self.server_sees_clean else self.claim
+
+    @cached_property
+    def sender_feedback(self) -> SenderFeedback | None:
+        """What a client does with its updates, and with what it keeps of them; None without feedback."""
+        return sender_feedback(self.feedback)
+
+    @property
+    def sends_differences(self) -> bool:
+        """Whether clients send what changes in an estimate, so that the server adds up what they send."""
+        return isinstance(self.feedback, EF21)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether a part of an update may be sent in a later round."""
+        return not isinstance(self.feedback, bool) or (self.feedback and not self.uplink.is_lossless)
 
     @property
     def predicts(self) -> bool:

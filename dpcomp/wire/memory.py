@@ -11,6 +11,7 @@ from dpcomp.core.address import SERVER, Address
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.support import Listed, Support
+from dpcomp.wire.feedback import Kept
 from dpcomp.wire.frame import body_digest, digest
 from dpcomp.wire.links import Link, Links
 from dpcomp.wire.update import Update
@@ -124,7 +125,8 @@ class _Memory:
         layout: The layers of the vector.
         seed: The public seed of the run.
         shared: The state that all ends share.
-        residual: What this sender's codec has dropped so far, as a (d,) vector; None without feedback.
+        kept: What this end keeps of what it has to send: the client as its feedback says; the server, whose feedback is
+            plain, the residual of the downlink.
         step: The last broadcast as all ends decoded it, which is added to the model; None before the first.
         genesis: The first model and the run id of the federation.
     """
@@ -133,13 +135,14 @@ class _Memory:
     layout: Layout
     seed: PublicSeed
     shared: Shared
-    residual: Float32[np.ndarray, "d"] | None
+    kept: Kept
     step: Update | None = None
     genesis: Genesis = Genesis()
 
-    def __post_init__(self):
-        if self.residual is not None:
-            self.residual.flags.writeable = False
+    @property
+    def residual(self) -> Float32[np.ndarray, "d"] | None:
+        """What this sender's codec has dropped so far, as a (d,) vector; None if its feedback keeps none."""
+        return self.kept.residual
 
     def with_genesis(self, genesis: Genesis) -> Self:
         """Return this memory with another genesis; before any broadcast, its digest begins with it."""
@@ -196,7 +199,6 @@ class ClientMemory(_Memory):
     tracked: TrackedSignal | None = None
 
     def __post_init__(self):
-        super().__post_init__()
         if self.address.client == SERVER:
             raise ValueError(f"client={SERVER} is the server's number: clients are numbered below it")
 
@@ -217,17 +219,19 @@ class Pending:
 
     Attributes:
         payload: The payload with a full header, so that it can be sent to whatever server the client finds.
-        update: The (d,) vector that was released and charged; it is added to the residual if the payload is refused.
+        update: The (d,) vector that was released and charged; the feedback takes it up if the payload is refused.
         link: The sender's link after the payload is accepted.
-        residual: The sender's residual after the payload is accepted.
+        kept: What the sender keeps after the payload is accepted.
         tracked: The sender's tracked variances after the payload is accepted.
+        learning_rate: The learning rate that the update contains, where it follows a schedule; else 1.
     """
 
     payload: bytes
     update: Float32[np.ndarray, "d"]
     link: Link
-    residual: Float32[np.ndarray, "d"] | None
+    kept: Kept
     tracked: TrackedSignal | None
+    learning_rate: float = 1.0
 
     @classmethod
     def of(cls, payload: bytes, update: Update, after: ClientMemory) -> "Pending":
@@ -242,7 +246,12 @@ class Pending:
             The payload, with the parts of the memory that its acceptance changes.
         """
         return cls(
-            payload=payload, update=update.dense(), link=after.link, residual=after.residual, tracked=after.tracked
+            payload=payload,
+            update=update.dense(),
+            link=after.link,
+            kept=after.kept,
+            tracked=after.tracked,
+            learning_rate=update.learning_rate,
         )
 
 

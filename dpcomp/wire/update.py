@@ -38,6 +38,8 @@ class Update:
         support: Which k coordinates it holds.
         claim: What is proven of the values. A `Released` claim is not given by hand: a pipeline's release has it.
         noise_stddev: The standard deviation of the privacy noise in the values; None if it is not known.
+        learning_rate: The learning rate that the values contain, where it follows a schedule, which is a public
+            function of the round; else 1. A sender with a momentum divides by it (`MomentumCorrection`, `EF21`).
 
     Raises:
         NotPrivate: `claim` is `Released`.
@@ -62,6 +64,7 @@ class Update:
     support: Support = field(default_factory=Everywhere)
     claim: Claim = UNKNOWN
     noise_stddev: float | None = None
+    learning_rate: float = 1.0
 
     def __post_init__(self):
         if isinstance(self.claim, Released):
@@ -111,6 +114,25 @@ class Update:
         return with_claim(replace(self, values=values, noise_stddev=noise_stddev, claim=UNKNOWN), self.claim)
 
 
+def with_learning_rate(update: Update, learning_rate: float) -> Update:
+    """Return an update that says which learning rate its values contain.
+
+    **Privacy:** the rate must be public: one of a schedule that was fixed before the first round.
+
+    Args:
+        update: The update; its values stay as they are.
+        learning_rate: A finite number from 0 on.
+
+    Raises:
+        ValueError: The rate lies outside its range.
+    """
+    if not 0 <= learning_rate < np.inf:
+        raise ValueError(f"with_learning_rate({learning_rate!r}): a learning rate is a finite number from 0 on")
+    stated = object.__new__(Update)
+    vars(stated).update(vars(update), learning_rate=float(learning_rate))
+    return stated
+
+
 def with_claim(update: Update, claim: Claim) -> Update:
     """Return an update with another claim; the one way to a released one.
 
@@ -141,7 +163,7 @@ def decoded_update(values: Float32[np.ndarray, "k"], layout: Layout, address: Ad
         "address": address,
         "support": support,
     }
-    vars(made).update(fields, claim=UNKNOWN, noise_stddev=None)
+    vars(made).update(fields, claim=UNKNOWN, noise_stddev=None, learning_rate=1.0)
     return made
 
 

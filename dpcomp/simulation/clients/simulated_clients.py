@@ -45,9 +45,9 @@ class SimulatedClients:
     """The clients of a simulation, by number: those that stand apart, and all others, which stand together.
 
     A client stands together with others while it is synced, has nothing pending, and has followed every broadcast. Of
-    such a client only its link and its residual are kept, once it has sent a payload; shared memory and model are one
-    for all. A client that takes part in a round, is away or crashed stands apart, with a state machine of its own,
-    until `gather` finds that it has caught up.
+    such a client only its link and its residual, or what else its feedback keeps, are kept, once it has sent a payload;
+    shared memory and model are one for all. A client that takes part in a round, is away or crashed stands apart, with
+    a state machine of its own, until `gather` finds that it has caught up.
 
     Where messages may be lost, repeated, delayed or damaged, each client gets its own broadcast, so all stand apart,
     but share the arrays of a version. So they do where the protocol has participants of another class, which may do
@@ -132,8 +132,8 @@ class SimulatedClients:
                 memory = participant.state.memory
                 if memory.link.count:
                     self._links[client] = memory.link
-                if memory.residual is not None and memory.residual is not self._first.memory.residual:
-                    self._residuals.keep(client, memory.residual)
+                if memory.kept.vectors and memory.kept is not self._first.memory.kept:
+                    self._residuals.keep(client, memory.kept)
                 del self._apart[client]
 
     def _own(self, protocol: ProtocolVariant, client: int) -> Participant:
@@ -152,12 +152,12 @@ class SimulatedClients:
     def _parted(self, client: int) -> ClientState:
         """Return the state of a client that stood together with others."""
         assert self._together is not None
-        residual = self._residuals.take(client)
+        kept = self._residuals.take(client)
         memory = replace(
             self._together.memory,
             client=client,
             link=self._links.pop(client, Link()),
-            residual=self._first.memory.residual if residual is None else residual,
+            kept=self._first.memory.kept if kept is None else kept,
         )
         return replace(self._together, memory=memory, session=new_session(), asked=0)
 
