@@ -119,6 +119,24 @@ def test_after_eight_missed_rounds_the_policy_ages_all_but_what_the_server_has(f
         assert np.abs(before).max() > 0
 
 
+@MOMENTUM
+def test_what_is_kept_after_a_payload_that_is_still_pending_ages_too(feedback):
+    pipeline = pipeline_of(feedback)
+    server = server_of(pipeline, late_policy=Weigh(max_age=4, exponent=0.0))
+    state = accepted(pipeline, server)
+    sending, _ = transition(pipeline.channel, state, Trained(update_of(pipeline, state.memory, 9)))
+    for _ in range(3):
+        server.close_round()
+    stale, _ = transition(pipeline.channel, sending, Restarted())
+    asking, (_, question) = transition(pipeline.channel, stale, TimedOut())
+    reply = ReplyReceived(server.handle(question.message, CLIENT))
+    after, _ = transition(pipeline.channel, asking, reply, Drop())
+    for name, before in sending.pending.kept.vectors.items():
+        now = after.pending.kept.vectors[name]
+        assert now.tobytes() == before.tobytes() if name == "sent" else not now.any()
+        assert np.abs(before).max() > 0
+
+
 def participant_of(pipeline, folder=None, ledger=None):
     memory = pipeline.init_client(LAYOUT, RUN, CLIENT)
     return Participant(pipeline.channel, memory, zeros(), ledger or dp.Ledger(), folder)
