@@ -178,7 +178,9 @@ class MomentumCorrection:
         """Return r + η·m·u."""
         assert kept.residual is not None
         assert kept.momentum is not None
-        return kept.residual + np.float32(learning_rate * self.momentum) * kept.momentum
+        carried = np.float32(learning_rate * self.momentum) * kept.momentum
+        carried += kept.residual
+        return carried
 
     def after_sending(self, kept: Kept, update: Update, residual: Float32[np.ndarray, "d"], decoded: Update) -> Kept:
         """Return the new residual, and the new momentum, which is zero where something was sent."""
@@ -196,7 +198,9 @@ class MomentumCorrection:
     def _moved(self, kept: Kept, update: Float32[np.ndarray, "d"], learning_rate: float) -> Float32[np.ndarray, "d"]:
         """Return m·u + x/η."""
         assert kept.momentum is not None
-        return np.float32(self.momentum) * kept.momentum + per_rate(update, learning_rate)
+        moved = np.float32(self.momentum) * kept.momentum
+        moved += per_rate(update, learning_rate)
+        return moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +251,9 @@ class EF21:
         """Return η·(1 − w)·v − g."""
         assert kept.momentum is not None
         assert kept.sent is not None
-        return np.float32(learning_rate * (1 - self.weight)) * kept.momentum - kept.sent
+        carried = np.float32(learning_rate * (1 - self.weight)) * kept.momentum
+        carried -= kept.sent
+        return carried
 
     def after_sending(self, kept: Kept, update: Update, residual: Float32[np.ndarray, "d"], decoded: Update) -> Kept:
         """Return the new average, and g + what the receiver decodes."""
@@ -266,7 +272,9 @@ class EF21:
     def _moved(self, kept: Kept, update: Float32[np.ndarray, "d"], learning_rate: float) -> Float32[np.ndarray, "d"]:
         """Return (1 − w)·v + w·x/η."""
         assert kept.momentum is not None
-        return np.float32(1 - self.weight) * kept.momentum + np.float32(self.weight) * per_rate(update, learning_rate)
+        moved = np.float32(1 - self.weight) * kept.momentum
+        moved += np.float32(self.weight) * per_rate(update, learning_rate)
+        return moved
 
 
 Feedback = bool | MomentumCorrection | EF21  # of a pipeline

@@ -110,7 +110,8 @@ class Update:
         vector = np.asarray(vector, dtype=np.float32)
         if vector.shape != (self.layout.size,):
             raise ValueError(f"derive: the vector has shape {vector.shape}, not ({self.layout.size},)")
-        values = vector[self.support.indices(self.layout.size)]
+        everywhere = isinstance(self.support, Everywhere)
+        values = vector if everywhere else vector[self.support.indices(self.layout.size)]
         return with_claim(replace(self, values=values, noise_stddev=noise_stddev, claim=UNKNOWN), self.claim)
 
 
