@@ -13,7 +13,7 @@ from dp_accounting import (
 from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
 from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.rdp import RdpAccountant
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
@@ -101,6 +101,17 @@ def test_unsampled_gaussians_have_their_closed_form(noise, steps, delta):
     truth = get_epsilon_gaussian(noise / math.sqrt(steps), delta)
     for event in (composed(GaussianDpEvent(noise), steps), sampled(1.0, noise, steps)):
         assert truth <= epsilon(event, delta)[0] <= truth * (1 + 1e-6) + 1e-9
+
+
+@settings(max_examples=8, deadline=None, phases=(Phase.explicit, Phase.generate))
+@example(noise=19358.081744885436, steps=10, exponent=-189.6454)
+@example(noise=872650.7832453967, steps=1, exponent=-181.0423)
+@example(noise=196391.3173720421, steps=1, exponent=-134.4169)
+@given(noise=st.floats(0, 6).map(lambda power: 10**power), steps=st.integers(1, 300), exponent=st.floats(-195, -3))
+def test_a_rate_next_to_one_costs_no_less_than_the_closed_form_however_little_that_is(noise, steps, exponent):
+    # The first grids are coarse beside such losses, and no order is near the best one: the tilt is doubled and doubled.
+    truth = epsilon(composed(GaussianDpEvent(noise), steps), 10**exponent)[0] / (1 + 1e-6) - 1e-11
+    assert epsilon(sampled(1 - 2**-53, noise, steps), 10**exponent)[0] >= truth * (1 - 1e-9)
 
 
 NASTY = [

@@ -141,7 +141,8 @@ def _pld_epsilon(parts: Parts, delta: float, by_rdp: float, order: float) -> flo
     """
     ((rate, noise), _), *others = parts
     if rate == 1 and not others:
-        return gaussian_mechanism.get_epsilon_gaussian(noise, delta) * (1 + 1e-7) + 1e-11
+        with np.errstate(divide="ignore"):  # of a trial ε at which δ rounds to 0
+            return gaussian_mechanism.get_epsilon_gaussian(noise, delta) * (1 + 1e-7) + 1e-11
     if not 0 < by_rdp < LARGEST_PLD_EPSILON or delta < SMALLEST_PLD_DELTA:
         return math.inf
     count = sum(count for _, count in parts)
