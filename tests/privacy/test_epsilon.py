@@ -9,6 +9,7 @@ from dp_accounting import (
     LaplaceDpEvent,
     NonPrivateDpEvent,
     PoissonSampledDpEvent,
+    SelfComposedDpEvent,
 )
 from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
 from dp_accounting.pld import privacy_loss_distribution
@@ -17,6 +18,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
+import dpcomp as dp
 from dpcomp.core.errors import NotPrivate
 from dpcomp.privacy.accounting.epsilon import epsilon, rdp_epsilon
 from dpcomp.privacy.accounting.events import composed
@@ -112,6 +114,26 @@ def test_a_rate_next_to_one_costs_no_less_than_the_closed_form_however_little_th
     # The first grids are coarse beside such losses, and no order is near the best one: the tilt is doubled and doubled.
     truth = epsilon(composed(GaussianDpEvent(noise), steps), 10**exponent)[0] / (1 + 1e-6) - 1e-11
     assert epsilon(sampled(1 - 2**-53, noise, steps), 10**exponent)[0] >= truth * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        *(GaussianDpEvent(noise) for noise in (math.nan, math.inf, -1.0, 1e-200, 1e200)),
+        *(PoissonSampledDpEvent(0.1, GaussianDpEvent(noise)) for noise in (math.nan, math.inf, -1.0, 1e-200, 1e200)),
+        *(PoissonSampledDpEvent(rate, GaussianDpEvent(1.0)) for rate in (math.nan, 0.0, -0.5, 1.5)),
+        *(SelfComposedDpEvent(GaussianDpEvent(1.0), count) for count in (-3, 2.9, math.nan)),
+    ],
+    ids=repr,
+)
+def test_numbers_that_no_accountant_can_account_for_are_refused_before_anything_is_charged(event):
+    for adaptive in (False, True):
+        with pytest.raises((ValueError, TypeError), match=r"an event"):
+            epsilon(ComposedDpEvent([event, FASHION]), 1e-5, adaptive=adaptive)
+    ledger = dp.Ledger()
+    with pytest.raises((ValueError, TypeError), match=r"an event|cannot record"):
+        ledger.charge(dp.Cost(event=event, unit="example", trust="nobody", sampling="none"), dp.Address(0, 1, 2))
+    assert not ledger.mark.count
 
 
 NASTY = [

@@ -42,8 +42,8 @@ def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) ->
         ε, and the accountant that gave it: "RDP", "PLD", or "none" where nothing or no noise is accounted.
 
     Raises:
-        TypeError: `delta` is not a number.
-        ValueError: `delta` lies outside (0, 1).
+        TypeError: `delta`, or a number in the event, is not a number.
+        ValueError: `delta` lies outside (0, 1), or a number in the event outside its range.
         NotPrivate: The event holds anything but Gaussians, on all units or on a Poisson sample.
 
     Examples:
