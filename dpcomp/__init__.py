@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dpcomp.core.randomness import SecretSeed as SecretSeed
     from dpcomp.core.support import Everywhere as Everywhere
     from dpcomp.core.support import Listed as Listed
+    from dpcomp.core.support import Dealt as Dealt
     from dpcomp.core.support import Seeded as Seeded
     from dpcomp.core.address import SERVER as SERVER
     from dpcomp.core.address import Address as Address
@@ -79,7 +80,7 @@ _MODULES = {
     ),
     **dict.fromkeys(("DpcompWarning", "NotPrivate", "VersionMismatch"), "dpcomp.core.errors"),
     **dict.fromkeys(("PublicSeed", "SecretSeed"), "dpcomp.core.randomness"),
-    **dict.fromkeys(("Everywhere", "Listed", "Seeded"), "dpcomp.core.support"),
+    **dict.fromkeys(("Dealt", "Everywhere", "Listed", "Seeded"), "dpcomp.core.support"),
     **dict.fromkeys(("SERVER", "Address"), "dpcomp.core.address"),
     "Layout": "dpcomp.core.layout",
     "PublicContext": "dpcomp.core.public_context",

@@ -23,7 +23,7 @@ from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.finite import all_finite
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.read_only import read_only
-from dpcomp.core.support import Everywhere, Listed, Support, checked_support
+from dpcomp.core.support import Dealt, Everywhere, Listed, Support, checked_support
 from dpcomp.privacy.claim import Claim
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import Frame
@@ -113,7 +113,8 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
                 candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
             _refuse_not_finite(innovation)
         support = codec.select(read_only(innovation), candidates, context)
-    if not isinstance(support, (Everywhere, Listed)) and support != public:
+    union = isinstance(support, Dealt) and support.alike(public)  # whose places are named
+    if not isinstance(support, (Everywhere, Listed)) and support != public and not union:
         support = Listed(support.indices(layout.size))  # the receiver knows the public support of this round alone
     values = innovation if isinstance(support, Everywhere) else innovation[support.indices(layout.size)]
     body, decoded = codec.encode_in_parts(read_only(values), support, context)
