@@ -356,7 +356,7 @@ class FollowedExamples(TorchDispatchMode):
             if name == "index_select" and self.axis_of(args[2]) is not None:
                 raise ExamplesMeet(name)
             return axis
-        if name == "slice" and result.shape == first.shape and named.get("step", 1) == 1:
+        if name == "slice" and _takes_all(named, first.shape[dim]):
             return axis
         raise ExamplesMeet(f"{name} of the batch")
 
@@ -371,6 +371,12 @@ def _reshaped(name: str, axis: BatchAxis, old: tuple[int, ...], new: tuple[int, 
             if rest % inner == 0:
                 return BatchAxis(place, inner)
     raise ExamplesMeet(f"{name} from {old} to {new}")
+
+
+def _takes_all(named: dict[str, Any], length: int) -> bool:
+    """Return whether a slice takes all of an axis of any length: `x[:64]` takes the first 64 of a longer one."""
+    start, end, step = named.get("start"), named.get("end"), named.get("step", 1)
+    return not start and (end is None or end == length or end >= 2**62) and step == 1
 
 
 def memory_of(tensor: Tensor) -> int:
