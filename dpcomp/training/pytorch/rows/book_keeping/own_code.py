@@ -3,10 +3,10 @@
 from typing import Any
 
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
 from dpcomp.training.pytorch.rows.book_keeping.batch_axis import ExamplesMeet, FollowedExamples, tensors_in
+from dpcomp.training.pytorch.rows.own_functions import own_functions
 
 # What tells the form of a tensor and none of its values, or changes values by operations that are followed.
 # fmt: off
@@ -60,16 +60,8 @@ def refuse_own_backward(outputs: list[Tensor]) -> None:
     Raises:
         ExamplesMeet: Naming the function.
     """
-    seen: set[Any] = set()
-    waiting = [part.grad_fn for part in outputs]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, BackwardCFunction):
-            raise ExamplesMeet(f"{type(node).__name__}, a backward function or hook of Python,")
-        waiting += [following for following, _ in node.next_functions]
+    for node in own_functions(outputs):
+        raise ExamplesMeet(f"{type(node).__name__}, a backward function or hook of Python,")
 
 
 def _name(func: Any) -> str:
