@@ -209,6 +209,7 @@ class Acts(nn.Module):
         self.noise, self.table = torch.distributions.Normal(0.0, 1.0), Table()
         self.table.scale = 1.0
         self.bound, self.around = Losses().mean, with_state([1.0])
+        self.part = functools.partial(torch.add, torch.zeros(3))
 
     def forward(self, inputs):
         return self.act(self.layer(inputs))
@@ -255,6 +256,7 @@ EXCHANGED = {
         lambda m: m.around.__closure__[0].cell_contents.append(2.0),
         "attribute 'around'",
     ),
+    "an argument of a partial": (lambda m: m.part.args[0].add_(1.0), "attribute 'part'"),
     "a hook": (lambda m: m.layer.register_forward_hook(lambda *_: None), "hooks of layer 'layer'"),
     "a hook before": (lambda m: m.register_forward_pre_hook(lambda *_: None), "hooks of the model"),
     "a backward hook": (lambda m: m.layer.register_full_backward_hook(lambda *_: None), "hooks of layer 'layer'"),

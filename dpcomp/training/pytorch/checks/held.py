@@ -135,12 +135,15 @@ class _Walk:
         return [Itself(value), *(part for part in own.values() if isinstance(part, Tensor))]
 
     def _behind(self, value: Any) -> list[Any]:
-        """Return the leaves of what a function or method holds or reads; of dpcomp's and a library's, none."""
-        if id(value) in self._seen or value.__module__.partition(".")[0] in LIBRARIES | {"dpcomp"}:
+        """Return the leaves of what a function, method or partial holds or reads; of dpcomp's and a library's, none."""
+        if id(value) in self._seen:
             return []
         self._seen.add(id(value))
-        parts = (value.args, value.keywords, value.func) if isinstance(value, functools.partial) else ()
-        return [leaf for part in (*parts, *(part for _, part in behind(value))) for leaf in self.leaves(part)]
+        if isinstance(value, functools.partial):
+            return self.leaves([value.args, value.keywords, value.func])
+        if str(value.__module__).partition(".")[0] in LIBRARIES | {"dpcomp"}:
+            return []
+        return [leaf for _, part in behind(value) for leaf in self.leaves(part)]
 
     def _inside(self, value: Any) -> list[Any]:
         if isinstance(value, (Mapping, list, tuple, deque, AnySet)) and _is_object(value):
