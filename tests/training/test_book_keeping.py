@@ -398,3 +398,9 @@ def test_a_loss_that_is_a_method_of_a_task_lets_a_step_see_by_identity_that_noth
     with torch.no_grad():
         next(model.parameters()).data[0] += 1
     assert model.unmoved.moved() == ["weight"]
+
+
+def test_convolutions_in_float64_keep_their_memory_layout():
+    layer, images = nn.Conv2d(2, 4, 3, dilation=2, groups=2), torch.randn(4, 2, 9, 9)
+    assert takes_channels_last(layer, images)
+    assert not takes_channels_last(layer.double(), images.double())
