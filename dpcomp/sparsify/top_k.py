@@ -137,11 +137,15 @@ class TopK(Fraction):
             np.add(residual, update, out=out)
             return self.select(out, Everywhere(), context)
         with np.errstate(over="ignore", invalid="ignore"):
+            if len(parts) == 1:
+                return Listed(top_k_of_sum(residual, update, parts[0][2], out))
             chosen = [a + top_k_of_sum(residual[a:b], update[a:b], k, out[a:b]) for a, b, k in parts]
         return Listed(np.concatenate(chosen))
 
     def _kept(self, candidates: Support, layout: Layout) -> list[tuple[int, int, int]]:
         """Return where each part that is ranked by itself begins and ends among the candidates, and its k."""
+        if self.per == "vector" and isinstance(candidates, Everywhere):
+            return [(0, layout.size, self.count(layout.size))]
         cuts, whole = self._cuts(candidates, layout).tolist(), self._cuts(Everywhere(), layout).tolist()
         counts = [self.count(stop - start) for start, stop in pairwise(whole)]
         return [(a, b, min(k, b - a)) for (a, b), k in zip(pairwise(cuts), counts, strict=True)]

@@ -9,6 +9,7 @@ from jaxtyping import Float32, Int64, UInt
 
 SCAN_BLOCK = 2**18  # coordinates scanned at once: their keys about fill a core's own cache; fewer cost more calls
 PARTITIONED = 2**17  # coordinates up to which a partition of all keys takes less time than a sample and a scan
+INFINITE = {2: 0xF800, 4: 0xFF000000, 8: 0xFFE0000000000000}  # the key of infinity, by the bytes of a float
 SAMPLE_SIZE = 2**16  # magnitudes at most, and one in 64: more of them cost more than the better bound saves
 
 
@@ -84,7 +85,7 @@ def _of_few(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"]:
     kth = _kth(keys.copy(), k)
     chosen = np.flatnonzero(keys >= kth)
     of_chosen = keys[chosen]
-    _refuse_unranked(bits, of_chosen.max())
+    _refuse_unranked(bits, np.maximum.reduce(of_chosen))
     surplus = len(chosen) - k
     return np.delete(chosen, np.flatnonzero(of_chosen == kth)[-surplus:]) if surplus else chosen
 
@@ -156,9 +157,8 @@ def _by_partition(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"]
 
 def _refuse_unranked(bits: UInt[np.ndarray, "d"], largest: Any) -> None:
     """Raise ValueError if the largest key is not that of a finite number; it counts all such values."""
-    floats = f"f{bits.dtype.itemsize}"
-    if largest >= _keys(np.array([np.inf], dtype=floats).view(bits.dtype))[0]:
-        unranked = len(bits) - int(np.count_nonzero(np.isfinite(bits.view(floats))))
+    if largest >= INFINITE[bits.dtype.itemsize]:
+        unranked = len(bits) - int(np.count_nonzero(np.isfinite(bits.view(f"f{bits.dtype.itemsize}"))))
         raise ValueError(f"top_k_indices: {unranked} of {len(bits)} values are NaN or infinite: they have no rank")
 
 

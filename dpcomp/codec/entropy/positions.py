@@ -56,13 +56,15 @@ def cheaper_layerings(sets: Sequence[CandidateSet]) -> tuple[list[CandidateSet],
     Args:
         sets: Sets with the same number of layers.
     """
-    whole = len(sets[0].edges) - 1  # the column of all candidates together, after the layers
-    places, counts = np.empty((2, len(sets), whole + 1), dtype=np.int64)
-    for row, candidates in enumerate(sets):
-        places[row, :whole], counts[row, :whole] = candidates.places, candidates.counts
-        places[row, whole], counts[row, whole] = candidates.edges[-1] - candidates.edges[0], len(candidates.ranks)
-    bits = support_bits(places, counts) + 8 * (INTEGER_ENDS.searchsorted(counts, side="right") + 1)
-    layered, together = bits[:, :whole].sum(axis=1).tolist(), bits[:, whole].tolist()
+    borders = np.array([(candidates.edges, candidates.starts) for candidates in sets])
+    whole = borders.shape[2] - 1  # the column of all candidates together, after the layers
+    numbers = np.empty_like(borders)
+    np.subtract(borders[:, :, 1:], borders[:, :, :-1], out=numbers[:, :, :whole])
+    np.subtract(borders[:, :, -1], borders[:, :, 0], out=numbers[:, :, whole])
+    places, counts = numbers[:, 0], numbers[:, 1]
+    bits = support_bits(places, counts)
+    bits += 8 * (INTEGER_ENDS.searchsorted(counts, side="right") + 1)
+    layered, together = np.add.reduce(bits[:, :whole], axis=1).tolist(), bits[:, whole].tolist()
     cheaper = [
         candidates if by_layer < by_all else candidates.as_one_layer()
         for candidates, by_layer, by_all in zip(sets, layered, together, strict=True)
@@ -92,9 +94,10 @@ def split_by_previous(
         The kept positions, as ranks among the previous ones; and the new ones, as ranks among all others.
     """
     before = previous.searchsorted(positions)
-    kept = np.zeros(len(positions), dtype=bool)
-    inside = int(before.searchsorted(len(previous)))  # the later ones lie beyond the last previous position
-    np.equal(previous[before[:inside]], positions[:inside], out=kept[:inside])
+    if len(previous):
+        kept = previous.take(before, mode="clip") == positions  # what lies beyond the last one is larger than it
+    else:
+        kept = np.zeros(len(positions), dtype=bool)
     edges_before = previous.searchsorted(edges)
     new = CandidateSet((positions - before)[~kept], edges - edges_before)
     return CandidateSet(before[kept], edges_before), new
