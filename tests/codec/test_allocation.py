@@ -98,7 +98,7 @@ def test_a_giant_layer_does_not_leave_the_budget_unused():
         assert best_widths(layers, bits)[0][0] == bits
 
 
-@pytest.mark.parametrize("n", [40, 300, 8000, 30_000])
+@pytest.mark.parametrize("n", [40, EXACT_SAMPLE, 300, 8000, 30_000])
 @pytest.mark.parametrize("draw", [np.random.Generator.standard_normal, np.random.Generator.laplace])
 def test_the_error_of_a_width_is_that_of_quantising_with_its_step(n, draw):
     layer = draw(np.random.default_rng(n), size=n).astype(np.float32) * np.float32(1e-3)
@@ -108,7 +108,7 @@ def test_the_error_of_a_width_is_that_of_quantising_with_its_step(n, draw):
     for width, error, step in zip(WIDTHS[1:], errors[1:], steps[1:], strict=True):
         top = 2 ** (width - 1) - 1
         measured = np.mean((sample - step * np.clip(np.rint(sample / step), -top, top)) ** 2)
-        assert measured == pytest.approx(error, rel=1e-9 if n <= EXACT_SAMPLE else 0.06)
+        assert measured == pytest.approx(error, rel=1e-9 if n <= EXACT_SAMPLE else 0.06 if n > 1000 else 0.2)
         for other in (0.5 * step, 0.84 * step, 1.19 * step, 2 * step):
             worse = np.mean((sample - other * np.clip(np.rint(sample / other), -top, top)) ** 2)
             assert worse > (0.95 if n > 1000 else 0.5) * error

@@ -5,6 +5,8 @@ are joined in pairs, until a word holds as many numbers as fit, and the words ar
 those of packing bit by bit.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
@@ -125,6 +127,7 @@ def _spread(packed: UInt8[np.ndarray, "bytes"], groups: int, bits: int) -> Shape
     return words.view(f"<u{lane // 8}")
 
 
+@lru_cache(maxsize=256)
 def _lanes(span: int, width: int) -> np.uint64:
     """Return a word whose lanes of `width` bits have their lowest `span` bits set."""
     return WORD(sum(((1 << span) - 1) << place for place in range(0, 64, width)))
