@@ -292,10 +292,12 @@ def refuse_levels_outside(levels: Int[np.ndarray, "m"], counts: Int64[np.ndarray
     """
     if not len(levels) or _suit_all(levels, bounds):
         return
-    for block, layers, _ in layer_blocks(counts):
-        outside = (levels[block] < bounds.lowest[layers]) | (levels[block] > bounds.highest[layers])
+    for block, layers, starts in layer_blocks(counts):
+        here, present = levels[block], layers if isinstance(layers, int) else layers[starts]
+        outside = np.minimum.reduceat(here, starts) < bounds.lowest[present]
+        outside |= np.maximum.reduceat(here, starts) > bounds.highest[present]
         if outside.any():
-            layer = layers if isinstance(layers, int) else layers[outside.argmax()]
+            layer = present if isinstance(present, int) else present[outside.argmax()]
             raise CorruptPayload(
                 f"a level lies outside its layer's bounds, {bounds.lowest[layer]} to {bounds.highest[layer]}"
             )
@@ -419,12 +421,15 @@ def _refuse_unsendable(
     """Refuse levels outside the bounds of a coded layer, as the sender's error."""
     if _suit_all(levels, bounds):
         return
-    sent = np.flatnonzero(bounds.coded & (counts > 0))
-    starts = np.cumsum([0, *counts])
-    for layer in sent:
-        within = levels[starts[layer] : starts[layer + 1]]
-        for level in (within.min(), within.max()):
-            if not bounds.lowest[layer] <= level <= bounds.highest[layer]:
+    for block, layers, starts in layer_blocks(counts):
+        present = np.atleast_1d(layers if isinstance(layers, int) else layers[starts])
+        lowest, highest = np.minimum.reduceat(levels[block], starts), np.maximum.reduceat(levels[block], starts)
+        for reached, outside in (
+            (lowest, bounds.coded[present] & (lowest < bounds.lowest[present])),
+            (highest, bounds.coded[present] & (highest > bounds.highest[present])),
+        ):
+            if outside.any():
+                layer, level = present[outside.argmax()], reached[outside.argmax()]
                 raise ValueError(
                     f"{quantizer!r}: levels returned the level {level} in layer {context.layout.shapes[layer][0]!r}, "
                     f"outside its bounds, {bounds.lowest[layer]} to {bounds.highest[layer]}: clip the levels, or widen "

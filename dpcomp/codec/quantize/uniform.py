@@ -1,6 +1,7 @@
 """Uniform: evenly spaced levels, with a step for each layer."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from numbers import Integral
 
 import numpy as np
@@ -92,9 +93,8 @@ class Uniform:
         if not self._sends_widths(context):
             top = (1 << (self.bits if isinstance(self.bits, int) else MAX_LEVEL_BITS) - 1) - 1
             return equal_bounds(len(context.layout.shapes), -top, top)
-        widths = _unpack_widths(side[2 * len(context.layout.shapes) :], len(context.layout.shapes))
-        tops = np.where(widths > 0, (1 << np.maximum(widths - 1, 0)) - 1, 0).astype(np.int32)
-        return Bounds(-tops, tops)
+        layers = len(context.layout.shapes)
+        return _bounds_of_widths(bytes(side[2 * layers :]), layers)
 
     def levels(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
@@ -173,6 +173,14 @@ def _pack_widths(widths: tuple[int, ...]) -> bytes:
     codes = np.zeros(len(widths) + len(widths) % 2, dtype=np.uint8)
     codes[: len(widths)] = [max(width - 1, 0) for width in widths]
     return (codes[::2] | codes[1::2] << 4).tobytes()
+
+
+@lru_cache(maxsize=64)
+def _bounds_of_widths(packed: bytes, layers: int) -> Bounds:
+    """Return the bounds of so many layers with these packed widths."""
+    widths = _unpack_widths(packed, layers)
+    tops = np.where(widths > 0, (1 << np.maximum(widths - 1, 0)) - 1, 0).astype(np.int32)
+    return Bounds(-tops, tops)
 
 
 def _unpack_widths(packed: bytes, layers: int) -> Int64[np.ndarray, "layers"]:
