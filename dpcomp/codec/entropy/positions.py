@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.special import entr
 
+LOG_2 = float(np.log(2))
 INTEGER_ENDS = np.array([1 << 7, 1 << 14, 1 << 21, 1 << 28])  # where an integer before the stream takes one byte more
 
 
@@ -56,8 +57,9 @@ def cheaper_layerings(sets: Sequence[CandidateSet]) -> tuple[list[CandidateSet],
     Args:
         sets: Sets with the same number of layers.
     """
-    borders = np.array([(candidates.edges, candidates.starts) for candidates in sets])
-    whole = borders.shape[2] - 1  # the column of all candidates together, after the layers
+    whole = len(sets[0].edges) - 1  # the column of all candidates together, after the layers
+    borders = np.concatenate([each for candidates in sets for each in (candidates.edges, candidates.starts)])
+    borders = borders.reshape(len(sets), 2, whole + 1)
     numbers = np.empty_like(borders)
     np.subtract(borders[:, :, 1:], borders[:, :, :-1], out=numbers[:, :, :whole])
     np.subtract(borders[:, :, -1], borders[:, :, 0], out=numbers[:, :, whole])
@@ -75,7 +77,12 @@ def cheaper_layerings(sets: Sequence[CandidateSet]) -> tuple[list[CandidateSet],
 def support_bits(places: Int64[np.ndarray, "*m"], counts: Int64[np.ndarray, "*m"]) -> Float64[np.ndarray, "*m"]:
     """Return n·H₂(k/n): the bits of k random positions among n, to within half a logarithm (Cover & Thomas, 11.40)."""
     share = counts / np.maximum(places, 1)
-    return places * (entr(share) + entr(1 - share)) / np.log(2)
+    bits = entr(share)
+    np.subtract(1, share, out=share)
+    bits += entr(share, out=share)
+    bits *= places
+    bits /= LOG_2
+    return bits
 
 
 def split_by_previous(
