@@ -3,7 +3,6 @@
 import numpy as np
 from jaxtyping import Float
 
-
 FEW = 2**16  # values up to which a flag for each, in a core's own cache, takes less time than setting how errors show
 
 

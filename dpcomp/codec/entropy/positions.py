@@ -101,10 +101,9 @@ def split_by_previous(
         The kept positions, as ranks among the previous ones; and the new ones, as ranks among all others.
     """
     before = previous.searchsorted(positions)
-    if len(previous):
-        kept = previous.take(before, mode="clip") == positions  # what lies beyond the last one is larger than it
-    else:
-        kept = np.zeros(len(positions), dtype=bool)
+    kept = np.zeros(len(positions), dtype=bool)
+    if len(previous):  # what lies beyond the last one is larger than it
+        np.equal(previous.take(before, mode="clip"), positions, out=kept)
     edges_before = previous.searchsorted(edges)
     new = CandidateSet((positions - before)[~kept], edges - edges_before)
     return CandidateSet(before[kept], edges_before), new

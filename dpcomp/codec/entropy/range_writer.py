@@ -165,4 +165,3 @@ def _of_each(
     for (start, stop, _), number in zip(coded, numbers, strict=True):
         spread[start:stop] = number
     return spread
-

@@ -74,7 +74,10 @@ class Bounds:
     @cached_property
     def equal(self) -> bool:
         """Whether all layers have the same bounds."""
-        return self.common == (int(self.lowest.min(initial=LARGEST_LEVEL)), int(self.highest.max(initial=-LARGEST_LEVEL)))
+        return self.common == (
+            int(self.lowest.min(initial=LARGEST_LEVEL)),
+            int(self.highest.max(initial=-LARGEST_LEVEL)),
+        )
 
     @cached_property
     def widths(self) -> Int64[np.ndarray, "layers"]:

@@ -127,8 +127,7 @@ class Uniform:
             elif offset:
                 ratio += offset
             np.rint(ratio, out=ratio)
-            np.minimum(ratio, top, out=ratio)
-            np.maximum(ratio, -top, out=ratio)
+            ratio.clip(-top, top, out=ratio)
             levels[block] = ratio
         return levels, steps.astype("<u2").tobytes() + width_bytes
 
