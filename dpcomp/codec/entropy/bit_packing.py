@@ -30,6 +30,8 @@ def pack(numbers: Int[np.ndarray, "m"], lowest: int, bits: int) -> UInt8[np.ndar
     Returns:
         ⌈m·bits ÷ 8⌉ bytes.
     """
+    if (bits, lowest, numbers.itemsize) == (1, 0, 1):
+        return np.packbits(numbers.view(np.uint8), bitorder="little")
     packed, lane = np.empty(packed_bytes(len(numbers), bits), dtype=np.uint8), _lane(bits)
     room = np.empty(min(PACK_CHUNK, -(-len(numbers) // 8) * 8), dtype=lane)
     offset = np.array(lowest).astype(lane)  # lanes wrap, and the difference fits into one

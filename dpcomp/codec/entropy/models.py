@@ -100,7 +100,8 @@ def layer_histograms(
     histograms = np.zeros((len(counts), symbols), dtype=np.int64)
     for block, layers, _ in layer_blocks(counts):
         if symbols == 2 and isinstance(layers, int):  # a bit a level is counted in a fifth of the time
-            upper = np.count_nonzero(levels[block] != lowest)
+            here = levels[block]
+            upper = np.count_nonzero(here.view(bool) if lowest == 0 and here.itemsize == 1 else here != lowest)
             histograms[layers] += (block.stop - block.start - upper, upper)
             continue
         places = levels[block] - np.int64(lowest)
