@@ -115,7 +115,7 @@ class RangeReader:
                 most -= count
         if not gaps:
             return np.empty(0, dtype=np.int64)
-        return _ranks_of(gaps[0] if len(gaps) == 1 else np.concatenate(gaps), counts, begins, sizes)
+        return ranks_of(gaps[0] if len(gaps) == 1 else np.concatenate(gaps), counts, begins, sizes)
 
     def _gaps(self, count: int, places: int) -> Int[np.ndarray, "count"]:
         """Decode the gaps between `count` ranks among so many places."""
@@ -198,7 +198,7 @@ class RangeReader:
             raise CorruptPayload(f"the coded stream cannot be decoded: {error}") from error
 
 
-def _ranks_of(
+def ranks_of(
     gaps: Int[np.ndarray, "k"], counts: list[int], begins: list[int], sizes: list[int]
 ) -> Int64[np.ndarray, "k"]:
     """Return the ranks with these gaps, and refuse those that lie beyond their layer.
