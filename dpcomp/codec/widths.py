@@ -10,8 +10,9 @@ from dpcomp.codec.rate import MAX_LEVEL_BITS
 
 CURVE_SAMPLE = 2**13  # values of a layer that its curve is measured on
 WIDTHS = np.array([0, *range(2, MAX_LEVEL_BITS + 1)])  # what a uniform quantiser can have
-BUDGET_UNITS = 2**11  # into which the budget is cut
-EXACT_SAMPLE = 2**6  # values of a layer up to which each is rounded to every step; more are counted by magnitude
+EXACT_BUDGET = 2**13  # bits up to which a budget is cut into single bits
+BUDGET_UNITS = 2**11  # into which a larger one is cut
+EXACT_SAMPLE = 2**8  # values of a layer up to which each is rounded to every step; more are counted by magnitude
 STEPS_AN_OCTAVE = 4  # a step off by an eighth of an octave costs below 1 % of the error
 STEPS = 2.0 ** -np.arange(0.0, 16.0, 1 / STEPS_AN_OCTAVE)  # that are tried, ÷ the largest magnitude
 TOPS = 2 ** (np.maximum(WIDTHS, 1) - 1) - 1  # the largest level of each width; of width 0 no level but 0
@@ -33,8 +34,8 @@ def best_columns(
 ) -> Int64[np.ndarray, "layers"]:
     """Choose one column in each row with the least sum of errors within a budget (multiple-choice knapsack).
 
-    Dynamic programming over the budget in BUDGET_UNITS parts, every cost rounded up to whole ones: exact where the
-    budget is no larger than that. The part of the budget that the rounding leaves is spent greedily, where a bit
+    Dynamic programming over the budget in BUDGET_UNITS parts, every cost rounded up to whole ones; exact up to
+    EXACT_BUDGET. The part of the budget that the rounding leaves is spent greedily, where a bit
     removes the most error. Lagrange multipliers alone (Shoham & Gersho 1988) reach only the corners of the convex hull:
     a layer that has most of the values then jumps past the budget, and leaves it unused.
 
@@ -46,7 +47,7 @@ def best_columns(
     Returns:
         (layers,) the chosen columns.
     """
-    unit = max(1.0, budget / BUDGET_UNITS)
+    unit = 1.0 if budget <= EXACT_BUDGET else budget / BUDGET_UNITS
     places = int(budget / unit)
     units = np.ceil(costs / unit - 1e-9).astype(np.int64)
     order = np.argsort(units.max(axis=1), kind="stable")  # the sums of the cheap rows have few values
