@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt
 
 SCAN_BLOCK = 2**18  # coordinates scanned at once: their keys about fill a core's own cache; fewer cost more calls
-PARTITIONED = 2**17  # coordinates up to which a partition of all keys takes less time than a sample and a scan
-SAMPLED_OF_FEW = 16  # of so many keys one is sampled where all are partitioned else
+PARTITIONED = 2**17  # coordinates up to which passes over all keys take less time than a scan block by block
+PARTITIONED_WHOLE = 2**14  # keys up to which not even a sample of one in 16 is faster
+SAMPLED_OF_FEW = 16
 INFINITE = {2: 0xF800, 4: 0xFF000000, 8: 0xFFE0000000000000}  # the key of infinity, by the bytes of a float
 SAMPLE_SIZE = 2**16  # magnitudes at most, and one in 64: more of them cost more than the better bound saves
 
@@ -82,12 +83,15 @@ def top_k_of_sum(
 
 
 def _of_few(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"]:
-    """Return the positions of the k largest of a short vector, by a partition of a copy of its keys."""
+    """Return the positions of the k largest of a short vector, by a partition of its keys.
+
+    Above PARTITIONED_WHOLE only the keys above a sampled threshold are partitioned, if these are k or more.
+    """
     keys, d = _keys(bits), len(bits)
     n = d // SAMPLED_OF_FEW
     rank = _four_deviations_above(n * k / d)
     candidates, ranked = None, keys
-    if 4 * rank < n:  # else the sample leaves too many
+    if d > PARTITIONED_WHOLE and 4 * rank < n:  # else the sample leaves too many
         above = np.flatnonzero(keys >= _kth(keys.take(sample_positions(d, n)), rank))
         if len(above) >= k:
             candidates, ranked = above, keys.take(above)
