@@ -35,11 +35,6 @@ class CandidateSet:
         return self.ranks.searchsorted(self.edges)
 
     @property
-    def places(self) -> Int64[np.ndarray, "layers"]:
-        """The number of candidates in each layer."""
-        return self.edges[1:] - self.edges[:-1]
-
-    @property
     def counts(self) -> Int64[np.ndarray, "layers"]:
         """The number of chosen places in each layer."""
         return self.starts[1:] - self.starts[:-1]
