@@ -267,20 +267,20 @@ class Codec:
         Raises:
             TypeError, ValueError: As `encode` does.
         """
-        context = self._with_packing(context)
+        context, quantizer = self._with_packing(context), self.quantizer
         layout, writer = context.layout, self.entropy.writer()
         counts, code = layout.counts(support), _support_code(support, context.public_support)
         if code == LISTED:
             writer.positions(support.indices(layout.size), layout.edges, _previous_positions(context))
-        levels, side, bounds = quantised(self.quantizer, values, counts, context)
+        levels, side, bounds = quantised(quantizer, values, counts, context)
         writer.raw(side)
-        if bounds.coded.any() and len(values):
+        if bounds.any_coded and len(values):
             taken = levels if takes_type(self.entropy, levels) else levels.astype(np.int32)
             writer.levels(taken, counts, bounds)
         parts = (_support_written(code, support, len(values)), *writer.finish())
-        if getattr(self.quantizer, "lossless", False):
+        if getattr(quantizer, "lossless", False):
             return parts, values
-        return parts, decoded_at_sender(self.quantizer, levels, side, counts, context)
+        return parts, decoded_at_sender(quantizer, levels, side, counts, len(values), context)
 
     def decode(
         self,
@@ -328,7 +328,7 @@ class Codec:
             CorruptPayload: The body cannot come from this codec.
         """
         parts = self._read(body, context)
-        if not parts.bounds.coded.any():
+        if not parts.bounds.any_coded:
             return np.where(parts.counts > 0, 8 * len(parts.side) / max(1, int(parts.counts.sum())), 0.0)
         if self.entropy.packed:
             return np.where(parts.counts > 0, parts.bounds.widths, 0).astype(np.float64)
@@ -360,7 +360,7 @@ class Codec:
         start = _support_read(memoryview(body), context)[2]
         meter = self.entropy.meter(body[start:])
         parts, bits = self._read(body, context, meter), meter.bits
-        if getattr(self.quantizer, "side_holds_values", not parts.bounds.coded.any()):
+        if getattr(self.quantizer, "side_holds_values", not parts.bounds.any_coded):
             bits = replace(bits, side=0.0, value=bits.value + bits.side)
         return parts, replace(bits, header=bits.header + 8 * start)
 
@@ -382,8 +382,7 @@ class Codec:
             bounds = self.quantizer.bounds(side, context)
         except ValueError as error:  # of its own side information none: the sender computed the same bounds
             raise CorruptPayload(f"the side information is none that {self.quantizer!r} writes: {error}") from error
-        coded = bounds.coded.any() and k
-        levels = reader.levels(counts, bounds) if coded else np.repeat(bounds.lowest, counts)
+        levels = reader.levels(counts, bounds) if bounds.any_coded and k else np.repeat(bounds.lowest, counts)
         if not takes_type(self.quantizer, levels):
             levels = levels.astype(np.int32)
         reader.finish()

@@ -163,11 +163,12 @@ class Listed:
     positions: Int64[np.ndarray, "k"]
 
     def __post_init__(self):
-        positions = np.asarray(self.positions)
-        if positions.size and positions.dtype.kind not in "iu":
-            raise TypeError(f"Listed(positions): positions are whole numbers, not {positions.dtype}")
-        positions = np.array(positions, dtype=np.int64)
-        if positions.ndim != 1 or (positions[1:] <= positions[:-1]).any() or (positions[:1] < 0).any():
+        given = np.asarray(self.positions)
+        if given.dtype.kind not in "iu" and given.size:
+            raise TypeError(f"Listed(positions): positions are whole numbers, not {given.dtype}")
+        positions = np.array(given, dtype=np.int64)
+        first = positions.item(0) if positions.ndim == 1 and positions.size else 0
+        if positions.ndim != 1 or first < 0 or np.logical_or.reduce(positions[1:] <= positions[:-1]):
             raise ValueError("Listed(positions): they must be one row of distinct, ascending numbers from 0")
         positions.flags.writeable = False
         object.__setattr__(self, "positions", positions)
@@ -199,6 +200,18 @@ class Listed:
 
 
 Support = Everywhere | Seeded | Dealt | Listed
+
+
+def listed_ascending(positions: Int64[np.ndarray, "k"]) -> Listed:
+    """Return the support of positions that dpcomp has just computed, without a copy and without looking at them.
+
+    Args:
+        positions: A new (k,) array, distinct and ascending from 0, which the caller gives up.
+    """
+    positions.flags.writeable = False
+    support = object.__new__(Listed)
+    object.__setattr__(support, "positions", positions)
+    return support
 
 
 def checked_support(made: object, where: str) -> Support:

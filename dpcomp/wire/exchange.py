@@ -47,7 +47,7 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[Payloa
     encoded = encode(channel, channel.uplink, update, memory)
     listed = encoded.listed if channel.uplink.needs_last_support else None
     link = memory.link.advanced(encoded.payload.tag, address, memory.shared.version, listed)
-    return encoded.payload, replace(memory, residual=encoded.residual, link=link, tracked=tracked)
+    return encoded.payload, memory.after_sending(encoded.residual, link, tracked)
 
 
 def receive(channel: Channel, payload: Incoming, memory: ServerMemory) -> tuple[Update, ServerMemory]:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.codec.codec import Codec, SelectsOfSum
+from dpcomp.codec.quantize.quantizer import BLOCK
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.finite import all_finite
@@ -103,8 +104,11 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
     if fused is not None and memory.residual is not None:
         innovation, support = _added_and_selected(fused, memory.residual, update.values, context)
     else:
-        innovation = update.dense() if memory.residual is None else memory.residual + update.dense()
-        _refuse_not_finite(innovation)
+        if memory.residual is None:
+            innovation = update.dense()
+            _refuse_not_finite(innovation)
+        else:
+            innovation = _finite_sum(memory.residual, update.dense())
         candidates = update.support
         if codec.predict is not None and shared.reference is not None:
             factors = codec.predict.gains(innovation, shared.reference, layout)
@@ -263,6 +267,18 @@ def _with_prediction(innovation: Update, prediction: Float32[np.ndarray, "d"] | 
     if not all_finite(values):
         raise CorruptPayload("prediction and innovation add up to values that are not finite")
     return decoded_update(values, innovation.layout, innovation.address, Everywhere())
+
+
+def _finite_sum(one: Float32[np.ndarray, "d"], other: Float32[np.ndarray, "d"]) -> Float32[np.ndarray, "d"]:
+    """Return the sum of two vectors, which is looked at block by block while it is in a core's own cache."""
+    made, looks_finite = np.empty_like(one), True
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(one), BLOCK):
+            here = slice(start, start + BLOCK)
+            looks_finite = bool(np.isfinite(np.add(one[here], other[here], out=made[here]).sum())) and looks_finite
+    if not looks_finite:  # a finite block may have an infinite sum
+        _refuse_not_finite(made)
+    return made
 
 
 def _refuse_not_finite(target: Float32[np.ndarray, "d"]) -> None:

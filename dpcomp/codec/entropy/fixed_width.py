@@ -35,9 +35,9 @@ class FixedWidthWriter:
     def levels(self, levels: Int[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
         """Pack levels, `counts` of them in each layer, in the bits that hold any level of the layer."""
         layers = split_by_counts(levels, counts)
-        for layer, lowest, width in zip(layers, bounds.lowest, bounds.widths, strict=True):
+        for layer, lowest, width in zip(layers, bounds.lowest.tolist(), bounds.widths.tolist(), strict=True):
             if width:
-                self._parts.append(pack(layer, int(lowest), int(width)).data)
+                self._parts.append(pack(layer, lowest, width).data)
 
     def finish(self) -> Sequence[bytes | bytearray | memoryview]:
         """Return the body in parts."""
@@ -68,13 +68,13 @@ class FixedWidthReader:
 
     def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int[np.ndarray, "m"]:
         """Unpack levels, `counts` of them in each layer."""
-        sizes = zip(counts.tolist(), bounds.widths.tolist(), strict=True)
-        packed = [self._part(packed_bytes(*size)) for size in sizes]  # before any memory is taken for the levels
+        sizes, widths = counts.tolist(), bounds.widths.tolist()
+        packed = [self._part(packed_bytes(*size)) for size in zip(sizes, widths, strict=True)]  # before taking memory
         levels = np.empty(int(counts.sum()), dtype=bounds.level_type)
         layers = split_by_counts(levels, counts)  # views
-        for layer, part, lowest, width in zip(layers, packed, bounds.lowest, bounds.widths, strict=True):
+        for layer, part, lowest, width in zip(layers, packed, bounds.lowest.tolist(), widths, strict=True):
             if width:
-                unpack(part, int(lowest), int(width), out=layer)
+                unpack(part, lowest, width, out=layer)
             else:
                 layer[:] = lowest
         refuse_levels_outside(levels, counts, bounds)
