@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from dpcomp.privacy.ledger.ledger_record import LedgerEntry as LedgerEntry
     from dpcomp.privacy.ledger.ledger_record import LedgerRecord as LedgerRecord
     from dpcomp.privacy.calibrate import calibrate as calibrate
+    from dpcomp.sparsify.history_k import HistoryK as HistoryK
     from dpcomp.sparsify.random_k import RandomK as RandomK
     from dpcomp.sparsify.top_k import TopK as TopK
     from dpcomp.codec.prediction import LastBroadcast as LastBroadcast
@@ -99,6 +100,7 @@ _MODULES = {
     "LedgerMark": "dpcomp.privacy.ledger.ledger_file",
     **dict.fromkeys(("LedgerEntry", "LedgerRecord"), "dpcomp.privacy.ledger.ledger_record"),
     "calibrate": "dpcomp.privacy.calibrate",
+    "HistoryK": "dpcomp.sparsify.history_k",
     "RandomK": "dpcomp.sparsify.random_k",
     "TopK": "dpcomp.sparsify.top_k",
     "LastBroadcast": "dpcomp.codec.prediction",
