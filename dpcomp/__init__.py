@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dpcomp.core.randomness import SecretSeed as SecretSeed
     from dpcomp.core.support import Everywhere as Everywhere
     from dpcomp.core.support import Listed as Listed
+    from dpcomp.core.support import Dealt as Dealt
     from dpcomp.core.support import Seeded as Seeded
     from dpcomp.core.address import SERVER as SERVER
     from dpcomp.core.address import Address as Address
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from dpcomp.privacy.ledger.ledger_record import LedgerEntry as LedgerEntry
     from dpcomp.privacy.ledger.ledger_record import LedgerRecord as LedgerRecord
     from dpcomp.privacy.calibrate import calibrate as calibrate
+    from dpcomp.sparsify.history_k import HistoryK as HistoryK
     from dpcomp.sparsify.random_k import RandomK as RandomK
     from dpcomp.sparsify.top_k import TopK as TopK
     from dpcomp.codec.prediction import LastBroadcast as LastBroadcast
@@ -81,7 +83,7 @@ _MODULES = {
     ),
     **dict.fromkeys(("DpcompWarning", "NotPrivate", "VersionMismatch"), "dpcomp.core.errors"),
     **dict.fromkeys(("PublicSeed", "SecretSeed"), "dpcomp.core.randomness"),
-    **dict.fromkeys(("Everywhere", "Listed", "Seeded"), "dpcomp.core.support"),
+    **dict.fromkeys(("Dealt", "Everywhere", "Listed", "Seeded"), "dpcomp.core.support"),
     **dict.fromkeys(("SERVER", "Address"), "dpcomp.core.address"),
     "Layout": "dpcomp.core.layout",
     "PublicContext": "dpcomp.core.public_context",
@@ -100,6 +102,7 @@ _MODULES = {
     "LedgerMark": "dpcomp.privacy.ledger.ledger_file",
     **dict.fromkeys(("LedgerEntry", "LedgerRecord"), "dpcomp.privacy.ledger.ledger_record"),
     "calibrate": "dpcomp.privacy.calibrate",
+    "HistoryK": "dpcomp.sparsify.history_k",
     "RandomK": "dpcomp.sparsify.random_k",
     "TopK": "dpcomp.sparsify.top_k",
     "LastBroadcast": "dpcomp.codec.prediction",

@@ -126,6 +126,13 @@ class Pipeline:
             raise ValueError(
                 "two parts have a public support: a round has one, of the mechanism or of the codec. Leave one out"
             )
+        own = next((stage for stage in masks if getattr(stage, "varies_by_client", False)), None)
+        if own is not None and self.trust_model.server_sees_clean:
+            raise NotPrivate(
+                f"{own} gives each client a support of its own, but with trust='server' one noise stands on the sum of "
+                "all: on the supports of those who took part it would tell who they are. Give it to the codec, "
+                f"dp.Codec(sparsify={own}), so that the noise stands on all coordinates"
+            )
         if self.codec.averaged_clients:
             self._check_estimates()
         self._check_feedback(masks)

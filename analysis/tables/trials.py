@@ -1,12 +1,13 @@
 """Tables of the trials that count: a row a trial, or a row a round."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from dpcomp.lab.results.frames import curves, summary
-from dpcomp.lab.sweep.plan import outcomes
+from dpcomp.lab.sweep.plan import Outcome, outcomes
 
 
 def rounds_of(config: Path) -> pd.DataFrame:
@@ -17,16 +18,18 @@ def rounds_of(config: Path) -> pd.DataFrame:
     Raises:
         ConfigError: No trial is finished.
     """
-    return _of_points(config, curves)
+    return _of_points(config, lambda outcome: curves(_named(outcome)))
 
 
 def trials_of(config: Path) -> pd.DataFrame:
     """Return one row for each trial that counts in a config's grid, at its point's best tuning, with its labels.
 
+    The accuracy is the one by the config's measure.
+
     Raises:
         ConfigError: No trial is finished.
     """
-    return _of_points(config, summary)
+    return _of_points(config, lambda outcome: summary(_named(outcome), outcome.point.experiment.measure))
 
 
 def trials_below(folder: Path) -> pd.DataFrame:
@@ -44,11 +47,15 @@ def trials_below(folder: Path) -> pd.DataFrame:
     )
 
 
-def _of_points(config: Path, table: Callable[..., pd.DataFrame]) -> pd.DataFrame:
+def _named(outcome: Outcome) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    return {outcome.point.title: outcome.reports}
+
+
+def _of_points(config: Path, table: Callable[[Outcome], pd.DataFrame]) -> pd.DataFrame:
     frames = []
     for outcome in outcomes(config):
         if outcome.reports:
-            rows = table({outcome.point.title: outcome.reports})
+            rows = table(outcome)
             labels = {f"grid.{name}" if name in rows else name: text for name, text in outcome.point.labels.items()}
             frames.append(rows.assign(**labels, tuning=outcome.tuning, tried=outcome.tried))
     return pd.concat(frames, ignore_index=True)

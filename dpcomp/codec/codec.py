@@ -1,9 +1,9 @@
 """The codec: predict, sparsify, quantise and entropy-code; a vector becomes a body of bytes, and is decoded from it."""
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64, Int, Int64
 from dpcomp.codec.allocation import FixedStep
 from dpcomp.codec.entropy import EntropyCoder, RangeCoder
 from dpcomp.codec.entropy.coder import Metered, PartBits, Reader
+from dpcomp.codec.entropy.integers import IntegerReader, IntegerWriter
 from dpcomp.codec.prediction import LastBroadcast
 from dpcomp.codec.quantize import Bounds, Quantizer
 from dpcomp.codec.quantize import Float32 as Unquantized
@@ -22,10 +23,11 @@ from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.finite import all_finite
 from dpcomp.core.layout import split_by_counts
 from dpcomp.core.public_context import HasPublicSupport, PublicContext
-from dpcomp.core.support import Everywhere, Listed, Support, checked_support, same_positions
+from dpcomp.core.support import MOST_PLACES, Dealt, Everywhere, Listed, Support, checked_support, same_positions
 
-SUPPORT_HEADER = struct.Struct("<BI")  # one of the codes below, and how many coordinates the support holds
-EVERYWHERE, PUBLIC, LISTED = range(3)  # all coordinates; those that both ends compute; those listed in the body
+# The first byte of a body says which support it has: all coordinates; those that both ends compute; those listed in the
+# body, after their number; those of several places, which it names. The number of any but the listed is known.
+EVERYWHERE, PUBLIC, LISTED, UNION = range(4)
 
 
 @runtime_checkable
@@ -85,8 +87,8 @@ class SelectsOfSum(Protocol):
 class Codec:
     """A lossy code of vectors as bytes, made of four slots through which a sender goes in this order.
 
-    A body is a header of 5 bytes (which support, how many coordinates), the positions of a listed support, the
-    quantiser's side information, and the levels. Sender and receiver need the same codec and the same `PublicContext`;
+    A body is a byte that says which support it has, the number and positions of a listed support, the quantiser's side
+    information, and the levels. Sender and receiver need the same codec and the same `PublicContext`;
     a pipeline sees to that. What the codec loses is known to the sender, who adds it to its next update, if there is
     feedback. `pipeline.send` calls the codec; call it directly to measure a part.
 
@@ -209,6 +211,8 @@ class Codec:
             raise ValueError(f"{where} a support outside the vector ({error}): return positions below {d}") from error
         if public is not None and same_positions(support, public, d):
             return public
+        if isinstance(public, Dealt) and not public.places:  # a broadcast, on the union of what clients sent
+            return support
         if public is not None and self.selects_publicly:
             raise ValueError(
                 f"{where} another support than its public_support, so its positions would cost bytes: return "
@@ -268,20 +272,20 @@ class Codec:
         Raises:
             TypeError, ValueError: As `encode` does.
         """
-        context = self._with_packing(context)
+        context, quantizer = self._with_packing(context), self.quantizer
         layout, writer = context.layout, self.entropy.writer()
         counts, code = layout.counts(support), _support_code(support, context.public_support)
         if code == LISTED:
             writer.positions(support.indices(layout.size), layout.edges, _previous_positions(context))
-        levels, side, bounds = quantised(self.quantizer, values, counts, context)
+        levels, side, bounds = quantised(quantizer, values, counts, context)
         writer.raw(side)
-        if bounds.coded.any() and len(values):
+        if bounds.any_coded and len(values):
             taken = levels if takes_type(self.entropy, levels) else levels.astype(np.int32)
             writer.levels(taken, counts, bounds)
-        parts = (SUPPORT_HEADER.pack(code, len(values)), *writer.finish())
-        if getattr(self.quantizer, "lossless", False):
+        parts = (_support_written(code, support, len(values)), *writer.finish())
+        if getattr(quantizer, "lossless", False):
             return parts, values
-        return parts, decoded_at_sender(self.quantizer, levels, side, counts, context)
+        return parts, decoded_at_sender(quantizer, levels, side, counts, len(values), context)
 
     def decode(
         self,
@@ -329,7 +333,7 @@ class Codec:
             CorruptPayload: The body cannot come from this codec.
         """
         parts = self._read(body, context)
-        if not parts.bounds.coded.any():
+        if not parts.bounds.any_coded:
             return np.where(parts.counts > 0, 8 * len(parts.side) / max(1, int(parts.counts.sum())), 0.0)
         if self.entropy.packed:
             return np.where(parts.counts > 0, parts.bounds.widths, 0).astype(np.float64)
@@ -358,11 +362,12 @@ class Codec:
             raise TypeError(
                 f"{self.entropy!r} does not count the bits of its parts: give it a .meter(body), as RangeCoder has"
             )
-        meter = self.entropy.meter(body[SUPPORT_HEADER.size :])
+        start = _support_read(memoryview(body), context)[2]
+        meter = self.entropy.meter(body[start:])
         parts, bits = self._read(body, context, meter), meter.bits
-        if getattr(self.quantizer, "side_holds_values", not parts.bounds.coded.any()):
+        if getattr(self.quantizer, "side_holds_values", not parts.bounds.any_coded):
             bits = replace(bits, side=0.0, value=bits.value + bits.side)
-        return parts, replace(bits, header=bits.header + 8 * SUPPORT_HEADER.size)
+        return parts, replace(bits, header=bits.header + 8 * start)
 
     def _with_packing(self, context: PublicContext) -> PublicContext:
         return context if context.packed == self.entropy.packed else replace(context, packed=self.entropy.packed)
@@ -370,21 +375,10 @@ class Codec:
     def _read(self, body: bytes | memoryview, context: PublicContext, reader: Reader | None = None) -> "Body":
         context, body = self._with_packing(context), memoryview(body)
         layout = context.layout
-        if len(body) < SUPPORT_HEADER.size:
-            raise CorruptPayload(f"the body has {len(body)} bytes, but its header alone has {SUPPORT_HEADER.size}")
-        code, k = SUPPORT_HEADER.unpack_from(body)
-        if code > LISTED or k > layout.size:
-            raise CorruptPayload(
-                f"the body has support code {code} with {k} of {layout.size} coordinates; codes are 0 to {LISTED}"
-            )
-        reader = self.entropy.reader(body[SUPPORT_HEADER.size :]) if reader is None else reader
-        support: Support | None = Everywhere() if code == EVERYWHERE else context.public_support
-        if code == LISTED:
+        support, k, start = _support_read(body, context)
+        reader = self.entropy.reader(body[start:]) if reader is None else reader
+        if support is None:
             support = Listed(reader.positions(k, layout.edges, _previous_positions(context)))
-        if support is None or support.count(layout.size) != k:
-            raise CorruptPayload(
-                f"the body has {k} coordinates under support code {code}, but the pipeline has {support}"
-            )
         counts = layout.counts(support)
         side = reader.raw(self.quantizer.side_bytes(counts, context))
         if not getattr(self.quantizer, "side_holds_values", False):
@@ -393,8 +387,7 @@ class Codec:
             bounds = self.quantizer.bounds(side, context)
         except ValueError as error:  # of its own side information none: the sender computed the same bounds
             raise CorruptPayload(f"the side information is none that {self.quantizer!r} writes: {error}") from error
-        coded = bounds.coded.any() and k
-        levels = reader.levels(counts, bounds) if coded else np.repeat(bounds.lowest, counts)
+        levels = reader.levels(counts, bounds) if bounds.any_coded and k else np.repeat(bounds.lowest, counts)
         if not takes_type(self.quantizer, levels):
             levels = levels.astype(np.int32)
         reader.finish()
@@ -443,9 +436,61 @@ def _support_code(support: Support, public: Support | None) -> int:
         return PUBLIC
     if isinstance(support, Listed):
         return LISTED
+    if isinstance(support, Dealt) and support.alike(public):
+        return UNION
     raise ValueError(
         f"the support {support} is neither listed nor the public one, {public}: list its positions, dp.Listed(…)"
     )
+
+
+def _support_written(code: int, support: Support, k: int) -> bytes:
+    """Write which support a body has: its code, and what the reader does not know of it."""
+    writer = IntegerWriter()
+    writer.number(code)
+    if code == LISTED:
+        writer.number(k)
+    if isinstance(support, Dealt) and code == UNION:
+        writer.number(len(support.places))
+        for before, place in pairwise((-1, *support.places)):
+            writer.number(place - before)
+    return writer.finish()
+
+
+def _support_read(body: memoryview, context: PublicContext) -> tuple[Support | None, int, int]:
+    """Read which support a body has.
+
+    Returns:
+        The support, or None if its positions are listed; how many coordinates it holds; and the bytes that were read.
+
+    Raises:
+        CorruptPayload: The body has no such beginning, or says what this pipeline does not.
+    """
+    reader, d, public = IntegerReader(body), context.layout.size, context.public_support
+    code = reader.number()
+    support: Support | None = {EVERYWHERE: Everywhere(), PUBLIC: public}.get(code)
+    if code == LISTED:
+        if (k := reader.number()) > d:
+            raise CorruptPayload(f"the body lists {k} of {d} coordinates")
+        return None, k, len(body) - reader.left
+    if code == UNION and isinstance(public, Dealt):
+        support = _union_read(reader, public, d)
+    if support is None:
+        raise CorruptPayload(f"the body has support code {code}, but the pipeline has {public}")
+    return support, support.count(d), len(body) - reader.left
+
+
+def _union_read(reader: IntegerReader, base: Dealt, d: int) -> Dealt:
+    """Read the places of a union, for no more coordinates than there are: a sender of more sends all."""
+    count, place, places = reader.number(), -1, list[int]()
+    if count * base.k > d:
+        raise CorruptPayload(f"the body names {count} places of {base.k} coordinates, of {d}")
+    for _ in range(count):
+        step = reader.number()
+        place += step
+        if step == 0 or place >= MOST_PLACES:
+            raise CorruptPayload("the body names places that are not ascending, or too large")
+        places.append(place)
+    return Dealt(seed=base.seed, k=base.k, places=tuple(places))
 
 
 def _previous_positions(context: PublicContext) -> Int64[np.ndarray, "k"] | None:

@@ -34,6 +34,13 @@ class Address:
     round: int
 
     def __post_init__(self):
+        if (
+            type(self.run) is type(self.client) is type(self.round) is int
+            and 0 <= self.run < 2**64
+            and 0 <= self.client < 2**32
+            and 0 <= self.round < 2**32
+        ):
+            return  # as a rule: every message has an address
         for name, limit in (("run", 2**64), ("client", 2**32), ("round", 2**32)):
             number = whole_number(getattr(self, name), f"Address.{name}", least=0, most=limit - 1)
             object.__setattr__(self, name, number)

@@ -92,4 +92,5 @@ def split_by_counts(
     values: Shaped[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
 ) -> list[Shaped[np.ndarray, "_"]]:
     """Cut the (k,) values of a support into layers, `counts` values each; the parts are views."""
-    return np.split(values, np.cumsum(counts)[:-1])
+    ends = np.cumsum(counts).tolist()
+    return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt64
 from randomgen import ChaCha
 
 from dpcomp.core.checks import whole_number
+
+MOST_PLACES = 2**32  # that `Dealt` deals to: as many as there are numbers of clients
+FEISTEL_ROUNDS = 8
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ ÷ the golden ratio, which spreads the numbers of permutations
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,78 @@ class Seeded:
         return _seeded_indices(self.seed, self.count(d), d)
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """A support that a public permutation deals to places, k coordinates each, such as a place for each client.
+
+    The first d // k places share no coordinate; so do the next ones, under another permutation, and so on. Whoever has
+    the key computes the positions of a place in time O(k), so none is sent. Of several places it is the union.
+
+    Attributes:
+        seed: A public key of 256 bits, such as `PublicContext.mask_key`; not a `PublicSeed`.
+        k: The number of coordinates of a place.
+        places: The places, whole numbers from 0, distinct and ascending.
+
+    Raises:
+        TypeError: One of the numbers is not a whole number.
+        ValueError: A number is negative, the key has more than 256 bits, or the places are not distinct and ascending.
+
+    Examples:
+        >>> import dpcomp as dp
+        >>> one, other = (dp.Dealt(seed=7, k=100, places=(place,)).indices(1000) for place in (3, 8))
+        >>> len(one), len(np.intersect1d(one, other))
+        (100, 0)
+        >>> dp.Dealt(seed=7, k=100, places=(3, 8)).count(1000)
+        200
+    """
+
+    seed: int
+    k: int
+    places: tuple[int, ...]
+
+    def __post_init__(self):
+        whole_number(self.seed, "Dealt(seed), a key such as context.mask_key,", least=0, most=2**256 - 1)
+        whole_number(self.k, "Dealt(k)", least=1)
+        for place in self.places:
+            whole_number(place, "Dealt(places): a place", least=0, most=MOST_PLACES - 1)
+        if any(one >= other for one, other in pairwise(self.places)):
+            raise ValueError(f"Dealt(places={self.places}): give distinct places in ascending order")
+
+    def count(self, d: int) -> int:
+        """Return the number of coordinates held of d.
+
+        Raises:
+            ValueError: k is above d.
+        """
+        if self.k > d:
+            raise ValueError(f"Dealt: cannot deal {self.k} of {d} coordinates to a place")
+        return self.k * len(self.places) if len(self.places) < 2 else len(self.indices(d))
+
+    def indices(self, d: int) -> Int64[np.ndarray, "k"]:
+        """Return the positions below d, ascending; the array is read-only and cached.
+
+        Raises:
+            ValueError: k is above d.
+        """
+        if self.k > d:
+            self.count(d)
+        return _dealt_indices(self.seed, self.k, self.places, d)
+
+    def alike(self, other: object) -> bool:
+        """Return whether another support was dealt by the same permutations, to whatever places."""
+        return isinstance(other, Dealt) and (other.seed, other.k) == (self.seed, self.k)
+
+    def union(self, other: "Dealt") -> "Dealt":
+        """Return the support of the places of both, which one key dealt.
+
+        Raises:
+            ValueError: The other was dealt by another key, or in other numbers.
+        """
+        if not self.alike(other):
+            raise ValueError(f"{self} and {other} were dealt by different permutations: they have no common union")
+        return Dealt(seed=self.seed, k=self.k, places=tuple(sorted({*self.places, *other.places})))
+
+
 @dataclass(frozen=True, eq=False)
 class Listed:
     """A support given by its positions, which are sent with the values.
@@ -86,11 +163,12 @@ class Listed:
     positions: Int64[np.ndarray, "k"]
 
     def __post_init__(self):
-        positions = np.asarray(self.positions)
-        if positions.size and positions.dtype.kind not in "iu":
-            raise TypeError(f"Listed(positions): positions are whole numbers, not {positions.dtype}")
-        positions = np.array(positions, dtype=np.int64)
-        if positions.ndim != 1 or (positions[1:] <= positions[:-1]).any() or (positions[:1] < 0).any():
+        given = np.asarray(self.positions)
+        if given.dtype.kind not in "iu" and given.size:
+            raise TypeError(f"Listed(positions): positions are whole numbers, not {given.dtype}")
+        positions = np.array(given, dtype=np.int64)
+        first = positions.item(0) if positions.ndim == 1 and positions.size else 0
+        if positions.ndim != 1 or first < 0 or np.logical_or.reduce(positions[1:] <= positions[:-1]):
             raise ValueError("Listed(positions): they must be one row of distinct, ascending numbers from 0")
         positions.flags.writeable = False
         object.__setattr__(self, "positions", positions)
@@ -121,7 +199,19 @@ class Listed:
         return hash(self.positions.tobytes())
 
 
-Support = Everywhere | Seeded | Listed
+Support = Everywhere | Seeded | Dealt | Listed
+
+
+def listed_ascending(positions: Int64[np.ndarray, "k"]) -> Listed:
+    """Return the support of positions that dpcomp has just computed, without a copy and without looking at them.
+
+    Args:
+        positions: A new (k,) array, distinct and ascending from 0, which the caller gives up.
+    """
+    positions.flags.writeable = False
+    support = object.__new__(Listed)
+    object.__setattr__(support, "positions", positions)
+    return support
 
 
 def checked_support(made: object, where: str) -> Support:
@@ -134,7 +224,7 @@ def checked_support(made: object, where: str) -> Support:
     Raises:
         TypeError: It is no support, such as an array of positions.
     """
-    if isinstance(made, (Everywhere, Seeded, Listed)):
+    if isinstance(made, (Everywhere, Seeded, Dealt, Listed)):
         return made
     raise TypeError(f"{where} a {type(made).__name__}: give a support, such as dp.Listed(positions)")
 
@@ -167,3 +257,44 @@ def _seeded_indices(key: int, k: int, d: int) -> Int64[np.ndarray, "k"]:
         indices = np.flatnonzero(rest)
     indices.flags.writeable = False
     return indices
+
+
+@lru_cache(maxsize=64)
+def _dealt_indices(key: int, k: int, places: tuple[int, ...], d: int) -> Int64[np.ndarray, "k"]:
+    """Return the positions of places, sorted and distinct."""
+    together = d // k  # places that one permutation has coordinates for
+    dealt = np.array(places, dtype=np.int64)
+    starts = (dealt % together * k)[:, None] + np.arange(k, dtype=np.int64)
+    drawn = [_permuted(starts[dealt // together == n].ravel(), key, int(n), d) for n in np.unique(dealt // together)]
+    indices = np.unique(np.concatenate(drawn)) if drawn else np.empty(0, dtype=np.int64)
+    indices.flags.writeable = False
+    return indices
+
+
+def _permuted(slots: Int64[np.ndarray, "m"], key: int, number: int, d: int) -> Int64[np.ndarray, "m"]:
+    """Return where a permutation of the numbers below d takes some of them.
+
+    A Feistel network permutes the 4ᵇ numbers of 2b bits; what leaves the numbers below d goes through it again, until
+    it is back (Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains", methods 2 and 3). Its round functions
+    mix bits and keep no secret: the key is public. All of it is arithmetic of 64-bit words, the same on any machine.
+    """
+    half = max(1, ((d - 1).bit_length() + 1) // 2)
+    words = np.asarray(ChaCha(key=key, rounds=20).random_raw(FEISTEL_ROUNDS)).astype(np.uint64)
+    keys = _mixed(words + GOLDEN * np.full(1, number, dtype=np.uint64))
+    shift, low = np.uint64(half), np.uint64(2**half - 1)
+    moved = slots.astype(np.uint64)
+    outside = np.arange(len(moved))
+    while len(outside):
+        left, right = moved[outside] >> shift, moved[outside] & low
+        for each in keys:
+            left, right = right, left ^ (_mixed(right + each) & low)
+        moved[outside] = left << shift | right
+        outside = outside[moved[outside] >= np.uint64(d)]
+    return moved.astype(np.int64)
+
+
+def _mixed(words: UInt64[np.ndarray, "m"]) -> UInt64[np.ndarray, "m"]:
+    """Mix the bits of words (the finaliser of SplitMix64: Steele, Lea & Flood 2014, Figure 13)."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from dpcomp.core.checks import check_type, real_number
 from dpcomp.core.exact_sum import ExactSum
 from dpcomp.core.randomness import SecretSeed
-from dpcomp.core.support import Everywhere, Support
+from dpcomp.core.support import Dealt, Everywhere, Support
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.ledger.ledger import Ledger, Permit
@@ -92,8 +92,18 @@ class ReleasedSum:
         values = update.values if weight == 1 else np.float32(weight) * update.values
         everywhere = isinstance(update.support, Everywhere)
         self._sum.add(values, None if everywhere else update.support.indices(update.layout.size))
-        self._support = update.support if self._support in (None, update.support) else Everywhere()
+        self._support = update.support if self._support is None else self._with(self._support, update.support)
         self._count += 1
+
+    def _with(self, before: Support, more: Support) -> Support:
+        """Return the support of all updates: a union of own supports while they are fewer than all coordinates."""
+        if before == more:
+            return before
+        if isinstance(before, Dealt) and isinstance(more, Dealt) and before.alike(more):
+            union = before.union(more)
+            if union.k * len(union.places) <= self._memory.layout.size:
+                return union
+        return Everywhere()
 
     def mean(self) -> Update:
         """Return Σ weightᵢ · updateᵢ ÷ divisor; without any update, zero."""

@@ -43,9 +43,9 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
 
     Args:
         program: The program's name in usage lines and errors, such as "dpcomp".
-        load_tasks: A function that returns the tasks that configs may name: from each name to a function without
-            arguments that makes the task. These functions must be at the top level of modules, because worker processes
-            import them. It is called when a command needs tasks.
+        load_tasks: A function that returns the tasks that configs may name: from each name to a function that makes
+            the task, whose arguments, if it has any, have defaults. These functions must be at the top level of
+            modules, because worker processes import them. It is called when a command needs tasks.
 
     Returns:
         The parser, for `run_command`, and the group of its commands.
@@ -164,9 +164,9 @@ def _run(options: argparse.Namespace) -> int:
     (outcome,) = standing.outcomes()
     reports = {options.config.stem: outcome.reports}
     write_figures(standing.results.path, reports)
-    print(printed(summary(reports), decimals=None))
+    print(printed(summary(reports, outcome.point.experiment.measure), decimals=None))
     print(outcome.reports[0]["guarantee"]["text"])
-    _note(standing.notes())
+    _note([*standing.notes(), *standing.edges()])
     return 0
 
 
@@ -187,7 +187,7 @@ def _sweep(options: argparse.Namespace) -> int:
         rows.insert(0, "config", names)
     print(printed(rows))
     for standing in swept.standings:
-        _note(standing.notes())
+        _note([*standing.notes(), *standing.edges()])
     if swept.failures:
         _note([failure_text(swept.failures)])
     return 1 if swept.failures else 0

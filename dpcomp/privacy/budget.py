@@ -52,17 +52,19 @@ class Budget:
         check_delta(self.delta)
         object.__setattr__(self, "epsilon", float(self.epsilon))
 
-    def allows(self, spent: Mapping[DpEvent, int]) -> bool:
+    def allows(self, spent: Mapping[DpEvent, int], *, departed: bool = False) -> bool:
         """Return whether the given number of steps of each event is within the budget.
 
         Steps of a single event count as a schedule that was fixed in advance: up to `admissible_steps` are allowed.
-        Several events may have been chosen from released results, so their Rényi DP must be within the budget at some
-        order (a Rényi filter: Feldman & Zrnic 2021, Thm 4.3; over several orders: Lécuyer 2021, arXiv 2103.01379).
+        Several events, or a departure from a plan, may have been chosen from released results, so their Rényi DP must
+        be within the budget at some order (a Rényi filter: Feldman & Zrnic 2021, Thm 4.3; over several orders: Lécuyer
+        2021, arXiv 2103.01379).
 
         Args:
             spent: The number of steps of each event.
+            departed: Whether a plan said otherwise, so that even a single event was not fixed in advance.
         """
-        if len(spent) == 1:
+        if len(spent) == 1 and not departed:
             ((event, steps),) = spent.items()
             return steps <= admissible_steps(event, self)
         mixed = ComposedDpEvent([composed(event, steps) for event, steps in spent.items()])

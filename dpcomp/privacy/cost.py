@@ -16,7 +16,7 @@ from dpcomp.privacy.trust import Trust, TrustModel, Unit
 
 IDEALISED = "the Gaussian is idealised as real numbers"
 FIXED = "the schedule was fixed in advance"
-ADAPTIVE = "events were mixed, so an RDP filter is assumed"
+ADAPTIVE = "events were mixed or not as planned, so an RDP filter is assumed"
 SEEDED = "the noise was SEEDED with a number: whoever knows it can take it away; for research alone"
 SECRET = "secret seeds stay secret"
 NOT_TUNED = "no setting was chosen by results on the protected data"
@@ -86,21 +86,22 @@ def guarantee_of(
     delta: float,
     *,
     population: int | None = None,
-    planned: bool = False,
+    planned: bool | None = None,
     seeded: bool = False,
     assumed: Iterable[str] = (),
 ) -> Guarantee:
     """Return the guarantee of several charges against the same data.
 
-    Charges for a single event compose as a schedule that was fixed in advance, and so do those of a plan. Other
-    charges for different events may have been chosen from released results, so they are accounted by a Rényi filter
-    (Feldman & Zrnic 2021, Thm 4.3).
+    Charges of a plan compose as a schedule that was fixed in advance, and so do those for a single event where there
+    was no plan. All others may have been chosen from released results, so they are accounted by a Rényi filter (Feldman
+    & Zrnic 2021, Thm 4.3): charges for different events, and those that departed from a plan, even for one event alone.
 
     Args:
         charges: (cost, steps) pairs, at least one pair; all have the same unit and trust.
         delta: δ, in (0, 1).
         population: The public number of units N; the guarantee then says whether δ is below 1/N.
-        planned: Whether the charges, with their order, were fixed before the first of them.
+        planned: Whether the charges, with their order, were fixed before the first of them: True where they are those
+            of a plan, False where they departed from one; None without a plan, where one event alone counts as fixed.
         seeded: Whether noise was drawn from a number, which somebody may know.
         assumed: What else those who released assumed, in clauses to print.
 
@@ -114,7 +115,7 @@ def guarantee_of(
     steps_of: dict[DpEvent, int] = {}
     for cost, steps in charges:
         steps_of[cost.event] = steps_of.get(cost.event, 0) + steps
-    first, adaptive = charges[0][0], len(steps_of) > 1 and not planned
+    first, adaptive = charges[0][0], len(steps_of) > 1 if planned is None else not planned
     parts = [composed(event, steps) for event, steps in steps_of.items()]
     value, accountant = epsilon(parts[0] if len(parts) == 1 else ComposedDpEvent(parts), delta, adaptive=adaptive)
     warn_of_delta(delta, population)

@@ -23,6 +23,10 @@ from dpcomp.core.support import Support
 from dpcomp.privacy.clipped_sum import added
 from dpcomp.privacy.unit_gradients import Total, Units
 
+SEVERAL_SUMS = (
+    "the noise of one step would be added to several sums, whose differences have none: give the StepNoise to "
+    "lax.scan, lax.map or vmap as an argument that is mapped over, release once in each turn, and hand it on to nothing"
+)
 Block = tuple[tuple[Float[Any, "n ..."], ...], Bool[Any, "n"]]  # rows a layer, and which of them are units
 
 
@@ -31,8 +35,9 @@ class StepNoise:
     """The noise of steps, as an argument of a compiled program: a pytree, of which `lax.scan` gives one step at a time.
 
     **Privacy:** one step's noise is for one release: while a program is traced, the noise of a step is used once, and
-    where it is drawn from, by the loop or map around the release (PRIVACY_RULES hazards 4 and 39). Whoever changes the
-    leaves by `jax.tree.map` vouches for them.
+    where it is drawn from, by the loop or map around the release, which hands it on to no next turn (PRIVACY_RULES
+    hazards 4 and 39). Whoever changes the leaves by `jax.tree.map`, or gives the same noise to several compiled
+    functions, vouches for them.
 
     Attributes:
         standard_normal: (…, k) float64 draws of N(0, 1).
@@ -56,11 +61,23 @@ class StepNoise:
         """
         noise, here = (getattr(array, "_trace", None) for array in (self.standard_normal, place))
         if self._used[0] or noise is not here:
-            raise NotPrivate(
-                "the noise of one step would be added to several sums, whose differences have none: give the StepNoise "
-                "to lax.scan, lax.map or vmap as an argument that is mapped over, and release once in each turn"
-            )
+            raise NotPrivate(SEVERAL_SUMS)
         self._used[0] = True
+
+    def leaves(self) -> tuple[tuple[Any, Any], Any]:
+        """Return the arrays, and what they were drawn by: JAX asks for them where the noise is handed on.
+
+        Raises:
+            NotPrivate: It was used in this trace, so that the next turn of a loop would use it again.
+        """
+        if self._used[0]:
+            raise NotPrivate(SEVERAL_SUMS)
+        return (self.standard_normal, self.numbers), self.drawn_by
+
+    @staticmethod
+    def of_leaves(drawn_by: Any, leaves: tuple[Any, Any]) -> "StepNoise":
+        """Return the noise of arrays, which `leaves` gave."""
+        return StepNoise(*leaves, drawn_by)
 
     @staticmethod
     def stacked(noises: "Sequence[StepNoise]", rows: int) -> "StepNoise":
@@ -255,5 +272,5 @@ def register() -> None:
     """Tell JAX that noise and releases are pytrees."""
     jax, _ = _jax()
     register_dataclass = jax.tree_util.register_dataclass
-    register_dataclass(StepNoise, ["standard_normal", "numbers"], ["drawn_by"])
+    jax.tree_util.register_pytree_node(StepNoise, StepNoise.leaves, StepNoise.of_leaves)
     register_dataclass(TracedRelease, ["values", "numbers", "units", "not_finite"], ["drawn_by"])

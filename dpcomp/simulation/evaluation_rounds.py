@@ -1,6 +1,10 @@
-"""The rounds after which the server's model is evaluated."""
+"""The rounds after which the server's model is evaluated, and those whose models are averaged."""
 
 import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float32, Float64
 
 from dpcomp.training.trainer import CountsExamples, Trainer
 
@@ -37,3 +41,41 @@ def evaluated(number: int, rounds: int, evaluate_every: int | None, between: int
     """
     every = between if evaluate_every is None else evaluate_every
     return number == rounds or number % every == 0 or (evaluate_every is None and number == 1)
+
+
+@dataclass(kw_only=True, eq=False)
+class TailAverage:
+    """The mean of the models of the last rounds, in float64.
+
+    **Privacy:** each of these models is a function of the broadcasts, which are released, so their mean costs nothing.
+
+    Args:
+        tail: The share of the rounds, in [0, 1]; 0 for none, and anything above for one round at least.
+        rounds: The number of rounds of the run.
+    """
+
+    tail: float
+    rounds: int
+    _sum: Float64[np.ndarray, "d"] | None = field(default=None, init=False)
+
+    def __post_init__(self):
+        if not 0 <= self.tail <= 1:
+            raise ValueError(
+                f"simulate(tail) is {self.tail}: give the share of the last rounds whose models are averaged, in "
+                "[0, 1]; 0 averages none"
+            )
+
+    @property
+    def averaged(self) -> int:
+        """The number of last rounds whose models are averaged: tail × rounds, rounded."""
+        return max(1, round(self.tail * self.rounds)) if self.tail else 0
+
+    def take(self, number: int, model: Float32[np.ndarray, "d"]) -> None:
+        """Take the model after a round, from 1; models of rounds before the tail are left out."""
+        if number > self.rounds - self.averaged:
+            with np.errstate(invalid="ignore"):  # of a training that diverged
+                self._sum = model.astype(np.float64) if self._sum is None else self._sum + model
+
+    def model(self) -> Float32[np.ndarray, "d"] | None:
+        """Return the mean of the models that were taken; None where there is none."""
+        return None if self._sum is None else (self._sum / self.averaged).astype(np.float32)

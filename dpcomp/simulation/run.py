@@ -30,6 +30,8 @@ class Run:
     | `payload_bytes`, `compression_ratio` | mean over accepted payloads, if there are any |
     | `bits of <layer>` | bits a value that the codec's allocator spends on a layer, mean over clients |
     | `test_accuracy`, `test_loss` | what the trainer measures, in the rounds that are evaluated |
+    | `validation_accuracy`, `validation_loss` | the same on the examples that the task holds out, if it does |
+    | `tail_<column>` | in the last round: what the trainer measures of `tail_model`, if there is one |
     | `refused_<reason>`, `away` | with faults: refused messages by reason, and clients that were away |
     | `seconds` | wall time of the round |
     | … | the columns of the probes, mean over the round's releases |
@@ -39,6 +41,8 @@ class Run:
         guarantee: What the run cost in privacy; of several ledgers, the largest ε.
         layout: The layers of the model.
         model: The last model as a (d,) vector: that of a client that followed every broadcast.
+        tail_model: The average of the models of the last rounds, as `simulate(tail=...)` says; None where none are
+            averaged.
         probed: The columns that depend on data that was never released. They are for research and must not be published
             beside the guarantee.
         warnings: What is wrong with the run, a sentence each: `simulate` warns of the same. Some depend on clean data,
@@ -51,6 +55,7 @@ class Run:
     model: Float32[np.ndarray, "d"]
     probed: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    tail_model: Float32[np.ndarray, "d"] | None = None
 
     def table(self) -> "pd.DataFrame":
         """Return the rows as a pandas DataFrame, one row for each round.

@@ -19,7 +19,7 @@ from dpcomp.privacy.accounting.epsilon import check_delta
 from dpcomp.simulation.clients.participation import check_participation, expected_in_a_round
 from dpcomp.simulation.clients.side_by_side import opened_side_by_side
 from dpcomp.simulation.clients.trainer_recipe import TrainerRecipe
-from dpcomp.simulation.evaluation_rounds import evaluated, rounds_between
+from dpcomp.simulation.evaluation_rounds import TailAverage, evaluated, rounds_between
 from dpcomp.simulation.faulty_network import Faults
 from dpcomp.simulation.partition import IID, Partition
 from dpcomp.simulation.probes import Probe, Watched
@@ -47,6 +47,7 @@ def simulate(
     secret: SecretSeed | None = None,
     delta: float = 1e-5,
     evaluate_every: int | None = None,
+    tail: float = 0.0,
     protocol: ProtocolVariant = Versioned(),
     faults: Faults = Faults(),
     probes: Iterable[Probe] = (),
@@ -77,6 +78,8 @@ def simulate(
         evaluate_every: Rounds between evaluations. None: so many that evaluation takes about 5 % of all passes through
             the model, and the first round too; or 1, if the trainer does not say how many examples it trains and tests.
             The last round is always evaluated.
+        tail: The share of the last rounds whose models are averaged, in [0, 1]; 0: none. The average is evaluated once,
+            beside the last model.
         protocol: `Versioned(late_policy=..., absence_policy=...)`, or `Unversioned()` for study.
         faults: What goes wrong on the network and at its ends.
         probes: Measurements of clean data, for research.
@@ -92,6 +95,9 @@ def simulate(
 
     Returns:
         The rows of all rounds, the guarantee and the last model.
+
+    **Privacy:** the average of the last rounds' models is a function of the broadcasts, which are released or made of
+    what is: it is post-processing, and costs nothing.
 
     Raises:
         TypeError, ValueError: A number lies outside its range, or the task does not suit the trainer; or the trainer
@@ -132,6 +138,7 @@ def simulate(
         secret=secret,
         delta=delta,
         evaluate_every=evaluate_every,
+        tail=tail,
         protocol=protocol,
         faults=faults,
         probes=probes,
@@ -140,11 +147,13 @@ def simulate(
         backend=backend,
     ) as (federation, local, watched):
         rows: list[dict[str, float]] = []
+        average = TailAverage(tail=tail, rounds=rounds)
         between = rounds_between(local, expected_in_a_round(pipeline, participation, clients))
         with numbered_rounds(rounds, task.name, shown=progress) as numbers:
             for number in numbers:
                 started = time.perf_counter()
                 outcome = federation.play_round()
+                average.take(number, federation.server.model)
                 row: dict[str, float] = {"round": number, **outcome.columns(local.layout)}
                 if evaluated(number, rounds, evaluate_every, between):
                     row |= local.evaluate(federation.server.model)
@@ -152,6 +161,9 @@ def simulate(
                     row |= outcome.fault_columns()
                 row["seconds"] = time.perf_counter() - started
                 rows.append(row | watched.take_means())
+    tail_model = average.model()
+    if tail_model is not None:
+        rows[-1] |= {f"tail_{name}": value for name, value in local.evaluate(tail_model).items()}
     units = {"example": task.population, "client": clients}[pipeline.unit]
     wrong = run_warnings(rows, local.evaluate(local.initial_model), watched, delta=delta, units=units)
     warn_of(wrong)
@@ -164,6 +176,7 @@ def simulate(
         guarantee=guarantee,
         layout=local.layout,
         model=federation.server.model,
+        tail_model=tail_model,
         probed=columns_of_clean_data(pipeline, rows, watched.columns),
         warnings=wrong,
     )
@@ -202,6 +215,7 @@ def _opened(
     secret: SecretSeed | None,
     delta: float,
     evaluate_every: int | None,
+    tail: float,
     protocol: ProtocolVariant,
     faults: Faults,
     probes: Iterable[Probe],
@@ -214,6 +228,7 @@ def _opened(
     every = 1 if evaluate_every is None else evaluate_every
     for name, count in (("rounds", rounds), ("evaluate_every", every)):
         whole_number(count, f"simulate({name})", least=1)
+    TailAverage(tail=tail, rounds=rounds)
     whole_number(memory_budget, "simulate(memory_budget)", least=0)
     check_delta(delta)
     check_participation(pipeline, participation, clients)

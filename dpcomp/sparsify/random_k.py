@@ -1,40 +1,55 @@
 """RandomK: a random support under a public key."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
+from dpcomp.core.address import SERVER
 from dpcomp.core.public_context import PublicContext
-from dpcomp.core.support import Seeded, Support
+from dpcomp.core.support import Dealt, Listed, Seeded, Support
 from dpcomp.privacy.claim import Claim
 from dpcomp.privacy.unit_gradients import Total, Units
 from dpcomp.sparsify.fraction import Fraction
 
+Per = Literal["vector", "layer", "client"]
+
 
 @dataclass(frozen=True)
 class RandomK(Fraction):
-    """Keep round(fraction·d) coordinates drawn uniformly under a public key, the same for all clients of a round.
+    """Keep round(fraction·d) coordinates drawn uniformly under a public key: the same for a round's clients, or not.
 
-    Both ends compute the support from the run's seed and the round, so positions cost no byte (the random mask of
-    Konečný et al. 2016, §2, there with a mask for each client). In a mechanism, before `Clip`, each unit is restricted
-    to the support: at the same ε the noise has only the share k/d of the energy that noise on all d coordinates has. In
-    a codec it selects what is sent of a released update; what is dropped waits in the residual, if there is feedback.
-    The values are not scaled by d/k, so the decoded update is the released one on the support and zero elsewhere.
+    Both ends compute the support from the run's seed and the round, so positions cost no byte. In a mechanism, before
+    `Clip`, each unit is restricted to the support: at the same ε the noise has only the share k/d of the energy that
+    noise on all d coordinates has. In a codec it selects what is sent of a released update; what is dropped waits in
+    the residual, if there is feedback. The values are not scaled by d/k, so the decoded update is the released one on
+    the support and zero elsewhere.
+
+    With `per="client"` each client of a round has a support of its own (the random mask of Konečný et al. 2016,
+    section 2). The mean of n updates then has the error of masks of density up to nκ, for n times fewer bytes: beside
+    the mean of dense updates its second moment exceeds that of the signal by the share (1 − κ)/(κn), where with a
+    common support it is (1 − κ)/κ. The supports are dealt by one permutation, so that few coordinates come twice. A
+    broadcast is sent on their union, and names its clients. That gain is lost where clients differ: under label skew
+    a coordinate is moved by the few clients that have it. With several local steps a client moves its coordinates as
+    if all clients did, and the server divides by all of them.
 
     A coordinate is sent once in d/k rounds on average. `TopK` loses less of an update that is not mostly noise, and
-    pays for the positions.
+    pays for the positions. Behind it, `Rotated()` needs one bit a value, best where k is a multiple of 64.
 
     **Privacy:** the support is public and independent of the data, so it reveals nothing. Before `Clip` it restricts
     every unit to the support, and the clip norm is spent there alone; after `Clip` it is valid, since dropping
-    coordinates cannot raise a norm, but wastes √(d/k) of the clip (PRIVACY_RULES 2 and 3).
+    coordinates cannot raise a norm, but wastes √(d/k) of the clip (PRIVACY_RULES 2 and 3). A trusted server's noise
+    would stand on no client's own support, so `per="client"` is refused in its mechanism.
 
     Attributes:
         fraction: The density k/d, in (0, 1]; at least one coordinate is kept.
+        per: What a support is drawn for: "vector" for one of all coordinates, the same for all clients of a round;
+            "layer" for the same with round(fraction·d) coordinates of each layer; "client" for one a client.
 
     Raises:
         TypeError: The fraction is not a number.
-        ValueError: The fraction lies outside (0, 1].
+        ValueError: The fraction lies outside (0, 1], or `per` is unknown.
 
     Examples:
         >>> import dpcomp as dp
@@ -44,28 +59,55 @@ class RandomK(Fraction):
         100
     """
 
+    per: Per = "vector"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.per not in get_args(Per):
+            raise ValueError(f"RandomK(per={self.per!r}): a support is drawn per 'vector', 'layer' or 'client'")
+
+    @property
+    def varies_by_client(self) -> bool:
+        """Whether clients of a round have different supports."""
+        return self.per == "client"
+
     def claim(self, before: Claim, where: str) -> Claim:
         """Return the claim about the input: a public mask keeps a bound, and makes none."""
         self.refuse_after_noise(before, where)
         return before
 
-    def public_support(self, context: PublicContext) -> Seeded:
-        """Return the support of the round: round(fraction·d) coordinates drawn under the context's `mask_key`."""
-        return Seeded(seed=context.mask_key, k=self.count(context.layout.size))
+    def public_support(self, context: PublicContext) -> Seeded | Dealt | Listed:
+        """Return the support of a message: round(fraction·d) coordinates drawn under the context's `mask_key`.
+
+        With `per="client"` that of a broadcast is of no place: it says by which permutation those of clients were
+        dealt, whose union the broadcast has.
+        """
+        layout, key = context.layout, context.mask_key
+        if self.per == "client":
+            places = () if context.client == SERVER else (context.client,)
+            return Dealt(seed=key, k=self.count(layout.size), places=places)
+        if self.per == "layer":
+            parts = [
+                edge + Seeded(seed=(key + layer) % 2**256, k=self.count(size)).indices(size)
+                for layer, (edge, size) in enumerate(zip(layout.edges, layout.sizes, strict=False))
+            ]
+            return Listed(np.concatenate(parts))
+        return Seeded(seed=key, k=self.count(layout.size))
 
     def apply(self, value: "Units | Total", context: PublicContext) -> "Units | Total":
         """Restrict units, or their sum, to the round's support."""
         return value.restrict(self.public_support(context))
 
     def select(self, vector: Float[np.ndarray, "d"], candidates: Support, context: PublicContext) -> Support:
-        """Return the round's support; it depends on the key alone, never on the values or the candidates.
+        """Return the message's support; it depends on no value.
 
         Args:
             vector: The (d,) vector to be sent; not used.
-            candidates: Not used.
-            context: Gives the mask key and the layout.
+            candidates: The support of the update; with `per="client"` that of a broadcast, which is the union of the
+                clients' supports. Else not used.
+            context: Gives the mask key, the client and the layout.
 
         Returns:
-            The same as `public_support`.
+            The same as `public_support`; for the broadcast of clients with own supports, the candidates.
         """
-        return self.public_support(context)
+        return candidates if self.per == "client" and context.client == SERVER else self.public_support(context)

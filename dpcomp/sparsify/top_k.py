@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Int64
 
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import PublicContext
-from dpcomp.core.support import Everywhere, Listed, Support
+from dpcomp.core.support import Everywhere, Support, listed_ascending
 from dpcomp.privacy.claim import Bounded, Claim, Unbounded
 from dpcomp.privacy.unit_gradients import Total, Units
 from dpcomp.sparsify.fraction import Fraction
@@ -109,7 +109,7 @@ class TopK(Fraction):
         if sum(k for _, _, k in parts) == len(values):
             return candidates
         chosen = np.concatenate([a + top_k_indices(values[a:b], k) for a, b, k in parts])
-        return Listed(chosen if positions is None else positions[chosen])
+        return listed_ascending(chosen if positions is None else positions[chosen])
 
     def select_of_sum(
         self,
@@ -137,11 +137,15 @@ class TopK(Fraction):
             np.add(residual, update, out=out)
             return self.select(out, Everywhere(), context)
         with np.errstate(over="ignore", invalid="ignore"):
+            if len(parts) == 1:
+                return listed_ascending(top_k_of_sum(residual, update, parts[0][2], out))
             chosen = [a + top_k_of_sum(residual[a:b], update[a:b], k, out[a:b]) for a, b, k in parts]
-        return Listed(np.concatenate(chosen))
+        return listed_ascending(np.concatenate(chosen))
 
     def _kept(self, candidates: Support, layout: Layout) -> list[tuple[int, int, int]]:
         """Return where each part that is ranked by itself begins and ends among the candidates, and its k."""
+        if self.per == "vector" and isinstance(candidates, Everywhere):
+            return [(0, layout.size, self.count(layout.size))]
         cuts, whole = self._cuts(candidates, layout).tolist(), self._cuts(Everywhere(), layout).tolist()
         counts = [self.count(stop - start) for start, stop in pairwise(whole)]
         return [(a, b, min(k, b - a)) for (a, b), k in zip(pairwise(cuts), counts, strict=True)]

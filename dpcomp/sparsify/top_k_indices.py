@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt
 
 SCAN_BLOCK = 2**18  # coordinates scanned at once: their keys about fill a core's own cache; fewer cost more calls
-PARTITIONED = 2**17  # coordinates up to which a partition of all keys takes less time than a sample and a scan
+PARTITIONED = 2**17  # coordinates up to which passes over all keys take less time than a scan block by block
+PARTITIONED_WHOLE = 2**14  # keys up to which not even a sample of one in 16 is faster
+SAMPLED_OF_FEW = 16
+INFINITE = {2: 0xF800, 4: 0xFF000000, 8: 0xFFE0000000000000}  # the key of infinity, by the bytes of a float
 SAMPLE_SIZE = 2**16  # magnitudes at most, and one in 64: more of them cost more than the better bound saves
 
 
@@ -79,16 +83,29 @@ def top_k_of_sum(
 
 
 def _of_few(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"]:
-    """Return the positions of the k largest of a short vector, by a partition of a copy of its keys."""
-    keys = _keys(bits)
-    kth = _kth(keys.copy(), k)
-    chosen = np.flatnonzero(keys >= kth)
-    of_chosen = keys[chosen]
-    _refuse_unranked(bits, of_chosen.max())
+    """Return the positions of the k largest of a short vector, by a partition of its keys.
+
+    Above PARTITIONED_WHOLE only the keys above a sampled threshold are partitioned, if these are k or more.
+    """
+    keys, d = _keys(bits), len(bits)
+    n = d // SAMPLED_OF_FEW
+    rank = _four_deviations_above(n * k / d)
+    candidates, ranked = None, keys
+    if d > PARTITIONED_WHOLE and 4 * rank < n:  # else the sample leaves too many
+        above = np.flatnonzero(keys >= _kth(keys.take(sample_positions(d, n)), rank))
+        if len(above) >= k:
+            candidates, ranked = above, keys.take(above)
+    kth = _kth(ranked.copy(), k)
+    chosen = np.flatnonzero(ranked >= kth)
+    of_chosen = ranked.take(chosen)
+    if candidates is not None:
+        chosen = candidates.take(chosen)
+    _refuse_unranked(bits, np.maximum.reduce(of_chosen))
     surplus = len(chosen) - k
     return np.delete(chosen, np.flatnonzero(of_chosen == kth)[-surplus:]) if surplus else chosen
 
 
+@lru_cache(maxsize=8)
 def sample_positions(d: int, n: int) -> Int64[np.ndarray, "n"]:
     """Return one position out of each of n equal stretches of d coordinates, the same at every call.
 
@@ -96,7 +113,9 @@ def sample_positions(d: int, n: int) -> Int64[np.ndarray, "n"]:
     meet only one weight of every 3 x 3 kernel, whenever 9 divides it.
     """
     stretch, numbers = d // n, np.arange(n, dtype=np.int64)
-    return numbers * stretch + ((numbers * 2654435769 % 2**32 * stretch) >> 32)
+    positions = numbers * stretch + ((numbers * 2654435769 % 2**32 * stretch) >> 32)
+    positions.flags.writeable = False
+    return positions
 
 
 def _by_sample(
@@ -156,9 +175,8 @@ def _by_partition(bits: UInt[np.ndarray, "d"], k: int) -> Int64[np.ndarray, "k"]
 
 def _refuse_unranked(bits: UInt[np.ndarray, "d"], largest: Any) -> None:
     """Raise ValueError if the largest key is not that of a finite number; it counts all such values."""
-    floats = f"f{bits.dtype.itemsize}"
-    if largest >= _keys(np.array([np.inf], dtype=floats).view(bits.dtype))[0]:
-        unranked = len(bits) - int(np.count_nonzero(np.isfinite(bits.view(floats))))
+    if largest >= INFINITE[bits.dtype.itemsize]:
+        unranked = len(bits) - int(np.count_nonzero(np.isfinite(bits.view(f"f{bits.dtype.itemsize}"))))
         raise ValueError(f"top_k_indices: {unranked} of {len(bits)} values are NaN or infinite: they have no rank")
 
 

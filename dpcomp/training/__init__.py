@@ -5,6 +5,7 @@ from dpcomp.training.schedule import Schedule as Schedule
 from dpcomp.training.trainer import CohortTrainer as CohortTrainer
 from dpcomp.training.trainer import CountsExamples as CountsExamples
 from dpcomp.training.trainer import Federation as Federation
+from dpcomp.training.trainer import HoldsOut as HoldsOut
 from dpcomp.training.trainer import LocalWork as LocalWork
 from dpcomp.training.trainer import ParallelTrainer as ParallelTrainer
 from dpcomp.training.trainer import Trainer as Trainer

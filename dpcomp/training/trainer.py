@@ -146,6 +146,26 @@ class ParallelTrainer(Trainer, Protocol):
 
 
 @runtime_checkable
+class HoldsOut(Protocol):
+    """What a task may have besides: examples that are held out of its training set, to choose settings by.
+
+    `PyTorch` and `JAX` then report `validation_accuracy` and `validation_loss` beside those of the test set.
+
+    **Privacy:** held-out examples are no client's: `train` does not return them, `population` does not count them, and
+    no guarantee covers them. They are public, as the test set is.
+    """
+
+    def validation(self) -> tuple[Any, Any] | None:
+        """Return public (v, …) inputs and (v,) integer targets, as `test` does; None where nothing is held out."""
+        ...
+
+
+def validation_of(task: object) -> tuple[Any, Any] | None:
+    """Return the (v, …) inputs and (v,) targets that a task holds out; None if it holds out none."""
+    return task.validation() if isinstance(task, HoldsOut) else None
+
+
+@runtime_checkable
 class CountsExamples(Protocol):
     """What a trainer may say besides: how much it trains and tests, from which `simulate` chooses when to evaluate."""
 
@@ -156,7 +176,7 @@ class CountsExamples(Protocol):
 
     @property
     def tested_examples(self) -> int:
-        """The number of public examples on which `evaluate` measures."""
+        """The number of public examples, of test and validation, on which `evaluate` measures."""
         ...
 
 

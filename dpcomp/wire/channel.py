@@ -1,7 +1,7 @@
 """Channel: the codecs and checks that client and server share, without the private side."""
 
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport, PublicContext, ReadsHistory
 from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.read_only import read_only
-from dpcomp.core.support import Support, checked_support
+from dpcomp.core.support import Listed, Support, checked_support
 from dpcomp.privacy.claim import Claim, Released, Unbounded
 from dpcomp.wire.feedback import EF21, Feedback, SenderFeedback, sender_feedback
 from dpcomp.wire.frame import digest
@@ -52,7 +52,7 @@ class Channel:
 
     def fingerprint(self, layout: Layout) -> bytes:
         """Return the 8 bytes that name this channel with a layout; they must be the same at both ends."""
-        return digest(self.identity, layout.digest)
+        return _fingerprint(self.identity, layout.digest)
 
     @property
     def uplink_claim(self) -> Claim:
@@ -107,18 +107,7 @@ class Channel:
             sender: A client's number, or SERVER; None for the end that the memory belongs to.
             link: The sender's link, if the memory is the server's and the sender a client; None for the memory's own.
         """
-        sender = memory.address.client if sender is None else sender
-        link = memory.sending_link if link is None else link
-        return PublicContext(
-            layout=memory.layout,
-            version=memory.shared.version,
-            round=memory.shared.version,
-            client=sender,
-            mask_key=memory.seed.key("mask", memory.shared.version),
-            dither_key=memory.seed.key("dither", sender, memory.shared.version, link.count),
-            last_broadcast=read_only(memory.shared.reference),
-            history=read_only(memory.shared.history),
-        )
+        return _context(memory, sender, memory.sending_link if link is None else link, None, packed=False)
 
     def message_context(
         self, codec: Codec, memory: ClientMemory | ServerMemory, sender: int | None = None, link: Link | None = None
@@ -131,9 +120,8 @@ class Channel:
             sender: As for `context`.
             link: As for `context`.
         """
-        context = self.context(memory, sender, link)
-        previous = (memory.sending_link if link is None else link).last_support
-        context = replace(context, previous_support=previous, packed=codec.entropy.packed)
+        link = memory.sending_link if link is None else link
+        context = _context(memory, sender, link, link.last_support, packed=codec.entropy.packed)
         part: Any = codec.sparsify if codec.selects_publicly else self._public_stage
         if part is None:
             return context
@@ -202,6 +190,8 @@ class Channel:
         Raises:
             NotPrivate: The claim is another; the message says why, and what to do.
         """
+        if claim is self.claim:
+            return
         if isinstance(claim, Released) and claim != self.claim:
             raise NotPrivate(
                 f"the update was released by another mechanism, at the cost {claim.event}; this pipeline's is "
@@ -211,6 +201,35 @@ class Channel:
             because = claim.because if isinstance(claim, Unbounded) else "the value is clipped, but carries no noise"
             remedy = claim.remedy if isinstance(claim, Unbounded) else "Add the noise first"
             raise NotPrivate(f"{because}, so it may not leave. {remedy}")
+
+
+def _context(
+    memory: ClientMemory | ServerMemory, sender: int | None, link: Link, previous: Listed | None, *, packed: bool
+) -> PublicContext:
+    sender, shared = memory.sender if sender is None else sender, memory.shared
+    return PublicContext(
+        layout=memory.layout,
+        version=shared.version,
+        round=shared.version,
+        client=sender,
+        mask_key=_mask_key(memory.seed.number, shared.version),
+        dither_key=memory.seed.key("dither", sender, shared.version, link.count),
+        last_broadcast=read_only(shared.reference),
+        history=read_only(shared.history),
+        previous_support=previous,
+        packed=packed,
+    )
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(identity: bytes, layout_digest: bytes) -> bytes:
+    return digest(identity, layout_digest)
+
+
+@lru_cache(maxsize=64)
+def _mask_key(seed: int, version: int) -> int:
+    """Return the key of a version's random supports, which all its messages have."""
+    return PublicSeed(seed).key("mask", version)
 
 
 def _refuse_unread_history(codec: Codec) -> None:

@@ -50,7 +50,7 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[Payloa
     encoded, kept = _encode_with_feedback(channel, update, memory)
     listed = encoded.listed if channel.uplink.needs_last_support else None
     link = memory.link.advanced(encoded.payload.tag, address, memory.shared.version, listed)
-    return encoded.payload, replace(memory, kept=kept, link=link, tracked=tracked)
+    return encoded.payload, memory.after_sending(kept, link, tracked)
 
 
 def _encode_with_feedback(channel: Channel, update: Update, memory: ClientMemory) -> tuple[Encoded, Kept]:

@@ -158,6 +158,6 @@ class Frame:
         return Address(self.run, self.client, self.round)
 
 
-MAGIC = b"dpc\x05"  # the last byte is the format's number
+MAGIC = b"dpc\x06"  # the last byte is the format's number
 PAYLOAD = Format(Frame, MAGIC)
 FULL_HEADER_BYTES = PAYLOAD.header_bytes

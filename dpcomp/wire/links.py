@@ -87,7 +87,7 @@ class Links(Mapping[int, Link]):
             client: The client's number.
             link: Its link, which counts at least one payload.
         """
-        after = Links()
+        after = object.__new__(Links)
         after._clients, after._rows, after._supports = self._clients, self._rows, self._supports
         after._recent = {**self._recent, client: link}
         if len(after._recent) > MOST_RECENT:

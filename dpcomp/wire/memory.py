@@ -175,6 +175,12 @@ class _Memory:
             )
         return self.with_genesis(replace(self.genesis, first_model=named))
 
+    def _copy(self) -> Self:
+        """Return a copy, whose fields a method may then set: `replace` would check again what was checked before."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
     @property
     def broadcast_link(self) -> Link:
         """The link of the broadcasts. Its count stays 0, since shared memory counts the broadcasts."""
@@ -208,9 +214,26 @@ class ClientMemory(_Memory):
         return Address(self.seed.number, self.client, self.shared.version)
 
     @property
+    def sender(self) -> int:
+        """The number that this end's payloads state."""
+        return self.client
+
+    @property
     def sending_link(self) -> Link:
         """The link of this client's payloads."""
         return self.link
+
+    def after_sending(self, kept: Kept, link: Link, tracked: TrackedSignal | None) -> "ClientMemory":
+        """Return this memory for the time after a payload was accepted.
+
+        Args:
+            kept: What its feedback keeps then.
+            link: The link, with the payload.
+            tracked: The tracked variances.
+        """
+        after = self._copy()
+        vars(after).update(kept=kept, link=link, tracked=tracked)
+        return after
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -273,12 +296,19 @@ class ServerMemory(_Memory):
         return Address(self.seed.number, SERVER, self.shared.version)
 
     @property
+    def sender(self) -> int:
+        """The number that this end's payloads state."""
+        return SERVER
+
+    @property
     def sending_link(self) -> Link:
         """The link of the broadcasts."""
         return self.broadcast_link
 
     def shared_at(self, version: int) -> Shared:
         """Return shared memory at a version, to check a payload of that version; the present, if it is not kept."""
+        if not self.older:
+            return self.shared
         return next((shared for shared in self.older if shared.version == version), self.shared)
 
     def at_version(self, version: int) -> "ServerMemory":
@@ -292,4 +322,6 @@ class ServerMemory(_Memory):
 
     def accepted(self, client: int, link: Link) -> "ServerMemory":
         """Return this memory with the link of a client replaced."""
-        return replace(self, links=self.links.replaced(client, link))
+        after = self._copy()
+        vars(after).update(links=self.links.replaced(client, link))
+        return after

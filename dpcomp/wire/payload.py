@@ -19,12 +19,13 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.codec.codec import Codec, SelectsOfSum
+from dpcomp.codec.quantize.quantizer import BLOCK
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.finite import all_finite
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.read_only import read_only
-from dpcomp.core.support import Everywhere, Listed, Support, checked_support
+from dpcomp.core.support import Dealt, Everywhere, Listed, Support, checked_support
 from dpcomp.privacy.claim import Claim
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import Frame
@@ -111,8 +112,11 @@ def encode(
     if fused is not None and carried is not None:
         innovation, support = _added_and_selected(fused, carried, update.values, context)
     else:
-        innovation = update.dense() if carried is None else carried + update.dense()
-        _refuse_not_finite(innovation)
+        if carried is None:
+            innovation = update.dense()
+            _refuse_not_finite(innovation)
+        else:
+            innovation = _finite_sum(carried, update.dense())
         candidates = update.support
         if codec.predict is not None and shared.reference is not None:
             factors = codec.predict.gains(innovation, shared.reference, layout)
@@ -121,7 +125,8 @@ def encode(
                 candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
             _refuse_not_finite(innovation)
         support = codec.select(read_only(innovation), candidates, context)
-    if not isinstance(support, (Everywhere, Listed)) and support != public:
+    union = isinstance(support, Dealt) and support.alike(public)  # whose places are named
+    if not isinstance(support, (Everywhere, Listed)) and support != public and not union:
         support = Listed(support.indices(layout.size))  # the receiver knows the public support of this round alone
     values = innovation if isinstance(support, Everywhere) else innovation[support.indices(layout.size)]
     body, decoded = codec.encode_in_parts(read_only(values), support, context)
@@ -270,6 +275,18 @@ def _with_prediction(innovation: Update, prediction: Float32[np.ndarray, "d"] | 
     if not all_finite(values):
         raise CorruptPayload("prediction and innovation add up to values that are not finite")
     return decoded_update(values, innovation.layout, innovation.address, Everywhere())
+
+
+def _finite_sum(one: Float32[np.ndarray, "d"], other: Float32[np.ndarray, "d"]) -> Float32[np.ndarray, "d"]:
+    """Return the sum of two vectors, which is looked at block by block while it is in a core's own cache."""
+    made, looks_finite = np.empty_like(one), True
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(one), BLOCK):
+            here = slice(start, start + BLOCK)
+            looks_finite = bool(np.isfinite(np.add(one[here], other[here], out=made[here]).sum())) and looks_finite
+    if not looks_finite:  # a finite block may have an infinite sum
+        _refuse_not_finite(made)
+    return made
 
 
 def _refuse_not_finite(target: Float32[np.ndarray, "d"]) -> None:

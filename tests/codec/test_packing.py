@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpcomp as dp
-from dpcomp.codec.codec import SUPPORT_HEADER
 from dpcomp.codec.entropy import bit_packing
 from dpcomp.codec.entropy.bit_packing import pack, unpack
 from dpcomp.codec.quantize import quantizer
@@ -118,7 +117,7 @@ def test_signs_take_a_bit_each_or_less(share, sizes):
     received, _ = codec.decode(body, context)
     assert received.tobytes() == decoded.tobytes()
     entropy = -sum(p * np.log2(p) for p in (share, 1 - share) if p)
-    beside = SUPPORT_HEADER.size + 2 * len(sizes) + 12  # scales, flags, lengths and a table
+    beside = 1 + 2 * len(sizes) + 12  # scales, flags, lengths and a table
     assert len(body) <= min(1.01 * entropy, 1) * layout.size / 8 + beside
     _, bits = codec.measure(body, context)
     assert bits.total == 8 * len(body)
@@ -131,7 +130,7 @@ def test_packed_levels_that_no_sender_writes_are_corrupt():
     layout = dp.Layout.of(64)
     codec, context = dp.Codec(quantize=dp.Sign()), PublicContext(layout=layout)
     body, _ = codec.encode(signs(0.5, 64), dp.Everywhere(), context)
-    header, side = body[: SUPPORT_HEADER.size + 1], body[SUPPORT_HEADER.size + 1 :]
+    header, side = body[:2], body[2:]
     assert header[-1] == len(side) == 2 + 1 + 1 + 1 + 8  # the scale, a flag, PACKED, the lowest level, a bit a level
     assert side[3:5] == b"\x00\x00"
     for lowest in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x7e"):  # -1, 1, -2, 2, 63

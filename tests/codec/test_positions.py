@@ -8,6 +8,8 @@ from scipy.special import entr
 
 import dpcomp as dp
 from dpcomp.codec.entropy.positions import merge_with_previous, split_by_previous
+from dpcomp.codec.entropy.range_reader import ranks_of
+from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.update import with_claim
 
@@ -112,3 +114,24 @@ def test_over_rounds_both_ends_code_a_slow_support_by_its_changes():
         down, server = pipeline.broadcast(estimate, server)
         memory = pipeline.follow(down, memory)
     assert max(sizes[1:]) < 0.75 * sizes[0]
+
+
+@pytest.mark.parametrize("gaps", [[0, 4, 0], [4, 0, 0], [0, 0, 4]])
+def test_a_rank_beyond_its_layer_is_refused_though_it_lies_within_the_vector(gaps):
+    counts, begins, sizes = [1, 2], [0, 4], [4, 5]
+    assert ranks_of(np.array([3, 0, 3]), counts, begins, sizes).tolist() == [3, 4, 8]
+    with pytest.raises(CorruptPayload, match=r"rank \d among \d places"):
+        ranks_of(np.array(gaps), counts, begins, sizes)
+
+
+def test_gaps_with_and_without_an_excess_arrive_in_layers_of_every_density():
+    rng, sizes = np.random.default_rng(5), (30_000, 0, 50, 4, 400_000, 1, 2_000_000)
+    layout = dp.Layout.of({str(number): (size,) for number, size in enumerate(sizes)})
+    first = layout.edges
+    crowded = first[4] + np.arange(300)  # and then nothing for a long way: such gaps have an excess
+    spread = rng.choice(30_000, 900, replace=False)
+    positions = np.unique([*spread, *range(first[2], first[4]), *crowded, first[5] - 1, first[5], first[7] - 1])
+    for previous in (None, positions[::3], positions):
+        common = PublicContext(layout=layout, previous_support=None if previous is None else dp.Listed(previous))
+        body, _ = CODEC.encode(np.ones(len(positions), np.float32), dp.Listed(positions), common)
+        assert CODEC.decode(body, common)[1] == dp.Listed(positions)

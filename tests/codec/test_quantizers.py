@@ -76,7 +76,7 @@ def test_what_says_it_is_unbiased_is(quantizer, name):
 def test_what_says_it_is_biased_is_biased_somewhere(quantizer):
     biased = False
     for values in (VECTORS["gaussian"], SPIKE):
-        found = errors(quantizer, values, 400)
+        found = errors(quantizer, values, 1000)
         biased |= bool((np.abs(found.mean(axis=0)) > 10 * standard_error(found) + 1e-6).any())
     assert biased
 

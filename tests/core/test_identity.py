@@ -107,3 +107,59 @@ def test_a_key_that_may_come_and_go_hides_no_other():
     assert not noted.same()
     del held["other"], held["kept"]
     assert not noted.same()
+
+
+class Counts:
+    """Has a method that reads one of its attributes."""
+
+    def __init__(self):
+        self.limit, self.unread = 1, 1
+
+    def over(self, value: int) -> bool:
+        return value > self._limit()
+
+    def _limit(self) -> int:
+        return self.limit
+
+
+class Named(dict[str, int]):
+    """A mapping with an attribute."""
+
+
+def test_what_a_function_reads_around_it_is_seen():
+    limit = 1
+
+    def over(value: int) -> bool:
+        return value > limit
+
+    noted = Composition([over])
+    assert noted.same()
+    limit = 2
+    assert not noted.same()
+
+
+def test_attributes_that_a_method_names_are_seen():
+    one, other = Counts(), Counts()
+    noted = Composition([one.over, other.over])
+    one.unread = 2
+    assert noted.same()
+    other.limit = 2
+    assert not noted.same()
+
+
+def test_functions_that_refer_to_each_other_end():
+    def even(n: int) -> bool:
+        return n == 0 or odd(n - 1)
+
+    def odd(n: int) -> bool:
+        return n > 0 and even(n - 1)
+
+    assert Composition([even]).same()
+
+
+def test_attributes_of_a_mapping_are_seen():
+    held = Named(a=1)
+    noted = Composition([held])
+    assert noted.same()
+    held.scale = 2  # pyright: ignore[reportAttributeAccessIssue]
+    assert not noted.same()

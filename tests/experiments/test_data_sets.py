@@ -36,6 +36,13 @@ def test_other_digits_are_refused(monkeypatch):
         digits_data_set()
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_can_hold_out_examples(name):
+    whole, parted = TASKS[name](), TASKS[name](validation=100)
+    assert (whole.held_out, parted.held_out) == (0, 100)
+    assert parted.population == whole.population - 100
+
+
 def test_every_module_is_a_task_that_worker_processes_find():
     modules = {path.stem for path in Path(tasks.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(TASKS) >= modules | {"digits"}

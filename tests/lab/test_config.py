@@ -122,6 +122,7 @@ VALUES = {  # no value is a default's, and no two of one type are equal
     "partition": Dirichlet(0.3),
     "participation": dp.Poisson(0.5),
     "evaluate_every": 13,
+    "tail": 0.625,
     "protocol": Unversioned(),
     "faults": Faults(drop=0.1),
     "probes": (TopKOverlap(0.01),),

@@ -9,14 +9,16 @@ from dp_accounting import (
     LaplaceDpEvent,
     NonPrivateDpEvent,
     PoissonSampledDpEvent,
+    SelfComposedDpEvent,
 )
 from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
 from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.rdp import RdpAccountant
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
+import dpcomp as dp
 from dpcomp.core.errors import NotPrivate
 from dpcomp.privacy.accounting.epsilon import epsilon, rdp_epsilon
 from dpcomp.privacy.accounting.events import composed
@@ -101,6 +103,37 @@ def test_unsampled_gaussians_have_their_closed_form(noise, steps, delta):
     truth = get_epsilon_gaussian(noise / math.sqrt(steps), delta)
     for event in (composed(GaussianDpEvent(noise), steps), sampled(1.0, noise, steps)):
         assert truth <= epsilon(event, delta)[0] <= truth * (1 + 1e-6) + 1e-9
+
+
+@settings(max_examples=8, deadline=None, phases=(Phase.explicit, Phase.generate))
+@example(noise=19358.081744885436, steps=10, exponent=-189.6454)
+@example(noise=872650.7832453967, steps=1, exponent=-181.0423)
+@example(noise=196391.3173720421, steps=1, exponent=-134.4169)
+@given(noise=st.floats(0, 6).map(lambda power: 10**power), steps=st.integers(1, 300), exponent=st.floats(-195, -3))
+def test_a_rate_next_to_one_costs_no_less_than_the_closed_form_however_little_that_is(noise, steps, exponent):
+    # The first grids are coarse beside such losses, and no order is near the best one: the tilt is doubled and doubled.
+    truth = epsilon(composed(GaussianDpEvent(noise), steps), 10**exponent)[0] / (1 + 1e-6) - 1e-11
+    assert epsilon(sampled(1 - 2**-53, noise, steps), 10**exponent)[0] >= truth * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        *(GaussianDpEvent(noise) for noise in (math.nan, math.inf, -1.0, 1e-200, 1e200)),
+        *(PoissonSampledDpEvent(0.1, GaussianDpEvent(noise)) for noise in (math.nan, math.inf, -1.0, 1e-200, 1e200)),
+        *(PoissonSampledDpEvent(rate, GaussianDpEvent(1.0)) for rate in (math.nan, 0.0, -0.5, 1.5)),
+        *(SelfComposedDpEvent(GaussianDpEvent(1.0), count) for count in (-3, 2.9, math.nan)),
+    ],
+    ids=repr,
+)
+def test_numbers_that_no_accountant_can_account_for_are_refused_before_anything_is_charged(event):
+    for adaptive in (False, True):
+        with pytest.raises((ValueError, TypeError), match=r"an event"):
+            epsilon(ComposedDpEvent([event, FASHION]), 1e-5, adaptive=adaptive)
+    ledger = dp.Ledger()
+    with pytest.raises((ValueError, TypeError), match=r"an event|cannot record"):
+        ledger.charge(dp.Cost(event=event, unit="example", trust="nobody", sampling="none"), dp.Address(0, 1, 2))
+    assert not ledger.mark.count
 
 
 NASTY = [

@@ -29,6 +29,11 @@ def charged(ledger, charges, client=3):
     return ledger.guarantee(DELTA)
 
 
+def before(charges):
+    """Return how many steps come before each charge."""
+    return [sum(steps for _, steps in charges[:number]) for number in range(len(charges))]
+
+
 def by_filter(charges):
     return epsilon(ComposedDpEvent([composed(what.event, steps) for what, steps in charges]), DELTA, adaptive=True)[0]
 
@@ -42,6 +47,8 @@ def test_a_plan_composes_as_a_fixed_schedule_and_a_departure_as_a_filter():
         [(SOFT, 40), (LOUD, 65), (PLAIN, 1)],  # in another order
         [(LOUD, 61), (SOFT, 40)],  # across the end of a part
         [(LOUD, 60), (SOFT, 39), (LOUD, 1), (SOFT, 1)],  # and back again
+        [(LOUD, 60), (LOUD, 40)],  # the first part again, where the second one was planned
+        [(SOFT, 40)],  # a later part alone
     ):
         guarantee = charged(dp.Ledger(plan=PLAN), departed)
         assert guarantee.epsilon == pytest.approx(by_filter(departed), rel=1e-12)
@@ -64,6 +71,30 @@ def test_each_client_follows_or_departs_for_itself():
     assert charged(ledger, PLAN.first(70), client=2).epsilon == PLAN.guarantee(DELTA).epsilon
     departed = [(SOFT, 40), (LOUD, 60)]
     assert charged(ledger, departed, client=3).epsilon == pytest.approx(by_filter(departed))
+
+
+@settings(max_examples=25, deadline=None)
+@given(charges=st.lists(st.tuples(st.sampled_from([LOUD, SOFT]), st.integers(1, 4)), min_size=1, max_size=4))
+def test_what_is_charged_composes_as_fixed_only_if_it_is_the_beginning_of_the_plan(charges):
+    plan = dp.Plan([(LOUD, 3), (SOFT, 3)])
+    single = [what for what, steps in charges for _ in range(steps)]
+    at = zip(charges, before(charges), strict=True)
+    across = any(what == LOUD and done < 3 < done + steps for (what, steps), done in at)
+    follows = single == ([LOUD] * 3 + [SOFT] * 3)[: len(single)] and not across
+    guarantee = charged(dp.Ledger(plan=plan), charges)
+    assert (FIXED in guarantee.assumptions, ADAPTIVE in guarantee.assumptions) == (follows, not follows)
+    assert follows or guarantee.epsilon == pytest.approx(by_filter(charges), rel=1e-12)
+
+
+def test_a_budget_holds_a_departure_to_the_filter_even_where_one_event_alone_was_charged():
+    within = by_filter([(LOUD, 70)])
+    budget = dp.Budget(0.99 * within, DELTA)
+    assert LOUD.guarantee(70, DELTA).epsilon < budget.epsilon  # a schedule that was fixed in advance would fit
+    ledger = dp.Ledger(budget=budget, plan=PLAN)
+    ledger.charge(LOUD, dp.Address(0, 1, 0), 60)
+    with pytest.raises(dp.BudgetExhausted):
+        ledger.charge(LOUD, dp.Address(0, 1, 1), 10)
+    dp.Ledger(budget=budget).charge(LOUD, dp.Address(0, 1, 0), 70)
 
 
 def test_a_plan_stays_with_the_ledger_and_is_recorded_before_any_charge(tmp_path):

@@ -201,8 +201,24 @@ def test_the_noise_of_a_step_is_used_once():
 
         return jax.vmap(one)(jnp.arange(3, dtype=jnp.float32))
 
+    def handed_on(noise):
+        first = jax.tree.map(lambda array: array[0], noise)
+        return jax.lax.scan(lambda same, _: (same, releases(pipeline, same).values), first, jnp.arange(3))[1]
+
+    def handed_on_in_a_loop(noise):
+        first = jax.tree.map(lambda array: array[0], noise)
+
+        def turn(_, state):
+            total, same = state
+            return total + releases(pipeline, same).values, same
+
+        return jax.lax.fori_loop(0, 3, turn, (jnp.zeros(LAYOUT.size, jnp.float32), first))[0]
+
+    def in_order(noise):
+        return jax.lax.scan(twice, 0.0, noise)[1]
+
     with jax.enable_x64(True):
-        for program in (lambda noise: jax.lax.scan(twice, 0.0, noise)[1], outer, for_all_clients):
+        for program in (in_order, outer, for_all_clients, handed_on, handed_on_in_a_loop):
             with pytest.raises(dp.NotPrivate, match="added to several sums"):
                 jax.jit(program)(drawn.noise)
 

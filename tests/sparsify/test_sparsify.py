@@ -30,6 +30,15 @@ def by_sorting(x, k):
     return np.sort(np.argsort(-np.abs(x), kind="stable")[:k])
 
 
+@pytest.mark.parametrize("sampled", [0.0, 1.0, 100.0], ids=["low", "like others", "high"])
+@pytest.mark.parametrize("k", [1, 40, 260, 3000])
+def test_whatever_a_sample_of_a_short_vector_says_the_top_k_is_that_of_a_full_sort(sampled, k):
+    x = np.random.default_rng(k).standard_normal(26_010).astype(np.float32)
+    x[selection.sample_positions(len(x), len(x) // selection.SAMPLED_OF_FEW)] *= np.float32(sampled)
+    for vector in (x, np.round(x), np.where(np.abs(x) < 2, 0, x)):  # without and with many equal magnitudes
+        np.testing.assert_array_equal(top_k_indices(vector, k), by_sorting(vector, k))
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_the_top_k_is_that_of_a_full_stable_sort(dtype):
     rng = np.random.default_rng(0)

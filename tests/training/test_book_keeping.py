@@ -50,7 +50,42 @@ def through_a_table(x, table=torch.zeros(11, 8)):
     return x + table.mean(dim=0)
 
 
+def through_out(x):
+    table = x.new_zeros(len(x), len(x))
+    torch.mul(x.detach()[:, :1], 1, out=table[:, :1])
+    return x + table.t()[:, :1]
+
+
+def with_a_hook(x):
+    copy = x * 1
+    copy.register_hook(lambda gradient: gradient / gradient.norm().clamp(min=1e6))
+    return copy
+
+
+class Damped(torch.autograd.Function):
+    """The identity, whose backward pass limits the gradient of a whole batch."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return gradients[0] / gradients[0].norm().clamp(min=1e6)
+
+
 MIXES = {
+    "written by out": through_out,
+    "read by NumPy": lambda x: x / max(1e6, float(x.detach().numpy().max())),
+    "read as a list": lambda x: x / max(1e6, *map(max, x.tolist())),
+    "shown as text": lambda x: x * (1 + ("inf" in str(x))),
+    "aliased by NumPy": lambda x: x * torch.from_numpy(np.ones(8, np.float32) * x.detach().numpy().max()),
+    "aliased by a class": lambda x: x / nn.Parameter(x.detach()).max().clamp(min=1e6),
+    "called for each value": lambda x: x + 0 * x.detach().clone().apply_(abs),
+    "the first 64": lambda x: functional.pad(x[:64], (0, 0, 0, len(x) - len(x[:64]))),
+    "the last 64": lambda x: x[-64:],
+    "a hook on gradients": with_a_hook,
+    "an own backward pass": Damped.apply,
     "written into a view": through_a_view,
     "written into a table": through_a_table,
     "mean": lambda x: x - x.mean(dim=0),
@@ -100,6 +135,9 @@ APART = {
     "in place": lambda x: x.mul_(2).relu_(),
     "dropout": lambda x: functional.dropout(x, 0.5),
     "masked": lambda x: x.masked_fill(torch.arange(8) > 5, 0.0),
+    "looked at its form": lambda x: x if x.shape[1] == x.size(1) and x.is_floating_point() else x.to(x.device),
+    "one axis of several in a loop": lambda x: sum(column for column in x.t())[:, None] * x,
+    "all of it": lambda x: x[: len(x), :][:],
     "products": lambda x: torch.bmm(x[:, :, None], x[:, None, :]).sum(dim=2),
 }
 
@@ -360,3 +398,9 @@ def test_a_loss_that_is_a_method_of_a_task_lets_a_step_see_by_identity_that_noth
     with torch.no_grad():
         next(model.parameters()).data[0] += 1
     assert model.unmoved.moved() == ["weight"]
+
+
+def test_convolutions_in_float64_keep_their_memory_layout():
+    layer, images = nn.Conv2d(2, 4, 3, dilation=2, groups=2), torch.randn(4, 2, 9, 9)
+    assert takes_channels_last(layer, images)
+    assert not takes_channels_last(layer.double(), images.double())

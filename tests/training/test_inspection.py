@@ -322,3 +322,46 @@ def test_the_module_and_the_generators_are_left_as_they_were():
     np.testing.assert_equal(states[1], np.random.get_state())  # noqa: NPY002
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(parameter.grad is None and parameter.grad_sample is None for parameter in model.parameters())
+
+
+class Rolled(torch.autograd.Function):
+    """The identity, whose rule for `vmap` gives each example the values of another."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return gradients[0]
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return torch.where(x.abs().amax() > 1e3, x.roll(1, 0), x), 0
+
+
+class Rolls(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return Rolled.apply(self.layer(inputs))
+
+
+def test_a_function_with_a_rule_of_its_own_for_vmap_gets_each_example_alone():
+    inputs, targets = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    loss = nn.functional.cross_entropy
+    model = inspection.private_model(Rolls(), loss, inputs, targets, engine=Isolated()).train()
+    inputs[0] *= 1e6
+    loss(model(inputs), targets).backward()
+    (rows, _) = model.engine.rows(model.passes[0], targets, 0, 5)
+    for i in range(1, 5):
+        alone = torch.autograd.grad(
+            loss(model._module(inputs[i : i + 1]), targets[i : i + 1]), model._module.layer.weight
+        )
+        torch.testing.assert_close(rows[i], alone[0])

@@ -200,6 +200,112 @@ SET = {
 }
 
 
+class Acts(nn.Module):
+    """A layer with a function, an object of a library, a table with an attribute, and a method of an object."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.act = nn.Linear(6, 3), torch.tanh
+        self.noise, self.table = torch.distributions.Normal(0.0, 1.0), Table()
+        self.table.scale = 1.0
+        self.bound, self.around = Losses().mean, with_state([1.0])
+        self.part = functools.partial(torch.add, torch.zeros(3))
+
+    def forward(self, inputs):
+        return self.act(self.layer(inputs))
+
+
+class Table(dict):
+    """A mapping that may have attributes."""
+
+
+class Losses:
+    """Has a loss as a method, which reads an attribute, and others that it does not read."""
+
+    def __init__(self, *, write: bool = False):
+        self.largest, self.unread, self.write = 1.0, 0, write
+
+    def mean(self, outputs, targets):
+        return functional.cross_entropy(outputs, targets) / self._limit(outputs)
+
+    def _limit(self, outputs):
+        if self.write:
+            self.largest = max(self.largest, float(outputs.detach().max()))
+        return self.largest
+
+
+def with_state(state, *, write: bool = False):
+    def loss(outputs, targets):
+        if write:
+            state[0] = max(state[0], float(outputs.detach().max()))
+        return functional.cross_entropy(outputs, targets) / state[0]
+
+    return loss
+
+
+EXCHANGED = {
+    "a function": (lambda m: setattr(m, "act", torch.sigmoid), "attribute 'act'"),
+    "an object of a library": (
+        lambda m: setattr(m, "noise", torch.distributions.Normal(0.0, 1.0)),
+        "attribute 'noise'",
+    ),
+    "a tensor in one": (lambda m: setattr(m.noise, "loc", torch.ones(())), "attribute 'noise'"),
+    "an attribute of a mapping": (lambda m: setattr(m.table, "scale", 2.0), "attribute 'table'"),
+    "an attribute behind a method": (lambda m: setattr(m.bound.__self__, "largest", 2.0), "attribute 'bound'"),
+    "a variable around a function": (
+        lambda m: m.around.__closure__[0].cell_contents.append(2.0),
+        "attribute 'around'",
+    ),
+    "an argument of a partial": (lambda m: m.part.args[0].add_(1.0), "attribute 'part'"),
+    "a hook": (lambda m: m.layer.register_forward_hook(lambda *_: None), "hooks of layer 'layer'"),
+    "a hook before": (lambda m: m.register_forward_pre_hook(lambda *_: None), "hooks of the model"),
+    "a backward hook": (lambda m: m.layer.register_full_backward_hook(lambda *_: None), "hooks of layer 'layer'"),
+}
+
+
+@pytest.mark.parametrize("kind", EXCHANGED)
+def test_what_is_exchanged_is_found(kind):
+    change, name = EXCHANGED[kind]
+    module = Acts()
+    guard = Unmoved(module)
+    assert guard.moved() == []
+    guard.remember()
+    assert guard.moved() == []
+    change(module)
+    (found,) = guard.moved()
+    assert found.startswith(name)
+
+
+def test_a_hook_of_all_modules_is_found():
+    guard = Unmoved(nn.Linear(6, 3))
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert guard.moved() == ["hooks of all modules"]
+    finally:
+        handle.remove()
+    assert guard.moved() == []
+
+
+def test_what_a_loss_reads_beside_its_arguments_is_held():
+    losses, state = Losses(), [1.0]
+    for loss, change in (
+        (losses.mean, lambda: setattr(losses, "largest", 2.0)),
+        (with_state(state), lambda: state.append(2.0)),
+    ):
+        guard = Unmoved(nn.Linear(6, 3), loss)
+        losses.unread += 1
+        assert guard.moved() == []
+        change()
+        assert len(guard.moved()) == 1
+
+
+@ENGINES
+@pytest.mark.parametrize("loss", [Losses(write=True).mean, with_state([1.0], write=True)])
+def test_a_loss_that_keeps_what_it_saw_in_its_object_or_around_it_is_refused(loss, engine):
+    with pytest.raises(dp.NotPrivate, match=r"of the loss \((method|function)\).* change in a training step"):
+        private_model(nn.Linear(6, 3), loss, *examples(4), engine=engine)
+
+
 class TestInTraining:
     @pytest.mark.parametrize("where", ["between rounds", "in a round", "after the last step"])
     @pytest.mark.parametrize("kind", SET)

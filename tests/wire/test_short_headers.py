@@ -256,7 +256,7 @@ def test_a_memory_of_another_pipeline_is_named_before_a_header_is_read():
 def test_a_short_header_of_another_format_is_refused_by_its_number(first):
     memory, server = after(3)
     payload, _ = PIPELINE.send(update_of(memory), memory)
-    with pytest.raises(dp.CorruptPayload, match=f"begins with the byte {first}.*format number 5"):
+    with pytest.raises(dp.CorruptPayload, match=f"begins with the byte {first}.*format number 6"):
         PIPELINE.receive(bytes([first]) + payload[1:], server)
     assert is_payload(payload) and not is_payload(bytes([first]) + payload[1:])
 

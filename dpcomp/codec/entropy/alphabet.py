@@ -115,7 +115,7 @@ class Alphabet:
     @cached_property
     def weights(self) -> Float64[np.ndarray, "symbols"]:
         """The frequencies that the bytes encode, whole numbers: (8 + mantissa)·2^exponent; 0 for a byte of 0."""
-        return FREQUENCIES[self.table]
+        return FREQUENCIES.take(self.table)
 
 
 def levels_to_symbols(
@@ -164,7 +164,11 @@ def frequency_bytes(occurrences: Int64[np.ndarray, "symbols"]) -> UInt8[np.ndarr
     Frequencies are off by a sixteenth at most, which costs less than 0.001 bits a symbol, and span 31 octaves, so
     that a level that occurs once in a million is given no larger a probability than that.
     """
-    scaled = occurrences * (15 * 2.0**30 / max(1, int(occurrences.max())))
-    mantissa, exponent = np.frexp(np.maximum(scaled, 8.0))
-    steps = np.rint(mantissa * 16).astype(np.int64) - 8 + 8 * (exponent.astype(np.int64) - 4)
-    return np.where(occurrences > 0, 1 + np.minimum(steps, 254), 0).astype(np.uint8)
+    scaled = occurrences * (15 * 2.0**30 / max(1, int(np.maximum.reduce(occurrences))))
+    sixteenths, exponent = np.frexp(np.maximum(scaled, 8.0, out=scaled))
+    sixteenths *= 16
+    np.rint(sixteenths, out=sixteenths)
+    sixteenths += 8 * exponent
+    sixteenths -= 39  # so that the least frequency, 8 of the largest one's 15·2³⁰, has the byte 1
+    sixteenths *= occurrences > 0
+    return np.minimum(sixteenths, 255, out=sixteenths).astype(np.uint8)

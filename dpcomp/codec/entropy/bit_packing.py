@@ -5,6 +5,8 @@ are joined in pairs, until a word holds as many numbers as fit, and the words ar
 those of packing bit by bit.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
@@ -28,6 +30,8 @@ def pack(numbers: Int[np.ndarray, "m"], lowest: int, bits: int) -> UInt8[np.ndar
     Returns:
         ⌈m·bits ÷ 8⌉ bytes.
     """
+    if (bits, lowest, numbers.itemsize) == (1, 0, 1):
+        return np.packbits(numbers.view(np.uint8), bitorder="little")
     packed, lane = np.empty(packed_bytes(len(numbers), bits), dtype=np.uint8), _lane(bits)
     room = np.empty(min(PACK_CHUNK, -(-len(numbers) // 8) * 8), dtype=lane)
     offset = np.array(lowest).astype(lane)  # lanes wrap, and the difference fits into one
@@ -125,6 +129,7 @@ def _spread(packed: UInt8[np.ndarray, "bytes"], groups: int, bits: int) -> Shape
     return words.view(f"<u{lane // 8}")
 
 
+@lru_cache(maxsize=256)
 def _lanes(span: int, width: int) -> np.uint64:
     """Return a word whose lanes of `width` bits have their lowest `span` bits set."""
     return WORD(sum(((1 << span) - 1) << place for place in range(0, 64, width)))

@@ -53,7 +53,10 @@ class IntegerReader:
         """Read an integer from 0."""
         number = 0
         for place in range(LONGEST):
-            byte = self.byte()
+            if self._at == self._length:
+                raise CorruptPayload("the body ends a byte early")
+            byte = self._body[self._at]
+            self._at += 1
             number |= (byte & 0x7F) << (7 * place)
             if byte < 0x80:
                 return number

@@ -95,11 +95,13 @@ def layer_histograms(
     Returns:
         The lowest level; and for each layer the occurrences of all levels from it to the highest.
     """
-    lowest, symbols = int(levels.min()), int(levels.max()) - int(levels.min()) + 1
+    lowest = int(np.minimum.reduce(levels))
+    symbols = int(np.maximum.reduce(levels)) - lowest + 1
     histograms = np.zeros((len(counts), symbols), dtype=np.int64)
     for block, layers, _ in layer_blocks(counts):
         if symbols == 2 and isinstance(layers, int):  # a bit a level is counted in a fifth of the time
-            upper = np.count_nonzero(levels[block] != lowest)
+            here = levels[block]
+            upper = np.count_nonzero(here.view(bool) if lowest == 0 and here.itemsize == 1 else here != lowest)
             histograms[layers] += (block.stop - block.start - upper, upper)
             continue
         places = levels[block] - np.int64(lowest)
@@ -107,7 +109,10 @@ def layer_histograms(
             histograms[layers] += np.bincount(places, minlength=symbols)
         else:
             places += layers * symbols
-            histograms += np.bincount(places, minlength=histograms.size).reshape(histograms.shape)
+            found = np.bincount(places, minlength=histograms.size).reshape(histograms.shape)
+            if len(levels) == len(places):
+                return lowest, found
+            histograms += found
     return lowest, histograms
 
 
@@ -132,10 +137,13 @@ def layers_with_own_table(
         symbols = levels_to_symbols(np.arange(lowest, lowest + histograms.shape[1]), SHARED_BITS)[0]
         starts = np.flatnonzero(np.diff(symbols, prepend=symbols[0] - 1))  # of the levels that share a symbol
         frequencies = np.add.reduceat(histograms, starts, axis=1)
-    pooled = np.log2(np.maximum(frequencies.sum(axis=0), 1) / max(1, int(counts.sum())))
-    alone = np.log2(np.maximum(frequencies, 1) / np.maximum(counts, 1)[:, None])
-    saved = np.sum(frequencies * (alone - pooled), axis=1)
-    return large & (saved > 8 * (np.count_nonzero(frequencies, axis=1) + TABLE_HEADER_BYTES))
+    together = np.add.reduce(frequencies, axis=0)
+    pooled = np.log2(np.maximum(together, 1) / max(1, int(np.add.reduce(together))))
+    saved = np.log2(np.maximum(frequencies, 1) / np.maximum(counts, 1)[:, None])
+    saved -= pooled
+    saved *= frequencies
+    table_bytes = np.add.reduce(frequencies > 0, axis=1) + TABLE_HEADER_BYTES
+    return large & (np.add.reduce(saved, axis=1) > 8 * table_bytes)
 
 
 def packs(occurrences: Int64[np.ndarray, "present"]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.special import entr
 
+LOG_2 = float(np.log(2))
 INTEGER_ENDS = np.array([1 << 7, 1 << 14, 1 << 21, 1 << 28])  # where an integer before the stream takes one byte more
 
 
@@ -34,11 +35,6 @@ class CandidateSet:
         return self.ranks.searchsorted(self.edges)
 
     @property
-    def places(self) -> Int64[np.ndarray, "layers"]:
-        """The number of candidates in each layer."""
-        return self.edges[1:] - self.edges[:-1]
-
-    @property
     def counts(self) -> Int64[np.ndarray, "layers"]:
         """The number of chosen places in each layer."""
         return self.starts[1:] - self.starts[:-1]
@@ -57,12 +53,15 @@ def cheaper_layerings(sets: Sequence[CandidateSet]) -> tuple[list[CandidateSet],
         sets: Sets with the same number of layers.
     """
     whole = len(sets[0].edges) - 1  # the column of all candidates together, after the layers
-    places, counts = np.empty((2, len(sets), whole + 1), dtype=np.int64)
-    for row, candidates in enumerate(sets):
-        places[row, :whole], counts[row, :whole] = candidates.places, candidates.counts
-        places[row, whole], counts[row, whole] = candidates.edges[-1] - candidates.edges[0], len(candidates.ranks)
-    bits = support_bits(places, counts) + 8 * (INTEGER_ENDS.searchsorted(counts, side="right") + 1)
-    layered, together = bits[:, :whole].sum(axis=1).tolist(), bits[:, whole].tolist()
+    borders = np.concatenate([each for candidates in sets for each in (candidates.edges, candidates.starts)])
+    borders = borders.reshape(len(sets), 2, whole + 1)
+    numbers = np.empty_like(borders)
+    np.subtract(borders[:, :, 1:], borders[:, :, :-1], out=numbers[:, :, :whole])
+    np.subtract(borders[:, :, -1], borders[:, :, 0], out=numbers[:, :, whole])
+    places, counts = numbers[:, 0], numbers[:, 1]
+    bits = support_bits(places, counts)
+    bits += 8 * (INTEGER_ENDS.searchsorted(counts, side="right") + 1)
+    layered, together = np.add.reduce(bits[:, :whole], axis=1).tolist(), bits[:, whole].tolist()
     cheaper = [
         candidates if by_layer < by_all else candidates.as_one_layer()
         for candidates, by_layer, by_all in zip(sets, layered, together, strict=True)
@@ -73,7 +72,12 @@ def cheaper_layerings(sets: Sequence[CandidateSet]) -> tuple[list[CandidateSet],
 def support_bits(places: Int64[np.ndarray, "*m"], counts: Int64[np.ndarray, "*m"]) -> Float64[np.ndarray, "*m"]:
     """Return n·H₂(k/n): the bits of k random positions among n, to within half a logarithm (Cover & Thomas, 11.40)."""
     share = counts / np.maximum(places, 1)
-    return places * (entr(share) + entr(1 - share)) / np.log(2)
+    bits = entr(share)
+    np.subtract(1, share, out=share)
+    bits += entr(share, out=share)
+    bits *= places
+    bits /= LOG_2
+    return bits
 
 
 def split_by_previous(
@@ -93,8 +97,8 @@ def split_by_previous(
     """
     before = previous.searchsorted(positions)
     kept = np.zeros(len(positions), dtype=bool)
-    inside = int(before.searchsorted(len(previous)))  # the later ones lie beyond the last previous position
-    np.equal(previous[before[:inside]], positions[:inside], out=kept[:inside])
+    if len(previous):  # what lies beyond the last one is larger than it
+        np.equal(previous.take(before, mode="clip"), positions, out=kept)
     edges_before = previous.searchsorted(edges)
     new = CandidateSet((positions - before)[~kept], edges - edges_before)
     return CandidateSet(before[kept], edges_before), new

@@ -1,6 +1,6 @@
 """The reader of the range coder."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,20 @@ class RangeReader:
 
     def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int[np.ndarray, "m"]:
         """Decode the levels, `counts` of them in each layer."""
-        coded = counts if bounds.coded.all() else np.where(bounds.coded, counts, 0)
-        flags = np.frombuffer(self._side.raw((len(counts) + 7) // 8), dtype=np.uint8)
-        own = np.unpackbits(flags, count=len(counts)).astype(bool)
+        flags, total = bytes(self._side.raw((len(counts) + 7) // 8)), int(np.add.reduce(counts))
+        if total and bounds.all_coded and bounds.equal and not any(flags):  # as a rule: all layers share a table
+            levels = self._group(total, max(-bounds.common[0], bounds.common[1]))
+        else:
+            levels = self._levels_of_groups(flags, counts, bounds)
+        refuse_levels_outside(levels, counts, bounds)
+        return levels
+
+    def _levels_of_groups(
+        self, flags: bytes, counts: Int64[np.ndarray, "layers"], bounds: Bounds
+    ) -> Int[np.ndarray, "m"]:
+        """Decode levels, of which some may not be coded, and those of the flagged layers have their own tables."""
+        coded = counts if bounds.all_coded else np.where(bounds.coded, counts, 0)
+        own = np.unpackbits(np.frombuffer(flags, dtype=np.uint8), count=len(counts)).astype(bool)
         if (own & (coded < OWN_TABLE_LEVELS)).any():
             raise CorruptPayload(
                 f"a layer of fewer than {OWN_TABLE_LEVELS} levels has its own table, which no sender writes"
@@ -65,15 +76,13 @@ class RangeReader:
         together, total = int(coded[shared].sum()), int(counts.sum())
         pooled = self._group(together, int(largest[shared].max())) if together else None
         if pooled is not None and together == total:
-            levels = pooled
-        else:
-            levels = np.repeat(bounds.lowest, counts)
-            if pooled is not None:
-                levels[np.repeat(shared, counts)] = pooled
-            edges = np.cumsum([0, *counts])
-            for layer in np.flatnonzero(own):
-                levels[edges[layer] : edges[layer + 1]] = self._group(int(coded[layer]), int(largest[layer]))
-        refuse_levels_outside(levels, counts, bounds)
+            return pooled
+        levels = np.repeat(bounds.lowest, counts)
+        if pooled is not None:
+            levels[np.repeat(shared, counts)] = pooled
+        edges = np.cumsum([0, *counts])
+        for layer in np.flatnonzero(own):
+            levels[edges[layer] : edges[layer + 1]] = self._group(int(coded[layer]), int(largest[layer]))
         return levels
 
     def finish(self) -> None:
@@ -86,9 +95,11 @@ class RangeReader:
         layers = self._side.number()
         if layers not in (1, len(edges) - 1):
             raise CorruptPayload(f"the support is cut into {layers} layers, but the model has {len(edges) - 1}")
-        edges = edges[[0, -1]] if layers == 1 else edges
-        ranks = [np.empty(0, dtype=np.int64)]
-        firsts = edges.tolist()
+        firsts = [int(edges[0]), int(edges[-1])] if layers == 1 else edges.tolist()
+        gaps: list[np.ndarray] = []
+        counts: list[int] = []
+        begins: list[int] = []
+        sizes: list[int] = []
         for first, after in pairwise(firsts):
             if places := after - first:
                 count = self._side.number()
@@ -97,37 +108,39 @@ class RangeReader:
                         f"the support has {count} of {places} places in a layer, but at most {most} are left"
                     )
                 if count:
-                    ranks.append(self._gaps(count, places))
-                    ranks[-1] += first
+                    gaps.append(self._gaps(count, places))
+                    counts.append(count)
+                    begins.append(first)
+                    sizes.append(places)
                 most -= count
-        return np.concatenate(ranks)
+        if not gaps:
+            return np.empty(0, dtype=np.int64)
+        return ranks_of(gaps[0] if len(gaps) == 1 else np.concatenate(gaps), counts, begins, sizes)
 
-    def _gaps(self, count: int, places: int) -> Int64[np.ndarray, "count"]:
-        """Decode the gaps between `count` ranks among so many places, and return the ranks."""
+    def _gaps(self, count: int, places: int) -> Int[np.ndarray, "count"]:
+        """Decode the gaps between `count` ranks among so many places."""
         if count == places:
-            return np.arange(count)
+            return np.zeros(count, dtype=np.int64)
         models = gap_models(count, places)
-        above = models.middle_bits + models.lowest_bits
-        gaps = self._decode(count, models.upper, models.upper_model).astype(np.int64)
+        gaps = self._decode(count, models.upper, models.upper_model)
         middle = None
         if models.middle_model is not None:
             middle = self._decode(count, models.middle, models.middle_model)
         lowest = self._equal_probabilities(models.lowest_bits, count) if models.lowest_bits else None
-        if gaps.max() == ESCAPE:
-            escaped = np.flatnonzero(gaps == ESCAPE)
+        if np.maximum.reduce(gaps) == ESCAPE:
+            gaps = gaps.astype(np.int64)
+            escaped, above = np.flatnonzero(gaps == ESCAPE), models.middle_bits + models.lowest_bits
             gaps[escaped] += self._equal_probabilities((places >> above).bit_length(), len(escaped))
-        if float(gaps.sum(dtype=np.float64)) * (1 << above) > places:
-            raise CorruptPayload(f"the support goes beyond its {places} places")
-        gaps <<= above
+            if float(gaps.sum(dtype=np.float64)) * (1 << above) > places:
+                raise CorruptPayload(f"the support goes beyond its {places} places")
         if middle is not None:
-            gaps += middle.astype(np.int64) << models.lowest_bits if models.lowest_bits else middle
+            gaps <<= models.middle_bits
+            gaps |= middle
         if lowest is not None:
-            gaps += lowest
-        gaps[1:] += 1
-        ranks = gaps.cumsum()
-        if ranks[-1] >= places:
-            raise CorruptPayload(f"the support has rank {ranks[-1]} among {places} places")
-        return ranks
+            gaps = gaps.astype(np.int64)
+            gaps <<= models.lowest_bits
+            gaps |= lowest
+        return gaps
 
     def _group(self, count: int, largest: int) -> Int[np.ndarray, "count"]:
         """Decode levels that share a frequency table, of magnitude up to `largest`."""
@@ -183,3 +196,27 @@ class RangeReader:
             return self._coder.decode(model, count)
         except (AssertionError, ValueError) as error:
             raise CorruptPayload(f"the coded stream cannot be decoded: {error}") from error
+
+
+def ranks_of(
+    gaps: Int[np.ndarray, "k"], counts: list[int], begins: list[int], sizes: list[int]
+) -> Int64[np.ndarray, "k"]:
+    """Return the ranks with these gaps, and refuse those that lie beyond their layer.
+
+    Args:
+        gaps: The (k,) gaps, layer after layer.
+        counts: How many of them each layer has, one at least.
+        begins: The rank where each layer begins.
+        sizes: The number of places in each layer.
+    """
+    ranks = gaps.cumsum(dtype=np.int64)
+    ranks += np.arange(len(ranks))
+    ends = list(accumulate(counts))
+    before = -1
+    for start, end, begin, places in zip((0, *ends), ends, begins, sizes, strict=False):
+        last = ranks.item(end - 1)
+        if last - before > places:
+            raise CorruptPayload(f"the support has rank {last - before - 1} among {places} places")
+        ranks[start:end] += begin - before - 1
+        before = last
+    return ranks

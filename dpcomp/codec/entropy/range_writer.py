@@ -49,7 +49,7 @@ class RangeWriter:
 
     def levels(self, levels: Int[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
         """Encode levels under a table that layers share, and tables of single layers where those pay."""
-        if not bounds.coded.all():
+        if not bounds.all_coded:
             levels, counts = levels[np.repeat(bounds.coded, counts)], np.where(bounds.coded, counts, 0)
         if not len(levels):
             self._side.raw(bytes(-(-len(counts) // 8)))
@@ -58,7 +58,7 @@ class RangeWriter:
         own = layers_with_own_table(lowest, histograms, counts)
         self._side.raw(np.packbits(own).tobytes())
         if not own.any():
-            self._group(levels, lowest, histograms.sum(axis=0))
+            self._group(levels, lowest, np.add.reduce(histograms, axis=0))
             return
         shared = levels[np.repeat(~own, counts)]
         if len(shared):
@@ -77,34 +77,47 @@ class RangeWriter:
     def _ranks(self, candidates: CandidateSet) -> None:
         """Encode ranks as gaps, layer by layer; a layer of which none or all are chosen needs its count alone."""
         ranks, starts = candidates.ranks, candidates.starts.tolist()
-        places, firsts = candidates.places.tolist(), candidates.edges.tolist()
-        self._side.number(len(places))
+        firsts = candidates.edges.tolist()
+        self._side.number(len(firsts) - 1)
         gaps = np.empty(len(ranks), dtype=np.int64)
         np.subtract(ranks[1:], ranks[:-1], out=gaps[1:])
         gaps[1:] -= 1
-        for layer, start in enumerate(starts[:-1]):
-            stop = starts[layer + 1]
-            if places[layer]:
+        coded: list[tuple[int, int, int]] = []
+        for first, after, start, stop in zip(firsts, firsts[1:], starts, starts[1:], strict=False):
+            if after > first:
                 self._side.number(stop - start)
             if start < stop:
-                gaps[start] = ranks[start] - firsts[layer]
-            if 0 < stop - start < places[layer]:
-                self._gaps(gaps[start:stop], places[layer])
+                gaps[start] = ranks[start] - first
+                if stop - start < after - first:
+                    coded.append((start, stop, after - first))
+        if coded:
+            self._gaps(gaps, coded)
 
-    def _gaps(self, gaps: Int64[np.ndarray, "k"], places: int) -> None:
-        """Encode the gaps before the ranks of k places among so many, each less one."""
-        models = gap_models(len(gaps), places)
-        upper = gaps >> (models.middle_bits + models.lowest_bits)
-        largest = int(upper.max())
-        capped = upper.astype(np.int32)
-        self._coder.encode(np.minimum(capped, ESCAPE) if largest >= ESCAPE else capped, models.upper_model)
-        if models.middle_model is not None:
-            middle = gaps >> models.lowest_bits if models.lowest_bits else gaps
-            self._coder.encode((middle & ((1 << models.middle_bits) - 1)).astype(np.int32), models.middle_model)
-        self._equal_probabilities(gaps, models.lowest_bits)
-        if largest >= ESCAPE:
-            excess_bits = (places >> (models.middle_bits + models.lowest_bits)).bit_length()
-            self._equal_probabilities(upper[upper >= ESCAPE] - ESCAPE, excess_bits)
+    def _gaps(self, gaps: Int64[np.ndarray, "k"], coded: Sequence[tuple[int, int, int]]) -> None:
+        """Encode the gaps before the ranks of layers, each less one.
+
+        Args:
+            gaps: The (k,) gaps of all layers.
+            coded: Where the gaps of each coded layer begin and end, and its number of places.
+        """
+        models = [gap_models(stop - start, places) for start, stop, places in coded]
+        uppers = gaps >> _of_each(gaps, coded, [model.middle_bits + model.lowest_bits for model in models])
+        escapes = bool(np.maximum.reduce(uppers) >= ESCAPE)
+        capped = (np.minimum(uppers, ESCAPE) if escapes else uppers).astype(np.int32)
+        middles = gaps
+        if any(model.lowest_bits for model in models):
+            middles = gaps >> _of_each(gaps, coded, [model.lowest_bits for model in models])
+        middles = (middles & _of_each(gaps, coded, [(1 << model.middle_bits) - 1 for model in models])).astype(np.int32)
+        for (start, stop, places), model in zip(coded, models, strict=True):
+            self._coder.encode(capped[start:stop], model.upper_model)
+            if model.middle_model is not None:
+                self._coder.encode(middles[start:stop], model.middle_model)
+            if model.lowest_bits:
+                self._equal_probabilities(gaps[start:stop], model.lowest_bits)
+            if escapes and ESCAPE in capped[start:stop]:
+                upper = uppers[start:stop]
+                excess_bits = (places >> (model.middle_bits + model.lowest_bits)).bit_length()
+                self._equal_probabilities(upper[upper >= ESCAPE] - ESCAPE, excess_bits)
 
     def _group(self, levels: Int[np.ndarray, "m"], lowest: int, occurrences: Int64[np.ndarray, "symbols"]) -> None:
         """Encode levels that share a frequency table, after the table; pack them where a bit each is as short."""
@@ -140,3 +153,15 @@ class RangeWriter:
                 block = symbols[start : start + BLOCK].astype(np.int32)
                 block -= np.int32(lowest)
                 self._coder.encode(block, model)
+
+
+def _of_each(
+    gaps: Int64[np.ndarray, "k"], coded: Sequence[tuple[int, int, int]], numbers: list[int]
+) -> Int64[np.ndarray, "..."] | int:
+    """Return for each gap its layer's number, or the number alone where all coded layers have the same."""
+    if numbers.count(numbers[0]) == len(numbers):
+        return numbers[0]
+    spread = np.zeros(len(gaps), dtype=np.int64)
+    for (start, stop, _), number in zip(coded, numbers, strict=True):
+        spread[start:stop] = number
+    return spread

@@ -6,6 +6,7 @@ from jaxtyping import Float32, Float64, UInt16
 from dpcomp.core.errors import CorruptPayload
 
 LARGEST = 0x7F7F  # the largest finite bfloat16
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def round_to_bfloat16(scales: Float64[np.ndarray, "layers"]) -> UInt16[np.ndarray, "layers"]:
@@ -16,15 +17,19 @@ def round_to_bfloat16(scales: Float64[np.ndarray, "layers"]) -> UInt16[np.ndarra
 
 def round_up_to_bfloat16(steps: Float64[np.ndarray, "layers"]) -> UInt16[np.ndarray, "layers"]:
     """Round each non-negative number up to the next bfloat16, at most to the largest finite one; return the bits."""
-    capped = np.minimum(steps, np.finfo(np.float32).max)
+    capped = np.minimum(steps, LARGEST_FLOAT32)
     words = capped.astype(np.float32).view(np.uint32)
     words += words.view(np.float32) < capped  # the next float32 up
-    return np.minimum((words >> 16) + ((words & 0xFFFF) > 0), LARGEST).astype(np.uint16)
+    words += 0xFFFF  # carries into the upper half, if the lower one has a bit
+    words >>= 16
+    return np.minimum(words, LARGEST).astype(np.uint16)
 
 
 def widen_bfloat16(halves: UInt16[np.ndarray, "layers"]) -> Float32[np.ndarray, "layers"]:
     """Return the float32s whose upper halves these are."""
-    return (halves.astype(np.uint32) << 16).view(np.float32)
+    words = halves.astype(np.uint32)
+    words <<= 16
+    return words.view(np.float32)
 
 
 def read_scales(side: bytes) -> Float32[np.ndarray, "layers"]:
@@ -39,7 +44,7 @@ def read_scales(side: bytes) -> Float32[np.ndarray, "layers"]:
     Raises:
         CorruptPayload: A scale is negative or not finite.
     """
-    halves = np.frombuffer(side, dtype="<u2").astype(np.uint16)
-    if (halves > LARGEST).any():
+    halves = np.frombuffer(side, dtype="<u2")
+    if halves.size and np.maximum.reduce(halves) > LARGEST:
         raise CorruptPayload("a layer's scale or step is negative or not finite, which no sender writes")
     return widen_bfloat16(halves)

@@ -62,6 +62,24 @@ class Bounds:
         return self.highest > self.lowest
 
     @cached_property
+    def any_coded(self) -> bool:
+        """Whether the levels of a layer are sent."""
+        return bool(self.coded.any())
+
+    @cached_property
+    def all_coded(self) -> bool:
+        """Whether the levels of all layers are sent."""
+        return bool(self.coded.all())
+
+    @cached_property
+    def equal(self) -> bool:
+        """Whether all layers have the same bounds."""
+        return self.common == (
+            int(self.lowest.min(initial=LARGEST_LEVEL)),
+            int(self.highest.max(initial=-LARGEST_LEVEL)),
+        )
+
+    @cached_property
     def widths(self) -> Int64[np.ndarray, "layers"]:
         """The bits that hold any level of each layer."""
         return np.frexp(self.highest - self.lowest)[1].astype(np.int64)
@@ -211,15 +229,14 @@ def layer_blocks(counts: Int64[np.ndarray, "layers"]) -> Iterable[LayerBlock]:
     Args:
         counts: How many values each layer has.
     """
-    if int(counts.sum()) <= BLOCK:
-        return _only_block(counts.astype("<i8", copy=False).tobytes())
-    return _many_blocks(counts)
+    return _only_block(counts.astype("<i8", copy=False).tobytes()) or _many_blocks(counts)
 
 
 @lru_cache(maxsize=16)
 def _only_block(counts: bytes) -> tuple[LayerBlock, ...]:
-    """Return the only block of few values: a message asks for it several times, and the next one as a rule again."""
-    return tuple(_many_blocks(np.frombuffer(counts, dtype="<i8").astype(np.int64)))
+    """Return the only block of few values, which a message asks for several times; nothing for more than one block."""
+    numbers = np.frombuffer(counts, dtype="<i8").astype(np.int64)
+    return tuple(_many_blocks(numbers)) if int(numbers.sum()) <= BLOCK else ()
 
 
 def _many_blocks(counts: Int64[np.ndarray, "layers"]) -> Iterator[LayerBlock]:
@@ -276,12 +293,14 @@ def refuse_levels_outside(levels: Int[np.ndarray, "m"], counts: Int64[np.ndarray
     Raises:
         CorruptPayload: A level lies outside.
     """
-    if not len(levels) or (bounds.common[0] <= levels.min() and levels.max() <= bounds.common[1]):
-        return  # as a rule: all layers have the same bounds
-    for block, layers, _ in layer_blocks(counts):
-        outside = (levels[block] < bounds.lowest[layers]) | (levels[block] > bounds.highest[layers])
+    if not len(levels) or _suit_all(levels, bounds):
+        return
+    for block, layers, starts in layer_blocks(counts):
+        here, present = levels[block], layers if isinstance(layers, int) else layers[starts]
+        outside = np.minimum.reduceat(here, starts) < bounds.lowest[present]
+        outside |= np.maximum.reduceat(here, starts) > bounds.highest[present]
         if outside.any():
-            layer = layers if isinstance(layers, int) else layers[outside.argmax()]
+            layer = present if isinstance(present, int) else present[outside.argmax()]
             raise CorruptPayload(
                 f"a level lies outside its layer's bounds, {bounds.lowest[layer]} to {bounds.highest[layer]}"
             )
@@ -330,11 +349,11 @@ def quantised(
             f"{quantizer!r}: bounds have the shape {bounds.lowest.shape}: return a lowest and a highest level for each "
             f"layer, {counts.shape}"
         )
-    if levels.shape != (k,) and (bounds.coded.any() or levels.shape != (0,)):
+    if levels.shape != (k,) and (bounds.any_coded or levels.shape != (0,)):
         raise ValueError(f"{quantizer!r}: levels have the shape {levels.shape}: return one for each value, ({k},)")
     if len(levels):
         _refuse_unsendable(quantizer, levels, counts, bounds, context)
-        if not bounds.coded.all():
+        if not bounds.all_coded:
             levels = np.where(np.repeat(bounds.coded, counts), levels, np.repeat(bounds.lowest, counts))
     return levels if takes_type(quantizer, levels) else levels.astype(np.int32), side, bounds
 
@@ -349,6 +368,7 @@ def decoded_at_sender(
     levels: Int[np.ndarray, "m"],
     side: bytes | memoryview,
     counts: Int64[np.ndarray, "layers"],
+    k: int,
     context: PublicContext,
 ) -> Float32[np.ndarray, "k"]:
     """Decode at the sender what it sends, and check the type and the number of the values.
@@ -358,6 +378,7 @@ def decoded_at_sender(
         levels: As `quantised` returns them.
         side: The side information.
         counts: How many of the k values each layer has.
+        k: The number of values.
         context: The public values of the message.
 
     Returns:
@@ -367,7 +388,7 @@ def decoded_at_sender(
         TypeError: The quantiser's `values` returned something else than a float32 array.
         ValueError: It has another shape than (k,), or holds values that are not finite.
     """
-    made, k = quantizer.values(levels, side, counts, context), int(counts.sum())
+    made = quantizer.values(levels, side, counts, context)
     values = _array(made, "f", f"{quantizer!r}: values", "a float32 array, the same bits at both ends")
     if values.dtype != np.float32:
         raise TypeError(f"{quantizer!r}: values returned {values.dtype}: return a float32 array")
@@ -401,19 +422,28 @@ def _refuse_unsendable(
     context: PublicContext,
 ) -> None:
     """Refuse levels outside the bounds of a coded layer, as the sender's error."""
-    if bounds.common[0] <= levels.min() and levels.max() <= bounds.common[1]:
-        return  # as a rule: all layers have the same bounds
-    sent = np.flatnonzero(bounds.coded & (counts > 0))
-    starts = np.cumsum([0, *counts])
-    for layer in sent:
-        within = levels[starts[layer] : starts[layer + 1]]
-        for level in (within.min(), within.max()):
-            if not bounds.lowest[layer] <= level <= bounds.highest[layer]:
+    if _suit_all(levels, bounds):
+        return
+    for block, layers, starts in layer_blocks(counts):
+        present = np.atleast_1d(layers if isinstance(layers, int) else layers[starts])
+        lowest, highest = np.minimum.reduceat(levels[block], starts), np.maximum.reduceat(levels[block], starts)
+        for reached, outside in (
+            (lowest, bounds.coded[present] & (lowest < bounds.lowest[present])),
+            (highest, bounds.coded[present] & (highest > bounds.highest[present])),
+        ):
+            if outside.any():
+                layer, level = present[outside.argmax()], reached[outside.argmax()]
                 raise ValueError(
                     f"{quantizer!r}: levels returned the level {level} in layer {context.layout.shapes[layer][0]!r}, "
                     f"outside its bounds, {bounds.lowest[layer]} to {bounds.highest[layer]}: clip the levels, or widen "
                     "the bounds"
                 )
+
+
+def _suit_all(levels: Int[np.ndarray, "m"], bounds: Bounds) -> bool:
+    """Return whether levels, one at least, suit every layer: as a rule, since all layers have the same bounds then."""
+    lowest, highest = bounds.common
+    return bool(lowest <= np.minimum.reduce(levels) and np.maximum.reduce(levels) <= highest)
 
 
 def scale_layers(

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int8, Int64
 from randomgen import ChaCha
 
+from dpcomp.codec.quantize.bfloat16 import read_scales, round_to_bfloat16
 from dpcomp.codec.quantize.quantizer import Bounds, equal_bounds
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.public_context import PublicContext
@@ -25,14 +26,16 @@ class Rotated:
     The values of all layers are cut into blocks of n = 2^16 and, of the rest, descending powers of two down to
     2^6. A block x is rotated by R = H D₂ H D₁/n: D are public random signs, H is Hadamard's matrix. It is decoded as
     S Rᵀ sign(R x), with S = ‖x‖²/‖R x‖₁. The last values, fewer than 64, are blocks of one and therefore exact. A
-    value takes one bit, the scale of a block four bytes. ‖error‖² is close to (π/2 − 1)‖x‖² for any x; where the
-    magnitudes of layers differ, the error of the large ones is spread over the small ones. `Sign` has a smaller error
-    (36 % of a Gaussian), but shortens x: ⟨decoded, x⟩ is 64 % of ‖x‖².
+    value takes one bit, the scale of a block two bytes: a bfloat16, by which all of a block is off by up to 1/256.
+    ‖error‖² is close to (π/2 − 1)‖x‖² for any x; where the magnitudes of layers differ, the error of the large ones is
+    spread over the small ones. `Sign` has a smaller error (36 % of a Gaussian), but shortens x: ⟨decoded, x⟩ is 64 % of
+    ‖x‖².
 
     Over *all* rotations the mean of the decoded block would be x (ibid.); over these it nearly is, so `unbiased` is not
-    claimed. Its component along x is right at every draw. Across x, measured from n = 64 on, the mean is off by 0.2/n
-    of ‖x‖; and where one value, or a few equal ones, are much larger than all others, by up to 1.3/√n: 0.5 % in a full
-    block. The source's single H D loses what is orthogonal to such a value whatever n is, up to 30 % of ‖x‖.
+    claimed. Its component along x is right at every draw, but for the rounded scale. Across x, measured from n = 64 on,
+    the mean is off by 0.2/n of ‖x‖; and where one value, or a few equal ones, are much larger than all others, by up to
+    1.3/√n: 0.5 % in a full block. The source's single H D loses what is orthogonal to such a value whatever n is, up to
+    30 % of ‖x‖.
 
     **Privacy:** post-processing of a release. The signs are public, so they hide nothing (PRIVACY_RULES 16).
 
@@ -42,8 +45,8 @@ class Rotated:
         >>> context = dp.PublicContext(layout=dp.Layout.of(1024), dither_key=dp.PublicSeed(0).key("dither", 0))
         >>> codec = dp.Codec(quantize=dp.Rotated(), entropy=dp.FixedWidth())
         >>> body, decoded = codec.encode(values, dp.Everywhere(), context)
-        >>> len(body)  # 1,024 bits, a scale, and 5 bytes for the support
-        137
+        >>> len(body)  # 1,024 bits, a scale, and a byte for the support
+        131
     """
 
     unbiased = False
@@ -51,8 +54,9 @@ class Rotated:
     narrow_levels = True
 
     def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
-        """Return four bytes a block: its scale."""
-        return 4 * len(block_sizes(int(counts.sum())))
+        """Return two bytes a block, its scale, and four for each of the values that are exact."""
+        k = int(counts.sum())
+        return 2 * sum(size > 1 for size in block_sizes(k)) + 4 * (k % SMALLEST_BLOCK)
 
     def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """Return 0 (negative) and 1 (positive)."""
@@ -68,23 +72,24 @@ class Rotated:
             levels[block] = rotated >= 0
             scales.append(scale)
         exact = np.abs(values[len(values) - len(values) % SMALLEST_BLOCK :])
-        return levels, np.concatenate([scales, exact]).astype("<f4").tobytes()
+        halves = round_to_bfloat16(np.array(scales, dtype=np.float64)).astype("<u2")
+        return levels, halves.tobytes() + exact.astype("<f4").tobytes()
 
     def values(
         self, levels: Int[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """Return plus or minus the scale, rotated back, and clipped to the range of float32."""
-        scales = np.frombuffer(side, dtype="<f4").astype(np.float32)
-        if np.signbit(scales).any() or not np.isfinite(scales).all():
-            raise CorruptPayload("a block's scale is negative or not finite, which no sender writes")
+        cut = len(side) - 4 * (len(levels) % SMALLEST_BLOCK)
+        scales, magnitudes = read_scales(side[:cut]), np.frombuffer(side[cut:], dtype="<f4").astype(np.float32)
+        if np.signbit(magnitudes).any() or not np.isfinite(magnitudes).all():
+            raise CorruptPayload("a magnitude is negative or not finite, which no sender writes")
         values = levels.astype(np.float32)
         values *= 2
         values -= 1
         with np.errstate(over="ignore"):
-            for scale, (block, signs) in zip(scales, _blocks(len(values), context.dither_key), strict=False):
+            for scale, (block, signs) in zip(scales, _blocks(len(values), context.dither_key), strict=True):
                 np.multiply(_rotate_back(values[block], signs), scale, out=values[block])
-        exact = len(values) % SMALLEST_BLOCK
-        values[len(values) - exact :] *= scales[len(scales) - exact :]
+        values[len(values) - len(magnitudes) :] *= magnitudes
         largest = np.finfo(np.float32).max
         return np.clip(values, -largest, largest, out=values)
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int8, Int64
 
 from dpcomp.codec.quantize.bfloat16 import read_scales, round_to_bfloat16
-from dpcomp.codec.quantize.quantizer import Bounds, equal_bounds, layer_blocks
+from dpcomp.codec.quantize.quantizer import BLOCK, Bounds, equal_bounds, layer_blocks
 from dpcomp.core.public_context import PublicContext
 
 
@@ -38,15 +38,18 @@ class Sign:
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> tuple[Int8[np.ndarray, "k"], bytes]:
         """Return whether each value is positive, and each layer's mean magnitude."""
-        sums = np.zeros(len(counts))
+        sums, positive = np.zeros(len(counts)), np.empty(len(values), dtype=bool)
+        room = np.empty(min(BLOCK, len(values)), dtype=np.float32)
         for block, layers, starts in layer_blocks(counts):
-            magnitudes = np.abs(values[block])
+            here = values[block]
+            np.greater_equal(here, 0, out=positive[block])
+            magnitudes = np.abs(here, out=room[: len(here)])
             if isinstance(layers, int):
                 sums[layers] += magnitudes.sum(dtype=np.float64)
             else:
                 sums[layers[starts]] = np.add.reduceat(magnitudes, starts, dtype=np.float64)
         halves = round_to_bfloat16(sums / np.maximum(counts, 1))
-        return (values >= 0).view(np.int8), halves.astype("<u2").tobytes()
+        return positive.view(np.int8), halves.astype("<u2").tobytes()
 
     def values(
         self, levels: Int[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
@@ -54,9 +57,7 @@ class Sign:
         """Return each layer's scale for level 1, and minus the scale for level 0."""
         scales, values = read_scales(side), np.empty(len(levels), dtype=np.float32)
         for block, layers, _ in layer_blocks(counts):
-            here = values[block]
-            here[:] = levels[block]
-            here -= np.float32(0.5)
-            here *= 2
-            here *= scales[layers]
+            signs = levels[block] + levels[block]
+            signs -= 1
+            np.multiply(signs, scales[layers], out=values[block])
         return values

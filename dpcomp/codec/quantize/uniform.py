@@ -1,13 +1,14 @@
 """Uniform: evenly spaced levels, with a step for each layer."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from numbers import Integral
 
 import numpy as np
 from jaxtyping import Float32, Int, Int64
 
 from dpcomp.codec.allocation import Allocator
-from dpcomp.codec.quantize.bfloat16 import read_scales, round_up_to_bfloat16, widen_bfloat16
+from dpcomp.codec.quantize.bfloat16 import LARGEST_FLOAT32, read_scales, round_up_to_bfloat16, widen_bfloat16
 from dpcomp.codec.quantize.quantizer import BLOCK, Bounds, equal_bounds, largest_magnitudes, layer_blocks
 from dpcomp.codec.quantize.rounding import Nearest, Rounding
 from dpcomp.codec.rate import LARGEST_LEVEL, MAX_LEVEL_BITS
@@ -92,9 +93,8 @@ class Uniform:
         if not self._sends_widths(context):
             top = (1 << (self.bits if isinstance(self.bits, int) else MAX_LEVEL_BITS) - 1) - 1
             return equal_bounds(len(context.layout.shapes), -top, top)
-        widths = _unpack_widths(side[2 * len(context.layout.shapes) :], len(context.layout.shapes))
-        tops = np.where(widths > 0, (1 << np.maximum(widths - 1, 0)) - 1, 0).astype(np.int32)
-        return Bounds(-tops, tops)
+        layers = len(context.layout.shapes)
+        return _bounds_of_widths(bytes(side[2 * layers :]), layers)
 
     def levels(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
@@ -102,7 +102,8 @@ class Uniform:
         """Return the rounded and clipped ratios value ÷ step, and the steps and widths as side information."""
         width_bytes = b""
         if isinstance(self.bits, int):
-            spacing = largest_magnitudes(values, counts).astype(np.float64) / (2 ** (self.bits - 1) - 1)
+            spacing = largest_magnitudes(values, counts).astype(np.float64)
+            spacing /= 2 ** (self.bits - 1) - 1
         elif context.packed:
             widths, chosen = self.bits.widths_and_steps(values, counts)
             spacing = np.where(np.array(widths) > 0, chosen, 0.0)  # of no bits zeros are decoded, whatever the dither
@@ -112,20 +113,21 @@ class Uniform:
             spacing = np.maximum(self.bits.steps(values, counts), finest)
         steps = round_up_to_bfloat16(np.asarray(spacing, dtype=np.float64))
         bounds = self.bounds(bytes(2 * len(counts)) + width_bytes, context)
-        tops = bounds.highest.astype(np.float32)
+        tops = None if bounds.equal else bounds.highest.astype(np.float32)
         divisors = np.where(steps > 0, widen_bfloat16(steps), np.float32(np.inf))  # a step of 0: all values are 0
         offset = self.rounding.sender_offset(len(values), context.dither_key)
         levels = np.empty(len(values), dtype=bounds.level_type)
         room = np.empty(min(BLOCK, len(values)), dtype=np.float32)
         for block, layers, _ in layer_blocks(counts):
-            ratio, top = room[: block.stop - block.start], tops[layers]
+            ratio = room[: block.stop - block.start]
+            top = np.float32(bounds.common[1]) if tops is None else tops[layers]
             np.divide(values[block], divisors[layers], out=ratio)
             if isinstance(offset, np.ndarray):
                 ratio += offset[block]
             elif offset:
                 ratio += offset
             np.rint(ratio, out=ratio)
-            np.clip(ratio, -top, top, out=ratio)
+            ratio.clip(-top, top, out=ratio)
             levels[block] = ratio
         return levels, steps.astype("<u2").tobytes() + width_bytes
 
@@ -133,24 +135,36 @@ class Uniform:
         self, levels: Int[np.ndarray, "k"], side: bytes, counts: Int64[np.ndarray, "layers"], context: PublicContext
     ) -> Float32[np.ndarray, "k"]:
         """Return (level − receiver offset) × the layer's step."""
-        scale, largest = read_scales(side[: 2 * len(counts)]), np.finfo(np.float32).max
+        scale = read_scales(side[: 2 * len(counts)])
         offset = self.rounding.receiver_offset(len(levels), context.dither_key)
-        ratio = np.empty(len(levels), dtype=np.float32)
+        if np.maximum.reduce(scale) <= LARGEST_FLOAT32 / 2**MAX_LEVEL_BITS:
+            return _scaled(levels, offset, scale, counts)
         with np.errstate(over="ignore"):
-            for block, layers, _ in layer_blocks(counts):
-                here = ratio[block]
-                here[:] = levels[block]
-                if isinstance(offset, np.ndarray):
-                    here -= offset[block]
-                elif offset:
-                    here -= offset
-                here *= scale[layers]
-        if scale.max(initial=0) > largest / 2**MAX_LEVEL_BITS:  # half a step more than the largest float is that float
-            np.clip(ratio, -largest, largest, out=ratio)
-        return ratio
+            values = _scaled(levels, offset, scale, counts)
+        # Half a step more than the largest float is that float.
+        return np.clip(values, -LARGEST_FLOAT32, LARGEST_FLOAT32, out=values)
 
     def _sends_widths(self, context: PublicContext) -> bool:
         return context.packed and not isinstance(self.bits, int)
+
+
+def _scaled(
+    levels: Int[np.ndarray, "k"],
+    offset: Float32[np.ndarray, "k"] | float,
+    scales: Float32[np.ndarray, "layers"],
+    counts: Int64[np.ndarray, "layers"],
+) -> Float32[np.ndarray, "k"]:
+    """Return (level − offset) × the layer's scale."""
+    values = np.empty(len(levels), dtype=np.float32)
+    for block, layers, _ in layer_blocks(counts):
+        here = values[block]
+        here[:] = levels[block]
+        if isinstance(offset, np.ndarray):
+            here -= offset[block]
+        elif offset:
+            here -= offset
+        here *= scales[layers]
+    return values
 
 
 def _pack_widths(widths: tuple[int, ...]) -> bytes:
@@ -158,6 +172,14 @@ def _pack_widths(widths: tuple[int, ...]) -> bytes:
     codes = np.zeros(len(widths) + len(widths) % 2, dtype=np.uint8)
     codes[: len(widths)] = [max(width - 1, 0) for width in widths]
     return (codes[::2] | codes[1::2] << 4).tobytes()
+
+
+@lru_cache(maxsize=64)
+def _bounds_of_widths(packed: bytes, layers: int) -> Bounds:
+    """Return the bounds of so many layers with these packed widths."""
+    widths = _unpack_widths(packed, layers)
+    tops = np.where(widths > 0, (1 << np.maximum(widths - 1, 0)) - 1, 0).astype(np.int32)
+    return Bounds(-tops, tops)
 
 
 def _unpack_widths(packed: bytes, layers: int) -> Int64[np.ndarray, "layers"]:

@@ -24,7 +24,7 @@ from dpcomp.training.pytorch import PyTorch, SupervisedTask
 from dpcomp.training.trainer import Federation, Trainer, TrainerConfig
 
 BLANK = {"Gaussian": {}}
-Tasks = Mapping[str, Callable[[], Task]]
+Tasks = Mapping[str, Callable[..., Task]]
 
 
 def make_task(experiment: Experiment, tasks: Tasks) -> Task:
@@ -32,7 +32,8 @@ def make_task(experiment: Experiment, tasks: Tasks) -> Task:
 
     Args:
         experiment: Whose `task` is a name or a call.
-        tasks: The tasks that may be named. They are functions of modules, so that worker processes find them.
+        tasks: The tasks that may be named, or called with arguments. They are functions of modules, so that worker
+            processes find them.
 
     Raises:
         ConfigError: The name is not known, the call is refused, or what it makes lacks a member of `SupervisedTask`.
@@ -40,7 +41,7 @@ def make_task(experiment: Experiment, tasks: Tasks) -> Task:
     if isinstance(experiment.task, str):
         check_known(experiment.task, tasks, "task")
         return tasks[experiment.task]()
-    task = from_table(experiment.task, "task", calls_of(experiment))
+    task = from_table(experiment.task, "task", {**tasks, **calls_of(experiment)})
     if missing := missing_members(task, SupervisedTask):
         raise ConfigError(
             f"task = {task!r}, which is no task, since it has no {' and no '.join(missing)}: a task has name, "

@@ -1,14 +1,16 @@
 """An experiment as a TOML file: what is run, every key checked.
 
 A table with one capitalised key is a call: `{ Clip = { norm = 0.1 } }` is `Clip(norm=0.1)`. `task` is a name that the
-command line knows, or such a call. The keys of [federation] stand in `dpcomp.lab.config.federation_keys`. With
-`epsilon`, `Gaussian = {}` has its noise calibrated. `imports` names Python files whose dataclasses may be called too. A
-[grid] makes many experiments of one file: `dpcomp.lab.config.grid`.
+command line knows, a call of it with arguments, `{ digits = { validation = 200 } }`, or a call of a class. The keys of
+[federation] stand in `dpcomp.lab.config.federation_keys`. With `epsilon`, `Gaussian = {}` has its noise calibrated.
+`measure` says which accuracy of a trial counts: `dpcomp.lab.results.measure`. `imports` names Python files whose
+dataclasses may be called too. A [grid] makes many experiments of one file: `dpcomp.lab.config.grid`.
 
 Here an experiment is described, and nothing of it is built: whoever reads results needs no training framework.
 `dpcomp.lab.config.build` builds it.
 """
 
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -19,6 +21,7 @@ from dpcomp.core.calls import check_keys
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.config.federation_keys import FEDERATION_KEYS, PERMISSIONS
 from dpcomp.lab.config.own_parts import Import, imported
+from dpcomp.lab.results.measure import FIVE, MEASURES, Measure
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.trust import TrustModel
 
@@ -28,7 +31,7 @@ class Experiment:
     """One configuration: a task, a pipeline, a federation, and the seeds to run it with; as TOML values.
 
     Args:
-        task: The name of a task, or a call of one, {class name: arguments}.
+        task: The name of a task, or a call of one, {name or class name: arguments}.
         pipeline: Fields of `dp.Pipeline` by name, or `unsafe` with its reason; their values are calls.
         federation: Values by the keys of FEDERATION_KEYS.
         seeds: The seeds; each gives one trial.
@@ -36,11 +39,16 @@ class Experiment:
         epsilon: The ε for which the noise of `Gaussian` is calibrated, over all releases of the run; None where
             `Gaussian` has a noise multiplier.
         tune: Lists of values by the keys of FEDERATION_KEYS. All combinations are tried with the first seed, and the
-            other seeds run the combination with the best final accuracy.
+            other seeds run the combination with the best accuracy by `measure`, on the examples that the task holds
+            out, or on the test set of a task that holds out none.
+        measure: The accuracy of a trial by which the tuning is chosen and which tables report: that of the last model,
+            the mean of the last five evaluations, or that of the average of the last rounds' models (`tail`). It is no
+            part of a trial: results stay as they are when it is changed.
         imports: Files whose dataclasses may be called.
 
     Raises:
-        ConfigError: A key is unknown, there is no seed, or the number of clients or rounds is missing.
+        ConfigError: A key is unknown, there is no seed, the number of clients or rounds is missing, or the measure is
+            unknown or one that these trials would not have.
     """
 
     task: str | dict[str, Any]
@@ -50,6 +58,7 @@ class Experiment:
     delta: float = 1e-5
     epsilon: float | None = None
     tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    measure: Measure = "last"
     imports: tuple[Import, ...] = ()
 
     def __post_init__(self):
@@ -61,6 +70,7 @@ class Experiment:
         for key in ("clients", "rounds"):
             if key not in self.federation:
                 raise ConfigError(f"[federation] has no {key!r}: say how many")
+        self._check_measure()
 
     @property
     def steps(self) -> int:
@@ -77,15 +87,36 @@ class Experiment:
     def settings(self) -> dict[str, Any]:
         """What makes a trial this one and no other, besides its seed; a result holds it as its `config`.
 
-        It is what the file says, defaults filled in, without seeds, values to tune and keys that only permit a
-        setting, and with the digests of those imports that it calls.
+        It is what the file says, defaults filled in, without seeds, values to tune, how trials are judged and keys that
+        only permit a setting, and with the digests of those imports that it calls.
         """
         federation = {key: value for key, value in self.federation.items() if key not in PERMISSIONS}
         facts = asdict(replace(self, imports=(), federation=federation)) | {"tune": None, "seeds": None}
-        del facts["imports"]
+        del facts["imports"], facts["measure"]
         called = _names_in((self.task, self.pipeline, self.federation))
         used = {source.name: source.digest for source in self.imports if called & set(source.dataclasses())}
         return {**facts, "imports": used} if used else facts
+
+    def _check_measure(self) -> None:
+        if self.measure not in MEASURES:
+            raise ConfigError(f"measure = {self.measure!r}: give one of {', '.join(map(repr, MEASURES))}")
+        if self.measure == "tail" and not all(self._values("tail", 0)):
+            raise ConfigError(
+                'measure = "tail" beside [federation] without `tail`: give the share of the last rounds whose models '
+                "are averaged, such as tail = 0.25"
+            )
+        if self.measure == "last_five":
+            rounds, every = self._values("rounds", None), self._values("evaluate_every", 1)
+            evaluations = min(math.ceil(number / between) for number in rounds for between in every)
+            if evaluations < FIVE:
+                raise ConfigError(
+                    f'measure = "last_five" beside rounds and evaluate_every that give {evaluations} evaluations: '
+                    "evaluate more often"
+                )
+
+    def _values(self, key: str, default: Any) -> tuple[Any, ...]:
+        """Return the values that trials have at a key of FEDERATION_KEYS."""
+        return self.tune.get(key, (self.federation.get(key, default),))
 
 
 def load(path: Path) -> Experiment:

@@ -22,6 +22,7 @@ FEDERATION_KEYS: Mapping[str, Destination] = {
     "partition": Destination("simulate", "partition"),
     "participation": Destination("simulate", "participation"),
     "evaluate_every": Destination("simulate", "evaluate_every"),
+    "tail": Destination("simulate", "tail"),
     "protocol": Destination("simulate", "protocol"),
     "faults": Destination("simulate", "faults"),
     "probes": Destination("simulate", "probes"),

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from dpcomp.lab.results.measure import Measure, accuracy_of
+
 
 def curves(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
     """Join the rounds of all reports into one table.
@@ -24,16 +26,22 @@ def curves(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def summary(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
-    """Summarise each report: its final accuracy, its ε and its bytes.
+def summary(reports: Mapping[str, Iterable[Mapping[str, Any]]], measure: Measure = "last") -> pd.DataFrame:
+    """Summarise each report: its accuracy, its ε and its bytes.
 
     Args:
         reports: From a method's name to the reports of its seeds.
+        measure: Which accuracy of a trial counts.
 
     Returns:
-        One row for each report, with the columns `method`, `seed`, `test_accuracy` (of the last evaluation), `epsilon`
-        (None without a guarantee), `payload_bytes`, `compression_ratio` and `top_k_overlap` (means over the rounds),
-        `uplink_bytes` and `downlink_bytes` (sums over clients and rounds).
+        One row for each report, with the columns `method`, `seed`, `test_accuracy` (by the measure), `epsilon` (None
+        without a guarantee), `payload_bytes`, `compression_ratio` and `top_k_overlap` (means over the rounds),
+        `uplink_bytes` and `downlink_bytes` (sums over clients and rounds), and `total_ratio` (the bytes of both where
+        updates and broadcasts are dense float32, divided by theirs; NaN where the report does not say how many updates
+        and clients there were).
+
+    Raises:
+        ConfigError: A trial did not measure that accuracy.
     """
     rows = []
     for method, group in reports.items():
@@ -41,20 +49,31 @@ def summary(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
             table = pd.DataFrame(report["curves"])
             # A run without any participant has no payload.
             payload_bytes = table["payload_bytes"].mean() if "payload_bytes" in table else float("nan")
+            uplink, downlink = table["uplink_bytes"].sum(), table["downlink_bytes"].sum()
             rows.append(
                 {
                     "method": method,
                     "seed": report["seed"],
-                    "test_accuracy": table["test_accuracy"].dropna().iloc[-1],
+                    "test_accuracy": accuracy_of(report, measure),
                     "epsilon": report["guarantee"]["epsilon"],
                     "payload_bytes": payload_bytes,
                     "compression_ratio": 4 * report["coordinates"] / payload_bytes,
-                    "uplink_bytes": table["uplink_bytes"].sum(),
-                    "downlink_bytes": table["downlink_bytes"].sum(),
+                    "uplink_bytes": uplink,
+                    "downlink_bytes": downlink,
+                    "total_ratio": 4 * report["coordinates"] * _vectors(report) / (uplink + downlink),
                     "top_k_overlap": table["top_k_overlap"].mean() if "top_k_overlap" in table else float("nan"),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _vectors(report: Mapping[str, Any]) -> float:
+    """Return how many updates were accepted in a run, and broadcasts delivered: each client follows every broadcast."""
+    config, curves = report.get("config", {}), report["curves"]
+    clients = config.get("federation", config).get("clients")  # a demo's report has no [federation]
+    if clients is None or "participants" not in curves:
+        return float("nan")
+    return sum(curves["participants"]) + clients * len(curves["round"])
 
 
 def columns(table: pd.DataFrame) -> dict[str, list[float | int | str | None]]:

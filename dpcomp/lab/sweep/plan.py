@@ -1,7 +1,8 @@
 """Which trials a config has, and which results count: the one place that decides it, for sweep, table and figures.
 
 A point is an experiment of a config's grid; a config without grid is one point. Every combination of its [tune] is
-tried with its first seed, and its other seeds run the one with the best final test accuracy. A trial is called
+tried with its first seed, and its other seeds run the one with the best accuracy by the config's `measure`, on the
+examples that the task holds out, or on the test set of a task that holds out none. A trial is called
 [<point>/][<tuning>/]seed-<n>, which does not change when a grid gets more values. A result counts if the config, as it
 stands now, has a trial of its name and settings.
 """
@@ -19,7 +20,10 @@ from dpcomp.core.errors import ConfigError
 from dpcomp.lab.config.experiment import Experiment
 from dpcomp.lab.config.grid import Point, points
 from dpcomp.lab.config.labels import folder_name, label
+from dpcomp.lab.results.measure import tuned_accuracy
 from dpcomp.lab.results.results_file import Report, ResultsFile, results_of
+
+LEAST: Mapping[str, float] = {"momentum": 0, "server_momentum": 0, "tail": 0, "local_steps": 1, "evaluate_every": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +143,27 @@ class Standing:
             for reason, number in sorted(reasons.items())
         ]
 
+    def edges(self) -> list[str]:
+        """Return where a best tuning lies at the edge of its grid, a line each; points with tunings to try have none.
+
+        A smallest value is no edge where nothing smaller can be chosen: of LEAST.
+        """
+        lines: list[str] = []
+        for trials in self.points:
+            if not all(seeds[0].name in self.finished for seeds in trials.by_tuning.values()):
+                continue
+            chosen = self._of_best(trials)[0].experiment.federation
+            for key, values in trials.point.experiment.tune.items():
+                numbers = sorted({value for value in values if isinstance(value, (int, float))})
+                if len(numbers) < 2 or chosen[key] not in (numbers[0], numbers[-1]) or chosen[key] == LEAST.get(key):
+                    continue
+                side = "smaller" if chosen[key] == numbers[0] else "larger"
+                lines.append(
+                    f"{self.config}: the best {key} at {trials.point.title}, {label(chosen[key])}, lies at the edge of "
+                    f"its grid [{', '.join(map(label, numbers))}]: add {side} values to [tune]"
+                )
+        return lines
+
     def _outcome(self, trials: PointTrials) -> Outcome:
         best = self._best(trials)
         named = [] if best is None else [trial.name for trial in trials.by_tuning[best]]
@@ -151,11 +176,12 @@ class Standing:
         )
 
     def _best(self, trials: PointTrials) -> str | None:
-        """Return the tuning with the best final accuracy of the first seed, of those that ended."""
+        """Return the tuning with the best accuracy of the first seed, of those that ended."""
         if len(trials.by_tuning) == 1:
             return next(iter(trials.by_tuning))
         ended = {tuning: self.finished.get(seeds[0].name) for tuning, seeds in trials.by_tuning.items()}
-        scores = {tuning: final_accuracy(report) for tuning, report in ended.items() if report is not None}
+        measure = trials.point.experiment.measure
+        scores = {tuning: tuned_accuracy(report, measure) for tuning, report in ended.items() if report is not None}
         return max(scores, key=scores.__getitem__, default=None)
 
     def _of_best(self, trials: PointTrials) -> Sequence[Trial]:
@@ -217,11 +243,6 @@ def configs_in(target: Path) -> list[Path]:
     if not configs:
         raise ConfigError(f"{target} holds no config, *.toml")
     return configs
-
-
-def final_accuracy(report: Report) -> float:
-    """Return the test accuracy of a report's last round."""
-    return report["curves"]["test_accuracy"][-1]
 
 
 def _trials_of(point: Point, results: ResultsFile, settings: int) -> PointTrials:

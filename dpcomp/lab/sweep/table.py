@@ -12,18 +12,19 @@ from matplotlib.figure import Figure
 from dpcomp.core.storage import write_whole
 from dpcomp.lab.figures import scrambling, training
 from dpcomp.lab.results.frames import curves
-from dpcomp.lab.sweep.comparison import MEASURES, measured
+from dpcomp.lab.sweep.comparison import MEASURED, measured, reference_of
 from dpcomp.lab.sweep.plan import Outcome, Standing
 from dpcomp.privacy.guarantee import rounded_up
 
 MOST_LINES = 10  # as many colours as the palette has that everyone can tell apart
-COLUMNS = ("config", "tuning", "tried", *MEASURES, "trials")
+COLUMNS = ("config", "tuning", "tried", *MEASURED, "trials")
 
 
 def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """Return one row for each point: its label on each axis, its best tuning, and what that tuning measured.
 
-    The other columns are `tuning`, `tried` (the number of tunings that were tried), MEASURES and `trials`.
+    The other columns are `tuning`, `tried` (the number of tunings that were tried), MEASURED and `trials`. A point is
+    compared with that one of these outcomes which `reference_of` gives.
     An axis that has the name of another column is called `grid.<name>`. `trials` is what the names begin with, before
     the seed; it is empty where nothing is finished.
     """
@@ -31,8 +32,8 @@ def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     for outcome in outcomes:
         labels = {f"grid.{name}" if name in COLUMNS else name: text for name, text in outcome.point.labels.items()}
         trials = outcome.trials if outcome.reports else ""
-        row = {"tuning": outcome.tuning, "tried": outcome.tried, **measured(outcome.reports), "trials": trials}
-        rows.append({**labels, **row})
+        about = measured(outcome, reference_of(outcome, outcomes))
+        rows.append({**labels, "tuning": outcome.tuning, "tried": outcome.tried, **about, "trials": trials})
     return pd.DataFrame(rows)
 
 

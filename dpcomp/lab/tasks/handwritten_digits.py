@@ -13,9 +13,13 @@ from dpcomp.lab.tasks.seeded import seeded
 DIGITS_DIGEST = "c0ac886e9a271c6d2e829cb8fd7a9eec7ff1a5a90a302b9232f4848002232723"
 
 
-def digits() -> Classification:
-    """Return the task: 1,437 training and 360 test images, and a 12,010-parameter MLP."""
-    return Classification(name="digits", population=1437, load=digits_data_set, make_model=digits_mlp)
+def digits(validation: int = 0) -> Classification:
+    """Return the task: 1,437 training and 360 test images, and a 12,010-parameter MLP.
+
+    `validation` is the number of training images that are held out to choose settings by.
+    """
+    task = Classification(name="digits", population=1437, load=digits_data_set, make_model=digits_mlp)
+    return task.holding_out(validation)
 
 
 def digits_data_set() -> DataSet:
@@ -62,4 +66,4 @@ def digits_mlp(*, seed: int) -> nn.Module:
     )
 
 
-SHIPPED_TASKS: Mapping[str, Callable[[], Classification]] = {"digits": digits}
+SHIPPED_TASKS: Mapping[str, Callable[..., Classification]] = {"digits": digits}

@@ -42,8 +42,8 @@ def epsilon(event: dp_event.DpEvent, delta: float, *, adaptive: bool = False) ->
         ε, and the accountant that gave it: "RDP", "PLD", or "none" where nothing or no noise is accounted.
 
     Raises:
-        TypeError: `delta` is not a number.
-        ValueError: `delta` lies outside (0, 1).
+        TypeError: `delta`, or a number in the event, is not a number.
+        ValueError: `delta` lies outside (0, 1), or a number in the event outside its range.
         NotPrivate: The event holds anything but Gaussians, on all units or on a Poisson sample.
 
     Examples:
@@ -141,7 +141,8 @@ def _pld_epsilon(parts: Parts, delta: float, by_rdp: float, order: float) -> flo
     """
     ((rate, noise), _), *others = parts
     if rate == 1 and not others:
-        return gaussian_mechanism.get_epsilon_gaussian(noise, delta) * (1 + 1e-7) + 1e-11
+        with np.errstate(divide="ignore"):  # of a trial ε at which δ rounds to 0
+            return gaussian_mechanism.get_epsilon_gaussian(noise, delta) * (1 + 1e-7) + 1e-11
     if not 0 < by_rdp < LARGEST_PLD_EPSILON or delta < SMALLEST_PLD_DELTA:
         return math.inf
     count = sum(count for _, count in parts)

@@ -6,10 +6,11 @@ from functools import lru_cache
 
 from dp_accounting import dp_event  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
 
-from dpcomp.core.checks import whole_number
+from dpcomp.core.checks import real_number, whole_number
 from dpcomp.core.errors import NotPrivate
 
 MOST_STEPS = 10**12  # of an event: with more, sums overflow a database's integers
+SMALLEST_NOISE, LARGEST_NOISE = 1e-10, 1e10  # multipliers; beyond, no accountant's arithmetic is sound
 
 
 def composed(event: dp_event.DpEvent, steps: int) -> dp_event.DpEvent:
@@ -30,6 +31,8 @@ def gaussians_in(event: dp_event.DpEvent) -> Counter[tuple[float, float]]:
 
     Raises:
         NotPrivate: The event holds anything but Gaussians, on all units or on a Poisson sample.
+        TypeError: A number in it has another type.
+        ValueError: A noise multiplier, rate or number of repeats lies outside its range, or is not a number.
     """
     match event:
         case dp_event.NoOpDpEvent():
@@ -37,11 +40,12 @@ def gaussians_in(event: dp_event.DpEvent) -> Counter[tuple[float, float]]:
         case dp_event.NonPrivateDpEvent():
             return Counter({(1.0, 0.0): 1})
         case dp_event.GaussianDpEvent(noise_multiplier=noise):
-            return Counter({(1.0, float(noise)): 1})
+            return Counter({_part(1.0, noise): 1})
         case dp_event.PoissonSampledDpEvent(event=dp_event.GaussianDpEvent(noise_multiplier=noise)):
-            return Counter({(float(event.sampling_probability), float(noise)): 1})
+            return Counter({_part(event.sampling_probability, noise): 1})
         case dp_event.SelfComposedDpEvent():
-            return Counter({part: count * int(event.count) for part, count in gaussians_in(event.event).items()})
+            repeats = whole_number(event.count, "the number of repeats of an event", least=0)
+            return Counter({part: count * repeats for part, count in gaussians_in(event.event).items() if repeats})
         case dp_event.ComposedDpEvent():
             total = Counter[tuple[float, float]]()
             for inner in event.events:
@@ -53,17 +57,35 @@ def gaussians_in(event: dp_event.DpEvent) -> Counter[tuple[float, float]]:
             )
 
 
+def _part(rate: object, noise: object) -> tuple[float, float]:
+    """Return the sampling rate and the noise multiplier of a Gaussian, or refuse what no accountant can account for."""
+    rate = real_number(rate, "the sampling rate of an event", "a probability above 0, up to 1")
+    noise = real_number(noise, "the noise multiplier of an event", "0, or a number above 0")
+    if not 0 < rate <= 1:
+        raise ValueError(f"an event has sampling rate {rate}, which gives no ε: it lies in (0, 1]")
+    if not (noise == 0 or SMALLEST_NOISE <= noise <= LARGEST_NOISE):
+        raise ValueError(
+            f"an event has noise multiplier {noise}, which gives no ε: it is 0, or lies between {SMALLEST_NOISE:g} and "
+            f"{LARGEST_NOISE:g}"
+        )
+    return rate, noise
+
+
 def write_event(event: dp_event.DpEvent) -> str:
     """Write the event of a single release as JSON, floats by their shortest exact form.
 
     Raises:
-        ValueError: The event is not a Gaussian, a Poisson-sampled Gaussian or a non-private event.
+        TypeError: A number in it has another type.
+        ValueError: The event is not a Gaussian, a Poisson-sampled Gaussian or a non-private event; or a number in it
+            lies outside its range.
     """
     match event:
         case dp_event.GaussianDpEvent():
-            return json.dumps({"gaussian": event.noise_multiplier})
+            _, noise = _part(1.0, event.noise_multiplier)
+            return json.dumps({"gaussian": noise})
         case dp_event.PoissonSampledDpEvent(event=dp_event.GaussianDpEvent() as inner):
-            return json.dumps({"gaussian": inner.noise_multiplier, "poisson": event.sampling_probability})
+            rate, noise = _part(event.sampling_probability, inner.noise_multiplier)
+            return json.dumps({"gaussian": noise, "poisson": rate})
         case dp_event.NonPrivateDpEvent():
             return json.dumps({"non_private": True})
         case _:

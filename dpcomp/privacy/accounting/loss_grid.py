@@ -21,6 +21,8 @@ WINDOW_FACTORS = np.geomspace(0.01, 1.0, 10)  # of the best order for a normal l
 COARSE = 2**10  # cells on each side of the mean, and of points beyond them, of which the window is computed
 MOST_TILTS = 12
 WIDER_TILTS = 4.0 ** np.arange(5)  # times the tilt: those at which a moment may show that ε is small enough
+LARGEST_EXPONENT = 400.0  # of a weight in the window: less than a float holds by what e^300 below and all cells take
+REACH = 300.0  # losses on either side of where little mass is left, in which ε is searched
 NO_MASS = -50.0  # the logarithm below which a Fourier coefficient is left out; it counts as rounding
 NEGLIGIBLE = 1e-3  # the share of δ that a bound of rounding may add, or it is made smaller
 NEAR = 32  # cells on each side of the mean whose masses are transformed one by one where rounding counts
@@ -226,22 +228,27 @@ def _epsilon(
         if window is None:
             return None
         low, size, tail = window
-        first = step * (sum(grid.first * count for grid, count in zip(grids, counts, strict=True)) + low)
-        scale = log_moment - tilt * first
-        left = delta - infinite - tail * math.exp(min(0.0, scale - tilt * step * size))
+        # Weights are relative to the mean, where K − θl is 0 or less: the sum that is allowed is a float if δ is one.
+        # Weights that no float holds are then too small to count, or those of losses below, which are left out.
+        middle = min(max(round(_sum(counts, (each.mean for each in tilted))) - low, 0), size - 1)
+        begin = max(0, middle - int(LARGEST_EXPONENT / (tilt * step)))
+        first = step * (sum(grid.first * count for grid, count in zip(grids, counts, strict=True)) + low + begin)
+        middle -= begin
+        scale = log_moment - tilt * (first + step * middle)
+        left = delta - infinite - tail * math.exp(min(0.0, scale - tilt * step * (size - begin - middle)))
         if left <= 0:
             tilt *= 2.0
             continue
-        allowed = math.exp(min(700.0, math.log(left) - scale))
+        allowed = math.exp(min(LARGEST_EXPONENT, math.log(left) - scale))
         powers = _power(tilted, counts, size)
-        offset = _offset(_inverse(powers, low, size), allowed, step, tilt)
+        offset = _offset(_inverse(powers, low, size)[begin:], middle, allowed, step, tilt)
         # The bound of the rounding, added to all masses above ε, may be large beside the sum that is allowed.
-        if powers.rounding * math.exp(-tilt * offset) > NEGLIGIBLE * allowed * -math.expm1(-tilt * step):
+        weight = math.exp(min(LARGEST_EXPONENT, -tilt * (offset - step * middle)))
+        if powers.rounding * weight > NEGLIGIBLE * allowed * -math.expm1(-tilt * step):
             powers = _precise_power(tilted, counts, size, powers.kept)
-            offset = _offset(_inverse(powers, low, size), allowed, step, tilt)
-        if math.isfinite(offset):
-            best = min(best, first + offset)
-        if 0 < offset < math.inf or best <= 0:
+            offset = _offset(_inverse(powers, low, size)[begin:], middle, allowed, step, tilt)
+        best = min(best, first + offset)
+        if 0 < offset <= step * (size - begin - 2) or best <= 0:
             break
         tilt *= 0.5 if offset == 0 else 2.0
     return max(least, best)
@@ -377,32 +384,41 @@ def _padded(masses: Float64[np.ndarray, "points"], multiple: int) -> Float64[np.
     return np.concatenate([masses, np.zeros(-len(masses) % multiple)])
 
 
-def _offset(composed: Float64[np.ndarray, "cells"], allowed: float, step: float, tilt: float) -> float:
+def _offset(composed: Float64[np.ndarray, "cells"], middle: int, allowed: float, step: float, tilt: float) -> float:
     """Return the loss above the window's first one from which on the hockey-stick sum is at most `allowed`.
 
     Args:
         composed: The tilted masses in the window.
-        allowed: The sum of e^{−θ·(loss − first loss)} · mass · (1 − e^{ε − loss}) that is allowed over losses above ε.
+        middle: The cell that weights are relative to.
+        allowed: The sum of e^{−θ·(loss − middle loss)} · mass · (1 − e^{ε − loss}) that is allowed over losses above ε.
         step: The step of the grid.
         tilt: θ.
 
     Returns:
-        The loss; 0 if ε lies at the window's beginning or below, infinity if it lies above its end.
+        The loss; 0 if ε lies at the window's beginning or below, and the last cell's if it lies there or above, where
+        only what the window leaves out is left.
     """
-    cells = np.arange(len(composed))
-    weights = composed * np.exp(-tilt * step * cells)
-    above = np.cumsum(weights[::-1])[::-1] * (1 + 1e-16 * len(composed))
-    # From the first cell on above which there is little enough mass, ε is surely reached; e^300 below it, it is not.
-    reached = len(composed) - int(np.searchsorted(above[::-1], allowed, side="right"))
-    reach = math.ceil(300 / step)
+    cells, rounded = np.arange(len(composed)), 1 + ROUNDING * (len(composed) + REACH)
+    weights = composed * np.exp(-tilt * step * (cells - middle))
+    from_here = np.append(np.cumsum(weights[::-1])[::-1], 0.0) * rounded
+    # From the first cell on above which there is little enough mass, ε is surely reached; far below it, it is not.
+    reached = len(composed) - int(np.searchsorted(from_here[-2::-1], allowed, side="right"))
+    reach = math.ceil(REACH / step)
     near = slice(max(0, reached - reach), min(len(composed), reached + reach))
     relative = step * (cells[near] - reached)
-    lower = np.cumsum((weights[near] * np.exp(-relative))[::-1])[::-1]
-    enough = np.flatnonzero(above[near] - np.exp(relative) * lower <= allowed)
+    # The sum at a cell's loss l is S(l) = e^{−h} · S(l + h) + (1 − e^{−h}) · (the mass above l), whose terms are all
+    # positive. The mass from l on, less a part of it, would lose its digits where the cell itself holds most of it.
+    terms = from_here[near.start + 1 : near.stop + 1] * np.exp(-relative)
+    beyond = from_here[near.stop] * math.exp(-step * (near.stop - reached))
+    sums = np.exp(relative) * (-math.expm1(-step) * np.cumsum(terms[::-1])[::-1] + beyond) * rounded
+    enough = np.flatnonzero(sums <= allowed)
     if len(enough) == 0:
-        return math.inf
+        return step * (len(composed) - 1)
     cell = int(enough[0])
     if cell == 0:
         return step * near.start
-    inside = math.log(max(above[near][cell] - allowed, 0.0) / lower[cell]) if lower[cell] > 0 else math.inf
-    return step * reached + min(max(inside, relative[cell - 1]), relative[cell])
+    # Between two cells the sum is affine in e^ε.
+    subtracted = float(weights[near][cell:] @ np.exp(relative[cell] - relative[cell:]))
+    share = (allowed - sums[cell]) / subtracted if subtracted > 0 else 1.0
+    below = min(-math.log1p(-share), step) if share < 1 else 0.0
+    return step * (near.start + cell) - below

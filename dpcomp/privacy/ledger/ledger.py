@@ -506,7 +506,7 @@ class Ledger:
     def _within(self, budget: Budget, history: History) -> bool:
         if self.plan is not None and history.followed is not None:
             return budget.allows_planned(self.plan, history.followed)
-        return budget.allows(steps_of_events(history.spent))
+        return budget.allows(steps_of_events(history.spent), departed=self.plan is not None)
 
     def _refuse_beyond_budget(self, address: Address, history: History) -> None:
         if self.budget is not None and not self._within(self.budget, history):

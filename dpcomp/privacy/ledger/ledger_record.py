@@ -151,7 +151,8 @@ def guarantee_of_histories(
         else:
             followed = max(followed, history.followed)
     planned = [] if plan is None or not followed else [(plan.first(followed), True)]
-    others = [([(cost_from_text(*text), n) for text, n in each.items()], False) for each in _largest(spent.values())]
+    departed = None if plan is None else False
+    others = [([(cost_from_text(*text), n) for text, n in each.items()], departed) for each in _largest(spent.values())]
     guarantees = [
         guarantee_of(charges, delta, population=population, planned=is_planned, seeded=seeded, assumed=assumed)
         for charges, is_planned in (*planned, *others)

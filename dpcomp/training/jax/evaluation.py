@@ -1,4 +1,4 @@
-"""Evaluation of a model on test examples."""
+"""Evaluation of a model on public examples."""
 
 from typing import Any
 
@@ -15,26 +15,26 @@ EVALUATED_AT_ONCE = 250  # a layer's output for more examples leaves the process
 
 
 class Evaluation:
-    """Measures accuracy and loss of a model on public test examples, by a compiled program.
+    """Measures accuracy and loss of a model on public examples, by a compiled program.
 
     Args:
         task: Gives the model and the loss.
         parameters: The structure of its parameters.
-        examples: The test inputs and targets, on the device.
     """
 
-    def __init__(self, task: JaxTask, parameters: Parameters, examples: tuple[Any, Any]):
-        self._task, self._parameters, self._examples = task, parameters, examples
+    def __init__(self, task: JaxTask, parameters: Parameters):
+        self._task, self._parameters = task, parameters
         self._program = jax.jit(in_float32(self._sums))
 
-    def accuracy_and_loss(self, model: Float32[np.ndarray, "d"]) -> tuple[float, float]:
+    def accuracy_and_loss(self, model: Float32[np.ndarray, "d"], examples: tuple[Any, Any]) -> tuple[float, float]:
         """Return the share of examples whose largest output is at their class, and the mean loss.
 
         Args:
             model: The (d,) vector of all parameters.
+            examples: The (n, …) inputs and (n,) targets, on the device.
         """
         correct, total = 0, 0.0
-        inputs, targets = self._examples
+        inputs, targets = examples
         for start in range(0, len(targets), EVALUATED_AT_ONCE):
             part = slice(start, start + EVALUATED_AT_ONCE)
             right, losses = self._program(model, inputs[part], targets[part])

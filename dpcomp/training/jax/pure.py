@@ -7,7 +7,8 @@ therefore a function of the parameters and of example i. Four things escape this
 
 - a call of the host (`pure_callback`, `io_callback`, `jax.debug.print`), which sees all examples and may remember them;
 - an operation along a named axis (`psum`, `all_gather`), which crosses examples where the map has that name;
-- a batching rule of one's own (`jax.custom_batching.custom_vmap`), which gets all examples at once;
+- a batching rule of one's own (`jax.custom_batching.custom_vmap`, or that of `jax.ffi.ffi_call`), which gets all
+  examples at once;
 - a constant that the loss closes over, if it holds the training examples: an example would then be in all rows.
 
 And one that would be frozen: a random number of the host, which is drawn once while JAX traces.
@@ -23,7 +24,7 @@ from jax.extend import core
 from dpcomp.core.errors import NotPrivate
 
 CALLS_OF_THE_HOST = {"pure_callback", "io_callback", "debug_callback", "debug_print", "callback", "python_callback"}
-OWN_BATCHING = {"custom_vmap_call"}
+OWN_BATCHING = {"custom_vmap_call", "ffi_call"}
 SEVERAL_DEVICES = {"shard_map", "xla_pmap", "pmap"}
 ALONG = (
     "which would join examples: leave out psum, all_gather, shard_map and the like. There is no batch in a loss of one "
@@ -57,8 +58,23 @@ def check_pure(loss: Callable[..., Any], parameters: Any, example: tuple[Any, An
     (shape,) = [variable.aval.shape for variable in traced.jaxpr.outvars] or [None]
     if shape != ():
         raise TypeError(f"the loss of one example has shape {shape}: return a scalar, the loss of this example alone")
-    constants: list[Any] = list(traced.consts)
-    for equation in _equations(traced.jaxpr):
+    constants = _checked(traced, private)
+    # A backward rule of one's own is in no program but that of the gradient.
+    gradient = _traced(jax.grad(loss), parameters, example)
+    constants += _checked(gradient, private)
+    again = _traced(loss, parameters, example), _traced(jax.grad(loss), parameters, example)
+    if not all(map(_alike, again, (traced, gradient))):
+        raise NotPrivate(
+            "the loss is another one each time JAX traces it: a random number of the host would be drawn once and stay "
+            "the same for ever, and a state outside the loss is not followed. Make it a function of its arguments"
+        )
+    return any(np.size(constant) > 1 for constant in constants)
+
+
+def _checked(program: Any, private: tuple[Any, ...]) -> list[Any]:
+    """Refuse a program that could see several examples, and return the constants in it."""
+    constants: list[Any] = list(program.consts)
+    for equation in _equations(program.jaxpr):
         name = equation.primitive.name
         if name in CALLS_OF_THE_HOST or "callback" in name:
             raise NotPrivate(
@@ -67,26 +83,20 @@ def check_pure(loss: Callable[..., Any], parameters: Any, example: tuple[Any, An
             )
         if name in OWN_BATCHING:
             raise NotPrivate(
-                "the loss has a batching rule of its own (jax.custom_batching.custom_vmap), which gets all examples of "
-                "a batch at once and could mix them: write it without, as a function of one example"
+                f"the loss has a batching rule of its own ({name}, as of jax.custom_batching.custom_vmap), which gets "
+                "all examples of a batch at once and could mix them: write it without, as a function of one example"
             )
         if name in SEVERAL_DEVICES:
             raise NotPrivate(f"the loss works along a named axis ({name}), {ALONG}")
         constants += [part for value in equation.params.values() for part in _constants(value)]
-    if traced.effects:
+    if program.effects:
         raise NotPrivate(
-            f"the loss has side effects ({', '.join(map(str, traced.effects))}): make it a function of the parameters "
+            f"the loss has side effects ({', '.join(map(str, program.effects))}): make it a function of the parameters "
             "and the example alone, which changes nothing"
         )
     for constant in constants:
         _refuse_private(constant, private)
-    again = _traced(loss, parameters, example)
-    if str(again) != str(traced) or not all(map(_same, again.consts, traced.consts)):
-        raise NotPrivate(
-            "the loss is another one each time JAX traces it: a random number of the host would be drawn once and stay "
-            "the same for ever, and a state outside the loss is not followed. Make it a function of its arguments"
-        )
-    return any(np.size(constant) > 1 for constant in constants)
+    return constants
 
 
 def _traced(loss: Callable[..., Any], parameters: Any, example: tuple[Any, Any]) -> Any:
@@ -124,6 +134,11 @@ def _refuse_private(constant: Any, private: tuple[Any, ...]) -> None:
                 f"the loss closes over an array of shape {constant.shape} that holds training examples, so these would "
                 "be in the row of every example, where no clip bounds them: close over public values alone"
             )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Return whether two programs are the same, with the same constants."""
+    return str(one) == str(other) and all(map(_same, one.consts, other.consts))
 
 
 def _same(one: Any, other: Any) -> bool:

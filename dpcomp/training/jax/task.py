@@ -28,6 +28,8 @@ class JaxTask(Protocol):
     nnx.split(model)`. One of equinox is `eqx.combine(parameters, static)(example)`, where `parameters, static =
     eqx.partition(model, eqx.is_inexact_array)`.
 
+    A task that also has `validation()` is a `dpcomp.training.HoldsOut`, and is evaluated on these examples too.
+
     Examples:
         A task of 60 made-up examples in two classes:
 

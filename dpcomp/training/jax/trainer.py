@@ -21,7 +21,7 @@ from dpcomp.training.jax.programs import Model
 from dpcomp.training.jax.pure import check_pure
 from dpcomp.training.jax.task import JaxTask
 from dpcomp.training.schedule import Schedule, public_rate, rate_of
-from dpcomp.training.trainer import Federation, LocalWork
+from dpcomp.training.trainer import Federation, LocalWork, validation_of
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update, with_learning_rate
 
@@ -124,7 +124,9 @@ class JaxTrainer:
             inputs, targets = (np.asarray(array) for array in task.train())
             parts = federation.split(np.asarray(targets, dtype=np.int64))
             parameters = Parameters(task.parameters(federation.seed.number))
-            examples, test = _on_device(inputs, targets), _on_device(*task.test())
+            examples, public = _on_device(inputs, targets), {"test": _on_device(*task.test())}
+            if (held_out := validation_of(task)) is not None:
+                public["validation"] = _on_device(*held_out)
 
             def loss(tree: Any, example: Any, target: Any) -> Any:
                 return task.loss(task.apply(tree, example), target)
@@ -155,8 +157,8 @@ class JaxTrainer:
             )
         self.assumptions: tuple[str, ...] = tuple(assumptions)
         self.trained_examples = config.local_steps * sampling.rate * task.population / federation.clients
-        self.tested_examples = len(test[1])
-        self._evaluation = Evaluation(task, parameters, test)
+        self.tested_examples = sum(len(targets) for _, targets in public.values())
+        self._evaluation, self._public_examples = Evaluation(task, parameters), public
 
     def train(self, client: int, start: Float32[np.ndarray, "d"], memory: ClientMemory, ledger: Ledger) -> Update:
         """Train one client for one round on its own examples, and return the change of its model.
@@ -181,9 +183,15 @@ class JaxTrainer:
         return [with_learning_rate(update, rate) for update, rate in zip(updates, public, strict=True)]
 
     def evaluate(self, model: Float32[np.ndarray, "d"]) -> Mapping[str, float]:
-        """Return `test_accuracy` (a share) and `test_loss` (a mean) of a model on the task's test set."""
-        accuracy, loss = self._evaluation.accuracy_and_loss(model)
-        return {"test_accuracy": accuracy, "test_loss": loss}
+        """Return `test_accuracy` (a share) and `test_loss` (a mean) of a model on the task's test set.
+
+        Where the task holds out examples, `validation_accuracy` and `validation_loss` are those on them.
+        """
+        columns: dict[str, float] = {}
+        for name, examples in self._public_examples.items():
+            accuracy, loss = self._evaluation.accuracy_and_loss(model, examples)
+            columns |= {f"{name}_accuracy": accuracy, f"{name}_loss": loss}
+        return columns
 
 
 def _on_device(inputs: Any, targets: Any) -> tuple[Any, Any]:

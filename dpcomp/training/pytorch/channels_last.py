@@ -13,13 +13,15 @@ from dpcomp.training.pytorch.rows.structures import call_of, count, mapped, rows
 def takes_channels_last(module: nn.Module, inputs: Any) -> bool:
     """Return whether a model has 2-d convolutions, and gives the same outputs with channels last in memory.
 
-    A copy of the model is called. One that takes `view` of a convolution's output fails with channels last.
+    A copy of the model is called. One that takes `view` of a convolution's output fails with channels last. In float64
+    there is nothing to gain, and torch's backward pass of a dilated convolution in groups ends the process.
 
     Args:
         module: The model.
         inputs: A batch of examples as the model gets them.
     """
-    if not any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
+    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    if not convolutions or any(layer.weight.dtype == torch.float64 for layer in convolutions):
         return False
     some = rows(inputs, 0, min(2, count(inputs)))
     devices = list({part.device for part in tensors(some) if part.device.type == "cuda"})

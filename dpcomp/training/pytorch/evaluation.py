@@ -1,4 +1,4 @@
-"""Evaluation of a model on test examples."""
+"""Evaluation of a model on public examples."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ EVALUATED_AT_ONCE = 128  # a layer's output for more examples leaves the process
 def accuracy_and_loss(
     module: nn.Module, loss: Loss, parameters: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor
 ) -> tuple[float, float]:
-    """Return the accuracy and the mean loss of a classifier on test examples.
+    """Return the accuracy and the mean loss of a classifier on public examples.
 
     Args:
         module: Gets the parameters, moves to the device of the inputs, and is left in evaluation mode.

@@ -20,6 +20,8 @@ class SupervisedTask(Protocol):
     | `model(seed)` | a fresh `torch.nn.Module` from (b, …) inputs to (b, classes) outputs |
     | `loss(outputs, targets)` | the mean loss of a batch, as a scalar tensor |
 
+    A task that also has `validation()` is a `dpcomp.training.HoldsOut`, and is evaluated on these examples too.
+
     Examples:
         A task of 60 made-up examples in two classes:
 

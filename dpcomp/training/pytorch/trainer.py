@@ -22,7 +22,7 @@ from dpcomp.training.pytorch.rows.engine import Engine
 from dpcomp.training.pytorch.rows.parameters import layout_of, read
 from dpcomp.training.pytorch.task import SupervisedTask
 from dpcomp.training.schedule import Schedule, public_rate, rate_of
-from dpcomp.training.trainer import Federation
+from dpcomp.training.trainer import Federation, validation_of
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update, with_learning_rate
 
@@ -115,11 +115,13 @@ class TorchTrainer:
         self._examples = [to_device(device, inputs[part], targets[part]) for part in parts]
         self._learning_rate = config.learning_rate
         self._loss, self._evaluated = task.loss, task.model(federation.seed.number)
-        test_inputs, test_targets = task.test()
-        if takes_channels_last(self._evaluated, test_inputs):
+        public = {"test": task.test()}
+        if (held_out := validation_of(task)) is not None:
+            public["validation"] = held_out
+        if takes_channels_last(self._evaluated, public["test"][0]):
             set_channels_last(self._evaluated)
-            test_inputs = with_channels_last(test_inputs)
-        self._test_examples = to_device(device, test_inputs, test_targets)
+            public = {name: (with_channels_last(inputs), targets) for name, (inputs, targets) in public.items()}
+        self._public_examples = {name: to_device(device, *examples) for name, examples in public.items()}
         check_precision(self._evaluated)
         self.layout, self.initial_model = layout_of(self._evaluated), read(self._evaluated)
         spread = torch.linspace(0, len(inputs) - 1, min(len(inputs), MOST_EXAMPLES)).long()
@@ -142,7 +144,7 @@ class TorchTrainer:
         sampling = federation.pipeline.sampling or Poisson(1.0)
         rate = (sampling if trust.releases_local_steps else config.local_sampling).rate
         self.trained_examples = config.local_steps * rate * task.population / federation.clients
-        self.tested_examples = len(self._test_examples[1])
+        self.tested_examples = sum(len(targets) for _, targets in self._public_examples.values())
 
     def train(self, client: int, start: Float32[np.ndarray, "d"], memory: ClientMemory, ledger: Ledger) -> Update:
         """Train a client for one round on its own examples, and return the change of its model.
@@ -154,9 +156,15 @@ class TorchTrainer:
         return with_learning_rate(update, public_rate(self._learning_rate, memory.address.round))
 
     def evaluate(self, model: Float32[np.ndarray, "d"]) -> Mapping[str, float]:
-        """Return `test_accuracy` (a share) and `test_loss` (a mean) of a model on the task's test set."""
-        accuracy, loss = accuracy_and_loss(self._evaluated, self._loss, model, *self._test_examples)
-        return {"test_accuracy": accuracy, "test_loss": loss}
+        """Return `test_accuracy` (a share) and `test_loss` (a mean) of a model on the task's test set.
+
+        Where the task holds out examples, `validation_accuracy` and `validation_loss` are those on them.
+        """
+        columns: dict[str, float] = {}
+        for name, examples in self._public_examples.items():
+            accuracy, loss = accuracy_and_loss(self._evaluated, self._loss, model, *examples)
+            columns |= {f"{name}_accuracy": accuracy, f"{name}_loss": loss}
+        return columns
 
 
 def _example_level(

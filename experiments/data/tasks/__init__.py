@@ -1,8 +1,9 @@
 """The tasks of this project: a module each, which holds how its data set is obtained, and the task.
 
-A module defines `task`, a function that returns the task; configs name the task as the module is named. A module that
-has a data set of its own also defines `data_set`, a function of a folder in torchvision's layout or None; if the data
-are obtained from elsewhere, a RECIPE says how.
+A module defines `task`, a function that returns the task; configs name the task as the module is named, or call it:
+`task = { fashion_mnist = { validation = 5000 } }` holds out so many training examples to choose settings by. A module
+that has a data set of its own also defines `data_set`, a function of a folder in torchvision's layout or None; if the
+data are obtained from elsewhere, a RECIPE says how.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ def _digits(_: Path | None) -> DataSet:
     return digits_data_set()
 
 
-TASKS: Mapping[str, Callable[[], Classification]] = {
+TASKS: Mapping[str, Callable[..., Classification]] = {
     **SHIPPED_TASKS,
     **{name: module.task for name, module in _MODULES.items()},
 }

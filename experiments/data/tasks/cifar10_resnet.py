@@ -8,11 +8,12 @@ from experiments.data.models import resnet18_group_norm
 from experiments.data.tasks.cifar10 import data_set
 
 
-def task() -> Classification:
-    """Return the task."""
-    return Classification(
+def task(validation: int = 0) -> Classification:
+    """Return the task; `validation` is the number of training images that are held out to choose settings by."""
+    whole = Classification(
         name="cifar10_resnet",
         population=50_000,
         load=data_set,
         make_model=partial(augmented, resnet18_group_norm),
     )
+    return whole.holding_out(validation)

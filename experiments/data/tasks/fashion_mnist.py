@@ -31,6 +31,7 @@ def data_set(root: Path | None = None) -> DataSet:
     return obtain(RECIPE, root)
 
 
-def task() -> Classification:
-    """Return the task."""
-    return Classification(name="fashion_mnist", population=60_000, load=data_set, make_model=fashion_cnn)
+def task(validation: int = 0) -> Classification:
+    """Return the task; `validation` is the number of training images that are held out to choose settings by."""
+    whole = Classification(name="fashion_mnist", population=60_000, load=data_set, make_model=fashion_cnn)
+    return whole.holding_out(validation)

@@ -64,6 +64,22 @@ def has_a_batching_rule(parameters, example, target):
     return plain(parameters, centred(example), target)
 
 
+def with_backward(rule):
+    """Return a loss with a backward rule of its own."""
+
+    @jax.custom_vjp
+    def same(example):
+        return example
+
+    same.defvjp(lambda example: (example, None), lambda _, gradient: (rule(gradient),))
+    return lambda parameters, example, target: jnp.sum(same(parameters["weight"] @ example))
+
+
+def printed(gradient):
+    jax.debug.print("{}", gradient)
+    return gradient
+
+
 def knows_all_examples(parameters, example, target):
     return plain(parameters, example - INPUTS.mean(axis=0) + INPUTS[target], target)
 
@@ -101,6 +117,10 @@ def writes(parameters, example, target):
         (prints, "calls the host"),
         (crosses_a_named_axis, "named axis"),
         (has_a_batching_rule, "batching rule"),
+        (with_backward(printed), "calls the host"),
+        (with_backward(centred), "batching rule"),
+        (with_backward(lambda gradient: gradient * random.random()), "each time JAX traces it"),
+        (with_backward(lambda gradient: gradient + jnp.sum(INPUTS)), "holds training examples"),
         (knows_all_examples, "holds training examples"),
         (knows_some_examples, "holds training examples"),
         (draws_on_the_host, "each time JAX traces it"),
@@ -130,6 +150,8 @@ def test_a_loss_may_map_and_add_within_its_example():
 
     assert not check(plain)
     assert not check(attends)
+    assert not check(with_backward(lambda gradient: 2 * gradient))
+    assert not check(lambda parameters, example, target: plain(parameters, jax.nn.relu(example), target))
 
 
 def test_public_constants_are_allowed_and_stand_in_the_guarantee():

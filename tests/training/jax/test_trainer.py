@@ -91,6 +91,27 @@ def test_an_update_says_the_rate_of_a_schedule(trainer, task, who):
     assert constant.train(1, constant.initial_model, memory, dp.Ledger()).learning_rate == 1.0
 
 
+def test_jax_and_torch_agree_on_examples_that_are_held_out():
+    class TorchHeldOut(TorchLinear):
+        def validation(self):
+            inputs, targets = self.train()
+            return inputs[:50], targets[:50]
+
+    class JaxHeldOut(JaxLinear):
+        def validation(self):
+            inputs, targets = self.train()
+            return inputs[:50], targets[:50]
+
+    pipeline = pipeline_of()
+    in_torch = trainer_of(pipeline, PyTorch(), TorchHeldOut())
+    in_jax = trainer_of(pipeline, JAX(), JaxHeldOut())
+    found, expected = (dict(each.evaluate(in_torch.initial_model)) for each in (in_jax, in_torch))
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert list(found) == list(expected) == ["test_accuracy", "test_loss", "validation_accuracy", "validation_loss"]
+    assert found["validation_loss"] != pytest.approx(found["test_loss"], rel=1e-4)
+    assert in_jax.tested_examples == in_torch.tested_examples == 90
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_a_cnn_is_trained_alike_in_jax_and_torch(name):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dpcomp.core.identity import Composition, Dictionaries, Dictionary
-from dpcomp.training.pytorch.checks.held import LIBRARIES, OF_TORCH, is_data
+from dpcomp.training.pytorch.checks.held import GLOBAL_HOOKS, HOOKS, LIBRARIES, OF_TORCH, is_data
 
 # Of OF_TORCH, what a module has at some times only.
-_AT_TIMES = frozenset({"_flat_weights", "autograd_grad_sample_hooks", "max_batch_len"})
+_AT_TIMES = frozenset({"_flat_weights", "_flat_weight_refs", "autograd_grad_sample_hooks", "max_batch_len"})
+_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 _trains = attrgetter("requires_grad")
 
 
@@ -58,11 +59,14 @@ class Objects:
     def __init__(self, module: nn.Module, loss: Any, *, ignored: frozenset[str]):
         passed, at_times = OF_TORCH | ignored, _AT_TIMES | ignored
         parts = [Layers(module), *([Layers(loss)] if isinstance(loss, nn.Module) else [])]
-        self.tell_all = len(parts) == 2 or _holds_nothing(loss)
-        self._layers, dicts = parts, list[Dictionary]()
+        self.tell_all = len(parts) == 2 or loss is None or isinstance(loss, _FUNCTIONS)
+        every = [layer for part in parts for layer in part.layers]
+        self._hooks = [*(vars(layer)[name] for layer in every for name in HOOKS), *GLOBAL_HOOKS]
+        self._hook_counts = list(map(len, self._hooks))
+        self._layers, dicts = parts, list(map(Dictionary, filter(None, self._hooks)))
         values: list[Any] = []
         kinds: set[type] = set()
-        for layer in (layer for part in parts for layer in part.layers):
+        for layer in every:
             kinds |= {kind for kind in type(layer).__mro__ if kind.__module__.partition(".")[0] not in LIBRARIES}
             own = [key for key in vars(layer) if key not in passed]
             dicts += (Dictionary(layer._buffers), Dictionary(vars(layer), own, at_times))
@@ -72,7 +76,8 @@ class Objects:
             dicts.append(Dictionary(vars(kind), own))
             values += map(vars(kind).__getitem__, own)
         self._dicts = Dictionaries(dicts)
-        # Tensors, numbers and strings are held by identity; so is what is inside of the lists and the like.
+        # Tensors, numbers and strings are held by identity; so is what is inside of lists, functions and the like.
+        values += [loss] if isinstance(loss, _FUNCTIONS) else []
         held = [value for value in values if not isinstance(value, (Tensor, torch.dtype, torch.device))]
         self._inside = Composition(held)
         self.tell_all &= self._inside.tells_all
@@ -80,14 +85,9 @@ class Objects:
     def same(self) -> bool:
         """Return whether they are still the same."""
         return (
-            self.tell_all and all(part.same() for part in self._layers) and self._dicts.same() and self._inside.same()
+            self.tell_all
+            and list(map(len, self._hooks)) == self._hook_counts
+            and all(part.same() for part in self._layers)
+            and self._dicts.same()
+            and self._inside.same()
         )
-
-
-def _holds_nothing(loss: Any) -> bool:
-    """Return whether a loss is a function without attributes, a method of what is no module, or none."""
-    if isinstance(loss, types.MethodType):
-        return not isinstance(loss.__self__, nn.Module) and _holds_nothing(loss.__func__)
-    if isinstance(loss, types.FunctionType):
-        return not vars(loss)
-    return loss is None or isinstance(loss, types.BuiltinFunctionType)

@@ -5,23 +5,34 @@ import types
 from collections import deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AnySet
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpcomp.core.identity import behind
+
 # Of each module: torch's own entries, and what Opacus keeps on it between passes.
-OF_TORCH = frozenset(vars(nn.Module())) | {"_flat_weights", "autograd_grad_sample_hooks", "max_batch_len"}
+OF_TORCH = frozenset(vars(nn.Module())) | {
+    "_flat_weights",
+    "_flat_weight_refs",
+    "autograd_grad_sample_hooks",
+    "max_batch_len",
+}
 VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+GLOBAL_HOOKS = tuple(getattr(nn.modules.module, f"_global{name}") for name in HOOKS)
 LIBRARIES = {"torch", "opacus", "builtins", "functools", "typing", "weakref", "accelerate", "_thread", "threading"}
 
 
 def held(module: nn.Module, loss: Any = None, *, ignored: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
     """Return what a model and a loss hold, by name and place: tensors, and numbers, strings and the like.
 
-    Lists, dictionaries, sets, other modules and plain objects in an attribute are looked through. What lies in the
-    memory of a trainable parameter is that parameter.
+    Lists, dictionaries, sets, other modules and plain objects in an attribute are looked through, and so is what is
+    behind functions (`dpcomp.core.identity.behind`). What cannot be looked through is held by its identity. What lies
+    in the memory of a trainable parameter is that parameter.
 
     Args:
         module: The model.
@@ -35,8 +46,24 @@ def held(module: nn.Module, loss: Any = None, *, ignored: frozenset[str] = froze
         place = f"layer {name!r}" if name else "the model"
         for key, value in walk.attributes(layer):
             result[f"attribute {key!r} of {place} ({type(layer).__name__})"] = walk.leaves(value)
+        if hooks := walk.hooks(layer):
+            result[f"hooks of {place} ({type(layer).__name__})"] = hooks
+    if hooks := [hook for each in GLOBAL_HOOKS for hook in each.values()]:
+        result["hooks of all modules"] = [Itself(hook) for hook in hooks]
     result.update(walk.of_loss(loss))
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class Itself:
+    """An object that is not looked through: it is the same as long as it is this very object."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and self.value is other.value
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
 class _Walk:
@@ -78,6 +105,17 @@ class _Walk:
             return
         for key, value in _attributes_of(loss):
             yield f"attribute {key!r} of {place}", self.leaves(value)
+        for name, value in behind(loss):
+            yield f"{name} of {place}", self.leaves(value)
+
+    def hooks(self, layer: nn.Module) -> list[Any]:
+        """Return the hooks of a layer: functions with what is behind them, and other objects themselves."""
+        hooks = [hook for name in HOOKS for hook in vars(layer)[name].values()]
+        return [
+            leaf
+            for hook in hooks
+            for leaf in (self.leaves(hook) if isinstance(hook, types.FunctionType) else [Itself(hook)])
+        ]
 
     def leaves(self, value: Any) -> list[Any]:
         """Return the tensors and values in an attribute, with marks for the form that they are in."""
@@ -90,12 +128,32 @@ class _Walk:
                 return []
             self._seen.add(id(value))
             return self._inside(value)
-        return []
+        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
+            return [Itself(value), *self._behind(value)]
+        # Of a library's object, such as a distribution, the tensors are compared and the rest is its own.
+        own = getattr(value, "__dict__", {}) if not isinstance(value, (type, types.ModuleType)) else {}
+        return [Itself(value), *(part for part in own.values() if isinstance(part, Tensor))]
+
+    def _behind(self, value: Any) -> list[Any]:
+        """Return the leaves of what a function, method or partial holds or reads; of dpcomp's and a library's, none."""
+        if id(value) in self._seen:
+            return []
+        self._seen.add(id(value))
+        if isinstance(value, functools.partial):
+            return self.leaves([value.args, value.keywords, value.func])
+        if str(value.__module__).partition(".")[0] in LIBRARIES | {"dpcomp"}:
+            return []
+        return [leaf for _, part in behind(value) for leaf in self.leaves(part)]
 
     def _inside(self, value: Any) -> list[Any]:
+        if isinstance(value, (Mapping, list, tuple, deque, AnySet)) and _is_object(value):
+            return [*self._contents(value), *self._contents(dict(getattr(value, "__dict__", {})))]
+        return self._contents(value)
+
+    def _contents(self, value: Any) -> list[Any]:
         if isinstance(value, nn.Module):
             own = {**value._parameters, **value._buffers, **value._modules, **dict(self.attributes(value))}
-            return self._inside(own)
+            return self._contents(own)
         if isinstance(value, Mapping):
             pairs: Any = value.items()
             return ["a mapping", len(value), *(leaf for pair in pairs for part in pair for leaf in self.leaves(part))]
@@ -103,7 +161,7 @@ class _Walk:
             return [frozenset(part for part in value if isinstance(part, VALUES)), len(value)]
         if isinstance(value, (list, tuple, deque)):
             return [type(value).__name__, len(value), *(leaf for part in value for leaf in self.leaves(part))]
-        return self._inside(dict(_attributes_of(value)))
+        return self._contents(dict(_attributes_of(value)))
 
 
 def kept(leaf: Any) -> Any:

@@ -17,7 +17,8 @@ class Unmoved:
     **Privacy:** an update is the model now minus the model before, so whatever else wrote a parameter would be sent;
     and what a pass or a script writes to a buffer, a frozen parameter or an attribute makes later gradients depend on
     several examples (PRIVACY_RULES hazards 7 and 28). Values are compared, since a write through `.data` leaves no
-    other trace. Globals and closures are not seen.
+    other trace. Hooks, functions and what cannot be looked through are held to be the same objects. Globals are not
+    seen.
 
     Args:
         module: The model whose parameters, trainable and frozen, buffers and attributes are watched.

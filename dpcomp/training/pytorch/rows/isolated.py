@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.func import functional_call, grad, vmap
 
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.training.pytorch.rows.engine import Loss
+from dpcomp.training.pytorch.rows.own_functions import own_functions
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass
 from dpcomp.training.pytorch.rows.structures import mapped, rows, tensors
@@ -27,7 +29,8 @@ class Isolated:
     A model that `vmap` does not accept is differentiated example by example in a loop: slower, and the same rows.
 
     **Privacy:** row i is a function of example i, the parameters and its own random numbers by construction, whatever
-    layers, memory layout and loss do to a batch.
+    layers, memory layout and loss do to a batch. A `torch.autograd.Function` with a `vmap` of its own, which would get
+    all examples, makes it a loop.
 
     Args:
         chunk_size: The examples whose gradients are held at a time.
@@ -95,16 +98,27 @@ class IsolatedRows:
             return self._looped(examples)
 
     def leave_wrong_map(self, one: Pass, targets: Any) -> None:
-        """Use the loop from now on if the map gives another gradient of the first example, as a layer's rule may."""
+        """Use the loop from now on if the map gives other gradients of some examples, or may, as a layer's rule may."""
         if self.in_a_loop or one.random:
             return
-        example = rows((one.args, one.kwargs, targets), 0, 1)
-        mapped_row, looped_row = self.rows(one, targets, 0, 1), self._looped(example)
-        scale = max(float(part.nan_to_num(0.0, 0.0, 0.0).abs().max()) for part in looped_row)
+        examples = rows((one.args, one.kwargs, targets), 0, 3)
+        if self._has_own_rule(rows(examples, 0, 1)):
+            self.in_a_loop = True
+            return
+        mapped_rows, looped_rows = self.rows(one, targets, 0, 3), self._looped(examples)
+        scale = max(float(part.nan_to_num(0.0, 0.0, 0.0).abs().max()) for part in looped_rows)
         self.in_a_loop |= any(
             not torch.allclose(a, b, rtol=0, atol=1e-3 * scale, equal_nan=True)
-            for a, b in zip(mapped_row, looped_row, strict=True)
+            for a, b in zip(mapped_rows, looped_rows, strict=True)
         )
+
+    def _has_own_rule(self, example: Any) -> bool:
+        """Return whether a function in model or loss has a rule of its own for `vmap`, which gets all examples."""
+        alone = mapped(lambda part: part[0] if part.ndim else part, example)
+        with torch.enable_grad():
+            loss = self._loss_of_one(_named(self._module), alone)
+        kinds = [getattr(node, "_forward_cls", None) for node in own_functions([loss])]
+        return any(getattr(kind, "vmap", None) is not Function.vmap for kind in kinds)
 
     def units(self, one: Pass, layout: Layout) -> None:
         """Return None: this engine makes rows."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch._C import DisableTorchFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -95,6 +96,7 @@ class FollowedExamples(TorchDispatchMode):
         self._n, self._look = n, look
         # By identity; the tensors are kept, so that no other gets their number.
         self._known: dict[int, tuple[Tensor, BatchAxis | None]] = {}
+        self._memory: set[int] = set()  # of tensors that depend on the batch
         for part in batch:
             self._set(part, BatchAxis(0))
 
@@ -102,30 +104,40 @@ class FollowedExamples(TorchDispatchMode):
         """Return where the examples lie in a tensor; None if it does not depend on the batch."""
         return self._known.get(id(tensor), (tensor, None))[1]
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is of the batch, or came out of an operation that was followed."""
+        return id(tensor) in self._known
+
     def _set(self, tensor: Tensor, axis: BatchAxis | None) -> None:
         self._known[id(tensor)] = (tensor, axis)
+        if axis is not None and (memory := memory_of(tensor)):
+            self._memory.add(memory)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run an operation, and note where the examples lie in its results."""
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        named = _named(func, args, kwargs)
         written = [
-            value
-            for argument, value in zip(func._schema.arguments, args, strict=False)
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor)
+            part
+            for argument in func._schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+            for part in tensors_in([named.get(argument.name)])
         ]
-        given = [*_flat(args), *_flat(kwargs.values())]
+        given = [*tensors_in(args), *tensors_in(kwargs.values())]
         self._look(name, given, written)
+        if any(not self.knows(part) and memory_of(part) in self._memory for part in given):
+            raise ExamplesMeet(f"{name} with values of the batch that were taken past torch's operations")
         plain = name.removesuffix("_") if written and not name.startswith("_") else name
         out = func(*args, **kwargs)
         if plain in _FACTORIES:
-            fills = [self.axis_of(part) for part in _flat((*args[1:], *kwargs.values()))]
+            fills = [self.axis_of(part) for part in tensors_in((*args[1:], *kwargs.values()))]
             if any(axis is not None for axis in fills):
                 raise ExamplesMeet(f"{name} with a value of the batch")
             axis: BatchAxis | None = UNIFORM
         elif all(self.axis_of(part) is None for part in given):
             axis = None
-            if any(part.ndim and len(part) == self._n for part in _flat([out])) and plain in (
+            if any(part.ndim and len(part) == self._n for part in tensors_in([out])) and plain in (
                 "arange",
                 "randperm",
                 "eye",
@@ -135,7 +147,7 @@ class FollowedExamples(TorchDispatchMode):
             axis = self._rule(plain, func, args, kwargs, out)
         for part in written:
             self._refuse_hidden_write(name, part, axis)
-        for part in (*_flat([out]), *written):
+        for part in (*tensors_in([out]), *written):
             if axis is not None and axis is not UNIFORM and part.numel():
                 length = part.shape[axis.axis] if 0 <= axis.axis < part.ndim else -1
                 if length != self._n * axis.inner:
@@ -148,15 +160,15 @@ class FollowedExamples(TorchDispatchMode):
         if axis is None or axis is UNIFORM or self.axis_of(part) not in (None, UNIFORM):
             return
         others = (other for other, _ in self._known.values() if other is not part)
-        memory = part.untyped_storage().data_ptr()
-        if self.axis_of(part) is None or any(other.untyped_storage().data_ptr() == memory for other in others):
+        memory = memory_of(part)
+        if self.axis_of(part) is None or any(memory_of(other) == memory for other in others):
             raise ExamplesMeet(f"{name}, which writes values of the batch into a part of a tensor,")
 
     def _rule(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> BatchAxis | None:
-        result = next(iter(_flat([out])), None)
+        result = next(iter(tensors_in([out])), None)
         if result is None:  # a number that was read from a tensor
             raise ExamplesMeet(f"{name}, which reads a value of the batch")
-        tensors = [*_flat(args), *_flat(kwargs.values())]
+        tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
         if all(self.axis_of(part) in (None, UNIFORM) for part in tensors):
             # A running sum or a sort makes values that are alike into others: an example's place, or an order.
             if name not in _ELEMENTWISE | _RANDOM_LIKE | _VIEWS:
@@ -168,7 +180,7 @@ class FollowedExamples(TorchDispatchMode):
             )
         if name in _ELEMENTWISE or name in _RANDOM_LIKE:
             return self._elementwise(name, tensors, result)
-        first: Tensor = args[0] if isinstance(args[0], Tensor) else next(iter(_flat(args)))
+        first: Tensor = args[0] if isinstance(args[0], Tensor) else next(iter(tensors_in(args)))
         axis = self.axis_of(first)
         if name in ("mm", "addmm", "bmm", "baddbmm", "convolution", "_convolution", "mkldnn_convolution", "linear"):
             return self._product(name, args, result)
@@ -232,7 +244,7 @@ class FollowedExamples(TorchDispatchMode):
         return UNIFORM
 
     def _only(self, name: str, axis: BatchAxis | None, others: Sequence[Any]) -> BatchAxis:
-        if axis is None or axis is UNIFORM or any(self.axis_of(part) is not None for part in _flat(others)):
+        if axis is None or axis is UNIFORM or any(self.axis_of(part) is not None for part in tensors_in(others)):
             raise ExamplesMeet(name)
         return axis
 
@@ -284,7 +296,7 @@ class FollowedExamples(TorchDispatchMode):
 
     def _attention(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchAxis:
         axes = {self.axis_of(part) for part in args[:3]}
-        rest = [*_flat(args[3:]), *_flat(kwargs.values())]
+        rest = [*tensors_in(args[3:]), *tensors_in(kwargs.values())]
         if len(axes) != 1 or None in axes or UNIFORM in axes:
             raise ExamplesMeet(name)
         axis = axes.pop()
@@ -293,7 +305,7 @@ class FollowedExamples(TorchDispatchMode):
             own = self.axis_of(mask)
             if own not in (None, axis) or (own is None and mask.ndim == 4 and len(mask) != 1):
                 raise ExamplesMeet(name)
-        if axis.axis != 0:
+        if axis.axis != 0 or args[0].ndim < 3:
             raise ExamplesMeet(name)
         return axis
 
@@ -344,7 +356,7 @@ class FollowedExamples(TorchDispatchMode):
             if name == "index_select" and self.axis_of(args[2]) is not None:
                 raise ExamplesMeet(name)
             return axis
-        if name == "slice" and result.shape == first.shape and named.get("step", 1) == 1:
+        if name == "slice" and _takes_all(named, first.shape[dim]):
             return axis
         raise ExamplesMeet(f"{name} of the batch")
 
@@ -361,6 +373,18 @@ def _reshaped(name: str, axis: BatchAxis, old: tuple[int, ...], new: tuple[int, 
     raise ExamplesMeet(f"{name} from {old} to {new}")
 
 
+def _takes_all(named: dict[str, Any], length: int) -> bool:
+    """Return whether a slice takes all of an axis of any length: `x[:64]` takes the first 64 of a longer one."""
+    start, end, step = named.get("start"), named.get("end"), named.get("step", 1)
+    return not start and (end is None or end == length or end >= 2**62) and step == 1
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Return where the memory of a tensor begins; 0 without any."""
+    with DisableTorchFunction():
+        return tensor.untyped_storage().data_ptr()
+
+
 def _named(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of an operation by their names."""
     names = [argument.name for argument in func._schema.arguments]
@@ -372,11 +396,12 @@ def _dims(given: Sequence[Any], ndim: int) -> list[int]:
     return [d % ndim for d in flat] if ndim else []
 
 
-def _flat(values: Any) -> list[Tensor]:
+def tensors_in(values: Any) -> list[Tensor]:
+    """Return the tensors in lists and tuples, in order."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            found.extend(_flat(value))
+            found.extend(tensors_in(value))
     return found

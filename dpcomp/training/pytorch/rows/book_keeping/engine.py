@@ -33,7 +33,9 @@ class BookKeeping:
 
     It serves models of `Linear`, `Conv1d` to `Conv3d`, `ConvTranspose1d` to `3d`, `Embedding`, `GroupNorm`,
     `LayerNorm`, `RMSNorm` and `InstanceNorm` layers, each used once in a pass, whose other operations are known to keep
-    examples apart, as a trace of the forward pass shows. Mixed precision runs on `Isolated()`.
+    examples apart, as a trace of the forward pass shows. A pass that takes values of the batch out of torch
+    (`x.numpy()`, `x.tolist()`), or runs code of Python in its backward pass, is not served. Mixed precision runs on
+    `Isolated()`.
 
     Source: Bu et al. 2023, "Differentially Private Optimization on Large Model at Small Cost", sections 3 and 4.
 

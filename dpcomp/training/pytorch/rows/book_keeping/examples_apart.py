@@ -7,8 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpcomp.training.pytorch.rows.book_keeping.batch_axis import UNIFORM, BatchAxis, ExamplesMeet, FollowedExamples
+from dpcomp.training.pytorch.rows.book_keeping.batch_axis import (
+    UNIFORM,
+    BatchAxis,
+    ExamplesMeet,
+    FollowedExamples,
+    memory_of,
+)
 from dpcomp.training.pytorch.rows.book_keeping.formulas import refusal, trained
+from dpcomp.training.pytorch.rows.book_keeping.own_code import NothingRead, refuse_own_backward
 from dpcomp.training.pytorch.rows.passes import floating
 from dpcomp.training.pytorch.rows.structures import call_of, count, picked, tensors
 
@@ -50,7 +57,7 @@ def layer_uses(module: nn.Module, inputs: Any) -> tuple[LayerUse, ...] | str:
     devices = list({part.device for part in tensors(batch) if part.device.type == "cuda"})
     following = _Following(subject, batch)
     try:
-        with torch.random.fork_rng(devices=devices), torch.enable_grad(), following.hooks(), following.mode:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), following.hooks(), following:
             args, kwargs = call_of(batch)
             outputs = subject(*args, **kwargs)
         following.check_outputs(outputs)
@@ -66,13 +73,22 @@ class _Following:
 
     def __init__(self, subject: nn.Module, batch: Any):
         self._named = {layer: name for name, layer in subject.named_modules() if trained(layer)}
-        self._owner = {_memory(value): layer for layer in self._named for value in layer.parameters(recurse=False)}
+        self._owner = {memory_of(value): layer for layer in self._named for value in layer.parameters(recurse=False)}
         self._inside: list[nn.Module] = []
         self._axes: dict[nn.Module, BatchAxis] = {}
         self._outputs: dict[int, nn.Module] = {}
         self._overwritten: set[nn.Module] = set()
         self.where = ""
         self.mode = FollowedExamples([part for part in tensors(batch) if part.ndim], EXAMPLES, self._look)
+        self._nothing_read = NothingRead(self.mode)
+
+    def __enter__(self) -> None:
+        self.mode.__enter__()
+        self._nothing_read.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._nothing_read.__exit__(*error)
+        self.mode.__exit__(*error)
 
     def hooks(self) -> Any:
         stack = _Handles()
@@ -85,11 +101,11 @@ class _Following:
         inside = self._inside[-1] if self._inside else None
         self.where = f", in layer {self._named[inside]!r}" if inside else ""
         for part in given:
-            owner = self._owner.get(_memory(part))
+            owner = self._owner.get(memory_of(part))
             if owner is not None and owner is not inside:
                 raise ExamplesMeet(f"{name} with a parameter of layer {self._named[owner]!r}, outside of it,")
         for part in written:
-            if (layer := self._outputs.get(_memory(part))) is not None:
+            if (layer := self._outputs.get(memory_of(part))) is not None:
                 self._overwritten.add(layer)
 
     def _enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,13 +123,14 @@ class _Following:
         self._inside.pop()
         if self.mode.axis_of(output) != self._axes[layer]:
             raise ExamplesMeet(f"layer {self._named[layer]!r}, which moves the examples to another axis,")
-        self._outputs[_memory(output)] = layer
+        self._outputs[memory_of(output)] = layer
 
     def check_outputs(self, outputs: Any) -> None:
         for part in floating(outputs):
             axis = self.mode.axis_of(part)
             if axis is None or axis is UNIFORM or axis.axis != 0:
                 raise ExamplesMeet("an output without an entry an example")
+        refuse_own_backward(floating(outputs))
 
     def uses(self) -> tuple[LayerUse, ...]:
         return tuple(
@@ -132,7 +149,3 @@ class _Handles:
     def __exit__(self, *error: Any) -> None:
         for handle in self.handles:
             handle.remove()
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
