@@ -27,7 +27,7 @@ from dpcomp.federated.aggregation import (
     TrustedRelease,
     mean_of_released,
 )
-from dpcomp.federated.cohort import Cohort
+from dpcomp.federated.cohort import Cohort, refuse_likely_redraw
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.messages import (
@@ -133,8 +133,8 @@ class Server:
         NotPrivate: The server is trusted, and `late_policy` accepts late updates, of which one beside a fresh one has
             twice the sensitivity; or `cohort` is given, although the pipeline says how clients are drawn.
         ValueError: `trusted_release` is None although the server is trusted, or given although it is not, or is of
-            another pipeline; a cohort is drawn, but `clients` is not given; the model does not fit the memory's layout;
-            or the memory names another first model.
+            another pipeline; a cohort is drawn, but `clients` is not given; more clients than the pipeline's largest
+            cohort may come; the model does not fit the memory's layout; or the memory names another first model.
         DpcompError: The folder is that of another federation or of a client, is in use, lacks its journal, or holds a
             release that the ledger of `trusted_release` was never charged for.
 
@@ -622,7 +622,7 @@ class Server:
         journal.refuse_other(folder, memory.genesis.run_id, int(arrays["accepted"][0]))
         if self._trusted_release is not None:
             self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
-        memory = replace(memory, older=self._still_received(memory.older))
+        memory = replace(memory, older=self._still_received(memory.older), dither_keys=self.memory.dither_keys)
         self._begin(memory, model, arrays.get("velocity"), _broadcasts(arrays, memory))
         self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
         self._cohorts = journal.cohorts()
@@ -673,8 +673,10 @@ def _enforced_cohort(cohort: Cohort | None, release: TrustedRelease | None, clie
                 f"cohort={cohort} under a trusted server: its pipeline says how clients are drawn, and the guarantee "
                 "rests on that. Leave cohort out, and set sampling= in the pipeline"
             )
-        sampling = release.pipeline.sampling
-        cohort = None if sampling is None else Cohort(sampling=sampling, secret=release.secret)
+        sampling, most = release.pipeline.sampling, release.pipeline.largest_cohort
+        if most is not None:
+            refuse_likely_redraw(1.0 if sampling is None else sampling.rate, clients, most)
+        cohort = None if sampling is None else Cohort(sampling=sampling, secret=release.secret, most=most)
     if cohort is not None and clients == SERVER:
         raise ValueError(f"{cohort} draws among all clients, so their number is needed: give Server(clients=...)")
     return cohort
