@@ -527,14 +527,12 @@ class Pipeline:
         """Refuse a secret that is missing, or that no part of this pipeline uses."""
         if self.codec.noise_share is None:
             if keys is not None:
-                raise ValueError(
-                    f"{where}: no part of this pipeline draws from a secret of client and server: leave it out"
-                )
+                raise ValueError(f"{where}: no part of this pipeline draws from a secret of both ends: leave it out")
             return
         if not isinstance(keys, needed):
             raise ValueError(
-                f"{where}={keys!r}: {self.codec.quantize} draws its dither from a secret of each client with the server: "
-                f"give {example}"
+                f"{where}={keys!r}: {self.codec.quantize} draws its dither from a secret of each client with the "
+                f"server: give {example}"
             )
 
     def _memory_at_start(self, layout: Layout, seed: PublicSeed, genesis: Genesis) -> dict[str, Any]:
@@ -574,8 +572,8 @@ class Pipeline:
         value: Any = _units(block, memory.layout, self._transforms)
         if self.codec.noise_share is not None and value.count:
             raise NotPrivate(
-                f"clip: the clients of {self.codec.noise_share} clip, in pipeline.send, and their errors are a part of the "
-                "noise; units that are clipped here have none. Add up pipeline.total_of(update, memory)"
+                f"clip: the clients of {self.codec.noise_share} clip, in pipeline.send, and their errors are a part of "
+                "the noise; units that are clipped here have none. Add up pipeline.total_of(update, memory)"
             )
         context = self.channel.context(memory)
         for transform in self._transforms:

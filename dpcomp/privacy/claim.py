@@ -29,7 +29,7 @@ class Unbounded:
 
 @dataclass(frozen=True, kw_only=True)
 class ShareOfNoise(Unbounded):
-    """The claim that the value is one client's clipped update with its share of the noise: N(0, stddev²) each coordinate.
+    """The claim that the value is a client's clipped update with its share of the noise, N(0, stddev²) a coordinate.
 
     Decoding a client's payload alone proves it, and no value that is computed of the update has it.
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int, Int64
 
 from dpcomp.codec.quantize.laplace_code import LaplaceReader, LaplaceWriter, Margins, ScaleSearch, scale_of
 from dpcomp.codec.quantize.layers import Layers, LayerStream
@@ -102,7 +102,7 @@ class ExactGaussian:
 
     def levels(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"], context: PublicContext
-    ) -> tuple[Int64[np.ndarray, "none"], bytes]:
+    ) -> tuple[Int[np.ndarray, "none"], bytes]:
         """Return no levels, and the coded levels as side information.
 
         Raises:
@@ -134,11 +134,11 @@ class ExactGaussian:
         scales = scale_of(numbers, share.clip_norm)
         for reflected, margins, of_value in kept:
             writer.levels(reflected, margins.places(scales[of_value]))
-        return np.empty(0, dtype=np.int64), writer.finish()
+        return np.empty(0, dtype=np.int32), writer.finish()
 
     def values(
         self,
-        levels: Int64[np.ndarray, "none"],
+        levels: Int[np.ndarray, "none"],
         side: bytes,
         counts: Int64[np.ndarray, "layers"],
         context: PublicContext,
@@ -165,8 +165,8 @@ class ExactGaussian:
             square += float(np.dot(least, least))
             if not square <= (share.clip_norm * (1 + CLIP_SLACK)) ** 2:
                 raise CorruptPayload(
-                    f"no vector within the clip norm {share.clip_norm:g} has the levels of this message: its sender did "
-                    "not clip"
+                    f"no vector within the clip norm {share.clip_norm:g} has the levels of this message: its sender "
+                    "did not clip"
                 )
             values[block] = np.rint(offset * step / grid) * grid
         if writer.finish() != side:

@@ -26,7 +26,7 @@ MOST_BITS = 44
 CHUNK_BITS = 16  # that are coded at once where all probabilities are equal
 SCALES = 64  # of a layer: the largest value, times a power of √½
 HALF_ROOT = 0.7071067811865476  # √½
-SHORTER, LONGER = 4, 4  # how many scales beside the mean magnitude's are tried at each side
+SHORTER, LONGER = 3, 3  # how many scales beside the mean magnitude's are tried at each side
 
 _BERNOULLI = stream.model.Bernoulli(perfect=False)
 _CHANGES = stream.model.Categorical(

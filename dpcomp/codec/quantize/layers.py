@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float64
 from randomgen import ChaCha
 
+BLOCK = 2**12  # logarithms at a time: their temporary arrays stay in the processor's cache
 SPARE = 16  # points drawn beyond those that are expected to be needed
 INSIDE = 0.78  # of points in a square, fewer than lie inside its circle
 
@@ -86,6 +87,13 @@ def natural_logarithm(numbers: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, 
     Args:
         numbers: (n,) numbers.
     """
+    logarithms = np.empty(len(numbers))
+    for start in range(0, len(numbers), BLOCK):
+        logarithms[start : start + BLOCK] = _block_of_logarithms(numbers[start : start + BLOCK])
+    return logarithms
+
+
+def _block_of_logarithms(numbers: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
     fraction, exponent = np.frexp(numbers)
     small = fraction < 0.7071067811865476
     fraction, exponent = np.where(small, 2 * fraction, fraction), (exponent - small).astype(np.float64)
