@@ -46,6 +46,7 @@ CODECS = {
     "ternary packed": dp.Codec(quantize=dp.Ternary(), entropy=dp.FixedWidth()),
     "rotated": dp.Codec(quantize=dp.Rotated()),
     "rotated packed": dp.Codec(sparsify=dp.TopK(0.5), quantize=dp.Rotated(), entropy=dp.FixedWidth()),
+    "exact": dp.Codec(quantize=dp.ExactGaussian(cohort=4)),
     "top": dp.Codec(sparsify=dp.TopK(0.1), quantize=dp.Uniform(4)),
     "top packed": dp.Codec(sparsify=dp.TopK(0.1), quantize=dp.Uniform(4), entropy=dp.FixedWidth()),
     "top float32": dp.Codec(sparsify=dp.TopK(0.1)),
@@ -101,30 +102,39 @@ def heavy_tailed(rng, layout):
     return (scales * (places + 0.3 * rng.standard_normal(layout.size))).astype(np.float32)
 
 
+def pipeline_of(codec):
+    if codec.noise_share is None:
+        return dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=codec)
+    trusted = {"unit": "client", "trust": "server", "mechanism": (dp.Clip(1.0), dp.Gaussian(0.1))}
+    return dp.Pipeline(**trusted, codec=codec, downlink=dp.Codec(), feedback=False)
+
+
 @lru_cache(maxsize=len(CODECS) + 1)
 def victim(name, large=False, run=7, rounds=1):
     """Ends that have `rounds` messages behind them each way, so that a last support and a broadcast are known."""
-    pipeline = dp.Pipeline(mechanism=dp.unsafe("a test of the wire"), codec=CODECS[name])
+    pipeline = pipeline_of(CODECS[name])
     layout, seed, rng = dp.Layout.of(LARGE if large else SMALL), dp.PublicSeed(run), np.random.default_rng(run)
-    client, server = pipeline.init_client(layout, seed, client=1), pipeline.init_server(layout, seed)
+    keys = dp.DitherKeys(bytes(32)) if pipeline.largest_cohort else None
+    client = pipeline.init_client(layout, seed, client=1, dither_key=keys and keys.of(1))
+    server = pipeline.init_server(layout, seed, dither_keys=keys)
 
-    def update():
+    def update(memory):
         values = heavy_tailed(rng, layout)
-        return with_claim(dp.Update(values=values, layout=layout, address=client.address), pipeline.claim)
+        return with_claim(dp.Update(values=values, layout=layout, address=memory.address), pipeline.claim)
 
     for _ in range(rounds):
-        payload, client = pipeline.send(update(), client)
+        payload, client = pipeline.send(update(client), client)
         _, server = pipeline.receive(payload, server)
-        payload, server = pipeline.broadcast(heavy_tailed(rng, layout), server)
+        payload, server = pipeline.broadcast(update(server), server)
         client = pipeline.follow(payload, client)
-    short = pipeline.send(update(), client)[0], pipeline.broadcast(heavy_tailed(rng, layout), server)[0]
+    short = pipeline.send(update(client), client)[0], pipeline.broadcast(update(server), server)[0]
     up, down = (read(payload, server).in_full() for payload in short)
     return Victim(pipeline, server, client, up, down, short)
 
 
 def state(memory):
     """All that a memory holds, as values."""
-    shared, residual = memory.shared, memory.residual.tobytes()
+    shared, residual = memory.shared, None if memory.residual is None else memory.residual.tobytes()
     step = None if memory.step is None else memory.step.dense().tobytes()
     links = memory.link if isinstance(memory, dp.ClientMemory) else dict(memory.links)
     return shared.version, shared.digest, step, shared.last_support, residual, links

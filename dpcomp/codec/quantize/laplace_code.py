@@ -26,7 +26,7 @@ MOST_BITS = 44
 CHUNK_BITS = 16  # that are coded at once where all probabilities are equal
 SCALES = 64  # of a layer: the largest value, times a power of √½
 HALF_ROOT = 0.7071067811865476  # √½
-SHORTER, LONGER = 3, 3  # how many scales beside the mean magnitude's are tried at each side
+AROUND = 3  # so many scales at each side of the mean magnitude are tried
 
 _BERNOULLI = stream.model.Bernoulli(perfect=False)
 _CHANGES = stream.model.Categorical(
@@ -241,13 +241,15 @@ class ScaleSearch:
 
     def __init__(self, magnitudes: Float64[np.ndarray, "layers"], largest: float, d: int):
         self._largest, self._usual = largest, usual_number(d)
-        numbers = [
-            SCALES - 1 if mean == 0 else min(max(round(2 * math.log2(largest / mean)), 0), SCALES - 1)
-            for mean in magnitudes.tolist()
-        ]
-        window = np.arange(-SHORTER, LONGER + 1)
-        self._numbers = np.clip(np.array(numbers, dtype=np.int64)[:, None] + window, 0, SCALES - 1)
+        self._numbers = np.array([self._tried(mean) for mean in magnitudes.tolist()])
         self._bits = np.zeros(self._numbers.shape)
+
+    def _tried(self, mean: float) -> Int64[np.ndarray, "tried"]:
+        """Return the numbers that are tried for a layer: near its mean magnitude, or of any size if that is zero."""
+        if mean == 0:
+            return np.linspace(self._usual, SCALES - 1, 2 * AROUND + 1).astype(np.int64)
+        middle = round(2 * math.log2(self._largest / mean))
+        return np.clip(np.arange(middle - AROUND, middle + AROUND + 1), 0, SCALES - 1)
 
     def add(self, reflected: Int64[np.ndarray, "n"], margins: Margins, layers: Int64[np.ndarray, "n"]) -> None:
         """Add the bits of a block's levels under each scale that is tried.
