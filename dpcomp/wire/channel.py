@@ -19,7 +19,7 @@ from dpcomp.privacy.clip import Clip
 from dpcomp.wire.frame import digest
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory, Shared, with_history
-from dpcomp.wire.update import Update
+from dpcomp.wire.update import UNKNOWN, Update
 
 CLEAN_UPLINK = Unbounded(
     because="the server is trusted, so the uplink is clean, and what is decoded from it was never released",
@@ -178,7 +178,7 @@ class Channel:
                 "noise on all coordinates: send the whole update"
             )
         (clipped,) = self.clip.sum((update.values[None, :],))
-        return replace(update, values=clipped.astype(np.float32))
+        return replace(update, values=clipped.astype(np.float32), claim=UNKNOWN)
 
     @cached_property
     def _public_stage(self) -> HasPublicSupport | None:

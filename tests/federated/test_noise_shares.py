@@ -77,10 +77,10 @@ def one_round(pipeline, vectors, d, run_id=RUN_ID):
 # What is released.
 
 
-@pytest.mark.parametrize("came", [0, 1, 3, COHORT])
+@pytest.mark.parametrize("came", [0, 1, COHORT])
 @pytest.mark.parametrize(("clip", "noise"), [(1.0, 1.0), (0.01, 4.0)])
 def test_the_release_is_the_clipped_sum_and_noise_of_one_law_whoever_came(came, clip, noise):
-    d, rng, pipeline = 30_000, np.random.default_rng(came), pipeline_of(clip=clip, noise=noise)
+    d, rng, pipeline = 20_000, np.random.default_rng(came), pipeline_of(clip=clip, noise=noise)
     vectors = [rng.standard_t(3, d).astype(np.float32) for _ in range(came)]
     released, errors = one_round(pipeline, vectors, d, run_id=bytes([came]) * 8)
     noise_of_release = (released - sum((clipped(vector, clip) for vector in vectors), np.zeros(d))) / (clip * noise)
@@ -112,20 +112,16 @@ def test_who_knows_all_keys_learns_the_sum():
     assert np.abs(left - sum(map(clipped, vectors))).max() < 1e-3
 
 
-def test_neither_the_release_nor_its_length_tells_how_many_came():
+def test_the_noise_does_not_tell_how_many_came():
     """The sum of squares of the noise would tell a round of four clients from one of five, had it another variance."""
-    d, vectors = 20_000, [np.zeros(20_000, np.float32)] * COHORT
-    sizes = {}
-    for came in (COHORT, COHORT - 1):
-        rounds = [one_round(PIPELINE, vectors[:came], d, run_id=bytes([came, k]) * 4)[0] for k in range(5)]
-        sizes[came] = [np.mean(released**2) for released in rounds]
-    spread = math.sqrt(2 / (5 * d))
-    assert abs(np.mean(sizes[COHORT]) - np.mean(sizes[COHORT - 1])) < 5 * math.sqrt(2) * spread
+    d = 100_000
+    squares = [np.mean(one_round(PIPELINE, [np.zeros(d, np.float32)] * came, d)[0] ** 2) for came in (COHORT, 1)]
+    assert abs(squares[0] - squares[1]) < 5 * math.sqrt(4 / d)
 
 
-@pytest.mark.parametrize("rounds", [20, pytest.param(400, marks=pytest.mark.slow)])
-def test_two_neighbours_differ_by_one_clip_norm_along_the_canary_and_in_nothing_else(rounds):
-    d, canary = 50, np.zeros(50, np.float32)
+@pytest.mark.slow
+def test_two_neighbours_differ_by_one_clip_norm_along_the_canary_and_in_nothing_else():
+    d, rounds, canary = 50, 400, np.zeros(50, np.float32)
     canary[7] = 100.0
     others = [np.full(d, 0.1, np.float32)] * (COHORT - 1)
     known = sum(map(clipped, others))
