@@ -60,6 +60,7 @@ from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory
 from dpcomp.wire.update import Update, with_claim
 
+LEAST_GRIDS = 100  # in a share's standard deviation: then rounding to the grid is independent of what is rounded
 # The classes that a table may name, by their names: the parts that the folders of the library export.
 PARTS: dict[str, type] = {
     name: part
@@ -207,6 +208,12 @@ class Pipeline:
             )
         if not self._noise_stddev:
             raise NotPrivate(f"{share} beside {self._noise}: there is no noise that the clients could share")
+        clip_norm, stddev = self._noise_l2, self._share_stddev
+        if stddev < LEAST_GRIDS * share_grid(clip_norm, stddev):
+            raise NotPrivate(
+                f"{share} beside {self._noise}: the share of a client, of standard deviation {stddev:g}, is too small "
+                f"beside the clip norm {clip_norm:g} for float32 to hold both. Use more noise, or a smaller cohort"
+            )
         if self.feedback:
             raise NotPrivate(
                 f"{share} with feedback=True: the residual would be the noise of this release, and take it away in the "

@@ -143,6 +143,8 @@ def opened_federation(
     layout, model = trainer.layout, trainer.initial_model
     keys = None if pipeline.largest_cohort is None else DitherKeys.drawn(secret)
     own = None if keys is None else keys.of(0)
+    # The dither depends on it, so a run that can be repeated has the same one again.
+    run_id = seed.key("run id").to_bytes(32, "little")[:8] if keys is not None and keys.seeded else None
     first = pipeline.init_client(layout, seed=seed, client=0, first_model=model, dither_key=own)
     ledger, trusted_release = Ledger(), None
     if pipeline.trust_model.noise_at == "server":
@@ -154,7 +156,7 @@ def opened_federation(
         residuals = Residuals(layout, memory_budget, Path(on_exit.enter_context(TemporaryDirectory())))
         server = protocol.server(
             pipeline.channel,
-            pipeline.init_server(layout, seed=seed, dither_keys=keys),
+            pipeline.init_server(layout, seed=seed, run_id=run_id, dither_keys=keys),
             model,
             optimizer=optimizer,
             late_policy=protocol.late_policy,

@@ -73,7 +73,8 @@ class Genesis:
     Attributes:
         first_model: The digest of the first model; zeros for none, as without `Server` and `Participant`.
         run_id: 8 random bytes that distinguish this federation from all others of the same configuration and seed;
-            zeros for none, or for a client that has not learned it yet. No random stream derives from it.
+            zeros for none, or for a client that has not learned it yet. No random stream derives from it but the secret
+            dither of `dp.ExactGaussian`, so that no two federations have the same.
 
     Raises:
         ValueError: One of the two does not have 8 bytes.

@@ -250,6 +250,7 @@ def test_no_sum_of_more_updates_than_the_cohort_is_released():
         ({"mechanism": (dp.TopK(0.5), dp.Clip(1.0), dp.Gaussian(1.0))}, "each coordinate"),
         ({"mechanism": dp.unsafe("a study", dp.Clip(1.0), dp.Gaussian(1.0))}, "each coordinate"),
         ({"mechanism": (dp.Clip(1.0),)}, "each coordinate"),
+        ({"mechanism": (dp.Clip(1.0), dp.Gaussian(1e-5))}, "too small"),
         ({"downlink": dp.Codec(quantize=dp.ExactGaussian(cohort=5))}, "broadcast"),
         ({"codec": dp.Codec(), "downlink": dp.Codec(quantize=dp.ExactGaussian(cohort=5))}, "broadcast"),
     ],
