@@ -542,7 +542,7 @@ class Server:
         return older[-self._late_policy.max_age :] if self._late_policy.max_age else ()
 
     def _draw_run_id(self) -> None:
-        """Draw a run id, unless the memory was made with one; it is identity, and only secret dither derives from it."""
+        """Draw a run id, unless the memory was made with one; of all streams, only secret dither derives from it."""
         genesis = self.memory.genesis
         if genesis.run_id == NO_DIGEST and not self.memory.shared.version:
             self.memory = self.memory.with_genesis(replace(genesis, run_id=secrets.token_bytes(len(NO_DIGEST))))
