@@ -154,6 +154,13 @@ def test_a_message_is_as_short_as_the_law_of_its_levels(cohort, most):
     assert 4 * 26_010 / (np.mean(sizes) + 5 + 16) > {10: 1000, 100: 400, 1000: 150}[cohort]
 
 
+@pytest.mark.parametrize("steps", [0.5, 0.1])
+def test_a_message_of_large_levels_is_as_short_as_their_law(steps):
+    """With many values beyond a step from 0, as with little noise; `steps` is σ in units of the root mean square."""
+    vector, context = update_like(5000, np.random.default_rng(12)), context_of(5000, steps / math.sqrt(5000), 3)
+    assert len(coded(vector, context)[0]) - 5 < 1.05 * ideal_bytes(vector, context)
+
+
 @pytest.mark.parametrize(
     "vector",
     [
