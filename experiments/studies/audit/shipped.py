@@ -104,8 +104,7 @@ def shipped_cases() -> Iterator[Case]:
     yield serving("trusted server, all clients", trusted(None))
     yield serving("trusted server, Poisson cohort", trusted(dp.Poisson(0.5)))
     yield serving("trusted server, Poisson cohort, uninvited canary", trusted(dp.Poisson(0.5)), uninvited=True)
-    yield serving("trusted server, errors as noise, all clients", shared_noise(None))
-    yield serving("trusted server, errors as noise, Poisson cohort", shared_noise(dp.Poisson(0.5)))
+    yield serving("trusted server, errors as noise, Poisson cohort", shared_noise())
     yield training("DP-SGD, Poisson batches", sampled(dp.Codec(quantize=FOUR_BITS)), PyTorch(learning_rate=0.1))
     all_examples = dp.Pipeline(mechanism=MECHANISM, codec=top_k)
     yield training("DP-SGD, all examples", all_examples, PyTorch(learning_rate=0.1))
@@ -123,10 +122,13 @@ def trusted(sampling: dp.Poisson | None) -> dp.Pipeline:
     )
 
 
-def shared_noise(sampling: dp.Poisson | None) -> dp.Pipeline:
+def shared_noise() -> dp.Pipeline:
     """Return a trusted server's pipeline whose noise is the error of the clients' codecs."""
     return replace(
-        trusted(sampling), codec=dp.Codec(quantize=dp.ExactGaussian(cohort=3)), downlink=dp.Codec(), feedback=False
+        trusted(dp.Poisson(0.5)),
+        codec=dp.Codec(quantize=dp.ExactGaussian(cohort=3)),
+        downlink=dp.Codec(),
+        feedback=False,
     )
 
 
