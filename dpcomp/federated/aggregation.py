@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -39,8 +39,13 @@ class Releases(Protocol):
         """How the clients of a round are drawn; None for all of them."""
         ...
 
-    def clip(self, block: Any, memory: ServerMemory) -> Total:
-        """Clip a block of units and sum them; `Pipeline.clip` explains the arguments."""
+    @property
+    def largest_cohort(self) -> int | None:
+        """The most clients of a round; None for any number."""
+        ...
+
+    def total_of(self, update: Update, memory: ServerMemory) -> Total:
+        """Return the total of one client's update; `Pipeline.total_of` explains the arguments."""
         ...
 
     def empty_total(self, memory: ServerMemory) -> Total:
@@ -140,10 +145,11 @@ class TrustedRelease:
 
 
 class ClippedSum:
-    """The sum of the clean updates of a round, each clipped as it comes; it does not depend on their order.
+    """The sum of the updates of a round under a trusted server; it does not depend on their order.
 
     **Privacy:** an update is clipped here, after decoding, so each client moves the sum by at most one clip norm
-    whatever its codec did (PRIVACY_RULES 10 and 18). The clipped updates are added without rounding.
+    whatever its codec did (PRIVACY_RULES 10 and 18); where the codec's error is a share of the noise, the client has
+    clipped. The updates are added without rounding.
 
     Args:
         release: What the round is released with.
@@ -155,9 +161,9 @@ class ClippedSum:
         self._sum = SumOfTotals(release.pipeline.empty_total(memory))
 
     def add(self, update: Update, weight: float = 1.0) -> None:
-        """Clip an update, and add it; a trusted server accepts none that is late, so the weight is 1."""
+        """Add an update, as `total_of` bounds it; a trusted server accepts none that is late, so the weight is 1."""
         assert weight == 1, f"a trusted server accepts no late update, but this one has weight {weight}"
-        self._sum.add(self._release.pipeline.clip(update.dense()[None, :], self._memory))
+        self._sum.add(self._release.pipeline.total_of(update, self._memory))
 
     def mean(self) -> Update:
         """Charge the round, and return the noised sum of the clipped updates ÷ `divisor`.

@@ -28,7 +28,7 @@ from dpcomp.federated.aggregation import (
     estimate_after,
     mean_of_released,
 )
-from dpcomp.federated.cohort import Cohort
+from dpcomp.federated.cohort import Cohort, refuse_likely_redraw
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.messages import (
@@ -134,9 +134,10 @@ class Server:
         NotPrivate: The server is trusted, and `late_policy` accepts late updates, of which one beside a fresh one has
             twice the sensitivity; or `cohort` is given, although the pipeline says how clients are drawn.
         ValueError: `trusted_release` is None although the server is trusted, or given although it is not, or is of
-            another pipeline; a cohort is drawn or clients send differences, but `clients` is not given; the optimiser
-            has momentum behind feedback, and was not asked for it; late differences would not count in full; the model
-            does not fit the memory's layout; or the memory names another first model.
+            another pipeline; a cohort is drawn or clients send differences, but `clients` is not given; more clients
+            than the pipeline's largest cohort may come; the optimiser has momentum behind feedback, and was not asked
+            for it; late differences would not count in full; the model does not fit the memory's layout; or the memory
+            names another first model.
         DpcompError: The folder is that of another federation or of a client, is in use, lacks its journal, or holds a
             release that the ledger of `trusted_release` was never charged for.
 
@@ -553,7 +554,7 @@ class Server:
         return older[-self._late_policy.max_age :] if self._late_policy.max_age else ()
 
     def _draw_run_id(self) -> None:
-        """Draw a run id, unless the memory was made with one; it is identity alone, and no stream derives from it."""
+        """Draw a run id, unless the memory was made with one; of all streams, only secret dither derives from it."""
         genesis = self.memory.genesis
         if genesis.run_id == NO_DIGEST and not self.memory.shared.version:
             self.memory = self.memory.with_genesis(replace(genesis, run_id=secrets.token_bytes(len(NO_DIGEST))))
@@ -636,7 +637,7 @@ class Server:
         journal.refuse_other(folder, memory.genesis.run_id, int(arrays["accepted"][0]))
         if self._trusted_release is not None:
             self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
-        memory = replace(memory, older=self._still_received(memory.older))
+        memory = replace(memory, older=self._still_received(memory.older), dither_keys=self.memory.dither_keys)
         self._begin(memory, model, arrays.get("velocity"), arrays.get("estimate"), _broadcasts(arrays, memory))
         self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
         self._cohorts = journal.cohorts()
@@ -687,8 +688,10 @@ def _enforced_cohort(cohort: Cohort | None, release: TrustedRelease | None, clie
                 f"cohort={cohort} under a trusted server: its pipeline says how clients are drawn, and the guarantee "
                 "rests on that. Leave cohort out, and set sampling= in the pipeline"
             )
-        sampling = release.pipeline.sampling
-        cohort = None if sampling is None else Cohort(sampling=sampling, secret=release.secret)
+        sampling, most = release.pipeline.sampling, release.pipeline.largest_cohort
+        if most is not None:
+            refuse_likely_redraw(1.0 if sampling is None else sampling.rate, clients, most)
+        cohort = None if sampling is None else Cohort(sampling=sampling, secret=release.secret, most=most)
     if cohort is not None and clients == SERVER:
         raise ValueError(f"{cohort} draws among all clients, so their number is needed: give Server(clients=...)")
     return cohort

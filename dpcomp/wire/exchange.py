@@ -44,6 +44,7 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[Payloa
             f"send: the update is of {update.address}, the memory of client {memory.client} in run "
             f"{memory.seed.number}: send an update with the memory that it was released with"
         )
+    update = channel.clipped(update)
     tracked, address = None, update.address
     if memory.tracked is not None and channel.uplink.averaged_clients is not None:
         update, tracked = signal_estimate(update, memory.tracked, channel.uplink.averaged_clients)

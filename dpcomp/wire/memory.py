@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.address import SERVER, Address
 from dpcomp.core.layout import Layout
-from dpcomp.core.randomness import PublicSeed
+from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed
 from dpcomp.core.support import Listed, Support
 from dpcomp.wire.feedback import Kept
 from dpcomp.wire.frame import body_digest, digest
@@ -74,7 +74,8 @@ class Genesis:
     Attributes:
         first_model: The digest of the first model; zeros for none, as without `Server` and `Participant`.
         run_id: 8 random bytes that distinguish this federation from all others of the same configuration and seed;
-            zeros for none, or for a client that has not learned it yet. No random stream derives from it.
+            zeros for none, or for a client that has not learned it yet. No random stream derives from it but the secret
+            dither of `dp.ExactGaussian`, so that no two federations have the same.
 
     Raises:
         ValueError: One of the two does not have 8 bytes.
@@ -195,6 +196,8 @@ class ClientMemory(_Memory):
         client: The client's number.
         link: The state that this client shares with the server.
         tracked: The signal variance of the broadcasts, if the codec's allocator uses the privacy noise; else None.
+        dither_key: This client's secret with the server, where the codec makes a share of the noise; else None. No
+            checkpoint holds it.
 
     Raises:
         ValueError: `client` is the server's number.
@@ -203,6 +206,7 @@ class ClientMemory(_Memory):
     client: int
     link: Link = field(default_factory=Link)
     tracked: TrackedSignal | None = None
+    dither_key: DitherKey | None = None
 
     def __post_init__(self):
         if self.address.client == SERVER:
@@ -234,6 +238,10 @@ class ClientMemory(_Memory):
         after = self._copy()
         vars(after).update(kept=kept, link=link, tracked=tracked)
         return after
+
+    def dither_key_of(self, client: int) -> DitherKey | None:
+        """Return the secret of a client with the server, if this memory has it."""
+        return self.dither_key if client == self.client else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -285,10 +293,13 @@ class ServerMemory(_Memory):
     Attributes:
         links: The link of each client that has sent a payload, by the client's number.
         older: Earlier shared memories, against which late payloads are still decoded.
+        dither_keys: The secrets with all clients, where the codec makes shares of the noise; else None. No checkpoint
+            holds them.
     """
 
     links: Links = field(default_factory=Links)
     older: tuple[Shared, ...] = ()
+    dither_keys: DitherKeys | None = None
 
     @property
     def address(self) -> Address:
@@ -304,6 +315,10 @@ class ServerMemory(_Memory):
     def sending_link(self) -> Link:
         """The link of the broadcasts."""
         return self.broadcast_link
+
+    def dither_key_of(self, client: int) -> DitherKey | None:
+        """Return the secret of a client with the server, if this memory has it."""
+        return None if self.dither_keys is None else self.dither_keys.of(client)
 
     def shared_at(self, version: int) -> Shared:
         """Return shared memory at a version, to check a payload of that version; the present, if it is not kept."""

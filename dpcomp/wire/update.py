@@ -13,7 +13,7 @@ from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.read_only import immutable
 from dpcomp.core.support import Everywhere, Support
-from dpcomp.privacy.claim import Claim, Released, Unbounded
+from dpcomp.privacy.claim import Claim, Released, ShareOfNoise, Unbounded
 
 UNKNOWN = Unbounded(
     because="the update was made by hand, so nothing is known of its values",
@@ -72,6 +72,11 @@ class Update:
                 "an update with a released claim was made by hand or by dataclasses.replace, and nothing shows that "
                 "its values were released: make it with pipeline.release, or with .derive(values) of a released update"
             )
+        if isinstance(self.claim, ShareOfNoise):
+            raise NotPrivate(
+                "an update with a share of the noise was made by hand or by dataclasses.replace, and nothing shows "
+                "that its values have the noise: give what pipeline.receive returned, as it is"
+            )
         given = self.values.detach().cpu().numpy() if is_torch_array(self.values) else self.values
         values = np.asarray(given, dtype=np.float32)
         expected = self.support.count(self.layout.size)
@@ -98,7 +103,8 @@ class Update:
         """Return an update with other values, which were computed from this update and public values alone.
 
         **Privacy:** post-processing of a release is a release (Dwork & Roth 2014, Prop. 2.1), so the
-        claim is kept. No private value may have entered `vector`.
+        claim is kept. No private value may have entered `vector`. Of an update with a client's share of the noise, the
+        result has no claim, for other values have another noise.
 
         Args:
             vector: (d,) floats; the new values are those on this update's support.
@@ -112,7 +118,8 @@ class Update:
             raise ValueError(f"derive: the vector has shape {vector.shape}, not ({self.layout.size},)")
         everywhere = isinstance(self.support, Everywhere)
         values = vector if everywhere else vector[self.support.indices(self.layout.size)]
-        return with_claim(replace(self, values=values, noise_stddev=noise_stddev, claim=UNKNOWN), self.claim)
+        claim = UNKNOWN if isinstance(self.claim, ShareOfNoise) else self.claim
+        return with_claim(replace(self, values=values, noise_stddev=noise_stddev, claim=UNKNOWN), claim)
 
 
 def with_learning_rate(update: Update, learning_rate: float) -> Update:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float32
 
+from dpcomp.core.randomness import DitherKey, DitherKeys
 from dpcomp.federated.absence import AbsencePolicy
 from dpcomp.federated.client import ClientState, Follow, transition
 from dpcomp.federated.participant import Participant
@@ -62,6 +63,7 @@ class SimulatedClients:
         protocol: The class of the participants, and their absence policy.
         faults: What goes wrong on the network.
         residuals: Keeps the residuals of those that stand together.
+        dither_keys: The secrets of all clients with the server, where the pipeline needs them.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class SimulatedClients:
         protocol: ProtocolVariant,
         faults: Faults,
         residuals: Residuals,
+        dither_keys: DitherKeys | None = None,
     ):
+        self._dither_keys = dither_keys
         self._channel, self._ledger, self._absence_policy = pipeline.channel, ledger, protocol.absence_policy
         self._count, self._residuals = count, residuals
         self._follow, self._first = FollowedOnce(), ClientState(memory=memory, model=model)
@@ -146,8 +150,11 @@ class SimulatedClients:
         return SharingParticipant(self._channel, state, self._ledger, self._absence_policy, self._follow)
 
     def _new(self, client: int) -> ClientState:
-        memory = replace(self._first.memory, client=client)
+        memory = replace(self._first.memory, client=client, dither_key=self._dither_key(client))
         return replace(self._first, memory=memory, session=new_session())
+
+    def _dither_key(self, client: int) -> DitherKey | None:
+        return None if self._dither_keys is None else self._dither_keys.of(client)
 
     def _parted(self, client: int) -> ClientState:
         """Return the state of a client that stood together with others."""
@@ -156,6 +163,7 @@ class SimulatedClients:
         memory = replace(
             self._together.memory,
             client=client,
+            dither_key=self._dither_key(client),
             link=self._links.pop(client, Link()),
             kept=self._first.memory.kept if kept is None else kept,
         )
