@@ -246,8 +246,8 @@ class Pipeline:
             )
         if self.feedback is not False:
             raise NotPrivate(
-                f"{share} with feedback={self.feedback!r}: the residual would be the noise of this release, and take it "
-                "away in the next one. Set feedback=False"
+                f"{share} with feedback={self.feedback!r}: the residual would be the noise of this release, and take "
+                "it away in the next one. Set feedback=False"
             )
         if self.downlink is None:
             raise ValueError(

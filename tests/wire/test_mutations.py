@@ -297,11 +297,11 @@ def ways_of(name):
 
 def test_the_attacked_supports_are_told_in_two_worlds_and_by_layers_behind_gains():
     for payload in ways_of("top"):
-        assert payload[FULL_HEADER_BYTES + 6] == 2
+        assert payload[FULL_HEADER_BYTES + 3] == 2
     for payload in ways_of("predicted"):
         body = payload[FULL_HEADER_BYTES:]
         gains, body = body[: len(SMALL)], body[len(SMALL) :]
-        assert any(gains) and body[6] == 2 and len(SMALL) in (body[7], body[9])
+        assert any(gains) and body[3] == 2 and len(SMALL) in (body[4], body[6])
 
 
 @EVERY_CODEC
