@@ -759,7 +759,7 @@ class Pipeline:
             >>> update = pipeline.release([np.ones((32, 10))], memory, dp.SecretSeed(), permit)
             >>> payload, memory = pipeline.send(update, memory)
             >>> len(payload)
-            110
+            106
         """
         total = None
         for block in blocks:

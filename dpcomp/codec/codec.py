@@ -115,7 +115,7 @@ class Codec:
         >>> support = codec.select(vector, dp.Everywhere(), context)
         >>> body, decoded = codec.encode(vector[support.indices(10_000)], support, context)
         >>> len(body), len(decoded)  # 40,000 bytes as float32
-        (146, 100)
+        (143, 100)
         >>> received, where = codec.decode(body, context)
         >>> where == support, np.array_equal(received, decoded)
         (True, True)

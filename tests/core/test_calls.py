@@ -135,7 +135,7 @@ def test_numbers_of_any_library_are_written_as_pythons():
 
 
 def test_a_table_may_name_every_part_that_a_folder_exports():
-    folders = ("dpcomp.codec.", "dpcomp.sparsify.")
+    folders = ("dpcomp.codec.", "dpcomp.sparsify.", "dpcomp.wire.feedback")
     public = [getattr(dp, name) for name in dp.__all__ if is_dataclass(getattr(dp, name))]
     stages = [part for part in public if callable(getattr(part, "claim", None))]
     parts = [*stages, dp.Poisson, *(part for part in public if part.__module__.startswith(folders))]

@@ -1,6 +1,5 @@
 """The frame and what stands in it: damaged or hostile bytes are refused, and cost nothing."""
 
-import struct
 import tracemalloc
 
 import numpy as np
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpcomp as dp
+from dpcomp.codec.entropy.integers import IntegerWriter
 from dpcomp.wire.frame import FULL_HEADER_BYTES, PAYLOAD, Frame
 from dpcomp.wire.update import with_claim
 from tests.cpu_time import cpu_loops
@@ -154,10 +154,16 @@ SHARED = b"\x00"  # no layer has a table of its own
 TABLE = b"\x10\x00\x01\x01"  # all bits of a level are its symbol; from level 0 on, one of them, with a frequency
 
 
+def leb128(number):
+    writer = IntegerWriter()
+    writer.number(number)
+    return writer.finish()
+
+
 def listed(k, world=ONE_WORLD + b"\x14", steps=STEPS, own=SHARED, table=TABLE, words=b""):
     """A body of "top": kind 2, k positions, the integers, and coded words."""
     side = world + steps + own + table
-    return struct.pack("<BI", 2, k) + bytes([len(side)]) + side + words
+    return b"\x02" + leb128(k) + bytes([len(side)]) + side + words
 
 
 def test_the_body_that_hostile_ones_are_made_of_is_sound():
@@ -178,11 +184,11 @@ FARTHEST = b"\xff\xff\xff\xff\x7f"
         b"\x02",
         listed(D + 1),
         listed(2**32 - 1),
-        struct.pack("<BI", 3, 20) + listed(20)[5:],
-        struct.pack("<BI", 255, 20) + listed(20)[5:],
-        struct.pack("<BI", 0, 20) + listed(20)[5:],
-        struct.pack("<BI", 1, 20) + listed(20)[5:],
-        struct.pack("<BI", 2, 20) + b"\x80\x3f",
+        bytes([3]) + listed(20)[2:],
+        bytes([255]) + listed(20)[2:],
+        bytes([0]) + listed(20)[2:],
+        bytes([1]) + listed(20)[2:],
+        b"\x02\x14" + b"\x80\x3f",
         listed(20, world=b""),
         listed(20, world=b"\x00"),
         listed(20, world=b"\x02\x01\x0a\x01\x0a"),  # two worlds, where there was no support before
@@ -218,7 +224,7 @@ FARTHEST = b"\xff\xff\xff\xff\x7f"
         listed(20, steps=b"\x80\xbf\x80\x3f"),
         listed(20, table=SEVENS, steps=b"\x80\x7f\x80\x7f"),
         listed(20, table=SEVENS, steps=b"\xc0\x7f\xc0\x7f"),
-        struct.pack("<BI", 2, 20) + b"\xff\xff",
+        b"\x02\x14" + b"\xff\xff",
     ],
     ids=lambda body: body.hex()[:60],
 )
@@ -234,7 +240,7 @@ def test_a_crafted_body_is_corrupt_at_once(body):
 def test_fixed_width_positions_that_repeat_descend_or_leave_the_vector_are_corrupt(at):
     pipeline, payload, server = ends("top fixed")
     packed = (at[0] | at[1] << 9).to_bytes(3, "little")  # 9 bits a position below 400
-    body = struct.pack("<BI", 2, 2) + packed + b"\x80\x3f\x80\x3f" + b"\x80\x80"
+    body = b"\x02\x02" + packed + b"\x80\x3f\x80\x3f" + b"\x80\x80"
     with pytest.raises(dp.CorruptPayload):
         pipeline.receive(forged(payload, body), server)
 

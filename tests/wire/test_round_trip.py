@@ -173,14 +173,14 @@ def test_int8_is_one_byte_a_coordinate():
         bodies[d], _ = codec.encode(values, dp.Everywhere(), PublicContext(layout=dp.Layout.of(d)))
     assert len(bodies[100]) - len(bodies[1]) == 99
     assert len(bodies[4321]) - len(bodies[100]) == 4221
-    assert len(bodies[1]) == 1 + 5 + 2  # behind the kind and size of the support, and one step
+    assert len(bodies[1]) == 1 + 1 + 2  # behind the kind of the support, and one step
 
 
 @pytest.mark.parametrize(("bits", "level_bytes"), [(2, 25), (3, 38), (7, 88), (12, 150), (16, 200)])
 def test_fixed_width_packs_levels_without_gaps(bits, level_bytes):
     codec = dp.Codec(quantize=dp.Uniform(bits), entropy=dp.FixedWidth())
     body, _ = codec.encode(np.ones(100, np.float32), dp.Everywhere(), PublicContext(layout=dp.Layout.of(100)))
-    assert len(body) == 5 + 2 + level_bytes
+    assert len(body) == 1 + 2 + level_bytes
 
 
 def test_the_values_of_an_update_are_left_alone():
