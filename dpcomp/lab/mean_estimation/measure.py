@@ -106,7 +106,7 @@ def measure_all(
     if len(set(names)) < len(names):
         raise ValueError(f"two methods have one name and trust, of {names}: give each a name of its own")
     file = ResultsFile(path=results)
-    known, found = {report["trial"]: report for report in file.read()}, []
+    known, found, made_by = {report["trial"]: report for report in file.read()}, [], versions()
     for setting in settings:
         for kind in inputs:
             vectors = kind.vectors(setting, seed)
@@ -127,7 +127,7 @@ def measure_all(
                         "unbiased": method.unbiased,
                         "source": method.source,
                         **asdict(made),
-                        "versions": versions(),
+                        "versions": made_by,
                         "machine": machine(time.perf_counter() - began),
                     }
                 elif known[trial]["config"] != config:

@@ -275,3 +275,19 @@ def gaussian_error(plan: Plan) -> float:
     """
     setting, noise = plan.setting, plan.noise_multiplier**2 * plan.setting.dimensions
     return noise / setting.clients if plan.guarantee.trust == "nobody" else noise / setting.clients**2
+
+
+def dealt_error(vectors: Float64[np.ndarray, "n d"], kept: int) -> float:
+    """Return the squared error of the mean that comes from which coordinates `Dealt` gives to each client.
+
+    A client sends k of d coordinates, and the server multiplies by d/k. The ⌊d/k⌋ clients of one permutation share no
+    coordinate; those of different ones are independent. So it is ((d/k)·Σ‖xᵢ‖² − Σ‖sum of a permutation's xᵢ‖²)/n²,
+    which for many alike clients is (d/k − 1)/n of the variance between them.
+
+    Args:
+        vectors: What is sent of all coordinates, in the mean over the noise.
+        kept: k.
+    """
+    n, d = vectors.shape
+    sums = np.add.reduceat(vectors, np.arange(0, n, d // kept))
+    return float((d / kept * np.square(vectors).sum() - np.square(sums).sum()) / n**2)

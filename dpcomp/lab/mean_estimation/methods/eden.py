@@ -8,13 +8,14 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float64
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from dpcomp.codec.quantize.rotated import block_sizes
 from dpcomp.lab.mean_estimation.method import Plan, Round, gaussian_error, padded, planned, released
 from dpcomp.lab.mean_estimation.setting import Setting
 from dpcomp.privacy.trust import Trust
 
+STEPS = 3000  # of Lloyd's iteration, which then stands still
 TINY = float(np.finfo(np.float32).tiny)  # stands for the length of a block of zeros
 
 
@@ -90,7 +91,7 @@ class Eden:
         D is the least squared error of N(0, 1) in so many bits.
         """
         borders, centroids = lloyd_max(self.bits)
-        kept = float(np.square(centroids) @ np.diff(norm.cdf([-math.inf, *borders, math.inf])))
+        kept = float(np.square(centroids) @ np.diff(ndtr([-math.inf, *borders, math.inf])))
         energy = plan.setting.dimensions * plan.noise_multiplier**2 + np.square(vectors).sum(axis=1).mean()
         share = plan.setting.dimensions / padded(plan.setting.dimensions)
         return gaussian_error(plan) + (1 / kept - 1) * energy * share / plan.setting.clients
@@ -99,11 +100,11 @@ class Eden:
 @lru_cache(maxsize=8)
 def lloyd_max(bits: int) -> tuple[Float64[np.ndarray, "borders"], Float64[np.ndarray, "centroids"]]:
     """Return the borders and the centroids of the best quantiser of N(0, 1) in 2ᵇ levels (Max 1960, Table I)."""
-    centroids = norm.ppf((np.arange(2**bits) + 0.5) / 2**bits)
-    for _ in range(5000):
+    centroids = ndtri((np.arange(2**bits) + 0.5) / 2**bits)
+    for _ in range(STEPS):
         borders = (centroids[1:] + centroids[:-1]) / 2
         edges = np.array([-math.inf, *borders, math.inf])
-        centroids = -np.diff(norm.pdf(edges)) / np.diff(norm.cdf(edges))
+        centroids = -np.diff(np.exp(-np.square(edges) / 2)) / math.sqrt(2 * math.pi) / np.diff(ndtr(edges))
     return (centroids[1:] + centroids[:-1]) / 2, centroids
 
 

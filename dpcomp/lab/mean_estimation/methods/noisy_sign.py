@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from scipy.special import erf
 
 from dpcomp.core.support import Dealt, Everywhere
-from dpcomp.lab.mean_estimation.method import Plan, Round, planned, released
+from dpcomp.lab.mean_estimation.method import Plan, Round, dealt_error, planned, released
 from dpcomp.lab.mean_estimation.setting import Setting
 from dpcomp.privacy.trust import Trust
 
@@ -76,8 +76,8 @@ class NoisySign:
         scale = stddev * math.sqrt(math.pi / 2)
         means = scale * erf(vectors / (stddev * math.sqrt(2)))
         of_signs = (scale**2 - np.square(means)).sum() * d / k / n**2
-        of_choice = means.var(axis=0).sum() * (d / k - 1) / n
-        return float(of_signs + of_choice + np.square((means - vectors).mean(axis=0)).sum())
+        bias = np.square((means - vectors).mean(axis=0)).sum()
+        return float(of_signs + (0 if self.kept is None else dealt_error(means, self.kept)) + bias)
 
     def _support(self, client: int, round: Round) -> Everywhere | Dealt:
         if self.kept is None:

@@ -10,7 +10,16 @@ from jaxtyping import Float64
 from dpcomp.codec.codec import Codec
 from dpcomp.codec.quantize import Rotated
 from dpcomp.core.support import Dealt
-from dpcomp.lab.mean_estimation.method import Plan, Round, body_of, gaussian_error, planned, released, values_of
+from dpcomp.lab.mean_estimation.method import (
+    Plan,
+    Round,
+    body_of,
+    dealt_error,
+    gaussian_error,
+    planned,
+    released,
+    values_of,
+)
 from dpcomp.lab.mean_estimation.setting import Setting
 from dpcomp.privacy.trust import Trust
 
@@ -75,15 +84,11 @@ class OwnMask:
         return total * (d / self.kept / len(bodies))
 
     def expected_error(self, vectors: Float64[np.ndarray, "n d"], plan: Plan) -> float:
-        """Return the noise's error, that of the choice of coordinates, and of one bit π/2 − 1 of the energy sent.
-
-        The permutation deals each coordinate to one client in d/k, so the choice errs by the variance between clients.
-        """
+        """Return the noise's error, that of the choice of coordinates, and of one bit π/2 − 1 of the energy sent."""
         n, d = vectors.shape
-        of_choice = vectors.var(axis=0).sum() * (d / self.kept - 1) / n
         lost = math.pi / 2 - 1 if isinstance(self.codec.quantize, Rotated) else 0.0
         of_bits = lost * (gaussian_error(plan) + np.square(vectors).sum() * d / self.kept / n**2)
-        return float(gaussian_error(plan) + of_choice + of_bits)
+        return float(gaussian_error(plan) + dealt_error(vectors, self.kept) + of_bits)
 
     def _support(self, client: int, round: Round) -> Dealt:
         return Dealt(seed=round.context(client).mask_key, k=self.kept, places=(client,))
