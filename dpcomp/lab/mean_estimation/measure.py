@@ -1,8 +1,8 @@
-"""Measures methods: bytes a client, and the squared error of rounds beside that of the Gaussian mechanism."""
+"""Measures methods: bytes a client, and the squared errors of rounds."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dpcomp.lab.mean_estimation.methods.gaussian import GaussianFloat32
 from dpcomp.lab.mean_estimation.setting import Inputs, Setting
 from dpcomp.lab.results.provenance import machine, versions
 from dpcomp.lab.results.results_file import FORMAT, Report, ResultsFile
+from dpcomp.privacy.trust import Trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,6 @@ class Measurement:
     Attributes:
         payload_bytes: A client sends, on average.
         errors: ‖estimate − mean‖² of each round.
-        reference_errors: Those of the Gaussian mechanism in float32, of the same trust and with the same noise.
         expected_error: The method's closed form.
         noise_multiplier: z of the method.
         guarantee: Proven of one release.
@@ -33,7 +33,6 @@ class Measurement:
 
     payload_bytes: float
     errors: tuple[float, ...]
-    reference_errors: tuple[float, ...]
     expected_error: float
     noise_multiplier: float
     guarantee: dict[str, Any]
@@ -54,22 +53,15 @@ def measured(
     Returns:
         The measurement.
     """
-    plan, reference = method.plan(setting), GaussianFloat32(trust=method.trust)
-    first = Round(plan=plan, number=0, seed=PublicSeed(seed), secret=SecretSeed(seed))
-    sizes: list[int] = []
-    errors, reference_errors = [], []
+    plan, sizes, errors = method.plan(setting), list[int](), list[float]()
     for number in range(rounds):
-        round = replace(first, number=number)
+        round = Round(plan=plan, number=number, seed=PublicSeed(seed), secret=SecretSeed(seed))
         bodies = [method.encode(vector, client, round) for client, vector in enumerate(vectors)]
         sizes += map(len, bodies)
-        errors.append(_error(method.decode(bodies, round), vectors))
-        beside = replace(round, plan=reference.plan(setting))
-        bodies = [reference.encode(vector, client, beside) for client, vector in enumerate(vectors)]
-        reference_errors.append(_error(reference.decode(bodies, beside), vectors))
+        errors.append(float(np.square(method.decode(bodies, round) - vectors.mean(axis=0)).sum()))
     return Measurement(
         payload_bytes=float(np.mean(sizes)),
         errors=tuple(errors),
-        reference_errors=tuple(reference_errors),
         expected_error=method.expected_error(vectors, plan),
         noise_multiplier=plan.noise_multiplier,
         guarantee=asdict(plan.guarantee),
@@ -109,12 +101,17 @@ def measure_all(
     known, found, made_by = {report["trial"]: report for report in file.read()}, [], versions()
     for setting in settings:
         for kind in inputs:
-            vectors = kind.vectors(setting, seed)
+            vectors, references = kind.vectors(setting, seed), dict[Trust, tuple[float, ...]]()
             for method in methods:
                 config = {**asdict(setting), "inputs": kind.name, "method": repr(method), "rounds": rounds}
                 trial = _trial(method, setting, kind, seed)
                 if trial not in known:
                     began = time.perf_counter()
+                    if method.trust not in references:
+                        reference = GaussianFloat32(trust=method.trust)
+                        references[method.trust] = measured(
+                            reference, setting, vectors, rounds=rounds, seed=seed
+                        ).errors
                     made = measured(method, setting, vectors, rounds=rounds, seed=seed)
                     known[trial] = {
                         "format": FORMAT,
@@ -127,6 +124,7 @@ def measure_all(
                         "unbiased": method.unbiased,
                         "source": method.source,
                         **asdict(made),
+                        "reference_errors": references[method.trust],
                         "versions": made_by,
                         "machine": machine(time.perf_counter() - began),
                     }
@@ -138,10 +136,6 @@ def measure_all(
                 found.append(known[trial])
             file.replace(known.values())
     return found
-
-
-def _error(estimate: Float64[np.ndarray, "d"], vectors: Float64[np.ndarray, "n d"]) -> float:
-    return float(np.square(estimate - vectors.mean(axis=0)).sum())
 
 
 def _trial(method: Method, setting: Setting, kind: Inputs, seed: int) -> str:

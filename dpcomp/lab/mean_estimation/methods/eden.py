@@ -36,7 +36,7 @@ class Eden:
 
     bits: int
     unbiased = True
-    source = "Vargaftik et al. 2022, EDEN, section 3"
+    source = "Vargaftik et al. 2022, EDEN (2108.08842)"
 
     @property
     def trust(self) -> Trust:

@@ -30,7 +30,7 @@ class Sqkr:
     """
 
     unbiased = True
-    source = "Chen, Kairouz & Özgür 2020, section 3 (2007.11707)"
+    source = "Chen, Kairouz & Özgür 2020, SQKR, with shared randomness (2007.11707)"
 
     @property
     def trust(self) -> Trust:
