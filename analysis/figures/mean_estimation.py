@@ -7,6 +7,7 @@ import pandas as pd
 from analysis.figures import ResultsFigure
 from analysis.tables.studies import study_reports
 from dpcomp.lab.figures.mean_estimation import draw
+from dpcomp.lab.mean_estimation.setting import SIGNS
 from dpcomp.lab.mean_estimation.table import frame_of
 
 CLIENTS, DIMENSIONS = 500, 1000
@@ -14,8 +15,8 @@ CLIENTS, DIMENSIONS = 500, 1000
 
 def read(source: Path) -> pd.DataFrame:
     """Return the results at the settings of CSGM's and PPR's experiments. Raises ConfigError."""
-    frame = frame_of(study_reports(source))
-    return frame.query("clients == @CLIENTS and dimensions == @DIMENSIONS and inputs == @SIGNS.name")
+    task = {"clients": CLIENTS, "dimensions": DIMENSIONS, "inputs": SIGNS.name}
+    return frame_of(report for report in study_reports(source) if task.items() <= report["config"].items())
 
 
 FIGURE = ResultsFigure(source="mean_estimation", read=read, draw=draw)

@@ -48,15 +48,17 @@ def benchmark(
         raise ValueError("settings: a table is of one number of clients, one of coordinates, and one δ: give those")
     console, began = Console(width=WIDTH), time.perf_counter()
     path = folder / RESULTS if results is None else results
-    frame = frame_of(measure_all(path, methods, settings, inputs, rounds=rounds, seed=seed))
-    for kind in inputs:
-        console.print(printed_table(frame, kind.name))
-        for line in errors_of_gaussian(frame, kind.name):
+    reports = measure_all(path, methods, settings, inputs, rounds=rounds, seed=seed)
+    frames = [frame_of(one for one in reports if one["config"]["inputs"] == kind.name) for kind in inputs]
+    for kind, frame in zip(inputs, frames, strict=True):
+        console.print(printed_table(frame))
+        for line in errors_of_gaussian(frame):
             console.print(line)
         console.print(f"{kind.name}: {kind.about}")
-    console.print("* biased: right to first order in signal ÷ noise. ± is the 95 % interval over paired rounds.")
+    console.print("* biased: right to first order in signal ÷ noise. ±: 95 % interval over paired rounds.")
+    console.print("PPR is not run: its error is the Gaussian's, and its bytes are the bound of its theorem.")
     make_folder(folder)
     epsilons = sorted({setting.epsilon for setting in settings})
     shown = [epsilon for epsilon in (1.0, 8.0) if epsilon in epsilons] or epsilons[:1]
-    draw(frame.query("inputs == @inputs[0].name"), shown).savefig(folder / FIGURE)
+    draw(frames[0], shown).savefig(folder / FIGURE)
     console.print(f"results: {path}; figure: {folder / FIGURE} ({time.perf_counter() - began:.0f} s)")

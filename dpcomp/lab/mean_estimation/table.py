@@ -13,7 +13,7 @@ from dpcomp.lab.mean_estimation.poisson_private import poisson_private_bits
 from dpcomp.lab.mean_estimation.setting import Setting
 from dpcomp.lab.results.results_file import Report
 
-PPR = "PPR (bound, not run)"
+PPR = "PPR (bound)"
 WHO = {"nobody": "nobody", "server": "the sum"}
 
 
@@ -59,18 +59,13 @@ def frame_of(reports: Iterable[Report]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def printed_table(frame: pd.DataFrame, inputs: str) -> Table:
-    """Return the table of one task and one kind of vectors: a row a method, a column an ε.
-
-    Args:
-        frame: Of `frame_of`, of one number of clients and of coordinates.
-        inputs: The name of the vectors.
-    """
-    part: Any = frame[frame["inputs"] == inputs]
+def printed_table(frame: pd.DataFrame) -> Table:
+    """Return the table of a frame of one task and one kind of vectors: a row a method, a column an ε."""
+    part: Any = frame
     epsilons, first = sorted(set(part["epsilon"])), part.iloc[0]
     table = Table(
         title=f"‖estimate − mean‖² ÷ that of the Gaussian mechanism in float32; n = {first['clients']}, "
-        f"d = {first['dimensions']}, δ = {first['delta']:g}, {inputs}"
+        f"d = {first['dimensions']}, δ = {first['delta']:g}, {first['inputs']}"
     )
     for column in ("trusts", "method"):
         table.add_column(column)
@@ -88,9 +83,9 @@ def printed_table(frame: pd.DataFrame, inputs: str) -> Table:
     return table
 
 
-def errors_of_gaussian(frame: pd.DataFrame, inputs: str) -> Sequence[str]:
+def errors_of_gaussian(frame: pd.DataFrame) -> Sequence[str]:
     """Return a line for each trust: the errors that the table's ratios are of, by ε, in closed form."""
-    part: Any = frame[(frame["inputs"] == inputs) & (frame["method"] == GaussianFloat32(trust="server").name)]
+    part: Any = frame[frame["method"] == GaussianFloat32(trust="server").name]
     lines = []
     for trust, rows in part.groupby("trust", sort=False):
         errors = [f"{row['expected_error']:.3g} at ε = {row['epsilon']:g}" for row in rows.to_dict("records")]
