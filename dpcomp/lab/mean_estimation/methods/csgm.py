@@ -19,7 +19,7 @@ from dpcomp.privacy.trust import Trust
 class Csgm:
     """Send each coordinate with probability γ, rounded at random to ±1/√d; the server adds noise to the sums.
 
-    It needs magnitudes of at most 1/√d; others are clipped. The source makes any vector of the unit ball so by
+    It needs magnitudes of at most 1/√d; larger ones count as that. The source makes any vector of the unit ball so by
     Kashin's representation, at the price of a constant factor. Which coordinates are sent, client and server compute
     from a seed that only they know, so no position is sent.
 
@@ -58,7 +58,7 @@ class Csgm:
     def encode(self, vector: Float64[np.ndarray, "d"], client: int, round: Round) -> bytes:
         """Return a bit for each chosen coordinate."""
         chosen = round.shared_stream(client).random(len(vector)) < self.rate
-        shares = (1 + np.clip(vector * math.sqrt(len(vector)), -1, 1)) / 2
+        shares = (1 + vector * math.sqrt(len(vector))) / 2  # beyond 0 and 1 as there: a bit is no larger
         positive = round.client_stream(client).random(len(vector)) < shares
         return np.packbits(positive[chosen]).tobytes()
 

@@ -18,8 +18,8 @@ from dpcomp.privacy.trust import Trust
 class Sqkr:
     """Round ⌈ε⌉ public coordinates at random to ±1/√d, and send these bits by randomised response.
 
-    Subsampling, quantisation (Kashin) and randomised response. It needs magnitudes of at most 1/√d; others are
-    clipped. The source makes any vector of the unit ball so by Kashin's representation.
+    Subsampling, quantisation (Kashin) and randomised response. It needs magnitudes of at most 1/√d; larger
+    ones count as that. The source makes any vector of the unit ball so by Kashin's representation.
 
     **Privacy:** of the 2ᵏ strings of k bits a client sends the true one with probability e^ε/(e^ε + 2ᵏ − 1), and each
     other one with e^ε times less. So whatever the vectors are, the likelihoods of a body differ by e^ε at most: pure
@@ -65,7 +65,7 @@ class Sqkr:
     def encode(self, vector: Float64[np.ndarray, "d"], client: int, round: Round) -> bytes:
         """Return the k bits that randomised response gives."""
         support, d, stream = self._support(client, round), len(vector), round.client_stream(client)
-        shares = (1 + np.clip(vector[support.indices(d)] * math.sqrt(d), -1, 1)) / 2
+        shares = (1 + vector[support.indices(d)] * math.sqrt(d)) / 2  # beyond 0 and 1 as there: a bit is no larger
         bits = stream.random(support.k) < shares
         if stream.random() < self._uniform(round.plan.setting):
             bits = stream.random(support.k) < 0.5
