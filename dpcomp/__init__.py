@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dpcomp.core.errors import MissingExtra as MissingExtra
     from dpcomp.core.errors import NotPrivate as NotPrivate
     from dpcomp.core.errors import VersionMismatch as VersionMismatch
+    from dpcomp.core.randomness import DitherKey as DitherKey
+    from dpcomp.core.randomness import DitherKeys as DitherKeys
     from dpcomp.core.randomness import PublicSeed as PublicSeed
     from dpcomp.core.randomness import SecretSeed as SecretSeed
     from dpcomp.core.support import Everywhere as Everywhere
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from dpcomp.sparsify.top_k import TopK as TopK
     from dpcomp.codec.prediction import LastBroadcast as LastBroadcast
     from dpcomp.codec.quantize import Dithered as Dithered
+    from dpcomp.codec.quantize import ExactGaussian as ExactGaussian
     from dpcomp.codec.quantize import Float16 as Float16
     from dpcomp.codec.quantize import Float32 as Float32
     from dpcomp.codec.quantize import Nearest as Nearest
@@ -65,6 +68,8 @@ if TYPE_CHECKING:
     from dpcomp.codec.entropy import FixedWidth as FixedWidth
     from dpcomp.codec.entropy import RangeCoder as RangeCoder
     from dpcomp.codec.codec import Codec as Codec
+    from dpcomp.wire.feedback import EF21 as EF21
+    from dpcomp.wire.feedback import MomentumCorrection as MomentumCorrection
     from dpcomp.wire.update import Update as Update
     from dpcomp.wire.memory import ClientMemory as ClientMemory
     from dpcomp.wire.memory import ServerMemory as ServerMemory
@@ -80,7 +85,7 @@ _MODULES = {
         ("BudgetExhausted", "ConfigError", "CorruptPayload", "DpcompError", "MissingExtra"), "dpcomp.core.errors"
     ),
     **dict.fromkeys(("DpcompWarning", "NotPrivate", "VersionMismatch"), "dpcomp.core.errors"),
-    **dict.fromkeys(("PublicSeed", "SecretSeed"), "dpcomp.core.randomness"),
+    **dict.fromkeys(("DitherKey", "DitherKeys", "PublicSeed", "SecretSeed"), "dpcomp.core.randomness"),
     **dict.fromkeys(("Dealt", "Everywhere", "Listed", "Seeded"), "dpcomp.core.support"),
     **dict.fromkeys(("SERVER", "Address"), "dpcomp.core.address"),
     "Layout": "dpcomp.core.layout",
@@ -104,11 +109,12 @@ _MODULES = {
     "RandomK": "dpcomp.sparsify.random_k",
     "TopK": "dpcomp.sparsify.top_k",
     "LastBroadcast": "dpcomp.codec.prediction",
-    **dict.fromkeys(("Dithered", "Float16", "Float32", "Nearest", "Rotated"), "dpcomp.codec.quantize"),
+    **dict.fromkeys(("Dithered", "ExactGaussian", "Float16", "Float32", "Nearest", "Rotated"), "dpcomp.codec.quantize"),
     **dict.fromkeys(("Sign", "Stochastic", "Ternary", "Uniform"), "dpcomp.codec.quantize"),
     **dict.fromkeys(("Equal", "FixedStep", "Waterfill"), "dpcomp.codec.allocation"),
     **dict.fromkeys(("FixedWidth", "RangeCoder"), "dpcomp.codec.entropy"),
     "Codec": "dpcomp.codec.codec",
+    **dict.fromkeys(("EF21", "MomentumCorrection"), "dpcomp.wire.feedback"),
     "Update": "dpcomp.wire.update",
     **dict.fromkeys(("ClientMemory", "ServerMemory"), "dpcomp.wire.memory"),
     "Channel": "dpcomp.wire.channel",

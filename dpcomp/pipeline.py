@@ -1,16 +1,17 @@
 """Pipeline: a private mechanism and a codec as a single value, with its privacy cost."""
 
 import json
+import math
 import secrets
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import tomli_w
-from dp_accounting import NonPrivateDpEvent
+from dp_accounting import GaussianDpEvent, NonPrivateDpEvent
 from jaxtyping import Float, Float64, Int32, Int64
 
 from dpcomp import codec as codec_folder
@@ -21,7 +22,7 @@ from dpcomp.codec import entropy as entropy_folder
 from dpcomp.codec import quantize as quantize_folder
 from dpcomp.codec.codec import Sparsifier
 from dpcomp.codec.entropy import EntropyCoder
-from dpcomp.codec.quantize import Quantizer
+from dpcomp.codec.quantize import ExactGaussian, Quantizer
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.address import Address
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
@@ -29,15 +30,15 @@ from dpcomp.core.checks import check_type, missing_members
 from dpcomp.core.errors import BudgetExhausted, ConfigError, NotPrivate
 from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import HasPublicSupport, PublicContext
-from dpcomp.core.randomness import PublicSeed, SecretSeed
+from dpcomp.core.public_context import HasPublicSupport, PublicContext, share_grid
+from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed, SecretSeed
 from dpcomp.core.support import Everywhere, Support, checked_support, same_positions
 from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.batches import Batches
-from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_after, fold
+from dpcomp.privacy.claim import ROUNDING, Bounded, Released, Stage, Transform, claim_after, fold
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.factored_units import FactoredUnits
-from dpcomp.privacy.gaussian import public_grid
+from dpcomp.privacy.gaussian import missing_variance, on_grid_of, public_grid, released_grid
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.ledger import Permit
 from dpcomp.privacy.traced_release import (
@@ -55,17 +56,19 @@ from dpcomp.privacy.unit_gradients import Total, Units, on_host
 from dpcomp.sparsify import RandomK, TopK
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
+from dpcomp.wire.feedback import EF21, ErrorFeedback, Feedback, Kept, MomentumCorrection, SenderFeedback
 from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory
 from dpcomp.wire.update import Update, with_claim
 
+LEAST_GRIDS = 100  # in a share's standard deviation: then rounding to the grid is independent of what is rounded
 # The classes that a table may name, by their names: the parts that the folders of the library export.
 PARTS: dict[str, type] = {
     name: part
     for folder in (privacy_folder, sparsify_folder, codec_folder, quantize_folder, entropy_folder)
     for name, part in vars(folder).items()
     if is_dataclass(part) and isinstance(part, type) and part not in (Unsafe, quantize_folder.Bounds)
-}
+} | {part.__name__: part for part in (MomentumCorrection, EF21)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,9 @@ class Pipeline:
         codec: How updates are coded.
         downlink: How broadcasts are coded; None for the same as `codec`.
         sampling: How units are sampled for a release; None for all units in each release.
-        feedback: Whether a sender adds what its codec dropped to its next update (error feedback).
+        feedback: What a client adds to its next update: True for what its codec dropped (error feedback), False for
+            nothing, `MomentumCorrection(...)` or `EF21(...)` for a momentum of its updates too. The server adds what
+            its codec dropped of a broadcast to the next, unless it is False.
         unit: What one neighbour adds or removes, "example" or "client".
         trust: Who may see values before the noise, "nobody" or "server".
 
@@ -109,7 +114,7 @@ class Pipeline:
     codec: Codec = field(default_factory=Codec)
     downlink: Codec | None = None
     sampling: Poisson | None = None
-    feedback: bool = True
+    feedback: Feedback = True
     unit: Unit = "example"
     trust: Trust = "nobody"
 
@@ -132,6 +137,8 @@ class Pipeline:
             )
         if self.codec.averaged_clients:
             self._check_estimates()
+        self._check_feedback(masks)
+        self._check_noise_share()
         if masks and any(codec.predict for codec in codecs):
             raise ValueError(
                 "predict= needs whole updates, but a support in the mechanism sends parts of them: leave one out"
@@ -163,8 +170,10 @@ class Pipeline:
         if self.sampling is not None and not isinstance(self.sampling, Poisson):
             raise TypeError(f"Pipeline(sampling={self.sampling!r}): give dp.Poisson(rate), or None for all units")
         _refuse_subclass(self.sampling)
-        if not isinstance(self.feedback, bool):
-            raise TypeError(f"Pipeline(feedback={self.feedback!r}): give True or False")
+        if type(self.feedback) not in (bool, MomentumCorrection, EF21):
+            raise TypeError(
+                f"Pipeline(feedback={self.feedback!r}): give True or False, dp.MomentumCorrection(...) or dp.EF21(...)"
+            )
         _refuse_taken_names((self.stages, self.codec, self.downlink, self.sampling))
         _ = (
             self.trust_model,
@@ -173,7 +182,7 @@ class Pipeline:
 
     def _check_estimates(self) -> None:
         """Refuse settings under which the signal estimates of an allocator that uses the noise are wrong."""
-        at_fault = ["feedback=True"] if self.feedback else []
+        at_fault = [f"feedback={self.feedback}"] if self.feedback else []
         at_fault += [repr(self.codec.sparsify)] if self.codec.sparsify else []
         at_fault += [repr(stage) for stage in self.stages if isinstance(stage, HasPublicSupport)]
         if at_fault:
@@ -186,6 +195,63 @@ class Pipeline:
             raise ValueError(
                 f"{self.codec.quantize} uses the noise in updates, but with trust='server' they have none: leave out "
                 "clients="
+            )
+
+    def _check_feedback(self, masks: Sequence[Stage]) -> None:
+        """Refuse a feedback that does not work with the codec or the trust."""
+        if isinstance(self.feedback, EF21) and self.trust_model.server_sees_clean:
+            raise ValueError(
+                f"feedback={self.feedback} with trust='server': the server would clip the differences that clients "
+                "send, so that its estimate is not theirs, and would add up the noise of all rounds. Use "
+                "feedback=True or dp.MomentumCorrection(...)"
+            )
+        if isinstance(self.feedback, MomentumCorrection) and self.feedback.masking:
+            sends_all = self.codec.sparsify is None and not masks
+            if sends_all or self.codec.predict:
+                raise ValueError(
+                    f"feedback={self.feedback} beside {self.codec}, which sends something of all coordinates: masking "
+                    "would set the whole momentum to zero in every round. Use masking=False, or a sparsifier and no "
+                    "predict="
+                )
+
+    def _check_noise_share(self) -> None:
+        """Refuse a pipeline in which the error of the clients' codec is meant to be noise, and would not hide them."""
+        if self.downlink is not None and self.downlink.noise_share is not None:
+            raise NotPrivate(
+                f"downlink={self.downlink}: a broadcast is for all, and the dither of {self.downlink.quantize} is a "
+                "secret of each client: give the downlink another codec, such as dp.Codec()"
+            )
+        share = self.codec.noise_share
+        if share is None:
+            return
+        _refuse_subclass(share)
+        if (self.unit, self.trust) != ("client", "server"):
+            raise NotPrivate(
+                f"{share} under unit={self.unit!r} and trust={self.trust!r}: its error hides a client's update from "
+                "the readers of the released model, not from the server, which knows the dither, and not an example. "
+                "Use unit='client' and trust='server'"
+            )
+        if isinstance(self.mechanism, Unsafe) or [type(stage) for stage in self.stages] != [Clip, Gaussian]:
+            raise NotPrivate(
+                f"{share} beside the mechanism {self.mechanism}: its error is noise on each coordinate of a clipped "
+                "update, so the mechanism is (dp.Clip(norm), dp.Gaussian(noise_multiplier)), without a support"
+            )
+        if not self._noise_stddev:
+            raise NotPrivate(f"{share} beside {self._noise}: there is no noise that the clients could share")
+        clip_norm, stddev = self._noise_l2, self._share_stddev
+        if stddev < LEAST_GRIDS * share_grid(clip_norm, stddev):
+            raise NotPrivate(
+                f"{share} beside {self._noise}: the share of a client, of standard deviation {stddev:g}, is too small "
+                f"beside the clip norm {clip_norm:g} for float32 to hold both. Use more noise, or a smaller cohort"
+            )
+        if self.feedback is not False:
+            raise NotPrivate(
+                f"{share} with feedback={self.feedback!r}: the residual would be the noise of this release, and take "
+                "it away in the next one. Set feedback=False"
+            )
+        if self.downlink is None:
+            raise ValueError(
+                f"{share} codes the updates of clients; broadcasts need a codec of their own: give downlink=dp.Codec()"
             )
 
     @property
@@ -211,6 +277,8 @@ class Pipeline:
     def claim(self) -> Released:
         """The claim on the mechanism's output: released, at the cost of an event.
 
+        Where the clients' codec makes the noise, the event counts what clients that collude leave of it.
+
         Raises:
             NotPrivate: The stages have no guarantee.
         """
@@ -223,6 +291,10 @@ class Pipeline:
                     f"{type(stage).__name__} (stage {number} of {len(self.stages)}): a mechanism has a single "
                     "Gaussian, which is its last stage. Put other stages before it, or into the codec"
                 )
+        share = self.codec.noise_share
+        if share is not None and self._noise is not None:
+            hidden = self._noise.noise_multiplier * math.sqrt(share.hidden)
+            return Released(event=GaussianDpEvent(hidden / (1 + ROUNDING)))
         return claim
 
     @property
@@ -257,7 +329,20 @@ class Pipeline:
             elif not isinstance(self.mechanism, Unsafe):
                 event = self.sampling.amplify(event)
         why_unsafe = self.mechanism.why if isinstance(self.mechanism, Unsafe) else ""
-        return Cost(event=event, unit=self.unit, trust=self.trust, sampling=sampling, why_unsafe=why_unsafe)
+        assumed = () if self.codec.noise_share is None else _assumed_of(self.codec.noise_share, self.sampling)
+        return Cost(
+            event=event, unit=self.unit, trust=self.trust, sampling=sampling, why_unsafe=why_unsafe, assumed=assumed
+        )
+
+    @property
+    def largest_cohort(self) -> int | None:
+        """The most clients of a round, where the error of the clients' codec is the noise; None for any number."""
+        return None if self.codec.noise_share is None else self.codec.noise_share.cohort
+
+    @property
+    def _share_stddev(self) -> float:
+        """The standard deviation of the error of each client's codec; 0 where it is no noise."""
+        return 0.0 if self.codec.noise_share is None else self.codec.noise_share.share(self._noise_stddev)
 
     @property
     def channel(self) -> Channel:
@@ -276,6 +361,8 @@ class Pipeline:
             claim=self.claim,
             server_sees_clean=self.trust_model.server_sees_clean,
             stages=public,
+            clip=self.stages[0] if self.codec.noise_share and isinstance(self.stages[0], Clip) else None,
+            share_stddev=self._share_stddev,
         )
 
     def _description(self) -> str:
@@ -327,7 +414,8 @@ class Pipeline:
     @property
     def _clips_by(self) -> Any:
         """What identifies the mechanism whose totals this pipeline may release."""
-        return self.mechanism, _contents(self.mechanism)  # the contents too: a stage that was changed equals itself
+        # The contents too: a stage that was changed equals itself. And the shares of the noise that units have.
+        return self.mechanism, _contents(self.mechanism), self.codec.noise_share
 
     def to_table(self) -> dict[str, Any]:
         """Return the pipeline as the table `[pipeline]` of a TOML file: plain types, class names with their fields.
@@ -415,6 +503,7 @@ class Pipeline:
         *,
         first_model: Float[np.ndarray, "d"] | None = None,
         run_id: bytes | None = None,
+        dither_key: DitherKey | None = None,
     ) -> ClientMemory:
         """Make the memory of a new client.
 
@@ -426,20 +515,23 @@ class Pipeline:
                 each other; None for none. `Participant` and `Server` add their own.
             run_id: 8 bytes that name this federation, the same at all ends; None for none. `Server` draws them, and a
                 `Participant` learns them from the server's first reply.
+            dither_key: The client's secret with the server, for `dp.ExactGaussian`; None for any other codec.
 
         Returns:
             A memory at version 0, without any accepted payload.
 
         Raises:
             TypeError: `seed` is not a `PublicSeed`.
-            ValueError: The layout has no coordinates, `client` lies outside its range, or `run_id` does not have 8
-                bytes.
+            ValueError: The layout has no coordinates, `client` lies outside its range, `run_id` does not have 8 bytes,
+                or `dither_key` is given and not needed, or needed and not given.
         """
+        self._check_keys(dither_key, DitherKey, "init_client(dither_key)", "keys.of(client) of the server's DitherKeys")
         layout = Layout.of(layout)
         return ClientMemory(
             client=client,
             tracked=TrackedSignal.initial(layout) if self.codec.averaged_clients else None,
-            **self._memory_at_start(layout, seed, Genesis.of(first_model, run_id)),
+            dither_key=dither_key,
+            **self._memory_at_start(layout, seed, Genesis.of(first_model, run_id), self.channel.sender_feedback),
         )
 
     def init_server(
@@ -449,6 +541,7 @@ class Pipeline:
         *,
         first_model: Float[np.ndarray, "d"] | None = None,
         run_id: bytes | None = None,
+        dither_keys: DitherKeys | None = None,
     ) -> ServerMemory:
         """Make the memory of the server before the first round.
 
@@ -457,13 +550,33 @@ class Pipeline:
             seed: As for `init_client`.
             first_model: As for `init_client`.
             run_id: As for `init_client`.
+            dither_keys: The secrets with all clients, for `dp.ExactGaussian`; None for any other codec.
 
         Raises:
             TypeError, ValueError: As `init_client` does.
         """
-        return ServerMemory(**self._memory_at_start(Layout.of(layout), seed, Genesis.of(first_model, run_id)))
+        self._check_keys(dither_keys, DitherKeys, "init_server(dither_keys)", "dp.DitherKeys(os.urandom(32))")
+        downlink = ErrorFeedback() if self.feedback else None
+        genesis = Genesis.of(first_model, run_id)
+        return ServerMemory(
+            **self._memory_at_start(Layout.of(layout), seed, genesis, downlink), dither_keys=dither_keys
+        )
 
-    def _memory_at_start(self, layout: Layout, seed: PublicSeed, genesis: Genesis) -> dict[str, Any]:
+    def _check_keys(self, keys: Any, needed: type, where: str, example: str) -> None:
+        """Refuse a secret that is missing, or that no part of this pipeline uses."""
+        if self.codec.noise_share is None:
+            if keys is not None:
+                raise ValueError(f"{where}: no part of this pipeline draws from a secret of both ends: leave it out")
+            return
+        if not isinstance(keys, needed):
+            raise ValueError(
+                f"{where}={keys!r}: {self.codec.quantize} draws its dither from a secret of each client with the "
+                f"server: give {example}"
+            )
+
+    def _memory_at_start(
+        self, layout: Layout, seed: PublicSeed, genesis: Genesis, feedback: SenderFeedback | None
+    ) -> dict[str, Any]:
         if not isinstance(seed, PublicSeed):
             raise TypeError(f"seed={seed!r}: give a dp.PublicSeed(number), the same at all ends; it may be public")
         return {
@@ -472,7 +585,7 @@ class Pipeline:
             "seed": seed,
             "shared": self.channel.shared_at_start(layout, seed, genesis),
             "genesis": genesis,
-            "residual": np.zeros(layout.size, dtype=np.float32) if self.feedback else None,
+            "kept": Kept() if feedback is None else feedback.at_start(layout.size),
         }
 
     # The private side.
@@ -498,6 +611,11 @@ class Pipeline:
         """
         self._refuse_changed()
         value: Any = _units(block, memory.layout, self._transforms)
+        if self.codec.noise_share is not None and value.count:
+            raise NotPrivate(
+                f"clip: the clients of {self.codec.noise_share} clip, in pipeline.send, and their errors are a part of "
+                "the noise; units that are clipped here have none. Add up pipeline.total_of(update, memory)"
+            )
         context = self.channel.context(memory)
         for transform in self._transforms:
             before, value = value, transform.apply(value, context)
@@ -511,6 +629,36 @@ class Pipeline:
     def empty_total(self, memory: ClientMemory | ServerMemory) -> Total:
         """Return the total of an empty batch; its release is pure noise."""
         return self.clip(np.zeros((0, memory.layout.size), dtype=np.float32), memory)
+
+    def total_of(self, update: Update, memory: ServerMemory) -> Total:
+        """Return the total of a single client's update, which a trusted server has decoded.
+
+        **Privacy:** the update is clipped here, whatever its codec did (PRIVACY_RULES 10 and 18). Where the error of
+        the codec is a share of the noise, the client has clipped; the update is taken as it was decoded, which
+        `receive` alone proves, and is counted as one share.
+
+        Args:
+            update: What `receive` returned; add up each update once.
+            memory: The server's memory.
+
+        Returns:
+            The total, of one unit; totals are added with `+`, and `noise` releases the sum.
+
+        Raises:
+            NotPrivate: The update has no share of the noise; or as `clip` does.
+            ValueError: The update does not fit the memory's layout.
+        """
+        if self.codec.noise_share is None:
+            return self.clip(update.dense()[None, :], memory)
+        self._refuse_changed()
+        if update.claim != self.channel.uplink_claim:
+            raise NotPrivate(
+                "total_of: this update was not decoded by this pipeline's receive, so nothing shows that it has its "
+                "share of the noise: give what pipeline.receive returned"
+            )
+        if update.layout != memory.layout:
+            raise ValueError(f"total_of: the update has layout {update.layout}, the memory {memory.layout}")
+        return Total(layers=(update.values,), layout=memory.layout, units=1).sealed(Batches(self._clips_by))
 
     @np.errstate(all="ignore")
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:
@@ -551,20 +699,39 @@ class Pipeline:
                 f"{total.units} units in a client's release: with unit='client' the client's whole update is the only "
                 "unit, a block of shape (1, d)"
             )
+        share, keys = self.codec.noise_share, getattr(memory, "dither_keys", None)
+        if share is not None and total.units > share.cohort:
+            raise NotPrivate(
+                f"{total.units} clients in a release, of {share}: with more, the noise would tell how many came. Draw "
+                "no more, or make a pipeline of a larger cohort"
+            )
         batches.take()
         try:
-            step = permit.spend(self.cost, seeded=secret.seeded)
+            step = permit.spend(self.cost, seeded=secret.seeded or (keys is not None and keys.seeded))
         except BaseException:
             batches.give_back()
             raise
         vector, address, stddev = total.vector(), permit.address, self._noise_stddev
-        if self._noise:
+        if share is not None:
+            vector = self._with_missing_noise(vector, share.cohort - total.units, secret, address, step)
+        elif self._noise:
             normal = _standard_normal(secret, address, step, len(vector))
             vector = self._noise.release(vector, normal, self._noise_l2)
         update = Update(
             values=vector, layout=memory.layout, address=address, support=total.support, noise_stddev=stddev
         )
         return with_claim(update, self.claim)
+
+    def _with_missing_noise(
+        self, total: Float64[np.ndarray, "k"], missing: int, secret: SecretSeed, address: Address, step: int
+    ) -> Float64[np.ndarray, "k"]:
+        """Return a sum of updates that have their shares of the noise, with the shares of those that are missing."""
+        stddev, clip = self._noise_stddev, self.channel.clip
+        assert clip is not None
+        grid = share_grid(clip.norm, self._share_stddev)
+        added = math.sqrt(missing_variance(stddev, self._share_stddev, grid, missing))
+        normal = _standard_normal(secret, address, step, len(total))
+        return on_grid_of(total + added * normal, released_grid(stddev, grid))
 
     def release(
         self, blocks: Iterable[Any], memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit
@@ -630,6 +797,7 @@ class Pipeline:
         """
         self._check_end(memory, secret, permit)
         self._refuse_changed()
+        self._refuse_share_in_trace()
         if permit.steps - permit.used < steps:
             raise BudgetExhausted(
                 f"{permit} does not allow {steps} more releases: charge more steps at the next address"
@@ -726,13 +894,22 @@ class Pipeline:
         support = self.empty_total(memory).support
         return None if support == Everywhere() else support.indices(memory.layout.size)
 
+    def _refuse_share_in_trace(self) -> None:
+        if self.codec.noise_share is not None:
+            raise NotPrivate(
+                f"{self.codec.noise_share}: the noise is made by the messages of the clients, and no program that "
+                "draws it can make a release. Use Server, or total_of and noise"
+            )
+
     def refuse_untraceable(self) -> None:
         """Refuse a mechanism that a compiled program cannot keep: its stages would be traced once, for all rounds.
 
         Raises:
+            NotPrivate: The error of the clients' codec is the noise.
             TypeError: A stage is not one of `Clip`, `RandomK`, and `TopK` before the clip; or `TopK(per="layer")`
                 stands behind `RandomK`.
         """
+        self._refuse_share_in_trace()
         before = True
         for number, stage in enumerate(self._transforms, start=1):
             fits = isinstance(stage, (Clip, RandomK)) or (isinstance(stage, TopK) and before)
@@ -842,12 +1019,27 @@ def _standard_normal(secret: SecretSeed, address: Address, step: int, count: int
 
 def _refuse_subclass(part: Any) -> None:
     """Refuse a subclass of a part whose proof is in its code: what it overrides would still be charged as before."""
-    for proven in (Clip, Gaussian, Poisson, RandomK):
+    for proven in (Clip, Gaussian, Poisson, RandomK, ExactGaussian):
         if isinstance(part, proven) and type(part) is not proven:
             raise TypeError(
                 f"{part!r} is of {type(part).__name__}, a subclass of {proven.__name__}, whose proof is of that class "
                 "alone: write a stage of its own, with the claim that it proves"
             )
+
+
+def _assumed_of(share: ExactGaussian, sampling: Poisson | None) -> tuple[str, ...]:
+    """Return what a guarantee assumes where the errors of the clients' codecs are the noise."""
+    clauses = [
+        f"the error of the clients' codec is the noise: it hides a client from readers of the released model who know "
+        f"the dither of at most {share.colluding} client{'s' * (share.colluding > 1)}",
+        "a client clips by its own honest code",
+    ]
+    if sampling is not None and sampling.rate < 1:
+        clauses.append(
+            f"of more than {share.cohort} clients a round is drawn anew, which alters the draw with a probability "
+            f"below 2⁻⁶⁴ unless so many are enrolled"
+        )
+    return tuple(clauses)
 
 
 def _units(block: Any, layout: Layout, transforms: tuple[Transform, ...]) -> Units | FactoredUnits:

@@ -1,10 +1,12 @@
 """Moving and renaming changed nothing that is computed: ε, payload bodies, seeded runs, the numbers of the results.
 
-Four things were computed anew since, on purpose. Every ε charges a noise multiplier of z/(1 + 10⁻⁵), because floating
+Some things were computed anew since, on purpose. Every ε charges a noise multiplier of z/(1 + 10⁻⁵), because floating
 point may exceed the clip norm by 10⁻⁵. ε is computed on finer grids, so that it is smaller where rates are tiny; the ε
 of the accountant before stands beside each. A release is rounded to a public grid below 10⁻⁶ of its noise, and clipped
 units are summed in float64 with norms of another rounding. And release noise is made of other words, by a ziggurat over
-OpenSSL's key stream: seeded runs end with other numbers, and as good ones. Bodies of a codec and the numbers of the
+OpenSSL's key stream: seeded runs end with other numbers, and as good ones. The head of a body is shorter, `Rotated` sends
+the scale of a block as a bfloat16, `FixedWidth` fills up layers of one width together, and packed water-filling measures
+the errors of large layers by counts: of these two quantisers alone the decoded values changed, too. The numbers of the
 results did not change.
 """
 

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from dpcomp.audit.observations import Features, Observations, message_features, stacked
 from dpcomp.core.checks import whole_number
 from dpcomp.core.layout import Layout
-from dpcomp.core.randomness import PublicSeed, SecretSeed
+from dpcomp.core.randomness import DitherKeys, PublicSeed, SecretSeed
 from dpcomp.federated.aggregation import TrustedRelease
 from dpcomp.federated.server import Server
 from dpcomp.pipeline import Pipeline
@@ -54,7 +54,8 @@ def open_server(pipeline: Pipeline, layout: Layout, seed: PublicSeed, clients: i
     """
     rate = 1.0 if pipeline.sampling is None else pipeline.sampling.rate
     release = TrustedRelease(pipeline=pipeline, secret=SecretSeed(), ledger=Ledger(), divisor=rate * clients)
-    memory = pipeline.init_server(layout, seed)
+    keys = None if pipeline.largest_cohort is None else DitherKeys.drawn(release.secret)
+    memory = pipeline.init_server(layout, seed, dither_keys=keys)
     model = np.zeros(layout.size, dtype=np.float32)
     return Server(pipeline.channel, memory, model, trusted_release=release, clients=clients)
 
@@ -120,10 +121,7 @@ class Serving:
     def _run(self, present: bool, pool: ThreadPoolExecutor) -> Features:
         pipeline, clients = self.pipeline, 1 + self.others.shape[1]
         server = self.open_server(pipeline, self._layout, self.seed, clients)
-        memories = {
-            number: pipeline.init_client(self._layout, self.seed, number).with_genesis(server.memory.genesis)
-            for number in range(clients)
-        }
+        memories = {number: self._client_memory(number, server.memory) for number in range(clients)}
         seen: dict[str, np.ndarray] = {}
         for place in range(len(self.canaries)):
             invited = [number for number in server.cohort() if present or number > 0]
@@ -142,6 +140,12 @@ class Serving:
                 pipeline.channel, broadcast, step, before, where=f"round {place}", directions=self.canaries
             )
         return seen
+
+    def _client_memory(self, number: int, server: ServerMemory) -> ClientMemory:
+        keys = server.dither_keys
+        own = None if keys is None else keys.of(number)
+        memory = self.pipeline.init_client(self._layout, self.seed, number, dither_key=own)
+        return memory.with_genesis(server.genesis)
 
     def _sent(self, vector: Float64[np.ndarray, "d"], memory: ClientMemory) -> tuple[bytes, ClientMemory]:
         return self.pipeline.send(Update(values=vector, layout=memory.layout, address=memory.address), memory)

@@ -8,6 +8,7 @@ from dpcomp.codec.entropy import FixedWidth as FixedWidth
 from dpcomp.codec.entropy import RangeCoder as RangeCoder
 from dpcomp.codec.prediction import LastBroadcast as LastBroadcast
 from dpcomp.codec.quantize import Dithered as Dithered
+from dpcomp.codec.quantize import ExactGaussian as ExactGaussian
 from dpcomp.codec.quantize import Float16 as Float16
 from dpcomp.codec.quantize import Float32 as Float32
 from dpcomp.codec.quantize import Nearest as Nearest

@@ -14,7 +14,7 @@ from dpcomp.codec.entropy import EntropyCoder, RangeCoder
 from dpcomp.codec.entropy.coder import Metered, PartBits, Reader
 from dpcomp.codec.entropy.integers import IntegerReader, IntegerWriter
 from dpcomp.codec.prediction import LastBroadcast
-from dpcomp.codec.quantize import Bounds, Quantizer
+from dpcomp.codec.quantize import Bounds, ExactGaussian, Quantizer
 from dpcomp.codec.quantize import Float32 as Unquantized
 from dpcomp.codec.quantize.quantizer import decoded_at_sender, quantised, takes_type
 from dpcomp.codec.rate import entropy_bits
@@ -104,7 +104,8 @@ class Codec:
 
     Raises:
         TypeError: A slot has something that lacks members of its protocol; the message names them.
-        ValueError: The quantiser has a fixed step, and the entropy coder packs a fixed number of bits.
+        ValueError: The quantiser has a fixed step, and the entropy coder packs a fixed number of bits; or the quantiser
+            codes whole vectors itself, and there is another part beside it.
 
     Examples:
         >>> import dpcomp as dp
@@ -141,6 +142,11 @@ class Codec:
             raise ValueError(
                 f"{self.quantize} gives no number of bits, which {self.entropy} needs: use dp.RangeCoder(), or a width"
             )
+        if self.codes_itself and (self.predict, self.sparsify, self.entropy) != (None, None, RangeCoder()):
+            raise ValueError(
+                f"{self}: {self.quantize} codes the whole vector itself, so nothing may stand before it, and nothing "
+                f"codes after it: write dp.Codec(quantize={self.quantize})"
+            )
 
     @property
     def averaged_clients(self) -> int | None:
@@ -151,6 +157,16 @@ class Codec:
     def allocates(self) -> bool:
         """Whether the quantiser gives layers rates of their own."""
         return getattr(self.quantizer, "allocates", False)
+
+    @property
+    def codes_itself(self) -> bool:
+        """Whether the quantiser codes its levels itself, instead of the entropy coder."""
+        return getattr(self.quantize, "codes_itself", False)
+
+    @property
+    def noise_share(self) -> ExactGaussian | None:
+        """The quantiser, if its error is a share of the privacy noise; its proof is of that class alone."""
+        return self.quantize if isinstance(self.quantize, ExactGaussian) else None
 
     @property
     def needs_last_support(self) -> bool:
@@ -174,6 +190,11 @@ class Codec:
     def quantizer(self) -> Quantizer:
         """The quantiser in use: `quantize`, or `Float32()` for None."""
         return Unquantized() if self.quantize is None else self.quantize
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether all coordinates are sent as float32, so that nothing is dropped but the rounding of a prediction."""
+        return self.sparsify is None and isinstance(self.quantizer, Unquantized)
 
     def select(self, vector: Float32[np.ndarray, "d"], candidates: Support, context: PublicContext) -> Support:
         """Return the coordinates of a (d,) vector that are sent: the sparsifier's choice, or all candidates.
@@ -273,6 +294,9 @@ class Codec:
         if code == LISTED:
             writer.positions(support.indices(layout.size), layout.edges, _previous_positions(context))
         levels, side, bounds = quantised(quantizer, values, counts, context)
+        if self.codes_itself:
+            decoded = decoded_at_sender(quantizer, levels, side, counts, len(values), context)
+            return (_support_written(code, support, len(values)), side), decoded
         writer.raw(side)
         if bounds.any_coded and len(values):
             taken = levels if takes_type(self.entropy, levels) else levels.astype(np.int32)
@@ -358,6 +382,8 @@ class Codec:
                 f"{self.entropy!r} does not count the bits of its parts: give it a .meter(body), as RangeCoder has"
             )
         start = _support_read(memoryview(body), context)[2]
+        if self.codes_itself:
+            return self._read(body, context), PartBits(header=8 * start, value=8.0 * (len(body) - start))
         meter = self.entropy.meter(body[start:])
         parts, bits = self._read(body, context, meter), meter.bits
         if getattr(self.quantizer, "side_holds_values", not parts.bounds.any_coded):
@@ -371,6 +397,8 @@ class Codec:
         context, body = self._with_packing(context), memoryview(body)
         layout = context.layout
         support, k, start = _support_read(body, context)
+        if self.codes_itself:
+            return self._read_whole(support, bytes(body[start:]), context)
         reader = self.entropy.reader(body[start:]) if reader is None else reader
         if support is None:
             support = Listed(reader.positions(k, layout.edges, _previous_positions(context)))
@@ -387,6 +415,15 @@ class Codec:
             levels = levels.astype(np.int32)
         reader.finish()
         return Body(support=support, counts=counts, side=side, bounds=bounds, levels=levels, context=context)
+
+    def _read_whole(self, support: Support | None, side: bytes, context: PublicContext) -> "Body":
+        """Return the body of a quantiser that codes whole vectors itself."""
+        layout = context.layout
+        if not isinstance(support, Everywhere):
+            raise CorruptPayload(f"the body has the support {support}, but {self.quantizer} codes all coordinates")
+        counts, bounds = layout.counts(Everywhere()), self.quantizer.bounds(side, context)
+        levels = np.repeat(bounds.lowest, counts)
+        return Body(support=Everywhere(), counts=counts, side=side, bounds=bounds, levels=levels, context=context)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,6 +1,7 @@
 """PublicContext: the public values that both ends have when a stage or a codec runs."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -8,6 +9,39 @@ from jaxtyping import Float32
 
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Listed, Support
+
+LARGEST_ERROR = 20.0  # in standard deviations: beyond 17 no layer reaches, for want of bits that it is drawn with
+SIGNIFICAND_BITS = 23  # of a float32: whole numbers up to twice 2^23 are float32 numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseShare:
+    """What a client's codec needs to make its share of the noise by the error of one message; the key is secret.
+
+    Attributes:
+        clip_norm: C, the largest L2 norm of the vector that is encoded.
+        stddev: σ, the standard deviation of the error in each coordinate.
+        dither_key: 256 bits that this client and the server alone know, and no other message of any run has.
+    """
+
+    clip_norm: float
+    stddev: float
+    dither_key: int = field(repr=False)
+
+    @property
+    def grid(self) -> float:
+        """The step of the grid of decoded values: the least power of two at which float32 holds each of them."""
+        return share_grid(self.clip_norm, self.stddev)
+
+
+def share_grid(clip_norm: float, stddev: float) -> float:
+    """Return the step of the grid of the values that are decoded of a message with a share of the noise.
+
+    Args:
+        clip_norm: C, the largest L2 norm of the vector.
+        stddev: σ, the standard deviation of the error.
+    """
+    return math.ldexp(1.0, math.frexp(clip_norm + LARGEST_ERROR * stddev)[1] - SIGNIFICAND_BITS)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +68,8 @@ class PublicContext:
         previous_support: The last support that was listed on the same link; the entropy coder may code the next one by
             its changes. None before the first.
         packed: Whether levels are packed into whole bits, as `dp.FixedWidth` does; the codec sets it.
+        noise_share: The only value that is not public: what `dp.ExactGaussian` makes its share of the noise with. None
+            where the codec has another quantiser, and in each context of a stage.
 
     Examples:
         >>> import dpcomp as dp
@@ -53,6 +89,7 @@ class PublicContext:
     public_support: Support | None = None
     previous_support: Listed | None = None
     packed: bool = False
+    noise_share: NoiseShare | None = None
 
 
 @runtime_checkable

@@ -163,3 +163,106 @@ class SecretSeed:
 
     def __reduce__(self):
         raise TypeError("a SecretSeed never leaves its process: make one where the noise is drawn")
+
+
+KEY_BYTES = 32
+
+
+class DitherKey:
+    """The secret key of one client with the server, from which `dp.ExactGaussian` draws the dither of its messages.
+
+    The two agree on it when the client enrols, over a channel that nobody else reads: the server sends
+    `keys.of(client).to_bytes()`, and the client gives it to `pipeline.init_client(dither_key=...)`. It stands in no
+    checkpoint, message or report, cannot be pickled, and its `repr` does not show it: give it anew after a restart.
+
+    **Privacy:** who has the key can take this client's share of the noise away. Each message has a dither of its own:
+    its key derives from the run, the client, and the digests of all that the two ends have exchanged before it. A
+    dither that two different updates had would cancel noise.
+
+    Args:
+        key: 32 bytes.
+        seeded: Whether the bytes derive from a number, which somebody may know; the guarantee then says so.
+
+    Raises:
+        TypeError: `key` is not bytes; or the key is pickled or copied.
+        ValueError: `key` does not have 32 bytes.
+    """
+
+    def __init__(self, key: bytes, *, seeded: bool = False):
+        self._key, self.seeded = _checked_key(key, "DitherKey"), seeded
+
+    def of_message(self, *place: int) -> int:
+        """Return the 256-bit key of one message's dither.
+
+        Args:
+            place: Numbers from 0 below 2¹²⁸ that tell all messages of this client apart, in all runs.
+        """
+        return _key(b"dpcomp dither", self._key, "message", place)
+
+    def to_bytes(self) -> bytes:
+        """Return the 32 bytes, to give them to the client."""
+        return self._key
+
+    def __repr__(self) -> str:
+        return "DitherKey(<secret>)"
+
+    def __reduce__(self):
+        raise TypeError("a DitherKey stays in its process: give its bytes to the client when it enrols")
+
+
+class DitherKeys:
+    """The server's secret, from which the dither key of each client derives; see `DitherKey`.
+
+    A server that may be restarted keeps the 32 bytes as it keeps its other secrets, since its clients keep theirs.
+
+    Args:
+        key: 32 bytes of `os.urandom`, the same whenever this server runs.
+        seeded: Whether the bytes derive from a number, which somebody may know; the guarantee then says so.
+
+    Raises:
+        TypeError: `key` is not bytes; or the keys are pickled or copied.
+        ValueError: `key` does not have 32 bytes.
+
+    Examples:
+        >>> import os
+        >>> import dpcomp as dp
+        >>> keys = dp.DitherKeys(os.urandom(32))
+        >>> keys.of(7).to_bytes() == keys.of(7).to_bytes() != keys.of(8).to_bytes()
+        True
+    """
+
+    def __init__(self, key: bytes, *, seeded: bool = False):
+        self._key, self.seeded = _checked_key(key, "DitherKeys"), seeded
+
+    @classmethod
+    def drawn(cls, secret: SecretSeed) -> "DitherKeys":
+        """Draw the keys of a federation whose ends are all in this process, such as a simulation's.
+
+        Args:
+            secret: Where they come from: the operating system, or the number of the seed.
+        """
+        key = secret._key(b"dpcomp secret", "dither keys", ())  # pyright: ignore[reportPrivateUsage]
+        return cls(key.to_bytes(KEY_BYTES, "little"), seeded=secret.seeded)
+
+    def of(self, client: int) -> DitherKey:
+        """Return the key of a client.
+
+        Args:
+            client: The client's number.
+        """
+        key = _key(b"dpcomp dither", self._key, "client", (client,))
+        return DitherKey(key.to_bytes(KEY_BYTES, "little"), seeded=self.seeded)
+
+    def __repr__(self) -> str:
+        return "DitherKeys(<secret>)"
+
+    def __reduce__(self):
+        raise TypeError("DitherKeys stay in the server's process: make them of its 32 bytes where it runs")
+
+
+def _checked_key(key: bytes, name: str) -> bytes:
+    if not isinstance(key, bytes):
+        raise TypeError(f"{name} of {type(key).__name__}: give {KEY_BYTES} bytes, such as os.urandom({KEY_BYTES})")
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"{name} of {len(key)} bytes: give {KEY_BYTES}, such as os.urandom({KEY_BYTES})")
+    return key

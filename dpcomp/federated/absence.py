@@ -1,8 +1,9 @@
-"""Absence policies: what a client keeps of its residual after rounds that it missed.
+"""Absence policies: what a client keeps of its residual and momentum after rounds that it missed.
 
 The residual is what the client's codec has dropped so far, and is added to its next update (error feedback). After an
 absence it is old: it was computed for a model that the updates of other clients have moved since. `Keep` sends it
-nevertheless, `Decay` a share that falls with the number of missed rounds, `Drop` nothing of it.
+nevertheless, `Decay` a share that falls with the number of missed rounds, `Drop` nothing of it. A momentum at the
+client (`MomentumCorrection`, `EF21`) is as old, and goes the same way.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class AbsencePolicy(Protocol):
     """The protocol of an absence policy: it decides what a client keeps of its residual after rounds that it missed.
 
     The residual is what the client's codec has dropped so far; without feedback there is none, and no policy is asked.
+    A momentum is given to it in the same way.
     Give an instance to `Participant(absence_policy=...)`.
     """
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.core.checks import real_number
+from dpcomp.core.checks import check_type, real_number
 from dpcomp.core.exact_sum import ExactSum
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.core.support import Dealt, Everywhere, Support
@@ -39,8 +39,13 @@ class Releases(Protocol):
         """How the clients of a round are drawn; None for all of them."""
         ...
 
-    def clip(self, block: Any, memory: ServerMemory) -> Total:
-        """Clip a block of units and sum them; `Pipeline.clip` explains the arguments."""
+    @property
+    def largest_cohort(self) -> int | None:
+        """The most clients of a round; None for any number."""
+        ...
+
+    def total_of(self, update: Update, memory: ServerMemory) -> Total:
+        """Return the total of one client's update; `Pipeline.total_of` explains the arguments."""
         ...
 
     def empty_total(self, memory: ServerMemory) -> Total:
@@ -70,10 +75,11 @@ class ReleasedSum:
     Args:
         channel: The channel of both ends: `pipeline.channel`.
         memory: The server's memory in this round.
+        divisor: What the sum is divided by; None for the number of updates.
     """
 
-    def __init__(self, channel: Channel, memory: ServerMemory):
-        self._channel, self._memory = channel, memory
+    def __init__(self, channel: Channel, memory: ServerMemory, divisor: int | None = None):
+        self._channel, self._memory, self._divisor = channel, memory, divisor
         self._sum, self._count = ExactSum(memory.layout.size), 0
         self._support: Support | None = None  # of all updates; everywhere, where they have several
 
@@ -105,9 +111,10 @@ class ReleasedSum:
         return Everywhere()
 
     def mean(self) -> Update:
-        """Return Σ weightᵢ · updateᵢ ÷ n; without any update, zero."""
+        """Return Σ weightᵢ · updateᵢ ÷ divisor; without any update, zero."""
         layout = self._memory.layout
-        mean = (self._sum.rounded() / max(1, self._count)).astype(np.float32)
+        divisor = max(1, self._count) if self._divisor is None else self._divisor
+        mean = (self._sum.rounded() / divisor).astype(np.float32)
         support = Everywhere() if self._support is None else self._support
         values = mean[support.indices(layout.size)]
         update = Update(values=values, layout=layout, address=self._memory.address, support=support)
@@ -138,10 +145,11 @@ class TrustedRelease:
 
 
 class ClippedSum:
-    """The sum of the clean updates of a round, each clipped as it comes; it does not depend on their order.
+    """The sum of the updates of a round under a trusted server; it does not depend on their order.
 
     **Privacy:** an update is clipped here, after decoding, so each client moves the sum by at most one clip norm
-    whatever its codec did (PRIVACY_RULES 10 and 18). The clipped updates are added without rounding.
+    whatever its codec did (PRIVACY_RULES 10 and 18); where the codec's error is a share of the noise, the client has
+    clipped. The updates are added without rounding.
 
     Args:
         release: What the round is released with.
@@ -153,9 +161,9 @@ class ClippedSum:
         self._sum = SumOfTotals(release.pipeline.empty_total(memory))
 
     def add(self, update: Update, weight: float = 1.0) -> None:
-        """Clip an update, and add it; a trusted server accepts none that is late, so the weight is 1."""
+        """Add an update, as `total_of` bounds it; a trusted server accepts none that is late, so the weight is 1."""
         assert weight == 1, f"a trusted server accepts no late update, but this one has weight {weight}"
-        self._sum.add(self._release.pipeline.clip(update.dense()[None, :], self._memory))
+        self._sum.add(self._release.pipeline.total_of(update, self._memory))
 
     def mean(self) -> Update:
         """Charge the round, and return the noised sum of the clipped updates ÷ `divisor`.
@@ -205,30 +213,58 @@ class ServerOptimizer:
     The step is added to the model. With the defaults it is plain federated averaging: the step is the mean. Give it to
     `Server` or `simulate`; the server keeps the velocity v, so several runs may use the same optimiser.
 
-    Source: Hsu, Qi & Brown 2019 (FedAvgM), section 4; Reddi et al. 2021, Algorithm 2.
+    Momentum behind the feedback of clients is refused, unless `behind_feedback` asks for it: with a sparsifier of
+    density κ a value waits about 1/κ rounds in a residual, and once it is sent, the server applies the sum of these
+    rounds 1/(1 − μ) times over, long after their gradients. `MomentumCorrection` of the pipeline has the momentum in
+    front of the residual instead.
+
+    Source: Hsu, Qi & Brown 2019 (FedAvgM), section 4; Reddi et al. 2021, Algorithm 2. Of momentum and residuals: Lin et
+    al. 2018 (DGC), section 3.1.
 
     Args:
         learning_rate: η, the server's learning rate.
         momentum: μ, in [0, 1); 0 for none.
+        behind_feedback: Whether momentum may stand behind feedback that lets a part of an update wait.
 
     Raises:
-        TypeError: One of the two is not a number.
-        ValueError: One of the two lies outside its range.
+        TypeError: A rate or momentum is not a number, or `behind_feedback` not a bool.
+        ValueError: A rate or momentum lies outside its range.
 
     Examples:
         >>> from dpcomp.federated import ServerOptimizer
         >>> ServerOptimizer(momentum=0.9)
-        ServerOptimizer(learning_rate=1.0, momentum=0.9)
+        ServerOptimizer(learning_rate=1.0, momentum=0.9, behind_feedback=False)
     """
 
     learning_rate: float = 1.0
     momentum: float = 0.0
+    behind_feedback: bool = False
 
     def __post_init__(self):
+        check_type(
+            self.behind_feedback, bool, f"ServerOptimizer(behind_feedback={self.behind_feedback!r}): give True or False"
+        )
         rate = real_number(self.learning_rate, "ServerOptimizer(learning_rate)", "a finite number from 0 on")
         momentum = real_number(self.momentum, "ServerOptimizer(momentum)", "a number in [0, 1)")
         if not 0 <= rate < np.inf or not 0 <= momentum < 1:
             raise ValueError(f"{self}: the learning rate is a finite number from 0 on, the momentum one in [0, 1)")
+
+    def refuse_feedback(self, channel: Channel) -> None:
+        """Refuse momentum behind the feedback of clients, unless it was asked for.
+
+        Args:
+            channel: The channel of both ends: `pipeline.channel`.
+
+        Raises:
+            ValueError: The clients of this channel may send a part of an update in a later round.
+        """
+        if self.momentum and channel.may_wait and not self.behind_feedback:
+            raise ValueError(
+                f"{self} behind feedback={channel.feedback}: a value that waited in a residual for many rounds is "
+                f"applied {1 / (1 - self.momentum):.3g} times over once it is sent. Use momentum=0.0 and "
+                "Pipeline(feedback=dp.MomentumCorrection(...)), or Pipeline(feedback=False); or ask for it with "
+                "behind_feedback=True"
+            )
 
     def step(
         self, mean: Update, velocity: Float32[np.ndarray, "d"] | None
@@ -251,3 +287,20 @@ class ServerOptimizer:
         values = velocity * np.float32(self.learning_rate)
         step = with_claim(replace(mean, values=values, support=Everywhere(), claim=UNKNOWN), mean.claim)
         return step, velocity
+
+
+def estimate_after(mean: Update, estimate: Float32[np.ndarray, "d"] | None) -> Update:
+    """Return the estimate of the mean update, of which clients send what changes (`EF21`).
+
+    **Privacy:** the estimate is the sum of released means, so it has their claim.
+
+    Args:
+        mean: Σ differences ÷ number of clients, of this round.
+        estimate: The (d,) estimate before this round; None before the first.
+
+    Returns:
+        The estimate, on d coordinates.
+    """
+    values = mean.dense() if estimate is None else estimate + mean.dense()
+    # Not derive, because the estimate has values outside this mean's support.
+    return with_claim(replace(mean, values=values, support=Everywhere(), claim=UNKNOWN), mean.claim)

@@ -46,6 +46,7 @@ from dpcomp.federated.phases import (
 )
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
+from dpcomp.wire.feedback import Kept
 from dpcomp.wire.frame import PAYLOAD, Frame
 from dpcomp.wire.headers import tag_of
 from dpcomp.wire.links import Link
@@ -234,7 +235,7 @@ def _after_reply(
         _refuse_other_recipient(state, recipient_of(message))
         if state.pending is None or message != seal_receipt(receipt := _expected_receipt(state, state.pending)):
             return state, ()  # it answers an earlier message, and is out of date
-        return _after_receipt(state, state.pending, receipt)
+        return _after_receipt(channel, state, state.pending, receipt)
     reply, body = REPLY.unseal(message)
     _refuse_other_recipient(state, reply.client)
     if state.question is not None and reply.answers == name_of(state.question.hello):
@@ -242,7 +243,7 @@ def _after_reply(
         return _after_resync(channel, state, state.question, reply, body, absence_policy, follow)
     if state.pending is not None and reply.answers == name_of(state.pending.payload):
         _refuse_foreign_server(state, reply, body)
-        return _after_receipt(state, state.pending, reply)
+        return _after_receipt(channel, state, state.pending, reply)
     return state, ()  # it answers an earlier message, and is out of date
 
 
@@ -288,25 +289,25 @@ def _after_resync(
         genesis = replace(state.memory.genesis, run_id=reply.run_id)
         state = replace(state, memory=state.memory.with_genesis(genesis))
     server_link = read_link(body[: reply.link_bytes], state.memory.layout)
-    settled = _settle_pending(state, reply, server_link)
+    settled = _settle_pending(channel, state, reply, server_link)
     after = _catch_up(channel, settled, question, reply, body[reply.link_bytes :], follow)
     missed = abs(after.memory.shared.version - state.memory.shared.version)
     if missed:
-        after = _age_residual(after, missed, absence_policy)
+        after = _age_kept(after, missed, absence_policy)
     after = replace(after, question=None)
     if after.pending is None:
         return replace(after, phase=SYNCED), (Save(),)
     return replace(after, phase=WAITING), (Save(), Send(after.pending.payload))
 
 
-def _after_receipt(state: ClientState, pending: Pending, reply: Reply) -> Outcome:
+def _after_receipt(channel: Channel, state: ClientState, pending: Pending, reply: Reply) -> Outcome:
     """Apply the reply to the pending payload."""
     stated, frame = (reply.link_count, reply.link), _frame(pending)
     accepted, refused = stated == _identity(pending.link), stated == _identity(state.memory.link)
     server_restored = (reply.version, reply.shared) != (frame.version, frame.shared) and reply.version <= frame.version
     if not accepted and (not refused or server_restored or reply.refusal == UNREAD):
         return _ask(state)
-    after, shared = _settle_pending(state, reply, state.memory.link), state.memory.shared
+    after, shared = _settle_pending(channel, state, reply, state.memory.link), state.memory.shared
     outdated = reply.version > shared.version or (reply.version == shared.version and reply.shared != shared.digest)
     if outdated or state.phase is not WAITING:
         return _ask(after)
@@ -328,11 +329,11 @@ def _after_following(channel: Channel, state: ClientState, broadcast: bytes, fol
     return replace(state, memory=memory, model=model, pending=pending)
 
 
-def _settle_pending(state: ClientState, reply: Reply, server_link: Link) -> ClientState:
-    """Commit an accepted payload, add a refused payload to the residual, or keep a payload that is still undecided."""
+def _settle_pending(channel: Channel, state: ClientState, reply: Reply, server_link: Link) -> ClientState:
+    """Commit an accepted payload, give a refused one back to the feedback, or keep one that is still undecided."""
     memory, pending, stated = state.memory, state.pending, (reply.link_count, reply.link)
     if pending is not None and stated == _identity(pending.link):
-        memory = replace(memory, link=pending.link, residual=pending.residual, tracked=pending.tracked)
+        memory = replace(memory, link=pending.link, kept=pending.kept, tracked=pending.tracked)
         return replace(state, memory=memory, pending=None)
     if stated != _identity(memory.link):
         if stated != _identity(server_link):
@@ -343,8 +344,9 @@ def _settle_pending(state: ClientState, reply: Reply, server_link: Link) -> Clie
         memory = replace(memory, link=server_link)
     elif reply.usable:
         return state
-    if pending is not None and memory.residual is not None:
-        memory = replace(memory, residual=memory.residual + pending.update)
+    feedback = channel.sender_feedback
+    if pending is not None and feedback is not None:
+        memory = replace(memory, kept=feedback.after_refusal(memory.kept, pending.update, pending.learning_rate))
     return replace(state, memory=memory, pending=None)
 
 
@@ -372,15 +374,19 @@ def _catch_up(
     return state
 
 
-def _age_residual(state: ClientState, missed: int, absence_policy: AbsencePolicy) -> ClientState:
-    """Apply the absence policy to the residual, and to the residual after a pending payload."""
+def _age_kept(state: ClientState, missed: int, absence_policy: AbsencePolicy) -> ClientState:
+    """Apply the absence policy to what the client keeps, and to what it keeps after a pending payload."""
     memory, pending = state.memory, state.pending
-    if memory.residual is None:
-        return state
-    if pending is not None and pending.residual is not None:
-        pending = replace(pending, residual=absence_policy.residual(pending.residual, missed))
-    memory = replace(memory, residual=absence_policy.residual(memory.residual, missed))
+    if pending is not None:
+        pending = replace(pending, kept=_aged(pending.kept, missed, absence_policy))
+    memory = replace(memory, kept=_aged(memory.kept, missed, absence_policy))
     return replace(state, memory=memory, pending=pending)
+
+
+def _aged(kept: Kept, missed: int, absence_policy: AbsencePolicy) -> Kept:
+    """Apply the absence policy to residual and momentum; what was sent stays what the server has."""
+    aged = {name: absence_policy.residual(vector, missed) for name, vector in kept.vectors.items() if name != "sent"}
+    return replace(kept, **aged)
 
 
 def _frame(pending: Pending) -> Frame:

@@ -1,5 +1,6 @@
 """Cohort: which clients a server asks for an update in a round."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -74,10 +75,13 @@ class Cohort:
     Args:
         sampling: The probability of each client, `Poisson(rate)`; or their number, `Fixed(count)`.
         secret: Where the draw comes from; None draws it from the run's public seed, so that anybody can repeat it.
+        most: The most clients of a round, where the noise would show a larger number; then it is drawn again. None for
+            any number. `refuse_likely_redraw` sees to it that this hardly ever happens.
     """
 
     sampling: Draw
     secret: SecretSeed | None = None
+    most: int | None = None
 
     def draw(self, clients: int, memory: ServerMemory) -> Int64[np.ndarray, "chosen"]:
         """Draw the clients of the present round.
@@ -91,5 +95,51 @@ class Cohort:
         """
         place = memory.address
         if self.secret is None:
-            return self.sampling.draw(clients, memory.seed.stream("cohort", place.round))
-        return self.sampling.draw(clients, self.secret.stream("cohort", place.run, SERVER, place.round))
+            stream = memory.seed.stream("cohort", place.round)
+        else:
+            stream = self.secret.stream("cohort", place.run, SERVER, place.round)
+        while True:
+            drawn = self.sampling.draw(clients, stream)
+            if self.most is None or len(drawn) <= self.most:
+                return drawn
+
+
+LARGEST_TAIL_BITS = 64.0  # a draw is repeated with a probability below 2⁻⁶⁴: the ε and δ of true Poisson draws hold
+
+
+def refuse_likely_redraw(rate: float, clients: int, most: int) -> None:
+    """Refuse a largest cohort that Poisson draws exceed with a probability above 2⁻⁶⁴.
+
+    Drawing anew where more than `most` clients are drawn alters the law of the draw by the probability p of that, in
+    total variation. With n clients and a rate q, p ≤ exp(−n·KL(k/n ‖ q)) for k = most + 1 above n·q (Chernoff; Arratia
+    & Gordon 1989). So δ grows by at most (1 + e^ε)·p a round, which no accountant's arithmetic shows.
+
+    Args:
+        rate: q, the probability of each client; 1 if all take part.
+        clients: n, the number of clients.
+        most: The most clients of a round.
+
+    Raises:
+        ValueError: The probability is not below 2⁻⁶⁴; the message names the least number that serves.
+    """
+    if clients <= most or _tail_bits(rate, clients, most) > LARGEST_TAIL_BITS:
+        return
+    low, high = most, clients
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _tail_bits(rate, clients, middle) > LARGEST_TAIL_BITS else (middle, high)
+    raise ValueError(
+        f"ExactGaussian(cohort={most}): with {clients:,} clients at the rate {rate:g}, more than {most} in a round are "
+        f"too likely, and the noise would then tell how many came. Give a cohort of {high} or more"
+    )
+
+
+def _tail_bits(rate: float, clients: int, most: int) -> float:
+    """Return −log₂ of Chernoff's bound on the probability of more than `most` clients; 0 where it says nothing."""
+    share = (most + 1) / clients
+    if share <= rate or rate >= 1:
+        return math.inf if most >= clients else 0.0
+    if share >= 1:
+        return math.inf if most >= clients else -clients * math.log2(rate)
+    divergence = share * math.log2(share / rate) + (1 - share) * math.log2((1 - share) / (1 - rate))
+    return clients * divergence

@@ -24,10 +24,11 @@ def largest_update(
       is ≤ s(√k + √(2L)) but for a probability e⁻ᴸ (Laurent & Massart 2000, lemma 1).
 
     L = log((RE + 1) ÷ chance), so that all of it fails with probability ≤ `chance`. Error feedback adds what earlier
-    rounds dropped, at most what they released: give R = the rounds of the whole run; without feedback, 1. A codec whose
-    error is at most the norm of its input (top-k, random-k, sign, nearest rounding from 2 bits on) decodes to at most
-    twice the norm that went in, and the result holds this factor of 2. `Ternary` and stochastic rounding to few bits
-    have larger errors, and get no bound here.
+    rounds dropped, at most what they released: give R = the rounds of the whole run; without feedback, 1.
+    `MomentumCorrection` adds up to 1/(1 − m) of each update: give that times η. `EF21` adds up differences of two
+    averages of updates: give 2η. A codec whose error is at most the norm of its input (top-k, random-k, sign, nearest
+    rounding from 2 bits on) decodes to at most twice the norm that went in, and the result holds this factor of 2.
+    `Ternary` and stochastic rounding to few bits have larger errors, and get no bound here.
 
     **Privacy:** the bound protects the model from a client that sends anything, not a client's data. It uses no data.
 

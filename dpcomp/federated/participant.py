@@ -135,6 +135,7 @@ class Participant:
                 f"{mine.client}, run {mine.seed} and layout {mine.layout}: give another folder"
             )
         refuse_other_genesis(folder, memory, self._genesis)
+        memory = replace(memory, dither_key=mine.dither_key)  # which no checkpoint holds
         state = ClientState(memory=memory, model=model, pending=pending)
         if "question" in beside:
             question = Question(beside["question"].tobytes(), int(beside["question version"][0]))

@@ -25,9 +25,10 @@ from dpcomp.federated.aggregation import (
     RoundSum,
     ServerOptimizer,
     TrustedRelease,
+    estimate_after,
     mean_of_released,
 )
-from dpcomp.federated.cohort import Cohort
+from dpcomp.federated.cohort import Cohort, refuse_likely_redraw
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.messages import (
@@ -133,8 +134,10 @@ class Server:
         NotPrivate: The server is trusted, and `late_policy` accepts late updates, of which one beside a fresh one has
             twice the sensitivity; or `cohort` is given, although the pipeline says how clients are drawn.
         ValueError: `trusted_release` is None although the server is trusted, or given although it is not, or is of
-            another pipeline; a cohort is drawn, but `clients` is not given; the model does not fit the memory's layout;
-            or the memory names another first model.
+            another pipeline; a cohort is drawn or clients send differences, but `clients` is not given; more clients
+            than the pipeline's largest cohort may come; the optimiser has momentum behind feedback, and was not asked
+            for it; late differences would not count in full; the model does not fit the memory's layout; or the memory
+            names another first model.
         DpcompError: The folder is that of another federation or of a client, is in use, lacks its journal, or holds a
             release that the ledger of `trusted_release` was never charged for.
 
@@ -176,6 +179,9 @@ class Server:
             raise ValueError(
                 "trusted_release is of another pipeline than the channel: build both from the same pipeline"
             )
+        optimizer.refuse_feedback(channel)
+        if channel.sends_differences:
+            _refuse_differences(channel, late_policy, clients)
         if not largest_update > 0:
             raise ValueError(f"largest_update={largest_update}: the largest norm of an update is a number above 0")
         self._lock = threading.RLock()
@@ -187,7 +193,7 @@ class Server:
         self._interrupted = False
         self.refusals: Counter[str] = Counter()
         self._optimizer = optimizer
-        self._begin(memory.with_first_model(model), model, None, [])
+        self._begin(memory.with_first_model(model), model, None, None, [])
         self._genesis = self.memory.genesis
         if folder is None:
             self._draw_run_id()
@@ -265,7 +271,11 @@ class Server:
         """
         with self._lock:
             self._refuse_closed()
-            step, velocity = self._optimizer.step(self._mean(), self._velocity)
+            mean, estimate = self._mean(), None
+            if self._channel.sends_differences:
+                mean = estimate_after(mean, self._estimate)
+                estimate = mean.dense()
+            step, velocity = self._optimizer.step(mean, self._velocity)
             broadcast, memory = exchange.broadcast(self._channel, step, self.memory)
             assert memory.step is not None
             model, history = self.model + memory.step.dense(), [*self._history, broadcast]
@@ -273,11 +283,11 @@ class Server:
             while sum(BROADCAST_BYTES + len(kept.body) for kept in history) > self._least_snapshot_bytes:
                 del history[0]
             if self._journal is not None:
-                self._save(memory, model, velocity, history)  # first: an unsaved round must not be broadcast
+                self._save(memory, model, velocity, estimate, history)  # first: an unsaved round must not be broadcast
                 self._forget(self._journal, memory.shared.version)
             oldest = self._oldest_cohort(memory.shared.version)
             self._cohorts = {version: drawn for version, drawn in self._cohorts.items() if version >= oldest}
-            self._begin(memory, model, velocity, history)
+            self._begin(memory, model, velocity, estimate, history)
             return broadcast.message
 
     def restart(self) -> None:
@@ -304,16 +314,18 @@ class Server:
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
         velocity: Float32[np.ndarray, "d"] | None,
+        estimate: Float32[np.ndarray, "d"] | None,
         history: list[Payload],
     ) -> None:
         """Begin a round without updates."""
         self.memory, self.model = memory, model
         self._velocity = velocity  # the optimiser's, after the last round
+        self._estimate = estimate  # of the mean update, where clients send differences
         self._history = history  # the last broadcasts, as long as they are shorter than a snapshot
         self._snapshot: bytes | None = None  # made once a version, for the first client that needs it
         self.accepted, self._interrupted = AcceptedUpdates(), False
         self._sum: RoundSum = (
-            ReleasedSum(self._channel, memory)
+            ReleasedSum(self._channel, memory, self._clients if self._channel.sends_differences else None)
             if self._trusted_release is None
             else ClippedSum(self._trusted_release, memory)
         )
@@ -542,7 +554,7 @@ class Server:
         return older[-self._late_policy.max_age :] if self._late_policy.max_age else ()
 
     def _draw_run_id(self) -> None:
-        """Draw a run id, unless the memory was made with one; it is identity alone, and no stream derives from it."""
+        """Draw a run id, unless the memory was made with one; of all streams, only secret dither derives from it."""
         genesis = self.memory.genesis
         if genesis.run_id == NO_DIGEST and not self.memory.shared.version:
             self.memory = self.memory.with_genesis(replace(genesis, run_id=secrets.token_bytes(len(NO_DIGEST))))
@@ -576,13 +588,14 @@ class Server:
             )
         self.memory = self.memory.with_genesis(replace(self._genesis, run_id=journal.run_id))
         refuse_other_genesis(folder, self.memory, self._genesis)
-        self._save(self.memory, self.model, self._velocity, self._history)
+        self._save(self.memory, self.model, self._velocity, self._estimate, self._history)
 
     def _save(
         self,
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
         velocity: Float32[np.ndarray, "d"] | None,
+        estimate: Float32[np.ndarray, "d"] | None,
         history: list[Payload],
     ) -> None:
         assert self._folder is not None
@@ -592,6 +605,8 @@ class Server:
             arrays |= ledger_arrays(self._trusted_release.ledger)
         if velocity is not None:
             arrays["velocity"] = velocity
+        if estimate is not None:
+            arrays["estimate"] = estimate
         for place, broadcast in enumerate(history):
             arrays[f"broadcast {place}"] = np.frombuffer(broadcast.in_full(), dtype=np.uint8)
         checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, extra_arrays=arrays))
@@ -622,8 +637,8 @@ class Server:
         journal.refuse_other(folder, memory.genesis.run_id, int(arrays["accepted"][0]))
         if self._trusted_release is not None:
             self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
-        memory = replace(memory, older=self._still_received(memory.older))
-        self._begin(memory, model, arrays.get("velocity"), _broadcasts(arrays, memory))
+        memory = replace(memory, older=self._still_received(memory.older), dither_keys=self.memory.dither_keys)
+        self._begin(memory, model, arrays.get("velocity"), arrays.get("estimate"), _broadcasts(arrays, memory))
         self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
         self._cohorts = journal.cohorts()
         counted, self.refusals = self.refusals, Counter()
@@ -673,11 +688,27 @@ def _enforced_cohort(cohort: Cohort | None, release: TrustedRelease | None, clie
                 f"cohort={cohort} under a trusted server: its pipeline says how clients are drawn, and the guarantee "
                 "rests on that. Leave cohort out, and set sampling= in the pipeline"
             )
-        sampling = release.pipeline.sampling
-        cohort = None if sampling is None else Cohort(sampling=sampling, secret=release.secret)
+        sampling, most = release.pipeline.sampling, release.pipeline.largest_cohort
+        if most is not None:
+            refuse_likely_redraw(1.0 if sampling is None else sampling.rate, clients, most)
+        cohort = None if sampling is None else Cohort(sampling=sampling, secret=release.secret, most=most)
     if cohort is not None and clients == SERVER:
         raise ValueError(f"{cohort} draws among all clients, so their number is needed: give Server(clients=...)")
     return cohort
+
+
+def _refuse_differences(channel: Channel, late_policy: LatePolicy, clients: int) -> None:
+    """Refuse a server whose sum of differences would not be the mean of what the clients take it for."""
+    if clients == SERVER:
+        raise ValueError(
+            f"feedback={channel.feedback}: the server's estimate is the mean over all clients, of whom only some send "
+            "in a round, so their number is needed: give Server(clients=...)"
+        )
+    if any(late_policy.weight(age) != 1 for age in range(1, late_policy.max_age + 1)):
+        raise ValueError(
+            f"late_policy={late_policy} beside feedback={channel.feedback}: a difference that counts less leaves the "
+            "server's estimate apart from the client's for good. Use Reject(), or Weigh(exponent=0.0, max_age=...)"
+        )
 
 
 def _broadcasts(arrays: Mapping[str, np.ndarray], memory: ServerMemory) -> list[Payload]:

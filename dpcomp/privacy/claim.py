@@ -28,6 +28,21 @@ class Unbounded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShareOfNoise(Unbounded):
+    """The claim that the value is a client's clipped update with its share of the noise, N(0, stddev²) a coordinate.
+
+    Decoding a client's payload alone proves it, and no value that is computed of the update has it.
+
+    Args:
+        clip_norm: The clip norm of the client.
+        stddev: The standard deviation of the share.
+    """
+
+    clip_norm: float
+    stddev: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bounded:
     """The claim that adding or removing one unit moves the value by at most `l2` in Euclidean norm.
 

@@ -37,6 +37,7 @@ class Cost:
         trust: Who sees values before the noise, "nobody" or "server".
         sampling: How units are sampled, in words, as a guarantee prints it.
         why_unsafe: Why there is no guarantee; empty if there is one.
+        assumed: What the proof of the event assumes besides, in clauses that a guarantee prints.
 
     Examples:
         >>> import dpcomp as dp
@@ -50,6 +51,7 @@ class Cost:
     trust: Trust
     sampling: str
     why_unsafe: str = ""
+    assumed: tuple[str, ...] = ()
 
     @property
     def trust_model(self) -> TrustModel:
@@ -130,6 +132,7 @@ def guarantee_of(
         assumptions.append(ONE_NUMBER)
     if first.trust_model.server_sees_clean:
         assumptions.append(SIZES_SEEN)
+    assumptions += [clause for cost, _ in charges for clause in cost.assumed]
     assumptions += assumed
     if reasons := "; ".join(dict.fromkeys(cost.why_unsafe for cost, _ in charges if cost.why_unsafe)):
         assumptions.insert(0, f"UNSAFE, no guarantee: {reasons}")

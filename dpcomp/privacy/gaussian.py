@@ -15,6 +15,7 @@ from dpcomp.privacy.claim import ROUNDING, Bounded, Claim, Released, Unbounded
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-9, 1e9  # beyond, no accountant's arithmetic is sound
 BLOCK = 2**14  # coordinates that are released at a time: their temporary arrays stay in the processor's cache
 GRID_BITS = 20  # the public grid is about the noise's standard deviation times 2^-20
+ADDED_STEPS = 8  # of the grid, that the noise which is always added to shares has as its standard deviation
 SMALLEST_STDDEV, LARGEST_STDDEV = 2.0**-106, 2.0**100  # float32 holds the grid, and sums far beyond the noise
 
 
@@ -119,6 +120,32 @@ class Gaussian:
         return released
 
 
+def missing_variance(stddev: float, share: float, grid: float, missing: int) -> float:
+    """Return the variance of the noise that a server adds to a sum of updates with a share of the noise each.
+
+    The sum has the shares of all clients that came, and their roundings to a grid; what is added makes the variance
+    the same whoever came, so that the noise does not tell how many did. A little is always added, so that the last
+    rounding hides what the sum was rounded to before.
+
+    Args:
+        stddev: σ, the standard deviation of the noise of a release.
+        share: The standard deviation of a client's share.
+        grid: The step of the grid of the clients' values; with `released_grid`, it says how much is always added.
+        missing: How many clients fewer than the largest cohort came, from 0 on.
+    """
+    return missing * (share**2 + grid**2 / 12) + (ADDED_STEPS * released_grid(stddev, grid)) ** 2
+
+
+def released_grid(stddev: float, grid: float) -> float:
+    """Return the step of the grid of a release that is made of shares of the noise.
+
+    Args:
+        stddev: σ, the standard deviation of the noise of a release.
+        grid: The step of the grid of the clients' values.
+    """
+    return max(grid, public_grid(stddev))
+
+
 def public_grid(stddev: float) -> float:
     """Return the step of the grid of released values: the largest power of two up to stddev, times 2⁻²⁰.
 
@@ -149,7 +176,16 @@ def on_public_grid(values: Float64[np.ndarray, "k"], stddev: float) -> Float64[n
     Raises:
         ValueError: As `public_grid` does.
     """
-    step = public_grid(stddev)
+    return on_grid_of(values, public_grid(stddev))
+
+
+def on_grid_of(values: Float64[np.ndarray, "k"], step: float) -> Float64[np.ndarray, "k"]:
+    """Return values rounded to the nearest multiple of a step, zero without a sign.
+
+    Args:
+        values: (k,) values.
+        step: A power of two.
+    """
     on_grid = values * (1 / step)  # exact, as both are powers of two
     np.rint(on_grid, out=on_grid)
     on_grid *= step

@@ -108,7 +108,16 @@ class Watched(Pipeline):
 
     @classmethod
     def of(cls, pipeline: Pipeline, probes: tuple[Probe, ...]) -> "Watched":
-        """Return the pipeline with probes."""
+        """Return the pipeline with probes.
+
+        Raises:
+            ValueError: The updates of clients have noise when they reach the server, so a probe would see no clean sum.
+        """
+        if probes and pipeline.largest_cohort is not None:
+            raise ValueError(
+                f"probes={probes} beside {pipeline.codec.quantize}: what the server decodes has noise already, so "
+                "there is no clean sum to measure. Leave probes out"
+            )
         return cls(**{item.name: getattr(pipeline, item.name) for item in fields(Pipeline)}, probes=probes)
 
     def clip(self, block: Any, memory: ClientMemory | ServerMemory) -> Total:
@@ -117,6 +126,13 @@ class Watched(Pipeline):
         self._counts.update({"units": total.units, "not_finite": total.not_finite})
         if self.probes:
             self._keep(block, memory)
+        return total
+
+    def total_of(self, update: Update, memory: ServerMemory) -> Total:
+        """Bound an update as the pipeline does, and count it, unless `clip` has."""
+        total = super().total_of(update, memory)
+        if self.largest_cohort is not None:
+            self._counts.update({"units": total.units})
         return total
 
     def _keep(self, block: Any, memory: ClientMemory | ServerMemory) -> None:

@@ -84,8 +84,8 @@ def simulate(
         faults: What goes wrong on the network and at its ends.
         probes: Measurements of clean data, for research.
         memory_budget: The most bytes of clients' residuals that are kept in memory between their rounds, at 4·d bytes
-            for each client that has taken part; those beyond are in a file in the system's temporary folder. With
-            faults of the network, every client keeps its state in memory.
+            for each client that has taken part, 8·d with a momentum; those beyond are in a file in the system's
+            temporary folder. With faults of the network, every client keeps its state in memory.
         jobs: The number of clients that train at a time, each in a process of its own; -1 for as many as there are
             cores. The ledger is charged in this process, before a client's work is sent to another. A seeded run is the
             same whatever `jobs`, if this process computes on one thread too, as each worker does: with PyTorch,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dpcomp.core.randomness import PublicSeed, SecretSeed
+from dpcomp.core.randomness import DitherKeys, PublicSeed, SecretSeed
 from dpcomp.federated.aggregation import ServerOptimizer, TrustedRelease
 from dpcomp.federated.cohort import Draw
 from dpcomp.federated.server import Server
@@ -141,7 +141,11 @@ def opened_federation(
         The federation, whose clients have asked the server for its present state.
     """
     layout, model = trainer.layout, trainer.initial_model
-    first = pipeline.init_client(layout, seed=seed, client=0, first_model=model)
+    keys = None if pipeline.largest_cohort is None else DitherKeys.drawn(secret)
+    own = None if keys is None else keys.of(0)
+    # The dither depends on it, so a run that can be repeated has the same one again.
+    run_id = seed.key("run id").to_bytes(32, "little")[:8] if keys is not None and keys.seeded else None
+    first = pipeline.init_client(layout, seed=seed, client=0, first_model=model, dither_key=own)
     ledger, trusted_release = Ledger(), None
     if pipeline.trust_model.noise_at == "server":
         divisor = expected_participants(pipeline, clients)
@@ -149,10 +153,10 @@ def opened_federation(
     with ExitStack() as on_exit:
         # Without a folder a server keeps nothing, and cannot restart.
         folder = on_exit.enter_context(TemporaryDirectory()) if faults.server_restart else None
-        residuals = Residuals(layout, memory_budget, Path(on_exit.enter_context(TemporaryDirectory())))
+        residuals = Residuals(first.kept, memory_budget, Path(on_exit.enter_context(TemporaryDirectory())))
         server = protocol.server(
             pipeline.channel,
-            pipeline.init_server(layout, seed=seed),
+            pipeline.init_server(layout, seed=seed, run_id=run_id, dither_keys=keys),
             model,
             optimizer=optimizer,
             late_policy=protocol.late_policy,
@@ -171,6 +175,7 @@ def opened_federation(
             protocol=protocol,
             faults=faults,
             residuals=residuals,
+            dither_keys=keys,
         )
         traffic = Traffic(server, simulated, faults, seed.stream("network"))
         traffic.introduce()  # the bytes of the first questions are a part of the first round's

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
@@ -148,7 +148,7 @@ class HistoryK(Fraction):
         """Return the sums of whole numbers over each group; of a layer, over all of it, its rows and its columns."""
         if self.score == "coordinate":
             return values
-        sums: list[Int64[np.ndarray, _]] = []
+        sums: list[Any] = []
         for part, (rows, columns) in zip(layout.split(values), _matrices(layout), strict=True):
             matrix = part.reshape(rows, columns)
             sums.append(matrix.sum().reshape(1))
@@ -162,7 +162,7 @@ class HistoryK(Fraction):
         heard = number > 0
         mean = np.divide(energy, number, out=np.zeros_like(energy), where=heard)
         mean = np.maximum(mean - self.noise_stddev**2, LEAST_SHARE * mean)
-        parts: list[Float[np.ndarray, _]] = []
+        parts: list[Any] = []
         at = 0
         for size, (rows, columns) in zip(layout.sizes, _matrices(layout), strict=True):
             if self.score == "coordinate":

@@ -54,6 +54,15 @@ class Cosine:
         return self.peak * (1 + math.cos(math.pi * passed)) / 2
 
 
+def public_rate(learning_rate: float | Schedule, round_number: int) -> float:
+    """Return the rate of a round that a sender's momentum is told: that of a schedule; 1 for a plain number.
+
+    A schedule is a function of the round that was fixed before the first one, so its rates are public. Only a rate that
+    changes has to be told.
+    """
+    return learning_rate.rate(round_number) if isinstance(learning_rate, Schedule) else 1.0
+
+
 def rate_of(learning_rate: float | Schedule, round_number: int) -> float:
     """Return the learning rate of a round, counted from 0; a plain number holds for every round."""
     return learning_rate.rate(round_number) if isinstance(learning_rate, Schedule) else learning_rate

@@ -10,14 +10,17 @@ from jaxtyping import Float32
 from dpcomp.codec.codec import Codec
 from dpcomp.core.errors import NotPrivate, VersionMismatch
 from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import HasPublicSupport, PublicContext, ReadsHistory
+from dpcomp.core.public_context import HasPublicSupport, NoiseShare, PublicContext, ReadsHistory
 from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.read_only import read_only
-from dpcomp.core.support import Listed, Support, checked_support
-from dpcomp.privacy.claim import Claim, Released, Unbounded
+from dpcomp.core.support import Everywhere, Listed, Support, checked_support
+from dpcomp.privacy.claim import Claim, Released, ShareOfNoise, Unbounded
+from dpcomp.privacy.clip import Clip
+from dpcomp.wire.feedback import EF21, Feedback, SenderFeedback, sender_feedback
 from dpcomp.wire.frame import digest
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory, Shared, with_history
+from dpcomp.wire.update import UNKNOWN, Update
 
 CLEAN_UPLINK = Unbounded(
     because="the server is trusted, so the uplink is clean, and what is decoded from it was never released",
@@ -35,19 +38,23 @@ class Channel:
         identity: 8 bytes that name the pipeline: the digest of its canonical description.
         uplink: The codec of updates.
         downlink: The codec of broadcasts.
-        feedback: Whether a sender adds what its codec dropped to its next update.
+        feedback: What a client adds to its next update; a server adds what its codec dropped, unless it is False.
         claim: The claim on the mechanism's releases; a value with any other claim is not sent.
         server_sees_clean: Whether updates are sent without noise; what the server decodes is then not released.
         stages: The stages of the mechanism that have a public support or read history.
+        clip: The clip of the clients, where the uplink makes a share of the noise; else None.
+        share_stddev: The standard deviation of each client's share; 0 where there is none.
     """
 
     identity: bytes
     uplink: Codec
     downlink: Codec
-    feedback: bool
+    feedback: Feedback
     claim: Released
     server_sees_clean: bool
     stages: tuple[object, ...] = ()
+    clip: Clip | None = None
+    share_stddev: float = 0.0
 
     def fingerprint(self, layout: Layout) -> bytes:
         """Return the 8 bytes that name this channel with a layout; they must be the same at both ends."""
@@ -56,7 +63,29 @@ class Channel:
     @property
     def uplink_claim(self) -> Claim:
         """The claim on an update that the server has decoded."""
+        if self.clip is not None:
+            return ShareOfNoise(
+                because="the update has one client's share of the noise alone",
+                remedy="Release the sum of a round: pipeline.noise(the sum of pipeline.total_of(update, memory), …)",
+                clip_norm=self.clip.norm,
+                stddev=self.share_stddev,
+            )
         return CLEAN_UPLINK if self.server_sees_clean else self.claim
+
+    @cached_property
+    def sender_feedback(self) -> SenderFeedback | None:
+        """What a client does with its updates, and with what it keeps of them; None without feedback."""
+        return sender_feedback(self.feedback)
+
+    @property
+    def sends_differences(self) -> bool:
+        """Whether clients send what changes in an estimate, so that the server adds up what they send."""
+        return isinstance(self.feedback, EF21)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether a part of an update may be sent in a later round."""
+        return not isinstance(self.feedback, bool) or (self.feedback and not self.uplink.is_lossless)
 
     @property
     def predicts(self) -> bool:
@@ -106,11 +135,54 @@ class Channel:
         """
         link = memory.sending_link if link is None else link
         context = _context(memory, sender, link, link.last_support, packed=codec.entropy.packed)
+        if codec.noise_share is not None:
+            return replace(context, noise_share=self._noise_share(memory, context.client, link))
         part: Any = codec.sparsify if codec.selects_publicly else self._public_stage
         if part is None:
             return context
         support = checked_support(part.public_support(context), f"{part!r}: public_support returned")
         return replace(context, public_support=support)
+
+    def _noise_share(self, memory: ClientMemory | ServerMemory, client: int, link: Link) -> NoiseShare:
+        """Return what the next message of a client makes its share of the noise with.
+
+        The digests name all that the client and the server have exchanged, so no two messages have the same dither,
+        unless the second takes the place of the first: then the server has counted neither.
+        """
+        key, shared = memory.dither_key_of(client), memory.shared
+        if key is None or self.clip is None:
+            raise NotPrivate(
+                f"the dither of {self.uplink.quantize} comes from a secret of client {client} with the server, and "
+                "this memory has none: give init_server(dither_keys=keys), and init_client(dither_key=keys.of(client)) "
+                "with the same dp.DitherKeys"
+            )
+        exchanged = (int.from_bytes(shared.digest, "little"), int.from_bytes(link.digest, "little"))
+        place = (memory.seed.number, client, shared.version, link.count, *exchanged)
+        share = self.share_stddev
+        return NoiseShare(clip_norm=self.clip.norm, stddev=share, dither_key=key.of_message(*place))
+
+    def clipped(self, update: Update) -> Update:
+        """Return a client's update as it is sent: clipped, where the codec makes a share of the noise.
+
+        **Privacy:** this clip, in the code of the client, bounds what the client adds to the sum. The server cannot
+        clip again, since an update with its share of the noise is far longer; it refuses levels that no clipped update
+        has.
+
+        Args:
+            update: The client's update.
+
+        Raises:
+            ValueError: The update has only a part of the coordinates, so that the others would have no noise.
+        """
+        if self.clip is None:
+            return update
+        if not isinstance(update.support, Everywhere):
+            raise ValueError(
+                f"the update is on {type(update.support).__name__}, and {self.uplink.quantize} makes its share of the "
+                "noise on all coordinates: send the whole update"
+            )
+        (clipped,) = self.clip.sum((update.values[None, :],))
+        return replace(update, values=clipped.astype(np.float32), claim=UNKNOWN)
 
     @cached_property
     def _public_stage(self) -> HasPublicSupport | None:

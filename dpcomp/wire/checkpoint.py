@@ -28,6 +28,7 @@ from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.storage import atomic_write, make_folder
 from dpcomp.core.support import Listed
 from dpcomp.wire.channel import Channel
+from dpcomp.wire.feedback import Kept
 from dpcomp.wire.links import Link, Links
 from dpcomp.wire.memory import ClientMemory, Genesis, Pending, ServerMemory, Shared
 
@@ -192,7 +193,7 @@ def _packed(checkpoint: Checkpoint) -> tuple[Arrays, Record]:
         arrays["model"] = np.array(checkpoint.model, dtype=np.float32)
         if arrays["model"].shape != (memory.layout.size,):
             raise ValueError(f"save: the model has shape {arrays['model'].shape}, not ({memory.layout.size},)")
-    _keep("residual", memory.residual, arrays)
+    arrays |= memory.kept.vectors
     record: Record = {
         "pipeline": memory.pipeline.hex(),
         "layout": memory.layout.shapes,
@@ -211,7 +212,9 @@ def _packed(checkpoint: Checkpoint) -> tuple[Arrays, Record]:
     if checkpoint.pending is not None:
         pending = checkpoint.pending
         arrays |= {"payload": np.frombuffer(pending.payload, dtype=np.uint8), "update": pending.update}
-        _keep("pending residual", pending.residual, arrays)
+        arrays |= {f"pending {name}": vector for name, vector in pending.kept.vectors.items()}
+        if pending.learning_rate != 1:
+            record["pending learning rate"] = pending.learning_rate
         record["pending link"] = _pack_link("pending link", pending.link, arrays)
         record["pending noise"] = _pack_tracked("pending tracked", pending.tracked, arrays)
     return arrays, record
@@ -228,7 +231,7 @@ def _unpacked(arrays: Arrays, record: Record, channel: Channel, path: Path) -> C
         )
     shared = _read_shared("shared", record["shared"], arrays)
     both: Record = {"pipeline": fingerprint, "layout": layout, "seed": PublicSeed(record["seed"]), "shared": shared}
-    both["residual"] = arrays.get("residual")
+    both["kept"] = _read_kept("", arrays)
     both["genesis"] = Genesis(first_model=bytes.fromhex(record["first_model"]), run_id=bytes.fromhex(record["run_id"]))
     model = arrays.get("model")
     extra_arrays = {name.removeprefix("beside "): value for name, value in arrays.items() if name.startswith("beside ")}
@@ -244,8 +247,9 @@ def _unpacked(arrays: Arrays, record: Record, channel: Channel, path: Path) -> C
             payload=arrays["payload"].tobytes(),
             update=arrays["update"],
             link=_read_link("pending link", record["pending link"], arrays),
-            residual=arrays.get("pending residual"),
+            kept=_read_kept("pending ", arrays),
             tracked=_read_tracked("pending tracked", record["pending noise"], arrays),
+            learning_rate=record.get("pending learning rate", 1.0),
         )
     return Checkpoint(memory, model, pending, extra_arrays)
 
@@ -298,6 +302,10 @@ def _read_tracked(name: str, noise: float | None, arrays: Arrays) -> TrackedSign
     if noise is None:
         return None
     return TrackedSignal(arrays[f"{name} total"], arrays[f"{name} weight"], arrays[f"{name} factors"], noise)
+
+
+def _read_kept(prefix: str, arrays: Arrays) -> Kept:
+    return Kept(**{name: arrays.get(f"{prefix}{name}") for name in ("residual", "momentum", "sent")})
 
 
 def _keep(name: str, array: np.ndarray | None, arrays: Arrays) -> None:

@@ -3,15 +3,18 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from dpcomp.core.address import SERVER
 from dpcomp.core.checks import check_type
 from dpcomp.core.errors import VersionMismatch
 from dpcomp.wire.channel import Channel
+from dpcomp.wire.feedback import Kept
 from dpcomp.wire.frame import Frame
 from dpcomp.wire.headers import Incoming, Payload, read, unsealed
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory, ServerMemory
-from dpcomp.wire.payload import decode, encode, signal_estimate
+from dpcomp.wire.payload import Encoded, decode, encode, signal_estimate
 from dpcomp.wire.update import UNKNOWN, Update, with_claim
 
 
@@ -21,7 +24,7 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[Payloa
     Args:
         channel: The channel of both ends: `pipeline.channel`.
         update: A release or a value derived from it; the clean update, if the server is trusted.
-        memory: The sender's memory; a residual in it is added to the update.
+        memory: The sender's memory; the feedback adds what it keeps there to the update.
 
     Returns:
         The payload, and the sender's memory for the time after the server accepts the payload.
@@ -41,13 +44,26 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[Payloa
             f"send: the update is of {update.address}, the memory of client {memory.client} in run "
             f"{memory.seed.number}: send an update with the memory that it was released with"
         )
+    update = channel.clipped(update)
     tracked, address = None, update.address
     if memory.tracked is not None and channel.uplink.averaged_clients is not None:
         update, tracked = signal_estimate(update, memory.tracked, channel.uplink.averaged_clients)
-    encoded = encode(channel, channel.uplink, update, memory)
+    encoded, kept = _encode_with_feedback(channel, update, memory)
     listed = encoded.listed if channel.uplink.needs_last_support else None
     link = memory.link.advanced(encoded.payload.tag, address, memory.shared.version, listed)
-    return encoded.payload, memory.after_sending(encoded.residual, link, tracked)
+    return encoded.payload, memory.after_sending(kept, link, tracked)
+
+
+def _encode_with_feedback(channel: Channel, update: Update, memory: ClientMemory) -> tuple[Encoded, Kept]:
+    """Encode an update with what its sender carries over, and return what it keeps once the payload is accepted."""
+    feedback = channel.sender_feedback
+    if feedback is None:
+        return encode(channel, channel.uplink, update, memory, None), memory.kept
+    weighted = update if feedback.weight == 1 else update.derive(np.float32(feedback.weight) * update.dense())
+    carried = feedback.carried(memory.kept, update.learning_rate)
+    encoded = encode(channel, channel.uplink, weighted, memory, carried)
+    assert encoded.residual is not None
+    return encoded, feedback.after_sending(memory.kept, update, encoded.residual, encoded.decoded)
 
 
 def receive(channel: Channel, payload: Incoming, memory: ServerMemory) -> tuple[Update, ServerMemory]:
@@ -140,7 +156,7 @@ def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[P
             "build both from one PublicSeed"
         )
     aggregate = with_claim(replace(aggregate, address=memory.address, claim=UNKNOWN), aggregate.claim)
-    encoded = encode(channel, channel.downlink, aggregate, memory)
+    encoded = encode(channel, channel.downlink, aggregate, memory, memory.residual)
     shared = channel.shared_after(
         memory.shared,
         encoded.payload.tag,
@@ -148,7 +164,8 @@ def broadcast(channel: Channel, aggregate: Any, memory: ServerMemory) -> tuple[P
         encoded.listed,
         memory.layout,
     )
-    return encoded.payload, replace(memory, residual=encoded.residual, shared=shared, step=encoded.decoded)
+    kept = Kept(residual=encoded.residual)
+    return encoded.payload, replace(memory, kept=kept, shared=shared, step=encoded.decoded)
 
 
 def follow(channel: Channel, payload: Incoming, memory: ClientMemory) -> ClientMemory:

@@ -9,8 +9,9 @@ from jaxtyping import Float32
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.address import SERVER, Address
 from dpcomp.core.layout import Layout
-from dpcomp.core.randomness import PublicSeed
+from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed
 from dpcomp.core.support import Listed, Support
+from dpcomp.wire.feedback import Kept
 from dpcomp.wire.frame import body_digest, digest
 from dpcomp.wire.links import Link, Links
 from dpcomp.wire.update import Update
@@ -73,7 +74,8 @@ class Genesis:
     Attributes:
         first_model: The digest of the first model; zeros for none, as without `Server` and `Participant`.
         run_id: 8 random bytes that distinguish this federation from all others of the same configuration and seed;
-            zeros for none, or for a client that has not learned it yet. No random stream derives from it.
+            zeros for none, or for a client that has not learned it yet. No random stream derives from it but the secret
+            dither of `dp.ExactGaussian`, so that no two federations have the same.
 
     Raises:
         ValueError: One of the two does not have 8 bytes.
@@ -124,7 +126,8 @@ class _Memory:
         layout: The layers of the vector.
         seed: The public seed of the run.
         shared: The state that all ends share.
-        residual: What this sender's codec has dropped so far, as a (d,) vector; None without feedback.
+        kept: What this end keeps of what it has to send: the client as its feedback says; the server, whose feedback is
+            plain, the residual of the downlink.
         step: The last broadcast as all ends decoded it, which is added to the model; None before the first.
         genesis: The first model and the run id of the federation.
     """
@@ -133,13 +136,14 @@ class _Memory:
     layout: Layout
     seed: PublicSeed
     shared: Shared
-    residual: Float32[np.ndarray, "d"] | None
+    kept: Kept
     step: Update | None = None
     genesis: Genesis = Genesis()
 
-    def __post_init__(self):
-        if self.residual is not None:
-            self.residual.flags.writeable = False
+    @property
+    def residual(self) -> Float32[np.ndarray, "d"] | None:
+        """What this sender's codec has dropped so far, as a (d,) vector; None if its feedback keeps none."""
+        return self.kept.residual
 
     def with_genesis(self, genesis: Genesis) -> Self:
         """Return this memory with another genesis; before any broadcast, its digest begins with it."""
@@ -192,6 +196,8 @@ class ClientMemory(_Memory):
         client: The client's number.
         link: The state that this client shares with the server.
         tracked: The signal variance of the broadcasts, if the codec's allocator uses the privacy noise; else None.
+        dither_key: This client's secret with the server, where the codec makes a share of the noise; else None. No
+            checkpoint holds it.
 
     Raises:
         ValueError: `client` is the server's number.
@@ -200,9 +206,9 @@ class ClientMemory(_Memory):
     client: int
     link: Link = field(default_factory=Link)
     tracked: TrackedSignal | None = None
+    dither_key: DitherKey | None = None
 
     def __post_init__(self):
-        super().__post_init__()
         if self.address.client == SERVER:
             raise ValueError(f"client={SERVER} is the server's number: clients are numbered below it")
 
@@ -221,21 +227,21 @@ class ClientMemory(_Memory):
         """The link of this client's payloads."""
         return self.link
 
-    def after_sending(
-        self, residual: Float32[np.ndarray, "d"] | None, link: Link, tracked: TrackedSignal | None
-    ) -> "ClientMemory":
+    def after_sending(self, kept: Kept, link: Link, tracked: TrackedSignal | None) -> "ClientMemory":
         """Return this memory for the time after a payload was accepted.
 
         Args:
-            residual: What the codec has dropped so far.
+            kept: What its feedback keeps then.
             link: The link, with the payload.
             tracked: The tracked variances.
         """
         after = self._copy()
-        if residual is not None:
-            residual.flags.writeable = False
-        vars(after).update(residual=residual, link=link, tracked=tracked)
+        vars(after).update(kept=kept, link=link, tracked=tracked)
         return after
+
+    def dither_key_of(self, client: int) -> DitherKey | None:
+        """Return the secret of a client with the server, if this memory has it."""
+        return self.dither_key if client == self.client else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -244,17 +250,19 @@ class Pending:
 
     Attributes:
         payload: The payload with a full header, so that it can be sent to whatever server the client finds.
-        update: The (d,) vector that was released and charged; it is added to the residual if the payload is refused.
+        update: The (d,) vector that was released and charged; the feedback takes it up if the payload is refused.
         link: The sender's link after the payload is accepted.
-        residual: The sender's residual after the payload is accepted.
+        kept: What the sender keeps after the payload is accepted.
         tracked: The sender's tracked variances after the payload is accepted.
+        learning_rate: The learning rate that the update contains, where it follows a schedule; else 1.
     """
 
     payload: bytes
     update: Float32[np.ndarray, "d"]
     link: Link
-    residual: Float32[np.ndarray, "d"] | None
+    kept: Kept
     tracked: TrackedSignal | None
+    learning_rate: float = 1.0
 
     @classmethod
     def of(cls, payload: bytes, update: Update, after: ClientMemory) -> "Pending":
@@ -269,7 +277,12 @@ class Pending:
             The payload, with the parts of the memory that its acceptance changes.
         """
         return cls(
-            payload=payload, update=update.dense(), link=after.link, residual=after.residual, tracked=after.tracked
+            payload=payload,
+            update=update.dense(),
+            link=after.link,
+            kept=after.kept,
+            tracked=after.tracked,
+            learning_rate=update.learning_rate,
         )
 
 
@@ -280,10 +293,13 @@ class ServerMemory(_Memory):
     Attributes:
         links: The link of each client that has sent a payload, by the client's number.
         older: Earlier shared memories, against which late payloads are still decoded.
+        dither_keys: The secrets with all clients, where the codec makes shares of the noise; else None. No checkpoint
+            holds them.
     """
 
     links: Links = field(default_factory=Links)
     older: tuple[Shared, ...] = ()
+    dither_keys: DitherKeys | None = None
 
     @property
     def address(self) -> Address:
@@ -299,6 +315,10 @@ class ServerMemory(_Memory):
     def sending_link(self) -> Link:
         """The link of the broadcasts."""
         return self.broadcast_link
+
+    def dither_key_of(self, client: int) -> DitherKey | None:
+        """Return the secret of a client with the server, if this memory has it."""
+        return None if self.dither_keys is None else self.dither_keys.of(client)
 
     def shared_at(self, version: int) -> Shared:
         """Return shared memory at a version, to check a payload of that version; the present, if it is not kept."""

@@ -3,12 +3,13 @@
 A sender computes, in this order:
 
     update      = s²/(s² + σ²) · update        if the allocator uses the privacy noise; then without feedback
-    target      = residual + update            error feedback: what earlier payloads dropped (Seide et al. 2014)
+    target      = carried + update             feedback: what earlier payloads dropped, and momentum (`feedback`)
     innovation  = target − gain · broadcast    if the codec predicts; gain is a number a layer
     payload     = innovation on the codec's support, quantised and coded
     residual    = innovation − decoded innovation, which is target − what the receiver decodes
 
-The first line is `signal_estimate`, which `exchange.send` calls before `encode`; the others are `encode`.
+The first line is `signal_estimate`, which `exchange.send` calls before `encode`; what is carried comes from the
+sender's feedback, `dpcomp.wire.feedback`; the others are `encode`.
 """
 
 from collections.abc import Sequence
@@ -75,14 +76,21 @@ def signal_estimate(update: Update, tracked: TrackedSignal, clients: int) -> tup
     return update.derive(factors * update.dense(), noise_stddev=None), tracked
 
 
-def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory | ServerMemory) -> Encoded:
-    """Encode an update, plus the residual in the sender's memory.
+def encode(
+    channel: Channel,
+    codec: Codec,
+    update: Update,
+    memory: ClientMemory | ServerMemory,
+    carried: Float32[np.ndarray, "d"] | None,
+) -> Encoded:
+    """Encode an update, plus what its sender's feedback carries over from earlier updates.
 
     Args:
         channel: The channel of both ends: `pipeline.channel`.
         codec: The channel's uplink for a client, its downlink for the server.
         update: The update to send.
         memory: The sender's memory.
+        carried: The (d,) vector that is added to the update, such as the residual; None without feedback.
 
     Returns:
         The payload; and the decoded update, support and residual that the sender's next memory is made of.
@@ -101,14 +109,14 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
     public, gains, prediction = context.public_support, b"", None
     predicts = codec.predict is not None and shared.reference is not None
     fused = codec.selects_of_sum if public is None and not predicts and isinstance(update.support, Everywhere) else None
-    if fused is not None and memory.residual is not None:
-        innovation, support = _added_and_selected(fused, memory.residual, update.values, context)
+    if fused is not None and carried is not None:
+        innovation, support = _added_and_selected(fused, carried, update.values, context)
     else:
-        if memory.residual is None:
+        if carried is None:
             innovation = update.dense()
             _refuse_not_finite(innovation)
         else:
-            innovation = _finite_sum(memory.residual, update.dense())
+            innovation = _finite_sum(carried, update.dense())
         candidates = update.support
         if codec.predict is not None and shared.reference is not None:
             factors = codec.predict.gains(innovation, shared.reference, layout)
@@ -124,7 +132,7 @@ def encode(channel: Channel, codec: Codec, update: Update, memory: ClientMemory 
     body, decoded = codec.encode_in_parts(read_only(values), support, context)
     payload = _sealed(update, memory, link, [gains, *body])
     residual = None
-    if memory.residual is not None:
+    if carried is not None:
         residual = innovation
         if isinstance(support, Everywhere):
             residual = _less(innovation, decoded)

@@ -13,7 +13,7 @@ from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.read_only import immutable
 from dpcomp.core.support import Everywhere, Support
-from dpcomp.privacy.claim import Claim, Released, Unbounded
+from dpcomp.privacy.claim import Claim, Released, ShareOfNoise, Unbounded
 
 UNKNOWN = Unbounded(
     because="the update was made by hand, so nothing is known of its values",
@@ -38,6 +38,8 @@ class Update:
         support: Which k coordinates it holds.
         claim: What is proven of the values. A `Released` claim is not given by hand: a pipeline's release has it.
         noise_stddev: The standard deviation of the privacy noise in the values; None if it is not known.
+        learning_rate: The learning rate that the values contain, where it follows a schedule, which is a public
+            function of the round; else 1. A sender with a momentum divides by it (`MomentumCorrection`, `EF21`).
 
     Raises:
         NotPrivate: `claim` is `Released`.
@@ -62,12 +64,18 @@ class Update:
     support: Support = field(default_factory=Everywhere)
     claim: Claim = UNKNOWN
     noise_stddev: float | None = None
+    learning_rate: float = 1.0
 
     def __post_init__(self):
         if isinstance(self.claim, Released):
             raise NotPrivate(
                 "an update with a released claim was made by hand or by dataclasses.replace, and nothing shows that "
                 "its values were released: make it with pipeline.release, or with .derive(values) of a released update"
+            )
+        if isinstance(self.claim, ShareOfNoise):
+            raise NotPrivate(
+                "an update with a share of the noise was made by hand or by dataclasses.replace, and nothing shows "
+                "that its values have the noise: give what pipeline.receive returned, as it is"
             )
         given = self.values.detach().cpu().numpy() if is_torch_array(self.values) else self.values
         values = np.asarray(given, dtype=np.float32)
@@ -95,7 +103,8 @@ class Update:
         """Return an update with other values, which were computed from this update and public values alone.
 
         **Privacy:** post-processing of a release is a release (Dwork & Roth 2014, Prop. 2.1), so the
-        claim is kept. No private value may have entered `vector`.
+        claim is kept. No private value may have entered `vector`. Of an update with a client's share of the noise, the
+        result has no claim, for other values have another noise.
 
         Args:
             vector: (d,) floats; the new values are those on this update's support.
@@ -107,8 +116,29 @@ class Update:
         vector = np.asarray(vector, dtype=np.float32)
         if vector.shape != (self.layout.size,):
             raise ValueError(f"derive: the vector has shape {vector.shape}, not ({self.layout.size},)")
-        values = vector[self.support.indices(self.layout.size)]
-        return with_claim(replace(self, values=values, noise_stddev=noise_stddev, claim=UNKNOWN), self.claim)
+        everywhere = isinstance(self.support, Everywhere)
+        values = vector if everywhere else vector[self.support.indices(self.layout.size)]
+        claim = UNKNOWN if isinstance(self.claim, ShareOfNoise) else self.claim
+        return with_claim(replace(self, values=values, noise_stddev=noise_stddev, claim=UNKNOWN), claim)
+
+
+def with_learning_rate(update: Update, learning_rate: float) -> Update:
+    """Return an update that says which learning rate its values contain.
+
+    **Privacy:** the rate must be public: one of a schedule that was fixed before the first round.
+
+    Args:
+        update: The update; its values stay as they are.
+        learning_rate: A finite number from 0 on.
+
+    Raises:
+        ValueError: The rate lies outside its range.
+    """
+    if not 0 <= learning_rate < np.inf:
+        raise ValueError(f"with_learning_rate({learning_rate!r}): a learning rate is a finite number from 0 on")
+    stated = object.__new__(Update)
+    vars(stated).update(vars(update), learning_rate=float(learning_rate))
+    return stated
 
 
 def with_claim(update: Update, claim: Claim) -> Update:
@@ -141,7 +171,7 @@ def decoded_update(values: Float32[np.ndarray, "k"], layout: Layout, address: Ad
         "address": address,
         "support": support,
     }
-    vars(made).update(fields, claim=UNKNOWN, noise_stddev=None)
+    vars(made).update(fields, claim=UNKNOWN, noise_stddev=None, learning_rate=1.0)
     return made
 
 

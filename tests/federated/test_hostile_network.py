@@ -71,7 +71,7 @@ def started(pipeline, late, folder, ledger, momentum):
         pipeline.channel,
         pipeline.init_server(LAYOUT, RUN, run_id=RUN_ID),
         np.zeros(LAYOUT.size, np.float32),
-        optimizer=ServerOptimizer(learning_rate=0.5, momentum=momentum),
+        optimizer=ServerOptimizer(learning_rate=0.5, momentum=momentum, behind_feedback=True),
         late_policy=late,
         trusted_release=trusted_release,
         clients=CLIENTS,

@@ -67,7 +67,7 @@ def test_a_short_header_that_is_not_read_decides_nothing():
     server.handle(payload, 1)  # a duplicate of it is accepted in the meantime
     participant.handle(ReplyReceived(server.handle(question, 1)))
     assert participant.state.pending is None and len(server.accepted) == 1
-    np.testing.assert_array_equal(participant.state.memory.residual, before.pending.residual)
+    np.testing.assert_array_equal(participant.state.memory.residual, before.pending.kept.residual)
     stands_with(participant, server)
 
 

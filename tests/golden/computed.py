@@ -183,7 +183,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         TRUSTED | {"codec": BITS_8},
         {
             "trainer": PyTorch(local_steps=2, learning_rate=0.5),
-            "server": ServerOptimizer(learning_rate=0.5, momentum=0.9),
+            "server": ServerOptimizer(learning_rate=0.5, momentum=0.9, behind_feedback=True),
         },
     ),
     "example, nobody: RandomK before the clip": (

@@ -135,7 +135,17 @@ VALUES = {  # no value is a default's, and no two of one type are equal
     "device": "cuda",
     "server_learning_rate": 0.75,
     "server_momentum": 0.375,
+    "server_momentum_behind_feedback": True,
 }
+
+
+def test_a_key_that_only_permits_is_no_part_of_what_results_hold(tmp_path):
+    plain = load(config(tmp_path, TEXT.replace("rounds = 20\n", "rounds = 20\nserver_momentum = 0.9\n", 1)))
+    permitted = "rounds = 20\nserver_momentum = 0.9\nserver_momentum_behind_feedback = true\n"
+    asked = load(config(tmp_path, TEXT.replace("rounds = 20\n", permitted, 1)))
+    assert asked.settings == plain.settings
+    assert make_arguments(asked)["server"] == ServerOptimizer(momentum=0.9, behind_feedback=True)
+    assert asked.settings["federation"]["server_momentum"] == 0.9
 
 
 def test_every_key_of_a_federation_goes_where_it_is_known():
@@ -145,5 +155,5 @@ def test_every_key_of_a_federation_goes_where_it_is_known():
     arrived = vars(arguments.pop("trainer")) | arguments
     server = arguments.pop("server")
     assert isinstance(server, ServerOptimizer)
-    arrived |= {f"server_{name}": value for name, value in vars(server).items()}
+    arrived |= {key: getattr(server, name) for key, (owner, name) in FEDERATION_KEYS.items() if owner == "server"}
     assert {key: arrived[key] for key in VALUES} == VALUES

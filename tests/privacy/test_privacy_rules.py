@@ -36,7 +36,8 @@ def test_rule_1_whatever_follows_the_noise_is_free():
     plain = dp.Pipeline(mechanism=GAUSSIAN)
     assert spent(plain) == of_event(CHARGED)
     for codec in (CODED, dp.Codec(sparsify=dp.RandomK(0.1)), dp.Codec(quantize=dp.Uniform(2), entropy=dp.FixedWidth())):
-        for feedback in (True, False):  # rule 9: error feedback behind the noise
+        # Rule 9: error feedback and momentum behind the noise.
+        for feedback in (True, False, dp.MomentumCorrection(masking=False), dp.EF21()):
             assert spent(dp.Pipeline(mechanism=GAUSSIAN, codec=codec, feedback=feedback)) == spent(plain)
 
 
@@ -162,8 +163,10 @@ def test_rule_12_what_an_allocator_tracks_is_the_broadcasts_alone():
     assert np.isfinite(memory.tracked.variance).all()
 
 
-def test_rule_10_a_clean_uplink_with_feedback_is_clipped_again_and_noised_everywhere():
-    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1e-6)), codec=CODED, unit="client", trust="server")
+@pytest.mark.parametrize("feedback", [True, dp.MomentumCorrection()], ids=str)
+def test_rule_10_a_clean_uplink_with_feedback_is_clipped_again_and_noised_everywhere(feedback):
+    mechanism = (dp.Clip(1.0), dp.Gaussian(1e-6))
+    pipeline = dp.Pipeline(mechanism=mechanism, codec=CODED, feedback=feedback, unit="client", trust="server")
     seed, ledger = dp.PublicSeed(0), dp.Ledger()
     server = pipeline.init_server(D, seed=seed)
     clients = [pipeline.init_client(D, seed=seed, client=client) for client in range(3)]

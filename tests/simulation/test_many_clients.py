@@ -18,6 +18,7 @@ from dpcomp.simulation.evaluation_rounds import rounds_between
 from dpcomp.simulation.simulated_federation import opened_federation
 from dpcomp.training import CohortTrainer, CountsExamples, Federation
 from dpcomp.training.pytorch import PyTorch
+from dpcomp.wire.feedback import Kept
 from dpcomp.wire.update import with_claim
 from tests.simulation.own_trainer import LeastSquares
 from tests.simulation.test_simulate import TERMS, Blobs, facts, pipeline
@@ -83,7 +84,7 @@ def made(chosen, trainer=None, **given):
 def test_a_run_is_the_same_bit_for_bit_where_each_client_has_its_own_state(unit, trust, faults):
     rate = None if unit == "example" else 0.5
     chosen = pipeline(unit, trust, rate=rate, downlink=dp.Codec(quantize=dp.Uniform(8)))
-    given = {"clients": 6, "rounds": 8, "faults": faults, "server": ServerOptimizer(momentum=0.5)}
+    given = {"clients": 6, "rounds": 8, "faults": faults, "server": ServerOptimizer(momentum=0.5, behind_feedback=True)}
     if unit == "example":
         given["participation"] = Fixed(3)
     sharing = made(chosen, protocol=Versioned(absence_policy=Decay(2.0)), **given)
@@ -179,18 +180,47 @@ def test_the_residual_of_a_client_waits_for_its_next_round():
 
 
 def test_residuals_beyond_the_budget_are_in_a_file(tmp_path):
-    residuals = Residuals(Layout.of(10), 2 * 4 * 10 + 39, tmp_path)
+    residuals = Residuals(Kept(residual=np.zeros(10, np.float32)), 2 * 4 * 10 + 39, tmp_path)
     for number in range(5):
-        residuals.keep(number, np.full(10, number, np.float32))
+        residuals.keep(number, Kept(residual=np.full(10, number, np.float32)))
     assert (tmp_path / "residuals").stat().st_size == 3 * 4 * 10
     for number in (4, 0, 2):
         taken = residuals.take(number)
-        assert taken.tolist() == [number] * 10
-        residuals.keep(number, taken + 100)
-    assert residuals.take(3).tolist() == [3.0] * 10
-    assert [residuals.take(number).tolist()[0] for number in (4, 0, 2)] == [104, 100, 102]
+        assert taken.residual.tolist() == [number] * 10
+        residuals.keep(number, Kept(residual=taken.residual + 100))
+    assert residuals.take(3).residual.tolist() == [3.0] * 10
+    assert [residuals.take(number).residual[0] for number in (4, 0, 2)] == [104, 100, 102]
     assert residuals.take(7) is None
     assert (tmp_path / "residuals").stat().st_size == 3 * 4 * 10
+
+
+def test_momenta_are_beside_their_residuals_in_the_file(tmp_path):
+    first = Kept(momentum=np.zeros(10, np.float32), sent=np.zeros(10, np.float32))
+    residuals = Residuals(first, 2 * 4 * 10, tmp_path)
+    for number in range(3):
+        kept = Kept(momentum=np.full(10, number, np.float32), sent=np.full(10, -number, np.float32))
+        residuals.keep(number, kept)
+    assert (tmp_path / "residuals").stat().st_size == 2 * 2 * 4 * 10
+    for number in (2, 0, 1):
+        taken = residuals.take(number)
+        assert list(taken.vectors) == ["momentum", "sent"]
+        assert (taken.momentum.tolist(), taken.sent.tolist()) == ([number] * 10, [-number] * 10)
+
+
+@pytest.mark.parametrize("feedback", [dp.MomentumCorrection(), dp.EF21(weight=0.3)], ids=str)
+@pytest.mark.parametrize("faults", [Faults(), CRASHES, NETWORK], ids=["none", "crashes", "network"])
+def test_momentum_is_kept_the_same_in_memory_in_a_file_and_by_clients_of_their_own(feedback, faults):
+    codec = dp.Codec(sparsify=dp.TopK(0.2), quantize=dp.Uniform(6))
+    chosen = dp.Pipeline(mechanism=PLAIN.mechanism, codec=codec, downlink=dp.Codec(), feedback=feedback)
+    given = {"clients": 5, "rounds": 8, "participation": Fixed(3), "faults": faults}
+    policy = Decay(2.0)
+    runs = [
+        made(chosen, protocol=Versioned(absence_policy=policy), **given),
+        made(chosen, protocol=Versioned(absence_policy=policy), memory_budget=0, **given),
+        made(chosen, protocol=EachAlone(absence_policy=policy), **given),
+    ]
+    assert len({run.model.tobytes() for run in runs}) == 1
+    assert facts(runs[0]) == facts(runs[1]) == facts(runs[2])
 
 
 def test_a_hundred_thousand_clients_cost_what_takes_part():

@@ -263,7 +263,7 @@ class TestBytes:
 
 class TestServers:
     def test_the_same_optimizer_serves_many_runs(self):
-        optimizer = ServerOptimizer(momentum=0.5)
+        optimizer = ServerOptimizer(momentum=0.5, behind_feedback=True)
         first, second = (run(pipeline(), rounds=3, server=optimizer) for _ in range(2))
         np.testing.assert_array_equal(first.model, second.model)
         assert (first.model != run(pipeline(), rounds=3).model).any()
@@ -300,7 +300,7 @@ class TestClients:
         ):
             quiet = pipeline(unit, trust, rate=1.0, noise=0.01)
             trainer = PyTorch(local_steps=3, **kwargs)
-            done = run(quiet, rounds=25, trainer=trainer, server=ServerOptimizer(momentum=0.5))
+            done = run(quiet, rounds=25, trainer=trainer, server=ServerOptimizer(momentum=0.5, behind_feedback=True))
             assert done.rows[-1]["test_accuracy"] > 0.9
 
     @pytest.mark.parametrize("passes", [0, 5])

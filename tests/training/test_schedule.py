@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dpcomp.training.schedule import Cosine, rate_of
+from dpcomp.training.schedule import Cosine, public_rate, rate_of
 
 
 def test_the_curve_rises_in_a_line_and_falls_along_half_a_cosine():
@@ -23,6 +23,11 @@ def test_without_a_warm_up_it_begins_at_its_peak():
 def test_a_number_is_the_rate_of_all_rounds():
     assert rate_of(0.3, 7) == 0.3
     assert rate_of(Cosine(peak=0.3, rounds=8), 4) == pytest.approx(0.15)
+
+
+def test_a_sender_is_told_the_rate_of_a_schedule_and_no_other():
+    assert public_rate(0.3, 7) == 1.0
+    assert public_rate(Cosine(peak=0.3, rounds=8), 4) == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize("wrong", [{"peak": 0.0}, {"peak": math.nan}, {"warm_up": 8}, {"warm_up": -1}, {"rounds": 0}])

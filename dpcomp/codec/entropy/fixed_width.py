@@ -10,11 +10,13 @@ from dpcomp.codec.entropy.bit_packing import pack, packed_bytes, unpack
 from dpcomp.codec.entropy.coder import PartBits
 from dpcomp.codec.quantize.quantizer import Bounds, refuse_levels_outside
 from dpcomp.core.errors import CorruptPayload
-from dpcomp.core.layout import split_by_counts
 
 
 class FixedWidthWriter:
-    """Packs one body, part after part; each layer's levels and each other part end on a whole byte."""
+    """Packs one body, part after part, each of which ends on a whole byte.
+
+    The levels of adjacent layers of the same width and lowest level are one part.
+    """
 
     def __init__(self):
         self._parts: list[bytes | bytearray | memoryview] = []
@@ -34,10 +36,11 @@ class FixedWidthWriter:
 
     def levels(self, levels: Int[np.ndarray, "m"], counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> None:
         """Pack levels, `counts` of them in each layer, in the bits that hold any level of the layer."""
-        layers = split_by_counts(levels, counts)
-        for layer, lowest, width in zip(layers, bounds.lowest.tolist(), bounds.widths.tolist(), strict=True):
+        start = 0
+        for count, lowest, width in _runs(counts, bounds):
             if width:
-                self._parts.append(pack(layer, lowest, width).data)
+                self._parts.append(pack(levels[start : start + count], lowest, width).data)
+            start += count
 
     def finish(self) -> Sequence[bytes | bytearray | memoryview]:
         """Return the body in parts."""
@@ -68,15 +71,16 @@ class FixedWidthReader:
 
     def levels(self, counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> Int[np.ndarray, "m"]:
         """Unpack levels, `counts` of them in each layer."""
-        sizes, widths = counts.tolist(), bounds.widths.tolist()
-        packed = [self._part(packed_bytes(*size)) for size in zip(sizes, widths, strict=True)]  # before taking memory
-        levels = np.empty(int(counts.sum()), dtype=bounds.level_type)
-        layers = split_by_counts(levels, counts)  # views
-        for layer, part, lowest, width in zip(layers, packed, bounds.lowest.tolist(), widths, strict=True):
+        runs = _runs(counts, bounds)
+        packed = [self._part(packed_bytes(count, width)) for count, _, width in runs]  # before memory is taken
+        levels, start = np.empty(int(counts.sum()), dtype=bounds.level_type), 0
+        for part, (count, lowest, width) in zip(packed, runs, strict=True):
+            run = levels[start : start + count]
             if width:
-                unpack(part, lowest, width, out=layer)
+                unpack(part, lowest, width, out=run)
             else:
-                layer[:] = lowest
+                run[:] = lowest
+            start += count
         refuse_levels_outside(levels, counts, bounds)
         return levels
 
@@ -149,6 +153,17 @@ class FixedWidth:
     def meter(self, body: bytes | memoryview) -> FixedWidthMeter:
         """Return a meter of one body."""
         return FixedWidthMeter(body)
+
+
+def _runs(counts: Int64[np.ndarray, "layers"], bounds: Bounds) -> list[tuple[int, int, int]]:
+    """Return how many levels follow each other with the same lowest level and width, and these."""
+    runs: list[tuple[int, int, int]] = []
+    for count, lowest, width in zip(counts.tolist(), bounds.lowest.tolist(), bounds.widths.tolist(), strict=True):
+        if runs and runs[-1][1:] == (lowest, width):
+            runs[-1] = (runs[-1][0] + count, lowest, width)
+        else:
+            runs.append((count, lowest, width))
+    return runs
 
 
 def _position_bits(d: int) -> int:

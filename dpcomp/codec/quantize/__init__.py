@@ -1,5 +1,6 @@
 """The quantise slot: values become whole numbers (levels) and side information, and are decoded from them."""
 
+from dpcomp.codec.quantize.exact_gaussian import ExactGaussian as ExactGaussian
 from dpcomp.codec.quantize.floats import Float16 as Float16
 from dpcomp.codec.quantize.floats import Float32 as Float32
 from dpcomp.codec.quantize.quantizer import Bounds as Bounds

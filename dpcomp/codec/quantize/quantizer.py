@@ -121,11 +121,14 @@ class Quantizer(Protocol):
     A quantiser without levels, such as a float format, puts the values in the side information: its `bounds` are equal
     in every layer, and its `levels` an empty array.
 
-    Five attributes are optional:
+    Six attributes are optional:
 
     - `side_holds_values` (bool): the side information is the values, as in a float format, so `measure` counts its bits
       as values, and `values` may be given a memoryview of it, which is not copied. If absent, the bits are counted so
       in a body without levels.
+    - `codes_itself` (bool): the side information is the whole body, in as many bytes as it needs, for a quantiser whose
+      levels have probabilities that both ends know. `side_bytes` is not called, `levels` is an empty array, and
+      `values` reads to the end. Such a quantiser stands alone in its codec. Absent is False.
     - `lossless` (bool): the decoded values are the values, bit for bit, so a sender need not decode. Absent is False.
     - `narrow_levels` (bool): `values` takes levels of int8 and int16 too, in which sums and products can wrap. Absent
       is False: it is given int32.
@@ -335,7 +338,9 @@ def quantised(
     levels, k = _array(made, "iu", f"{quantizer!r}: levels", "whole numbers, an int32 array"), len(values)
     if not isinstance(side, (bytes, memoryview)):
         raise TypeError(f"{quantizer!r}: levels returned side information of {type(side).__name__}: return bytes")
-    announced = whole_number(quantizer.side_bytes(counts, context), f"{quantizer!r}: side_bytes", least=0)
+    announced = len(side)
+    if not getattr(quantizer, "codes_itself", False):
+        announced = whole_number(quantizer.side_bytes(counts, context), f"{quantizer!r}: side_bytes", least=0)
     if len(side) != announced:
         raise ValueError(
             f"{quantizer!r}: levels returned {len(side)} bytes of side information, but side_bytes returned "

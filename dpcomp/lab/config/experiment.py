@@ -19,7 +19,7 @@ from typing import Any
 
 from dpcomp.core.calls import check_keys
 from dpcomp.core.errors import ConfigError
-from dpcomp.lab.config.federation_keys import FEDERATION_KEYS
+from dpcomp.lab.config.federation_keys import FEDERATION_KEYS, PERMISSIONS
 from dpcomp.lab.config.own_parts import Import, imported
 from dpcomp.lab.results.measure import FIVE, MEASURES, Measure
 from dpcomp.pipeline import Pipeline
@@ -87,10 +87,11 @@ class Experiment:
     def settings(self) -> dict[str, Any]:
         """What makes a trial this one and no other, besides its seed; a result holds it as its `config`.
 
-        It is what the file says, defaults filled in, without seeds, values to tune and how trials are judged, and with
-        the digests of those imports that it calls.
+        It is what the file says, defaults filled in, without seeds, values to tune, how trials are judged and keys that
+        only permit a setting, and with the digests of those imports that it calls.
         """
-        facts = asdict(replace(self, imports=())) | {"tune": None, "seeds": None}
+        federation = {key: value for key, value in self.federation.items() if key not in PERMISSIONS}
+        facts = asdict(replace(self, imports=(), federation=federation)) | {"tune": None, "seeds": None}
         del facts["imports"], facts["measure"]
         called = _names_in((self.task, self.pipeline, self.federation))
         used = {source.name: source.digest for source in self.imports if called & set(source.dataclasses())}

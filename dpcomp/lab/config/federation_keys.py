@@ -35,4 +35,8 @@ FEDERATION_KEYS: Mapping[str, Destination] = {
     "device": Destination("trainer", "device"),
     "server_learning_rate": Destination("server", "learning_rate"),
     "server_momentum": Destination("server", "momentum"),
+    "server_momentum_behind_feedback": Destination("server", "behind_feedback"),
 }
+
+# Keys that permit a setting and change nothing in what it gives: results do not hold them.
+PERMISSIONS = frozenset({"server_momentum_behind_feedback"})

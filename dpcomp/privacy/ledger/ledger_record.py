@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
     DpEvent,
@@ -183,14 +184,23 @@ def steps_of_events(spent: Mapping[CostText, int]) -> dict[DpEvent, int]:
 
 def cost_as_text(cost: Cost) -> CostText:
     """Write a cost as two columns of a row."""
-    basis = {"unit": cost.unit, "trust": cost.trust, "sampling": cost.sampling, "why_unsafe": cost.why_unsafe}
+    basis: dict[str, Any] = {
+        "unit": cost.unit,
+        "trust": cost.trust,
+        "sampling": cost.sampling,
+        "why_unsafe": cost.why_unsafe,
+    }
+    if cost.assumed:
+        basis["assumed"] = cost.assumed
     return write_event(cost.event), json.dumps(basis, sort_keys=True)
 
 
 @lru_cache(maxsize=1024)
 def cost_from_text(event: str, basis: str) -> Cost:
     """Read a cost that `cost_as_text` wrote."""
-    return Cost(event=read_event(event), **json.loads(basis))
+    fields = json.loads(basis)
+    fields["assumed"] = tuple(fields.get("assumed", ()))
+    return Cost(event=read_event(event), **fields)
 
 
 def plan_as_text(plan: Plan) -> str:

@@ -1,46 +1,53 @@
-"""Residuals: what the codecs of simulated clients dropped so far, in memory up to a budget, else in a file."""
+"""Residuals: what simulated clients keep of what they have to send, in memory up to a budget, else in a file."""
 
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.core.layout import Layout
+from dpcomp.wire.feedback import Kept
 
 
 class Residuals:
-    """Keeps the residuals of clients that are not taking part at present.
+    """Keeps residuals, and momenta where there are any, of clients that are not taking part at present.
 
     Args:
-        layout: The layers of the vectors.
+        first: What a client keeps before its first update.
         memory_budget: The most bytes in memory; what does not fit is written to a file.
         folder: Where the file is, with a row for each client that needs one.
     """
 
-    def __init__(self, layout: Layout, memory_budget: int, folder: Path):
-        self._size, self._most = layout.size, memory_budget // (4 * max(1, layout.size))
-        self._in_memory: dict[int, np.ndarray] = {}
+    def __init__(self, first: Kept, memory_budget: int, folder: Path):
+        self._names = tuple(first.vectors)
+        self._shape = len(self._names), max((vector.size for vector in first.vectors.values()), default=0)
+        self._most = memory_budget // max(1, self._row_bytes)
+        self._in_memory: dict[int, Kept] = {}
         self._file, self._rows = folder / "residuals", dict[int, int]()  # client → row of the file
 
-    def keep(self, client: int, residual: Float32[np.ndarray, "d"]) -> None:
-        """Keep the residual of a client, until `take` returns it."""
+    @property
+    def _row_bytes(self) -> int:
+        return 4 * self._shape[0] * self._shape[1]
+
+    def keep(self, client: int, kept: Kept) -> None:
+        """Keep what a client keeps, until `take` returns it."""
         if client not in self._rows and len(self._in_memory) < self._most:
-            self._in_memory[client] = residual
+            self._in_memory[client] = kept
             return
         if client not in self._rows:
             self._rows[client] = len(self._rows)
             self._file.touch()
             with self._file.open("r+b") as file:
-                file.truncate(len(self._rows) * 4 * self._size)
-        self._row(client)[:] = residual
+                file.truncate(len(self._rows) * self._row_bytes)
+        row = self._row(client)
+        for place, name in enumerate(self._names):
+            row[place] = kept.vectors[name]
 
-    def take(self, client: int) -> Float32[np.ndarray, "d"] | None:
-        """Return the residual of a client; None if none is kept."""
+    def take(self, client: int) -> Kept | None:
+        """Return what is kept of a client; None if there is nothing."""
         if client in self._rows:
-            return np.array(self._row(client))
+            return Kept(**dict(zip(self._names, np.array(self._row(client)), strict=True)))
         return self._in_memory.pop(client, None)
 
-    def _row(self, client: int) -> "np.memmap[tuple[int], np.dtype[np.float32]]":
+    def _row(self, client: int) -> Float32[np.ndarray, "vectors d"]:
         # A map of this row alone, closed after use: a map of the whole file would count as memory of this process.
-        offset = self._rows[client] * 4 * self._size
-        return np.memmap(self._file, np.float32, "r+", offset, (self._size,))
+        return np.memmap(self._file, np.float32, "r+", self._rows[client] * self._row_bytes, self._shape)

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,7 +94,7 @@ class SideBySide:
             _Sent(
                 trainer=self.name,
                 start=each.start,
-                memory=each.memory,
+                memory=replace(each.memory, dither_key=None),  # which stays here, where payloads are made
                 grant=None if permit is None else permit.hand_over(seeded=self.seeded),
                 claims=self.claims,
             )

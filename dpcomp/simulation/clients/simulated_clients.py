@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float32
 
+from dpcomp.core.randomness import DitherKey, DitherKeys
 from dpcomp.federated.absence import AbsencePolicy
 from dpcomp.federated.client import ClientState, Follow, transition
 from dpcomp.federated.participant import Participant
@@ -45,9 +46,9 @@ class SimulatedClients:
     """The clients of a simulation, by number: those that stand apart, and all others, which stand together.
 
     A client stands together with others while it is synced, has nothing pending, and has followed every broadcast. Of
-    such a client only its link and its residual are kept, once it has sent a payload; shared memory and model are one
-    for all. A client that takes part in a round, is away or crashed stands apart, with a state machine of its own,
-    until `gather` finds that it has caught up.
+    such a client only its link and its residual, or what else its feedback keeps, are kept, once it has sent a payload;
+    shared memory and model are one for all. A client that takes part in a round, is away or crashed stands apart, with
+    a state machine of its own, until `gather` finds that it has caught up.
 
     Where messages may be lost, repeated, delayed or damaged, each client gets its own broadcast, so all stand apart,
     but share the arrays of a version. So they do where the protocol has participants of another class, which may do
@@ -62,6 +63,7 @@ class SimulatedClients:
         protocol: The class of the participants, and their absence policy.
         faults: What goes wrong on the network.
         residuals: Keeps the residuals of those that stand together.
+        dither_keys: The secrets of all clients with the server, where the pipeline needs them.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class SimulatedClients:
         protocol: ProtocolVariant,
         faults: Faults,
         residuals: Residuals,
+        dither_keys: DitherKeys | None = None,
     ):
+        self._dither_keys = dither_keys
         self._channel, self._ledger, self._absence_policy = pipeline.channel, ledger, protocol.absence_policy
         self._count, self._residuals = count, residuals
         self._follow, self._first = FollowedOnce(), ClientState(memory=memory, model=model)
@@ -132,8 +136,8 @@ class SimulatedClients:
                 memory = participant.state.memory
                 if memory.link.count:
                     self._links[client] = memory.link
-                if memory.residual is not None and memory.residual is not self._first.memory.residual:
-                    self._residuals.keep(client, memory.residual)
+                if memory.kept.vectors and memory.kept is not self._first.memory.kept:
+                    self._residuals.keep(client, memory.kept)
                 del self._apart[client]
 
     def _own(self, protocol: ProtocolVariant, client: int) -> Participant:
@@ -146,18 +150,22 @@ class SimulatedClients:
         return SharingParticipant(self._channel, state, self._ledger, self._absence_policy, self._follow)
 
     def _new(self, client: int) -> ClientState:
-        memory = replace(self._first.memory, client=client)
+        memory = replace(self._first.memory, client=client, dither_key=self._dither_key(client))
         return replace(self._first, memory=memory, session=new_session())
+
+    def _dither_key(self, client: int) -> DitherKey | None:
+        return None if self._dither_keys is None else self._dither_keys.of(client)
 
     def _parted(self, client: int) -> ClientState:
         """Return the state of a client that stood together with others."""
         assert self._together is not None
-        residual = self._residuals.take(client)
+        kept = self._residuals.take(client)
         memory = replace(
             self._together.memory,
             client=client,
+            dither_key=self._dither_key(client),
             link=self._links.pop(client, Link()),
-            residual=self._first.memory.residual if residual is None else residual,
+            kept=self._first.memory.kept if kept is None else kept,
         )
         return replace(self._together, memory=memory, session=new_session(), asked=0)
 

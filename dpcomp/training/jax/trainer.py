@@ -20,10 +20,10 @@ from dpcomp.training.jax.parameters import Parameters
 from dpcomp.training.jax.programs import Model
 from dpcomp.training.jax.pure import check_pure
 from dpcomp.training.jax.task import JaxTask
-from dpcomp.training.schedule import Schedule, rate_of
+from dpcomp.training.schedule import Schedule, public_rate, rate_of
 from dpcomp.training.trainer import Federation, LocalWork, validation_of
 from dpcomp.wire.memory import ClientMemory
-from dpcomp.wire.update import Update
+from dpcomp.wire.update import Update, with_learning_rate
 
 CLOSED_OVER = "the arrays that the loss closes over are public"
 
@@ -178,7 +178,9 @@ class JaxTrainer:
         if not work:
             return []
         rates = [rate_of(self._learning_rate, each.memory.address.round) for each in work]
-        return self._local.train(work, rates)
+        updates = self._local.train(work, rates)
+        public = [public_rate(self._learning_rate, each.memory.address.round) for each in work]
+        return [with_learning_rate(update, rate) for update, rate in zip(updates, public, strict=True)]
 
     def evaluate(self, model: Float32[np.ndarray, "d"]) -> Mapping[str, float]:
         """Return `test_accuracy` (a share) and `test_loss` (a mean) of a model on the task's test set.

@@ -21,10 +21,10 @@ from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel, Ma
 from dpcomp.training.pytorch.rows.engine import Engine
 from dpcomp.training.pytorch.rows.parameters import layout_of, read
 from dpcomp.training.pytorch.task import SupervisedTask
-from dpcomp.training.schedule import Schedule, rate_of
+from dpcomp.training.schedule import Schedule, public_rate, rate_of
 from dpcomp.training.trainer import Federation, validation_of
 from dpcomp.wire.memory import ClientMemory
-from dpcomp.wire.update import Update
+from dpcomp.wire.update import Update, with_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,7 @@ class TorchTrainer:
         inputs, targets = task.train()
         parts = federation.split(targets.numpy())
         self._examples = [to_device(device, inputs[part], targets[part]) for part in parts]
+        self._learning_rate = config.learning_rate
         self._loss, self._evaluated = task.loss, task.model(federation.seed.number)
         public = {"test": task.test()}
         if (held_out := validation_of(task)) is not None:
@@ -151,7 +152,8 @@ class TorchTrainer:
         Args, results and errors are those of `Trainer.train`: the ledger is charged for the round before any noise is
         drawn, and the update is released unless the server is trusted.
         """
-        return self._local.train(start, *self._examples[client], memory, ledger)
+        update = self._local.train(start, *self._examples[client], memory, ledger)
+        return with_learning_rate(update, public_rate(self._learning_rate, memory.address.round))
 
     def evaluate(self, model: Float32[np.ndarray, "d"]) -> Mapping[str, float]:
         """Return `test_accuracy` (a share) and `test_loss` (a mean) of a model on the task's test set.

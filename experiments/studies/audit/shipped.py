@@ -1,7 +1,7 @@
 """Pipelines of dpcomp, to be audited: every kind of stage, codec, state, unit and trust."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -104,6 +104,7 @@ def shipped_cases() -> Iterator[Case]:
     yield serving("trusted server, all clients", trusted(None))
     yield serving("trusted server, Poisson cohort", trusted(dp.Poisson(0.5)))
     yield serving("trusted server, Poisson cohort, uninvited canary", trusted(dp.Poisson(0.5)), uninvited=True)
+    yield serving("trusted server, errors as noise, Poisson cohort", shared_noise())
     yield training("DP-SGD, Poisson batches", sampled(dp.Codec(quantize=FOUR_BITS)), PyTorch(learning_rate=0.1))
     all_examples = dp.Pipeline(mechanism=MECHANISM, codec=top_k)
     yield training("DP-SGD, all examples", all_examples, PyTorch(learning_rate=0.1))
@@ -118,6 +119,16 @@ def trusted(sampling: dp.Poisson | None) -> dp.Pipeline:
     """Return a client-level pipeline with a trusted server."""
     return dp.Pipeline(
         mechanism=MECHANISM if sampling is None else LOUD, sampling=sampling, unit="client", trust="server"
+    )
+
+
+def shared_noise() -> dp.Pipeline:
+    """Return a trusted server's pipeline whose noise is the error of the clients' codecs."""
+    return replace(
+        trusted(dp.Poisson(0.5)),
+        codec=dp.Codec(quantize=dp.ExactGaussian(cohort=3)),
+        downlink=dp.Codec(),
+        feedback=False,
     )
 
 

@@ -12,6 +12,7 @@ from dpcomp.simulation import simulate
 from dpcomp.training import CohortTrainer, Cosine, Federation, LocalWork
 from dpcomp.training.jax import JAX
 from dpcomp.training.pytorch import PyTorch
+from dpcomp.wire.update import with_claim
 from tests.training.jax.tasks import JaxImages, JaxLinear, TorchImages, TorchLinear, weights_of
 
 EXAMPLE = {"unit": "example"}
@@ -65,6 +66,29 @@ def assert_agreement(pipeline, in_torch, in_jax, **options):
 def test_jax_and_torch_agree_on_the_same_weights_draws_and_noise():
     options = {"local_steps": 3, "learning_rate": Cosine(peak=0.5, rounds=3), "momentum": 0.6}
     assert_agreement(pipeline_of(MECHANISMS["support"]), TorchLinear(), JaxLinear(), **options)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "task", "who"),
+    [
+        *((PyTorch, TorchLinear(), who) for who in (EXAMPLE, CLIENT, SERVER)),
+        *(pytest.param(JAX, JaxLinear(), who, marks=pytest.mark.slow) for who in (EXAMPLE, CLIENT, SERVER)),
+    ],
+)
+def test_an_update_says_the_rate_of_a_schedule(trainer, task, who):
+    pipeline, schedule = pipeline_of(**who), Cosine(peak=0.5, rounds=4, warm_up=1)
+    following = trainer_of(pipeline, trainer(learning_rate=schedule), task)
+    memory = pipeline.init_client(following.layout, dp.PublicSeed(3), client=1)
+    server = pipeline.init_server(following.layout, dp.PublicSeed(3))
+    ledger = dp.Ledger()
+    assert following.train(1, following.initial_model, memory, ledger).learning_rate == schedule.rate(0) == 0.25
+    nothing = with_claim(
+        dp.Update(values=np.zeros(memory.layout.size), layout=memory.layout, address=server.address), pipeline.claim
+    )
+    memory = pipeline.follow(pipeline.broadcast(nothing, server)[0], memory)
+    assert following.train(1, following.initial_model, memory, ledger).learning_rate == schedule.rate(1) == 0.5
+    constant = trainer_of(pipeline, trainer(learning_rate=0.5), task)
+    assert constant.train(1, constant.initial_model, memory, dp.Ledger()).learning_rate == 1.0
 
 
 def test_jax_and_torch_agree_on_examples_that_are_held_out():
