@@ -18,9 +18,9 @@ LOOKS = {  # of the families under each trust: colour and marker
         "top k of the noisy": (4, 4),
         "SQKR": (5, 6),
     },
-    "server": {"CSGM": (3, 3), "PPR (bound)": (7, 1)},
+    "server": {"exact noise": (8, 8), "CSGM": (3, 3), "PPR (bound)": (7, 1)},
 }
-TITLES = {"nobody": "trust nobody", "server": "trust the sum"}
+TITLES = {"nobody": "trust nobody", "server": "trust the server"}
 DASHES = {"nobody": "-", "server": (0, (3, 1))}
 
 

@@ -55,7 +55,7 @@ def benchmark(
         for line in errors_of_gaussian(frame):
             console.print(line)
         console.print(f"{kind.name}: {kind.about}")
-    console.print("* biased: right to first order in signal ÷ noise. ±: 95 % interval over paired rounds.")
+    console.print("* biased: right to first order in signal ÷ noise. ±: 95 % interval over the rounds.")
     console.print("PPR is not run: its error is the Gaussian's, and its bytes are the bound of its theorem.")
     make_folder(folder)
     epsilons = sorted({setting.epsilon for setting in settings})

@@ -122,6 +122,7 @@ def measure_all(
                         "family": method.family,
                         "trust": method.trust,
                         "unbiased": method.unbiased,
+                        "paired": method.paired,
                         "source": method.source,
                         **asdict(made),
                         "reference_errors": references[method.trust],

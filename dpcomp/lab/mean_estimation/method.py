@@ -47,7 +47,7 @@ class Plan:
 class Round:
     """One estimate: the plan, and the randomness of both ends.
 
-    Rounds with one number and one secret seed have the same noise for every method, so that errors are compared in
+    Rounds with one number and one secret seed have the same noise for every method, so that errors can be compared in
     pairs.
 
     Attributes:
@@ -111,6 +111,14 @@ class Method(Protocol):
     @property
     def unbiased(self) -> bool:
         """Whether the mean of the estimate is the mean of the vectors."""
+        ...
+
+    @property
+    def paired(self) -> bool:
+        """Whether it has the noise that the Gaussian mechanism in float32 has, so that errors compare round by round.
+
+        Errors of other methods are compared with that mechanism's closed form.
+        """
         ...
 
     @property

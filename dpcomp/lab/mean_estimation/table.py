@@ -8,32 +8,36 @@ import pandas as pd
 from rich.table import Table
 from scipy.stats import t as student
 
+from dpcomp.lab.mean_estimation.method import gaussian_error
 from dpcomp.lab.mean_estimation.methods.gaussian import GaussianFloat32
 from dpcomp.lab.mean_estimation.poisson_private import poisson_private_bits
 from dpcomp.lab.mean_estimation.setting import Setting
 from dpcomp.lab.results.results_file import Report
 
 PPR = "PPR (bound)"
-WHO = {"nobody": "nobody", "server": "the sum"}
+WHO = {"nobody": "nobody", "server": "the server"}
 
 
 def frame_of(reports: Iterable[Report]) -> pd.DataFrame:
-    """Return a row for each result, and for PPR, which is computed, one for each task under a trusted sum.
+    """Return a row for each result, and for PPR, which is computed, one for each task under a trusted server.
 
     Args:
         reports: Lines of the results.
 
     Returns:
         The columns `clients`, `dimensions`, `epsilon`, `delta`, `inputs`, `trust`, `family`, `method`, `payload_bytes`,
-        `bits` (a coordinate), `error`, `expected_error`, `ratio` (of the errors of the same rounds), `half_width` (of
-        its 95 % interval, from paired rounds), `unbiased` and `computed`.
+        `bits` (a coordinate), `error`, `expected_error`, `ratio` (to the error of the Gaussian mechanism in float32: of
+        the same rounds where a method is paired, else in closed form), `half_width` (of its 95 % interval), `unbiased`
+        and `computed`.
     """
     rows = []
     for report in reports:
-        config, errors = report["config"], np.array(report["errors"])
-        ratios = errors / np.mean(report["reference_errors"])
-        beside = np.array(report["reference_errors"]) / np.mean(report["reference_errors"])
-        differences = ratios - ratios.mean() * beside
+        config = report["config"]
+        setting = Setting(**{name: config[name] for name in ("clients", "dimensions", "epsilon", "delta")})
+        reference = GaussianFloat32(trust=report["trust"])
+        scale = np.mean(report["reference_errors"]) if report["paired"] else gaussian_error(reference.plan(setting))
+        ratios = np.array(report["errors"]) / scale
+        beside = np.array(report["reference_errors"]) / scale if report["paired"] else np.ones(len(ratios))
         task = {name: config[name] for name in ("clients", "dimensions", "epsilon", "delta", "inputs")}
         rows.append(
             {
@@ -43,17 +47,16 @@ def frame_of(reports: Iterable[Report]) -> pd.DataFrame:
                 "method": report["name"],
                 "payload_bytes": report["payload_bytes"],
                 "bits": 8 * report["payload_bytes"] / config["dimensions"],
-                "error": errors.mean(),
+                "error": float(np.mean(report["errors"])),
                 "expected_error": report["expected_error"],
                 "ratio": ratios.mean(),
-                "half_width": _half_width(differences),
+                "half_width": _half_width(ratios - ratios.mean() * beside),
                 "unbiased": report["unbiased"],
                 "computed": False,
             }
         )
-        if report["trust"] == "server" and report["family"] == GaussianFloat32(trust="server").family:
-            setting = Setting(**{name: config[name] for name in ("clients", "dimensions", "epsilon", "delta")})
-            bits = poisson_private_bits(GaussianFloat32(trust="server").plan(setting))
+        if report["trust"] == "server" and report["family"] == reference.family:
+            bits = poisson_private_bits(reference.plan(setting))
             computed = {"family": PPR, "method": PPR, "payload_bytes": bits / 8, "bits": bits / config["dimensions"]}
             rows.append(rows[-1] | computed | {"computed": True})
     return pd.DataFrame(rows)

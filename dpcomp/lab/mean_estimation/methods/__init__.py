@@ -7,6 +7,7 @@ from dpcomp.lab.mean_estimation.method import Method
 from dpcomp.lab.mean_estimation.methods.csgm import Csgm
 from dpcomp.lab.mean_estimation.methods.dithered import DitheredUniform
 from dpcomp.lab.mean_estimation.methods.eden import Eden
+from dpcomp.lab.mean_estimation.methods.exact_noise import ExactNoise
 from dpcomp.lab.mean_estimation.methods.gaussian import GaussianFloat32
 from dpcomp.lab.mean_estimation.methods.noisy_sign import NoisySign
 from dpcomp.lab.mean_estimation.methods.own_mask import OwnMask
@@ -35,6 +36,7 @@ METHODS: tuple[Method, ...] = (
     NoisySign(kept=8),
     Sqkr(),
     GaussianFloat32(trust="server"),
+    ExactNoise(),
     Csgm(rate=1.0),
     Csgm(rate=0.4),
     Csgm(rate=0.2),

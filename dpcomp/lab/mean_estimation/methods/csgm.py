@@ -34,6 +34,7 @@ class Csgm:
 
     rate: float
     unbiased = True
+    paired = True
     source = "Chen, Song, Özgür & Kairouz 2023, Algorithm 1 and Theorem 4.1 (2304.01541)"
 
     @property

@@ -27,6 +27,7 @@ class DitheredUniform:
 
     bits: int
     unbiased = True
+    paired = True
     source = "Roberts 1962; Gray & Stockham 1993"
 
     @property

@@ -36,6 +36,7 @@ class Eden:
 
     bits: int
     unbiased = True
+    paired = True
     source = "Vargaftik et al. 2022, EDEN (2108.08842)"
 
     @property

@@ -24,6 +24,7 @@ class GaussianFloat32:
 
     trust: Trust
     unbiased = True
+    paired = True
     source = "Dwork & Roth 2014, Appendix A; Balle & Wang 2018"
 
     @property

@@ -39,6 +39,11 @@ class NoisySign:
         return "nobody"
 
     @property
+    def paired(self) -> bool:
+        """Whether all coordinates have their noise."""
+        return self.kept is None
+
+    @property
     def family(self) -> str:
         """The line of a figure."""
         return "noisy sign" if self.kept is None else "own mask, noisy sign"

@@ -46,6 +46,7 @@ class OwnMask:
     kept: int
     codec: Codec = field(default_factory=Codec)
     unbiased = True
+    paired = False
     source = "Konečný et al. 2016, section 2, before the noise"
 
     @property

@@ -35,6 +35,7 @@ class RotatedBit:
     """
 
     unbiased = True
+    paired = True
     source = "Vargaftik et al. 2021, DRIVE, section 4"
 
     @property

@@ -30,6 +30,7 @@ class Sqkr:
     """
 
     unbiased = True
+    paired = False
     source = "Chen, Kairouz & Özgür 2020, SQKR, with shared randomness (2007.11707)"
 
     @property

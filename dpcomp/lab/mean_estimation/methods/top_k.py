@@ -32,6 +32,7 @@ class TopKBehindNoise:
 
     fraction: float
     unbiased = False
+    paired = True
     source = "Lin et al. 2018, DGC, section 3.1, behind the noise"
 
     @property
