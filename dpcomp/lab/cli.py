@@ -1,4 +1,4 @@
-"""The command line: demo, run, sweep, table, epsilon, audit.
+"""The command line: demo, run, sweep, table, epsilon, audit, benchmark.
 
 It imports what a command needs when the command runs, so that `--help` is there at once.
 """
@@ -102,7 +102,35 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
     )
     audit.add_argument("--seed", type=int, default=0, help="the public seed, of masks and canary (default: 0)")
     audit.set_defaults(command=_audit)
+    _add_benchmarks(commands)
     return parser, commands
+
+
+def _add_benchmarks(commands: Commands) -> None:
+    benchmark = commands.add_parser("benchmark", help="compare methods at one ε: error, bytes, trust")
+    benchmarks = benchmark.add_subparsers(required=True, metavar="BENCHMARK")
+    mean = benchmarks.add_parser(
+        "mean-estimation", help="the mean of vectors of the unit ball: error beside the Gaussian mechanism's, and bytes"
+    )
+    mean.add_argument("--clients", type=int, default=500, help="n (default: 500)")
+    mean.add_argument("--dimensions", type=int, default=1000, help="d, coordinates of a vector (default: 1000)")
+    mean.add_argument(
+        "--epsilons", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0, 8.0], help="ε (default: 0.5 1 2 4 8)"
+    )
+    mean.add_argument("--delta", type=float, default=1e-6, help="δ (default: 1e-6)")
+    mean.add_argument("--rounds", type=int, default=6, help="estimates of each method and ε (default: 6)")
+    mean.add_argument("--seed", type=int, default=0, help="of vectors and noise (default: 0)")
+    mean.add_argument(
+        "--folder", type=Path, default=Path("mean_estimation"), help="where the figure goes (mean_estimation)"
+    )
+    mean.add_argument(
+        "--results",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="where results go and are found again (default: FOLDER/mean_estimation.jsonl)",
+    )
+    mean.set_defaults(command=_mean_estimation)
 
 
 def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -237,6 +265,18 @@ def _audit(options: argparse.Namespace) -> int:
     )
     print(result)
     return 1 if result.broken else 0
+
+
+def _mean_estimation(options: argparse.Namespace) -> int:
+    from dpcomp.lab.mean_estimation.benchmark import benchmark
+    from dpcomp.lab.mean_estimation.setting import Setting
+
+    settings = [
+        Setting(clients=options.clients, dimensions=options.dimensions, epsilon=epsilon, delta=options.delta)
+        for epsilon in options.epsilons
+    ]
+    benchmark(options.folder, settings, results=options.results, rounds=options.rounds, seed=options.seed)
+    return 0
 
 
 def _note(lines: Sequence[str]) -> None:
