@@ -227,9 +227,8 @@ class Codec:
             raise ValueError(f"{where} a support outside the vector ({error}): return positions below {d}") from error
         if public is not None and same_positions(support, public, d):
             return public
-        if isinstance(public, Dealt) and not public.places:  # a broadcast, on the union of what clients sent
-            return support
-        if public is not None and self.selects_publicly:
+        of_a_union = isinstance(public, Dealt) and not public.places  # a broadcast, on what several clients sent
+        if public is not None and self.selects_publicly and not of_a_union:
             raise ValueError(
                 f"{where} another support than its public_support, so its positions would cost bytes: return "
                 "self.public_support(context), or leave out that method"

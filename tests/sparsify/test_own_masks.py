@@ -177,3 +177,20 @@ def test_unions_that_no_sender_writes_are_corrupt():
     other = PublicContext(layout=LAYOUT, public_support=dp.Seeded(seed=5, k=100))
     with pytest.raises(dp.CorruptPayload):
         codec.decode(body, other)
+
+
+class Outside:
+    """A sparsifier that chooses a coordinate that no client sent."""
+
+    def select(self, vector, candidates, context):
+        outside = np.setdiff1d(np.arange(context.layout.size), candidates.indices(context.layout.size))
+        return dp.Listed(outside[:1])
+
+
+def test_a_broadcast_sends_nothing_that_no_client_sent():
+    base = dp.Dealt(seed=5, k=100, places=())
+    context = PublicContext(layout=LAYOUT, public_support=base, client=dp.SERVER)
+    union = dp.Dealt(seed=5, k=100, places=(2, 3))
+    with pytest.raises(ValueError, match="not among the 200 candidates"):
+        dp.Codec(sparsify=Outside()).select(np.ones(D, np.float32), union, context)
+    assert dp.Codec(sparsify=dp.RandomK(0.1, per="client")).select(np.ones(D, np.float32), union, context) == union

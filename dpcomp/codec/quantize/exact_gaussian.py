@@ -94,7 +94,7 @@ class ExactGaussian:
 
     def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """Refuse: the whole body is coded here, and its length depends on the values."""
-        raise NotImplementedError("ExactGaussian codes its levels itself, in as many bytes as they need")
+        raise ValueError(f"{self} has no side information of a known length: a codec hands it the whole body")
 
     def bounds(self, side: bytes, context: PublicContext) -> Bounds:
         """Return equal bounds: there are no levels for an entropy coder."""
