@@ -59,6 +59,8 @@ class PublicContext:
         round: The round of the message, from 0.
         client: The number of the client that sends, or `dp.SERVER` for a broadcast.
         mask_key: 256 public bits, the same for all messages of a version: random supports are drawn from it.
+        run_key: 256 public bits, the same for all messages of a run: supports that one permutation deals over many
+            rounds are drawn from it.
         dither_key: 256 public bits that no other message of the run has: rounding and rotation are drawn from it.
         last_broadcast: The last broadcast as a (d,) float32 vector, where the codec predicts from it; else None.
         history: The (h,) float32 vector that the pipeline's part with `ReadsHistory` keeps of all broadcasts so far;
@@ -83,6 +85,7 @@ class PublicContext:
     round: int = 0
     client: int = 0
     mask_key: int = 0
+    run_key: int = 0
     dither_key: int = 0
     last_broadcast: Float32[np.ndarray, "d"] | None = None
     history: Float32[np.ndarray, "h"] | None = None

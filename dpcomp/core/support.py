@@ -10,7 +10,7 @@ from randomgen import ChaCha
 
 from dpcomp.core.checks import whole_number
 
-MOST_PLACES = 2**32  # that `Dealt` deals to: as many as there are numbers of clients
+MOST_PLACES = 2**40  # that `Dealt` deals to: more than clients and rounds together
 FEISTEL_ROUNDS = 8
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ ÷ the golden ratio, which spreads the numbers of permutations
 

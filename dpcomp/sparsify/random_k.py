@@ -1,6 +1,8 @@
 """RandomK: a random support under a public key."""
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -84,8 +86,9 @@ class RandomK(Fraction):
         """
         layout, key = context.layout, context.mask_key
         if self.per == "client":
-            places = () if context.client == SERVER else (context.client,)
-            return Dealt(seed=key, k=self.count(layout.size), places=places)
+            k = self.count(layout.size)
+            places = () if context.client == SERVER else (_place(context.client, context.version, layout.size // k),)
+            return Dealt(seed=context.run_key, k=k, places=places)
         if self.per == "layer":
             parts = [
                 edge + Seeded(seed=(key + layer) % 2**256, k=self.count(size)).indices(size)
@@ -111,3 +114,23 @@ class RandomK(Fraction):
             The same as `public_support`; for the broadcast of clients with own supports, the candidates.
         """
         return candidates if self.per == "client" and context.client == SERVER else self.public_support(context)
+
+
+def _place(client: int, version: int, together: int) -> int:
+    """Return the place that a client has at a version, of those to which `Dealt` deals.
+
+    In as many versions as one permutation has places, a client has each of them once, in steps of about the golden
+    section. Neighbours among clients have neighbouring places, so those of any number of clients, over any number of
+    versions, cover the permutation about evenly: points of multiples of the golden section do (Niederreiter 1992,
+    section 3.1). Clients beyond the first `together` are a permutation ahead.
+    """
+    lap, turn = divmod(version, together)
+    ahead, first = divmod(client, together)
+    return (lap + ahead) * together + (first + turn * _step(together)) % together
+
+
+@lru_cache(maxsize=64)
+def _step(together: int) -> int:
+    """Return the number nearest to the golden section of a whole number that has no divisor in common with it."""
+    step = (math.isqrt(5 * together**2) - together) // 2
+    return next(each for off in range(together + 1) for each in (step + off, step - off) if math.gcd(each, together) == 1)

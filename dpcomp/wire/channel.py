@@ -269,6 +269,7 @@ def _context(
         round=shared.version,
         client=sender,
         mask_key=_mask_key(memory.seed.number, shared.version),
+        run_key=_run_key(memory.seed.number),
         dither_key=memory.seed.key("dither", sender, shared.version, link.count),
         last_broadcast=read_only(shared.reference),
         history=read_only(shared.history),
@@ -286,6 +287,12 @@ def _fingerprint(identity: bytes, layout_digest: bytes) -> bytes:
 def _mask_key(seed: int, version: int) -> int:
     """Return the key of a version's random supports, which all its messages have."""
     return PublicSeed(seed).key("mask", version)
+
+
+@lru_cache(maxsize=64)
+def _run_key(seed: int) -> int:
+    """Return the key of the supports that are dealt over the rounds of a run."""
+    return PublicSeed(seed).key("deal")
 
 
 def _refuse_unread_history(codec: Codec) -> None:
