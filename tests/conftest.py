@@ -5,11 +5,16 @@ from typing import Any
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Models of this size are many times slower on two threads than on one, if another worker keeps the cores busy. The
 # processes that a test starts inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A test that a busy machine slows down is not wrong.
+settings.register_profile("without a clock")
+settings.load_profile("without a clock")
 
 with_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as everywhere in Python
 

@@ -31,13 +31,16 @@ class RandomK(Fraction):
     With `per="client"` each client of a round has a support of its own (the random mask of Konečný et al. 2016,
     section 2). The mean of n updates then has the error of masks of density up to nκ, for n times fewer bytes: beside
     the mean of dense updates its second moment exceeds that of the signal by the share (1 − κ)/(κn), where with a
-    common support it is (1 − κ)/κ. The supports are dealt by one permutation, so that few coordinates come twice. A
-    broadcast is sent on their union, and names its clients. That gain is lost where clients differ: under label skew
-    a coordinate is moved by the few clients that have it. With several local steps a client moves its coordinates as
-    if all clients did, and the server divides by all of them.
+    common support it is (1 − κ)/κ. The supports are dealt without replacement, as examples are in an epoch (random
+    reshuffling): d // k supports of one permutation share no coordinate, those of a round are different ones, a client
+    has each of them once in d // k rounds, and over any number of rounds all coordinates are sent about equally often.
+    So what a coordinate lacks in one round it has within the next 1/(κn), and most of that excess cancels. A broadcast
+    is sent on the union of the supports, and names them. That gain is lost where clients differ: under label skew a
+    coordinate is moved by the few clients that have it. With several local steps a client moves its coordinates as if
+    all clients did, and the server divides by all of them.
 
     A coordinate is sent once in d/k rounds on average. `TopK` loses less of an update that is not mostly noise, and
-    pays for the positions. Behind it, `Rotated()` needs one bit a value, best where k is a multiple of 64.
+    pays for the positions. Behind it, `Rotated()` needs one bit a value or a few, best where k is a multiple of 64.
 
     **Privacy:** the support is public and independent of the data, so it reveals nothing. Before `Clip` it restricts
     every unit to the support, and the clip norm is spent there alone; after `Clip` it is valid, since dropping
@@ -81,8 +84,8 @@ class RandomK(Fraction):
     def public_support(self, context: PublicContext) -> Seeded | Dealt | Listed:
         """Return the support of a message: round(fraction·d) coordinates drawn under the context's `mask_key`.
 
-        With `per="client"` that of a broadcast is of no place: it says by which permutation those of clients were
-        dealt, whose union the broadcast has.
+        With `per="client"` it is drawn under `run_key`, and that of a broadcast is of no place: it says by which
+        permutations those of clients were dealt, whose union the broadcast has.
         """
         layout, key = context.layout, context.mask_key
         if self.per == "client":
@@ -108,7 +111,7 @@ class RandomK(Fraction):
             vector: The (d,) vector to be sent; not used.
             candidates: The support of the update; with `per="client"` that of a broadcast, which is the union of the
                 clients' supports. Else not used.
-            context: Gives the mask key, the client and the layout.
+            context: Gives the keys, the version, the client and the layout.
 
         Returns:
             The same as `public_support`; for the broadcast of clients with own supports, the candidates.
@@ -133,4 +136,5 @@ def _place(client: int, version: int, together: int) -> int:
 def _step(together: int) -> int:
     """Return the number nearest to the golden section of a whole number that has no divisor in common with it."""
     step = (math.isqrt(5 * together**2) - together) // 2
-    return next(each for off in range(together + 1) for each in (step + off, step - off) if math.gcd(each, together) == 1)
+    nearest = (step + sign * off for off in range(together + 1) for sign in (1, -1))
+    return next(each for each in nearest if math.gcd(each, together) == 1)

@@ -51,11 +51,42 @@ def test_the_positions_are_the_same_on_every_machine():
 
 
 @pytest.mark.parametrize(
-    ("places", "error"), [((2, 1), ValueError), ((1, 1), ValueError), ((-1,), ValueError), ((2**32,), ValueError)]
+    ("places", "error"), [((2, 1), ValueError), ((1, 1), ValueError), ((-1,), ValueError), ((2**40,), ValueError)]
 )
 def test_places_that_mean_nothing_are_refused(places, error):
     with pytest.raises(error):
         dp.Dealt(seed=1, k=2, places=places)
+
+
+def place(client, version, d=D, fraction=0.1, run_key=3):
+    context = PublicContext(layout=dp.Layout.of(d), run_key=run_key, mask_key=version, client=client, version=version)
+    return dp.RandomK(fraction, per="client").public_support(context)
+
+
+@given(st.integers(1, 60), st.integers(0, 10**6), st.integers(0, 2**32 - 1))
+def test_a_client_has_every_place_of_a_permutation_once_before_the_next_permutation(together, lap, client):
+    versions = range(lap * together, (lap + 1) * together)
+    places = [place(client, version, d=together, fraction=1 / together).places[0] for version in versions]
+    assert {each // together for each in places} == {lap + client // together}
+    assert {each % together for each in places} == set(range(together))
+
+
+@given(st.integers(1, 400), st.integers(0, 10**9), st.sets(st.integers(0, 2**32 - 1), min_size=2, max_size=9))
+def test_no_two_clients_of_a_round_have_a_place_in_common(together, version, clients):
+    assert len({place(client, version, d=together, fraction=1 / together).places for client in clients}) == len(clients)
+
+
+def test_rounds_cover_the_coordinates_more_evenly_than_drawn_supports_do():
+    d, n, rounds = 1010, 10, 30
+    for start in (0, 50, 200):
+        times = np.zeros(d)
+        for version, client in np.ndindex(rounds, n):
+            times[place(client, start + version, d, 0.01).indices(d)] += 1
+        assert times.var() < 0.25 * (rounds * n * 0.01 * 0.99)  # of a binomial, where each were drawn anew
+
+
+def test_runs_have_other_permutations():
+    assert place(0, 0, run_key=1).indices(D).tolist() != place(0, 0, run_key=2).indices(D).tolist()
 
 
 def pipeline(per, **more):
@@ -132,7 +163,9 @@ def test_own_supports_err_as_the_law_says():
             mean = np.zeros(d)
             for client in range(n):
                 # Of clients far apart, whose supports are of different permutations: drawn independently.
-                context = PublicContext(layout=dp.Layout.of(d), mask_key=number + 1, client=1000 * client)
+                context = PublicContext(
+                    layout=dp.Layout.of(d), mask_key=number + 1, run_key=number + 1, client=1000 * client
+                )
                 indices = dp.RandomK(0.1, per=per).public_support(context).indices(d)
                 mean[indices] += signal[indices] / (0.1 * n)
             moment += mean @ mean / (signal @ signal) / rounds
@@ -166,7 +199,7 @@ def test_unions_that_no_sender_writes_are_corrupt():
         bytes([UNION, 11]) + bytes([1] * 11) + body[5:],  # more coordinates than there are
         bytes([UNION, 2, 3, 0]) + body[5:],  # a place twice
         bytes([UNION, 2, 0]) + body[3:],
-        bytes([UNION, 2, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F, 1]) + body[5:],  # a place beyond all clients
+        bytes([UNION, 2, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F, 1]) + body[5:],  # a place beyond all
         bytes([UNION, 1, 3]) + body[5:],  # one place less than there are levels
         bytes([UNION]),
         bytes([4]) + body[1:],

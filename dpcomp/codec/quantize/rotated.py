@@ -16,8 +16,8 @@ from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.public_context import PublicContext
 
 LARGEST_BLOCK = 2**16  # the block whose decoded integers float32 just holds, see `_hadamard`
-# The values of levels by bits, those above zero: of a standard normal, Lloyd's and Max's optimal ones (Max 1960, table I)
-# are as these whole numbers are, within 1 % of the largest.
+# The values above zero of the levels, by bits: those that are optimal for a Gaussian (Max 1960, Table I) stand to
+# each other as these whole numbers do, within 1 % of the largest.
 CENTROIDS = {1: (1,), 2: (3, 10), 3: (9, 28, 50, 80), 4: (6, 18, 31, 44, 59, 76, 97, 128)}
 UNITS = {2: 0.151, 3: 0.0269, 4: 0.02135}  # of these numbers, in standard deviations
 SMALLEST_BLOCK = 2**6  # below it the rotations are too few: at n = 8 the mean is off by up to a tenth
