@@ -66,6 +66,52 @@ def cifar_cnn(*, seed: int) -> nn.Module:
     return seeded(build, seed)
 
 
+def small_group_norm_cnn(*, seed: int) -> nn.Module:
+    """Make a small CNN for CIFAR-10: 24,346 parameters, group norm, ReLU, (n, 3, 32, 32) -> (n, 10).
+
+    Three convolutions of stride 2 and 16, 32 and 64 channels, each followed by a group norm of eight groups, then the
+    mean over places: a model whose private training takes minutes on a core.
+    """
+
+    def build() -> nn.Module:
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = 3
+        for number, width in enumerate((16, 32, 64), start=1):
+            layers[f"convolution_{number}"] = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
+            layers[f"norm_{number}"] = nn.GroupNorm(8, width)
+            layers[f"relu_{number}"] = nn.ReLU()
+            channels = width
+        layers["pool"] = nn.AdaptiveAvgPool2d(1)
+        layers["flatten"] = nn.Flatten()
+        layers["output"] = nn.Linear(channels, 10)
+        return nn.Sequential(layers)
+
+    return seeded(build, seed)
+
+
+def resnet8_group_norm(*, seed: int) -> nn.Module:
+    """Make the ResNet-8 for CIFAR-10: 78,042 parameters, group norm, (n, 3, 32, 32) -> (n, 10).
+
+    Source: He et al. 2016, arXiv 1512.03385, section 4.2 with n = 1, with projections as shortcuts; Wu & He 2018, arXiv
+    1803.08494, for the norm, here with groups of two channels.
+    """
+
+    def build() -> nn.Module:
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            stem=nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False), norm=_group_norm(16), relu=nn.ReLU()
+        )
+        channels = 16
+        for stage, (width, stride) in enumerate(((16, 1), (32, 2), (64, 2)), start=1):
+            layers[f"block_{stage}"] = _ResidualBlock(channels, width, stride)
+            channels = width
+        layers["pool"] = nn.AdaptiveAvgPool2d(1)
+        layers["flatten"] = nn.Flatten()
+        layers["output"] = nn.Linear(channels, 10)
+        return nn.Sequential(layers)
+
+    return seeded(build, seed)
+
+
 def resnet18_group_norm(*, seed: int) -> nn.Module:
     """ResNet-18 for CIFAR-10: 11,173,962 parameters, group norm, 3 × 3 stem, (n, 3, 32, 32) -> (n, 10).
 
@@ -116,4 +162,4 @@ class _ResidualBlock(nn.Module):
 
 
 def _group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(32, channels)
+    return nn.GroupNorm(min(32, channels // 2), channels)
