@@ -5,6 +5,7 @@ from dpcomp.simulation.faulty_network import Faults as Faults
 from dpcomp.simulation.partition import IID as IID
 from dpcomp.simulation.partition import Dirichlet as Dirichlet
 from dpcomp.simulation.probes import Clipping as Clipping
+from dpcomp.simulation.probes import SignalToNoise as SignalToNoise
 from dpcomp.simulation.probes import TopKOverlap as TopKOverlap
 from dpcomp.simulation.protocol import Versioned as Versioned
 from dpcomp.simulation.run import Run as Run

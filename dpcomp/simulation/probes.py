@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from dpcomp.core.randomness import SecretSeed
+from dpcomp.core.support import Everywhere
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip
 from dpcomp.privacy.clip import unit_norms
@@ -80,6 +81,21 @@ class Clipping:
         if not len(norms):
             return {}
         return {"clipped_fraction": float(np.mean(norms > seen.clip_norm)), "mean_unit_norm": float(norms.mean())}
+
+
+@dataclass(frozen=True)
+class SignalToNoise:
+    """The energy of the clean sum by that of the noise in a release; of the mean of n such releases it is n times that.
+
+    The clean sum includes what the draw of the batch adds to the gradient.
+    """
+
+    def measure(self, seen: Observation) -> Mapping[str, float]:
+        """Return one column, `signal_to_noise`; none for a release on a support, or without noise."""
+        if not isinstance(seen.released.support, Everywhere):
+            return {}
+        noise = np.square(seen.released.dense() - seen.clean, dtype=np.float64).sum()
+        return {"signal_to_noise": float(np.square(seen.clean, dtype=np.float64).sum() / noise)} if noise else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import dpcomp as dp
-from dpcomp.simulation import Clipping, TopKOverlap, simulate
+from dpcomp.simulation import Clipping, SignalToNoise, TopKOverlap, simulate
 from dpcomp.simulation.probes import Observation, Watched
 from dpcomp.training.pytorch import PyTorch
 from tests.simulation.test_simulate import TERMS, Blobs, pipeline
@@ -96,6 +96,21 @@ class TestWhatIsMeasured:
         block[0, :2] = 0.01, 0.02
         overlaps = {self.release([block], noise=noise)[1]["top_k_overlap"] for noise in (1e-6, 1e3)}
         assert 1.0 in overlaps
+
+    def test_the_signal_is_measured_beside_the_noise_of_a_dense_release(self):
+        block = np.full((4, 1000), 0.5 / np.sqrt(1000), dtype=np.float32)  # whose sum has norm 2
+        dense, masked = (
+            self.released_with(SignalToNoise(), block, noise=0.1, before=before) for before in ((), (dp.RandomK(0.5),))
+        )
+        assert dense["signal_to_noise"] == pytest.approx(4 / (1000 * 0.01), rel=0.2)
+        assert masked == {}
+
+    def released_with(self, probe, block, *, noise, before):
+        plain = dp.Pipeline(mechanism=(*before, dp.Clip(1.0), dp.Gaussian(noise)))
+        watched = Watched.of(plain, (probe,))
+        memory = plain.init_client(block.shape[1], seed=dp.PublicSeed(0), client=0)
+        watched.release([block], memory, dp.SecretSeed(0), dp.Ledger().charge(plain.cost, memory.address))
+        return watched.take_means()
 
     def test_nothing_of_a_release_is_kept(self):
         plain = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
