@@ -1,0 +1,39 @@
+"""The error that a compressor adds to the noise, held to messages that are really coded."""
+
+import numpy as np
+import pytest
+
+import dpcomp as dp
+from analysis.theory.noise_floor import added_error
+
+D, CLIENTS, ROUNDS = 4096, 4, 40
+
+
+@pytest.mark.parametrize("bits", [None, 1, 2, 3])
+@pytest.mark.parametrize(("density", "own"), [(1.0, True), (0.125, True), (0.125, False)])
+def test_what_is_decoded_errs_as_the_form_says(bits, density, own):
+    rng, codec = np.random.default_rng(0), dp.Codec(quantize=None if bits is None else dp.Rotated(bits))
+    signal, ratio, k = rng.standard_normal(D) / np.sqrt(D), 0.3, round(density * D)
+    deviation = np.sqrt(CLIENTS / (ratio * D))  # of a client's coordinate
+    added = 0.0
+    for number in range(ROUNDS):
+        mean, common = np.zeros(D), rng.choice(D, k, replace=False)
+        noise = np.zeros(D)
+        for client in range(CLIENTS):
+            support = dp.Listed(np.sort(rng.choice(D, k, replace=False) if own else common))
+            drawn = rng.standard_normal(k) * deviation
+            context = dp.PublicContext(
+                layout=dp.Layout.of(D), public_support=support, dither_key=1 + 97 * number + client
+            )
+            values = (signal[support.positions] / np.sqrt(density) + drawn).astype(np.float32)
+            decoded = codec.encode(values, support, context)[1]
+            mean[support.positions] += decoded / (CLIENTS * np.sqrt(density))
+            noise[support.positions] += drawn / (CLIENTS * np.sqrt(density))
+        added += np.square(mean - signal).sum() / np.square(noise).sum() - 1
+    expected = added_error(bits=bits, density=density, clients=CLIENTS, signal_to_noise=ratio, own_supports=own)
+    assert added / ROUNDS == pytest.approx(expected, rel=0.1, abs=0.01)
+
+
+def test_other_bits_are_refused():
+    with pytest.raises(ValueError, match="bits = 5"):
+        added_error(bits=5, clients=1, signal_to_noise=0.0)
