@@ -6,7 +6,7 @@ of the accountant before stands beside each. A release is rounded to a public gr
 units are summed in float64 with norms of another rounding. And release noise is made of other words, by a ziggurat over
 OpenSSL's key stream: seeded runs end with other numbers, and as good ones. The head of a body is shorter, `Rotated`
 sends the scale of a block as a bfloat16, `FixedWidth` fills up layers of one width together, and packed water-filling
-measures the errors of large layers by counts: of `Rotated` and of packed water-filling alone the decoded values
+computes the errors of layers on all their values: of `Rotated` and of packed water-filling alone the decoded values
 changed, too. The numbers of the results did not change.
 """
 

@@ -1,32 +1,74 @@
-"""Bit widths and steps of layers with the least squared error within a budget, from measured error curves."""
+"""Bit widths and steps of layers with the least squared error within a budget (multiple-choice knapsack)."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from dpcomp.codec.error_curves import WIDTHS, error_curves
+from dpcomp.codec.magnitudes import magnitudes_of
 from dpcomp.codec.rate import MAX_LEVEL_BITS
 
-CURVE_SAMPLE = 2**13  # values of a layer that its curve is measured on
-WIDTHS = np.array([0, *range(2, MAX_LEVEL_BITS + 1)])  # what a uniform quantiser can have
-EXACT_BUDGET = 2**13  # bits up to which a budget is cut into single bits
-BUDGET_UNITS = 2**11  # into which a larger one is cut
-EXACT_SAMPLE = 2**8  # values of a layer up to which each is rounded to every step; more are counted by magnitude
-STEPS_AN_OCTAVE = 4  # a step off by an eighth of an octave costs below 1 % of the error
-STEPS = 2.0 ** -np.arange(0.0, 16.0, 1 / STEPS_AN_OCTAVE)  # that are tried, ÷ the largest magnitude
-TOPS = 2 ** (np.maximum(WIDTHS, 1) - 1) - 1  # the largest level of each width; of width 0 no level but 0
-ENDS = TOPS * STEPS[:, None]  # the largest decoded magnitude of each step and width, ÷ the largest magnitude
-CLASSES_AN_OCTAVE = 8  # of magnitudes, by which they are counted
-OCTAVES = 16  # below the largest magnitude that are cut into classes; what is smaller is one class
+MORE_BITS = 1  # above the rate that the variance of a layer lets expect, up to which its error is computed
+NEAR = 2e-4  # a choice is taken whose error is proven to be this close to the least, relatively
+FEW_STATES = 2**6  # partial choices up to which none is dropped
+STATES = 2**12  # partial choices that are followed at once
 
 
 def best_widths(layers: Sequence[Float32[np.ndarray, "_"]], bits: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return the widths with the least total squared error at `bits` a value on average or less; and their steps."""
+    """Return the widths with the least total squared error at `bits` a value on average or less; and their steps.
+
+    The errors of a layer are computed up to the rate that its variance lets expect and MORE_BITS more; at larger widths
+    they count as 0, which they are at least. So the best choice has at least this error. Where it has one of these
+    larger widths, the largest width that is known takes its place, if this adds a share of NEAR or less; else the
+    errors are computed up to MORE_BITS more than the choice, and the choice is made anew.
+    """
+    magnitudes = magnitudes_of(layers)
     sizes = np.array([len(layer) for layer in layers])
-    errors, steps = error_curves(layers)
-    chosen = best_columns(sizes[:, None] * errors, sizes[:, None] * WIDTHS, float(bits * sizes.sum()))
-    return tuple(WIDTHS[chosen].tolist()), tuple(steps[np.arange(len(chosen)), chosen].tolist())
+    budget, costs, rows = float(bits * sizes.sum()), sizes[:, None] * WIDTHS, np.arange(len(sizes))
+    rates = expected_rates(magnitudes.squares * magnitudes.largest**2, sizes, budget)
+    more = np.where(sizes > sizes.sum() / 16, MORE_BITS, MORE_BITS + 1)
+    widest = np.clip(_even(rates + more), 4, MAX_LEVEL_BITS)
+    errors, steps = error_curves(magnitudes, widest)
+    while True:
+        chosen = best_columns(errors, costs, budget)
+        last = np.minimum(chosen, widest - 1)  # the column of each width but 0 is one less
+        guessed = chosen > last
+        if errors[rows, last][guessed].sum() <= NEAR * errors[rows, chosen].sum():
+            return tuple(WIDTHS[last].tolist()), tuple(steps[rows, last].tolist())
+        widest[guessed] = np.minimum(_even(WIDTHS[chosen[guessed]] + MORE_BITS), MAX_LEVEL_BITS)
+        more_errors, more_steps = error_curves(magnitudes, np.where(guessed, widest, 0))
+        errors[guessed], steps[guessed] = more_errors[guessed], more_steps[guessed]
+
+
+def _even(widths: Float64[np.ndarray, "some"] | Int64[np.ndarray, "some"]) -> Int64[np.ndarray, "some"]:
+    """Round widths up to even ones, so that layers share tables."""
+    return 2 * np.ceil(widths / 2).astype(np.int64)
+
+
+def expected_rates(
+    squares: Float64[np.ndarray, "layers"], sizes: Int64[np.ndarray, "layers"], budget: float
+) -> Float64[np.ndarray, "layers"]:
+    """Return the rates of reverse water-filling over independent Gaussian layers (Cover & Thomas 2006, §10.3.3).
+
+    Args:
+        squares: The sum of the squared values of each layer.
+        sizes: How many values each layer has.
+        budget: The bits of all values together.
+
+    Returns:
+        (layers,) bits a value, from 0.
+    """
+    filled = squares > 0
+    rates = np.zeros(len(sizes))
+    rates[filled] = 0.5 * np.log2(squares[filled] / sizes[filled])
+    while filled.any():
+        water = (float(rates[filled] @ sizes[filled]) - budget) / float(sizes[filled].sum())
+        dry = filled & (rates <= water)
+        if not dry.any():
+            return np.where(filled, rates - water, 0.0)
+        filled &= ~dry
+    return np.zeros(len(sizes))
 
 
 def best_columns(
@@ -34,183 +76,118 @@ def best_columns(
 ) -> Int64[np.ndarray, "layers"]:
     """Choose one column in each row with the least sum of errors within a budget (multiple-choice knapsack).
 
-    Dynamic programming over the budget in BUDGET_UNITS parts, every cost rounded up to whole ones; exact up to
-    EXACT_BUDGET. The part of the budget that the rounding leaves is spent greedily, where a bit
-    removes the most error. Lagrange multipliers alone (Shoham & Gersho 1988) reach only the corners of the convex hull:
-    a layer that has most of the values then jumps past the budget, and leaves it unused.
+    A Lagrange multiplier gives a lower bound of the least error, and a choice on the convex hull of all choices
+    (Shoham & Gersho 1988), which leaves much of the budget unused where one layer has most of the values. Dynamic
+    programming finds the best of the choices between the two: columns and partial choices are dropped that
+    the bound excludes, and partial ones that cost no less and have no less error than another (as in Pisinger 1995,
+    A minimal algorithm for the multiple-choice knapsack problem).
 
     Args:
         errors: The error of each row at each column.
-        costs: The cost of each row at each column, in bits; column 0 costs 0.
+        costs: The cost of each row at each column, in bits, ascending; column 0 costs 0.
         budget: The largest sum of costs.
 
     Returns:
-        (layers,) the chosen columns.
+        (layers,) the chosen columns, whose error is the least up to a share of NEAR, unless more than STATES partial
+        choices are left: then the most promising are followed.
     """
-    unit = 1.0 if budget <= EXACT_BUDGET else budget / BUDGET_UNITS
-    places = int(budget / unit)
-    units = np.ceil(costs / unit - 1e-9).astype(np.int64)
-    order = np.argsort(units.max(axis=1), kind="stable")  # the sums of the cheap rows have few values
-    least = [np.zeros(1)]  # after each row, the least error so far within each part of the budget, up to all it can use
-    for row in order[:-1]:
-        before, room = least[-1], min(places, len(least[-1]) - 1 + int(units[row].max())) + 1
-        shifted = np.full(2 * room, np.inf)
-        shifted[room : room + len(before)] = before
-        shifted[room + len(before) :] = before[-1]
-        windows = np.ndarray((room + 1, room), shifted.dtype, shifted, 0, 2 * shifted.strides)
-        tried = windows[room - np.minimum(units[row], room)]
-        tried += errors[row][:, None]
-        least.append(np.minimum.reduce(tried, axis=0))
-    chosen, place = np.zeros(len(errors), dtype=np.int64), places
-    for row, before in zip(order[::-1], least[::-1], strict=True):
-        after = place - units[row]
-        reached = np.where(after < 0, np.inf, before.take(after, mode="clip") + errors[row])
-        chosen[row] = column = int(reached.argmin())
-        place -= int(units[row, column])
-    rows, fits = np.arange(len(errors)), np.flatnonzero(costs.sum(axis=0) <= budget)
-    together = errors.sum(axis=0)[fits]
-    if together.min() < errors[rows, chosen].sum():  # one column may use up a budget that rounded costs exceed
-        chosen[:] = fits[together.argmin()]
-    return _spend_the_rest(errors, costs, chosen, budget)
+    rows = np.arange(len(errors))
+    low = errors.argmin(axis=1)
+    if costs[rows, low].sum() <= budget:
+        return low
+    chosen, multiplier = _hull_choice(errors, costs, budget, low)
+    losses = errors + multiplier * costs
+    least = losses.min(axis=1)
+    losses -= least[:, None]
+    found, bound = float(errors[rows, chosen].sum()), float(least.sum()) - multiplier * budget
+    if found - bound <= NEAR * found:
+        return chosen
+    near = errors[:, :-1] <= errors.min(axis=1, keepdims=True) + NEAR / len(errors) * max(bound, 0.0)
+    losses[:, 1:][near] = np.inf  # such a column costs more than the one before, which is as good
+    better = _within_gap(losses, costs, budget, multiplier, found - bound)
+    return chosen if better is None else better
 
 
-def _spend_the_rest(
+def _hull_choice(
     errors: Float64[np.ndarray, "layers widths"],
     costs: Int64[np.ndarray, "layers widths"],
-    chosen: Int64[np.ndarray, "layers"],
     budget: float,
-) -> Int64[np.ndarray, "layers"]:
-    """Change a column at a time, within the budget, where a bit removes the most error, until none removes any."""
-    rows = np.arange(len(chosen))
-    more = costs - costs[rows, chosen][:, None]
-    less = errors[rows, chosen][:, None] - errors
-    slopes = np.where(more > 0, less / np.maximum(more, 1), 0.0)
-    left = budget - float(costs[rows, chosen].sum())
+    low: Int64[np.ndarray, "layers"],
+) -> tuple[Int64[np.ndarray, "layers"], float]:
+    """Return the last choice within the budget on the convex hull of all choices, and the hull's slope after it.
+
+    Args:
+        errors: The error of each row at each column.
+        costs: The cost of each row at each column.
+        budget: The largest sum of costs.
+        low: The choice with the least error; it exceeds the budget.
+    """
+    rows = np.arange(len(errors))
+    high = np.zeros(len(errors), dtype=np.int64)
+    low_error, low_cost = float(errors[rows, low].sum()), int(costs[rows, low].sum())
+    high_error, high_cost = float(errors[:, 0].sum()), 0
     while True:
-        affordable = np.where(more <= left, slopes, 0.0)
-        row, column = divmod(int(affordable.argmax()), affordable.shape[1])
-        if affordable[row, column] <= 0:
-            return chosen
-        left -= float(more[row, column])
-        chosen[row] = column
-        more[row] -= more[row, column]
-        slopes[row] = np.where(more[row] > 0, (errors[row, column] - errors[row]) / np.maximum(more[row], 1), 0.0)
+        slope = (high_error - low_error) / (low_cost - high_cost)
+        between = (errors + slope * costs).argmin(axis=1)
+        error, cost = float(errors[rows, between].sum()), int(costs[rows, between].sum())
+        if error + slope * cost >= (high_error + slope * high_cost) * (1 - 1e-12):
+            return high, slope
+        if cost <= budget:
+            high, high_error, high_cost = between, error, cost
+        else:
+            low_error, low_cost = error, cost
 
 
-def error_curve(
-    layer: Float32[np.ndarray, "n"],
-) -> tuple[Float64[np.ndarray, "widths"], Float64[np.ndarray, "widths"]]:
-    """Return the least mean squared error of a layer at each of WIDTHS, and the steps that give it."""
-    errors, steps = error_curves([layer])
-    return errors[0], steps[0]
-
-
-def error_curves(
-    layers: Sequence[Float32[np.ndarray, "_"]],
-) -> tuple[Float64[np.ndarray, "layers widths"], Float64[np.ndarray, "layers widths"]]:
-    """Return the least mean squared errors of layers at each of WIDTHS, on samples, and the steps that give them.
-
-    A step that spans the largest magnitude wastes most levels on a heavy tail; a smaller one clips it. Every step
-    of a grid is tried: values within its levels are rounded, values beyond them are clipped. Magnitudes are counted by
-    classes an eighth of an octave wide or less, in which they are taken to be spread evenly: the mean error of a class
-    is known in advance, so that all errors of all layers are a single product of matrices. Of a short layer each value
-    is rounded.
+def _within_gap(
+    losses: Float64[np.ndarray, "layers widths"],
+    costs: Int64[np.ndarray, "layers widths"],
+    budget: float,
+    multiplier: float,
+    gap: float,
+) -> Int64[np.ndarray, "layers"] | None:
+    """Return the choice with the least error, if it is less than `gap` above the bound; else None.
 
     Args:
-        layers: The values of each layer.
+        losses: How much error + multiplier × cost of each column exceeds the least in its row. The error of a choice
+            is the bound + the sum of its losses + multiplier × the unused part of the budget.
+        costs: The cost of each row at each column.
+        budget: The largest sum of costs.
+        multiplier: The least error that a bit of the budget removes on the convex hull.
+        gap: The gap, in units of errors.
     """
-    samples = [layer[:: max(1, -(-len(layer) // CURVE_SAMPLE))] for layer in layers]
-    sizes = np.array([len(sample) for sample in samples])
-    magnitudes = np.abs(np.concatenate(samples))
-    edges, largest = np.concatenate([[0], sizes.cumsum()]), np.zeros(len(layers), dtype=np.float32)
-    largest[sizes > 0] = np.maximum.reduceat(magnitudes, edges[:-1][sizes > 0]) if len(magnitudes) else 0
-    for number, (layer, sample) in enumerate(zip(layers, samples, strict=True)):
-        if len(sample) < len(layer):
-            largest[number] = max(layer.max(), -layer.min())
-    divisors = np.where(largest > 0, largest, np.float32(1))
-    magnitudes /= np.repeat(divisors, sizes)
-    tried = np.empty((len(layers), *ENDS.shape))
-    np.matmul(_counted(magnitudes, sizes), _class_errors(), out=tried.reshape(len(layers), -1))
-    short = np.flatnonzero((sizes > 0) & (sizes <= EXACT_SAMPLE))
-    if len(short):
-        ratios = [samples[number].astype(np.float64) / float(divisors[number]) for number in short]
-        tried[short] = _exact_errors([np.sort(np.abs(each)) for each in ratios])
-    best = tried.argmin(axis=1)
-    errors = np.take_along_axis(tried, best[:, None], axis=1)[:, 0]
-    scales = largest.astype(np.float64)[:, None]
-    return errors * scales**2 / np.maximum(sizes, 1)[:, None], scales * STEPS[best]
-
-
-def _counted(
-    ratios: Float32[np.ndarray, "n"], sizes: Int64[np.ndarray, "layers"]
-) -> Float64[np.ndarray, "layers classes"]:
-    """Count the magnitudes of each layer by classes, whose bits are the upper ones of a float32.
-
-    Args:
-        ratios: The (n,) magnitudes, each ÷ the largest of its layer, layer after layer.
-        sizes: How many of them each layer has.
-    """
-    classes = CLASSES_AN_OCTAVE * OCTAVES + 2
-    keys = ratios.view(np.int32) >> (23 - (CLASSES_AN_OCTAVE - 1).bit_length())
-    keys -= CLASSES_AN_OCTAVE * (127 - OCTAVES) - 1
-    np.maximum(keys, 0, out=keys)
-    keys += np.repeat(np.arange(len(sizes), dtype=np.int32) * classes, sizes)
-    return np.bincount(keys, minlength=len(sizes) * classes).reshape(len(sizes), classes).astype(np.float64)
-
-
-@lru_cache(maxsize=1)
-def _class_errors() -> Float64[np.ndarray, "classes steps_and_widths"]:
-    """Return the mean squared error of each class of magnitudes at each step and width.
-
-    The integral of the squared error from 0 to x is k·Δ³/12 + r³/3, where k is the level of x and r its error. The last
-    class has the largest magnitude alone.
-    """
-    octaves = 2.0 ** np.arange(-OCTAVES, 0)[:, None] * (1 + np.arange(CLASSES_AN_OCTAVE) / CLASSES_AN_OCTAVE)
-    edges = np.concatenate([[0.0], octaves.reshape(-1), [1.0]])[:, None, None]
-    steps = STEPS[:, None]
-    level = np.minimum(np.rint(edges / steps), TOPS)
-    below = level * steps**3 / 12 + (edges - level * steps) ** 3 / 3
-    means = np.diff(below, axis=0) / np.diff(edges, axis=0)
-    last = (edges[-1] - level[-1] * steps) ** 2
-    return np.ascontiguousarray(np.concatenate([means, last[None]]).reshape(len(means) + 1, -1))
-
-
-@lru_cache(maxsize=1)
-def _rounded_up_to() -> tuple[Float64[np.ndarray, "ends"], Int64[np.ndarray, "steps widths"]]:
-    """Return the magnitudes below which each step and width rounds, and above which it clips, ascending; and where."""
-    borders = (ENDS + 0.5 * STEPS[:, None]).reshape(-1)
-    order = borders.argsort(kind="stable")
-    where = np.empty(len(order), dtype=np.int64)
-    where[order] = np.arange(len(order))
-    return borders[order], where.reshape(ENDS.shape)
-
-
-def _exact_errors(ratios: Sequence[Float64[np.ndarray, "_"]]) -> Float64[np.ndarray, "layers steps widths"]:
-    """Return the sums of the squared errors of short layers at each step and width.
-
-    Args:
-        ratios: The magnitudes of each layer, ascending, ÷ the largest of them.
-    """
-    values, sizes = np.concatenate(ratios), np.array([len(each) for each in ratios])
-    ends = sizes.cumsum()
-    starts, layers = ends - sizes, np.repeat(np.arange(len(sizes)), sizes)
-    borders, where = _rounded_up_to()
-    columns = len(borders) + 1
-    begins = borders.searchsorted(values, side="right") + layers * columns  # the first border above each value
-    below = np.bincount(begins, minlength=len(sizes) * columns).reshape(len(sizes), columns).cumsum(axis=1)
-    within = below.take(where, axis=1) + starts[:, None, None]  # where the values begin that are clipped
-    parts = values / STEPS[:, None]
-    parts -= np.rint(parts)
-    parts *= parts
-    sums = np.zeros((len(STEPS), len(values) + 1))
-    np.cumsum(parts, axis=1, out=sums[:, 1:])
-    errors = sums.reshape(-1).take(within + np.arange(len(STEPS))[:, None] * sums.shape[1])
-    errors -= sums.T[starts][:, :, None]
-    errors *= (STEPS**2)[:, None]
-    powers = np.zeros((3, len(values) + 1))
-    powers[0] = np.arange(len(values) + 1)
-    np.cumsum(values, out=powers[1, 1:])
-    np.cumsum(values**2, out=powers[2, 1:])
-    for factor, power in zip((ENDS**2, -2 * ENDS, 1), powers, strict=True):
-        errors += factor * (power[ends][:, None, None] - power.take(within))
-    return np.maximum(errors, 0.0, out=errors)
+    rows = np.arange(len(costs))
+    kept = losses < gap
+    chosen = losses.argmin(axis=1)
+    cheapest = costs[rows, kept.argmax(axis=1)]
+    extras = (costs - cheapest[:, None]).astype(np.float64)
+    errors = losses - multiplier * extras
+    spans = np.where(kept, extras, 0.0).max(axis=1)
+    order = spans.argsort(kind="stable")[::-1][: np.count_nonzero(spans)]  # of large costs first: little is left then
+    left, ahead = budget - float(cheapest.sum()), float(spans.sum())
+    limit = gap - multiplier * left
+    error, extra = np.zeros(1), np.zeros(1)
+    trail: list[tuple[int, np.ndarray, np.ndarray]] = []
+    for row in order.tolist():
+        columns = np.flatnonzero(kept[row])
+        ahead -= float(spans[row])
+        error = np.add.outer(error, errors[row, columns]).reshape(-1)
+        extra = np.add.outer(extra, extras[row, columns]).reshape(-1)
+        states = np.arange(len(extra))
+        if len(extra) > FEW_STATES or row == order[-1]:
+            promise = error - multiplier * np.minimum(left - extra, ahead)  # what the rows ahead can remove
+            states = np.flatnonzero((promise < limit) & (extra <= left))
+            if len(states) > STATES:
+                states = states[np.argpartition(promise[states], STATES)[:STATES]]
+            if not len(states):
+                return None
+            states = states[extra[states].argsort(kind="stable")]
+            error, extra = error[states], extra[states]
+            best = np.flatnonzero(error[1:] < np.minimum.accumulate(error)[:-1]) + 1
+            best = np.concatenate([[0], best])
+            states, error, extra = states[best], error[best], extra[best]
+        trail.append((row, columns, states))
+    state = int(error.argmin())
+    for row, columns, states in reversed(trail):
+        state, column = divmod(int(states[state]), len(columns))
+        chosen[row] = columns[column]
+    return chosen

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import dpcomp as dp
 from dpcomp.codec.rate import rate_at_step, step_for_rate
-from dpcomp.codec.widths import CURVE_SAMPLE, EXACT_SAMPLE, WIDTHS, best_columns, best_widths, error_curve, error_curves
+from dpcomp.codec.widths import best_columns, best_widths
 from dpcomp.core.public_context import PublicContext
 from dpcomp.wire.update import with_claim
 
@@ -102,36 +102,6 @@ def test_the_best_widths_are_no_worse_than_equal_ones_that_use_up_the_budget():
     rng = np.random.default_rng(6)  # widths of 6 for both use it up, and 9,414 values leave no bit to round up
     layers = [rng.laplace(size=9_414).astype(np.float32), rng.standard_t(2, size=34).astype(np.float32)]
     assert best_widths(layers, 6)[0][0] == 6
-
-
-def test_the_curves_of_many_layers_are_those_of_each():
-    rng = np.random.default_rng(7)
-    sizes = (1, 0, EXACT_SAMPLE, 5, EXACT_SAMPLE + 1, 3_000, 0, 20_000, 9)
-    layers = [(rng.laplace(size=size) * 10.0**-power).astype(np.float32) for power, size in enumerate(sizes)]
-    layers += [np.zeros(50, np.float32), np.full(70, -2, np.float32)]
-    errors, steps = error_curves(layers)
-    for number, layer in enumerate(layers):
-        alone, its_steps = error_curve(layer)
-        np.testing.assert_allclose(errors[number], alone, rtol=1e-9, atol=1e-20)
-        np.testing.assert_allclose(steps[number][1:], its_steps[1:])  # without bits, any step gives zeros
-    assert not errors[-2].any()
-    assert errors[-1][1:].max() < 1e-12
-
-
-@pytest.mark.parametrize("n", [40, EXACT_SAMPLE, 300, 8000, 30_000])
-@pytest.mark.parametrize("draw", [np.random.Generator.standard_normal, np.random.Generator.laplace])
-def test_the_error_of_a_width_is_that_of_quantising_with_its_step(n, draw):
-    layer = draw(np.random.default_rng(n), size=n).astype(np.float32) * np.float32(1e-3)
-    errors, steps = error_curve(layer)
-    sample = layer[:: 1 + (n - 1) // CURVE_SAMPLE].astype(np.float64)
-    assert errors[0] == pytest.approx(np.mean(sample**2), rel=1e-9 if n <= EXACT_SAMPLE else 0.02)
-    for width, error, step in zip(WIDTHS[1:], errors[1:], steps[1:], strict=True):
-        top = 2 ** (width - 1) - 1
-        measured = np.mean((sample - step * np.clip(np.rint(sample / step), -top, top)) ** 2)
-        assert measured == pytest.approx(error, rel=1e-9 if n <= EXACT_SAMPLE else 0.06 if n > 1000 else 0.2)
-        for other in (0.5 * step, 0.84 * step, 1.19 * step, 2 * step):
-            worse = np.mean((sample - other * np.clip(np.rint(sample / other), -top, top)) ** 2)
-            assert worse > (0.95 if n > 1000 else 0.5) * error
 
 
 @pytest.mark.parametrize("rounding", [dp.Nearest(), dp.Stochastic(), dp.Dithered()], ids=str)
