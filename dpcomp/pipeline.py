@@ -34,14 +34,13 @@ from dpcomp.core.public_context import HasPublicSupport, PublicContext, share_gr
 from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed, SecretSeed
 from dpcomp.core.support import Everywhere, Support, checked_support, same_positions
 from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
-from dpcomp.privacy.batches import Batches
 from dpcomp.privacy.claim import ROUNDING, Bounded, Released, Stage, Transform, claim_after, fold
 from dpcomp.privacy.cost import Cost
-from dpcomp.privacy.factored_units import FactoredUnits
 from dpcomp.privacy.gaussian import missing_variance, on_grid_of, public_grid, released_grid
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.ledger import Permit
-from dpcomp.privacy.traced_release import (
+from dpcomp.privacy.traced.clipped_sum import is_traced
+from dpcomp.privacy.traced.release import (
     Block,
     DrawnNoise,
     StepNoise,
@@ -50,9 +49,10 @@ from dpcomp.privacy.traced_release import (
     register,
     rounded_in_trace,
 )
-from dpcomp.privacy.traced_sum import is_traced
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
-from dpcomp.privacy.unit_gradients import Total, Units, on_host
+from dpcomp.privacy.units.batches import Batches
+from dpcomp.privacy.units.factored_units import FactoredUnits
+from dpcomp.privacy.units.unit_gradients import Total, Units, on_host
 from dpcomp.sparsify import RandomK, TopK
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import dpcomp as dp
-from dpcomp.privacy.clipped_sum import device_sum, host_sum
+from dpcomp.privacy.units.clipped_sum import device_sum, host_sum
 
 FRAMEWORKS = pytest.mark.parametrize(
     "array", [np.asarray, torch.from_numpy, jnp.asarray], ids=["numpy", "torch", "jax"]

@@ -20,8 +20,8 @@ from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport, PublicContext
 from dpcomp.core.support import Support
-from dpcomp.privacy.clipped_sum import added
-from dpcomp.privacy.unit_gradients import Total, Units
+from dpcomp.privacy.units.clipped_sum import added
+from dpcomp.privacy.units.unit_gradients import Total, Units
 
 SEVERAL_SUMS = (
     "the noise of one step would be added to several sums, whose differences have none: give the StepNoise to "
