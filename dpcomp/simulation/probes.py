@@ -18,7 +18,8 @@ from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip
 from dpcomp.privacy.clip import unit_norms
 from dpcomp.privacy.ledger.ledger import Permit
-from dpcomp.privacy.traced.release import DrawnNoise, TracedRelease
+from dpcomp.privacy.traced.noise import DrawnNoise
+from dpcomp.privacy.traced.release import TracedRelease
 from dpcomp.privacy.units.factored_units import FactoredUnits
 from dpcomp.privacy.units.unit_gradients import Total, Units
 from dpcomp.sparsify import TopK
