@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/dpcomp demo
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -q -m "slow or not slow"
@@ -42,9 +42,11 @@ lint: .venv/installed-lint
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[research]"
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test]"
-	touch $@
+# In one go: a second call of pip would build and resolve the project once more.
+.venv/installed-test: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[research,test]"
+	touch .venv/installed $@
 
 .venv/installed-bench: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"

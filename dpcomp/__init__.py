@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dpcomp.privacy.claim import Bounded as Bounded
     from dpcomp.privacy.claim import Released as Released
     from dpcomp.privacy.claim import Unbounded as Unbounded
-    from dpcomp.privacy.unit_gradients import Total as Total
+    from dpcomp.privacy.units.unit_gradients import Total as Total
     from dpcomp.privacy.clip import Clip as Clip
     from dpcomp.privacy.gaussian import Gaussian as Gaussian
     from dpcomp.privacy.sampling import Poisson as Poisson
@@ -91,7 +91,7 @@ _MODULES = {
     "Layout": "dpcomp.core.layout",
     "PublicContext": "dpcomp.core.public_context",
     **dict.fromkeys(("Bounded", "Released", "Unbounded"), "dpcomp.privacy.claim"),
-    "Total": "dpcomp.privacy.unit_gradients",
+    "Total": "dpcomp.privacy.units.unit_gradients",
     "Clip": "dpcomp.privacy.clip",
     "Gaussian": "dpcomp.privacy.gaussian",
     "Poisson": "dpcomp.privacy.sampling",

@@ -1,18 +1,16 @@
 """Pipeline: a private mechanism and a codec as a single value, with its privacy cost."""
 
 import json
-import math
-import secrets
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import tomli_w
-from dp_accounting import GaussianDpEvent, NonPrivateDpEvent
-from jaxtyping import Float, Float64, Int32, Int64
+from dp_accounting import NonPrivateDpEvent
+from jaxtyping import Float, Int32, Int64
 
 from dpcomp import codec as codec_folder
 from dpcomp import privacy as privacy_folder
@@ -24,35 +22,29 @@ from dpcomp.codec.codec import Sparsifier
 from dpcomp.codec.entropy import EntropyCoder
 from dpcomp.codec.quantize import ExactGaussian, Quantizer
 from dpcomp.codec.wiener import TrackedSignal
-from dpcomp.core.address import Address
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
 from dpcomp.core.checks import check_type, missing_members
-from dpcomp.core.errors import BudgetExhausted, ConfigError, NotPrivate
+from dpcomp.core.errors import ConfigError, NotPrivate
 from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import HasPublicSupport, PublicContext, share_grid
+from dpcomp.core.public_context import HasPublicSupport
 from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed, SecretSeed
-from dpcomp.core.support import Everywhere, Support, checked_support, same_positions
+from dpcomp.core.support import Everywhere
 from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
-from dpcomp.privacy.batches import Batches
-from dpcomp.privacy.claim import ROUNDING, Bounded, Released, Stage, Transform, claim_after, fold
+from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_after, fold
 from dpcomp.privacy.cost import Cost
-from dpcomp.privacy.factored_units import FactoredUnits
-from dpcomp.privacy.gaussian import missing_variance, on_grid_of, public_grid, released_grid
+from dpcomp.privacy.gaussian import noise_of_step, public_grid
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.ledger import Permit
-from dpcomp.privacy.traced_release import (
-    Block,
-    DrawnNoise,
-    StepNoise,
-    SumInTrace,
-    TracedRelease,
-    register,
-    rounded_in_trace,
-)
-from dpcomp.privacy.traced_sum import is_traced
+from dpcomp.privacy.shared_noise import SharedNoise
+from dpcomp.privacy.traced.clipped_sum import is_traced
+from dpcomp.privacy.traced.noise import DrawnNoise, StepNoise
+from dpcomp.privacy.traced.release import Block, MechanismInTrace, TracedRelease
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
-from dpcomp.privacy.unit_gradients import Total, Units, on_host
+from dpcomp.privacy.units.batches import Batches
+from dpcomp.privacy.units.factored_units import FactoredUnits
+from dpcomp.privacy.units.own_stages import refuse_mixed_units, refuse_other_support
+from dpcomp.privacy.units.unit_gradients import Total, Units
 from dpcomp.sparsify import RandomK, TopK
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
@@ -61,7 +53,6 @@ from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory
 from dpcomp.wire.update import Update, with_claim
 
-LEAST_GRIDS = 100  # in a share's standard deviation: then rounding to the grid is independent of what is rounded
 # The classes that a table may name, by their names: the parts that the folders of the library export.
 PARTS: dict[str, type] = {
     name: part
@@ -225,25 +216,7 @@ class Pipeline:
         if share is None:
             return
         _refuse_subclass(share)
-        if (self.unit, self.trust) != ("client", "server"):
-            raise NotPrivate(
-                f"{share} under unit={self.unit!r} and trust={self.trust!r}: its error hides a client's update from "
-                "the readers of the released model, not from the server, which knows the dither, and not an example. "
-                "Use unit='client' and trust='server'"
-            )
-        if isinstance(self.mechanism, Unsafe) or [type(stage) for stage in self.stages] != [Clip, Gaussian]:
-            raise NotPrivate(
-                f"{share} beside the mechanism {self.mechanism}: its error is noise on each coordinate of a clipped "
-                "update, so the mechanism is (dp.Clip(norm), dp.Gaussian(noise_multiplier)), without a support"
-            )
-        if not self._noise_stddev:
-            raise NotPrivate(f"{share} beside {self._noise}: there is no noise that the clients could share")
-        clip_norm, stddev = self._noise_l2, self._share_stddev
-        if stddev < LEAST_GRIDS * share_grid(clip_norm, stddev):
-            raise NotPrivate(
-                f"{share} beside {self._noise}: the share of a client, of standard deviation {stddev:g}, is too small "
-                f"beside the clip norm {clip_norm:g} for float32 to hold both. Use more noise, or a smaller cohort"
-            )
+        _ = self._shared_noise  # refuse a mechanism and a trust under which the error would not hide a client
         if self.feedback is not False:
             raise NotPrivate(
                 f"{share} with feedback={self.feedback!r}: the residual would be the noise of this release, and take "
@@ -291,11 +264,13 @@ class Pipeline:
                     f"{type(stage).__name__} (stage {number} of {len(self.stages)}): a mechanism has a single "
                     "Gaussian, which is its last stage. Put other stages before it, or into the codec"
                 )
+        return claim if self._shared_noise is None else Released(event=self._shared_noise.event)
+
+    @property
+    def _shared_noise(self) -> SharedNoise | None:
+        """The noise that the errors of the clients' codec make; None where the pipeline draws all of it."""
         share = self.codec.noise_share
-        if share is not None and self._noise is not None:
-            hidden = self._noise.noise_multiplier * math.sqrt(share.hidden)
-            return Released(event=GaussianDpEvent(hidden / (1 + ROUNDING)))
-        return claim
+        return None if share is None else SharedNoise.of(share, self.mechanism, self.trust_model)
 
     @property
     def _noise_l2(self) -> float:
@@ -329,7 +304,7 @@ class Pipeline:
             elif not isinstance(self.mechanism, Unsafe):
                 event = self.sampling.amplify(event)
         why_unsafe = self.mechanism.why if isinstance(self.mechanism, Unsafe) else ""
-        assumed = () if self.codec.noise_share is None else _assumed_of(self.codec.noise_share, self.sampling)
+        assumed = () if self._shared_noise is None else self._shared_noise.assumed(self.sampling)
         return Cost(
             event=event, unit=self.unit, trust=self.trust, sampling=sampling, why_unsafe=why_unsafe, assumed=assumed
         )
@@ -340,11 +315,6 @@ class Pipeline:
         return None if self.codec.noise_share is None else self.codec.noise_share.cohort
 
     @property
-    def _share_stddev(self) -> float:
-        """The standard deviation of the error of each client's codec; 0 where it is no noise."""
-        return 0.0 if self.codec.noise_share is None else self.codec.noise_share.share(self._noise_stddev)
-
-    @property
     def channel(self) -> Channel:
         """The channel of this pipeline, which the wire and both ends of a federation take."""
         return self._channel
@@ -353,6 +323,7 @@ class Pipeline:
     def _channel(self) -> Channel:
         names = ("public_support", "initial_history", "update_history")
         public = tuple(stage for stage in self.stages if any(hasattr(stage, name) for name in names))
+        shared = self._shared_noise
         return Channel(
             identity=digest(self._description().encode()),
             uplink=self.codec,
@@ -361,8 +332,8 @@ class Pipeline:
             claim=self.claim,
             server_sees_clean=self.trust_model.server_sees_clean,
             stages=public,
-            clip=self.stages[0] if self.codec.noise_share and isinstance(self.stages[0], Clip) else None,
-            share_stddev=self._share_stddev,
+            clip=None if shared is None else shared.clip,
+            share_stddev=0.0 if shared is None else shared.share,
         )
 
     def _description(self) -> str:
@@ -620,9 +591,9 @@ class Pipeline:
         for transform in self._transforms:
             before, value = value, transform.apply(value, context)
             if isinstance(before, Units) and type(transform) not in PARTS.values():
-                _refuse_mixed_units(transform, before, value, context)
+                refuse_mixed_units(transform, before, value, context)
             if isinstance(transform, HasPublicSupport):
-                _refuse_other_support(transform, value.support, context)
+                refuse_other_support(transform, value.support, context)
         total = value if isinstance(value, Total) else value.sum()
         return total if is_traced(total.layers[0]) else total.sealed(Batches(self._clips_by))
 
@@ -699,12 +670,9 @@ class Pipeline:
                 f"{total.units} units in a client's release: with unit='client' the client's whole update is the only "
                 "unit, a block of shape (1, d)"
             )
-        share, keys = self.codec.noise_share, getattr(memory, "dither_keys", None)
-        if share is not None and total.units > share.cohort:
-            raise NotPrivate(
-                f"{total.units} clients in a release, of {share}: with more, the noise would tell how many came. Draw "
-                "no more, or make a pipeline of a larger cohort"
-            )
+        shared, keys = self._shared_noise, getattr(memory, "dither_keys", None)
+        if shared is not None:
+            shared.check_cohort(total.units)
         batches.take()
         try:
             step = permit.spend(self.cost, seeded=secret.seeded or (keys is not None and keys.seeded))
@@ -712,26 +680,16 @@ class Pipeline:
             batches.give_back()
             raise
         vector, address, stddev = total.vector(), permit.address, self._noise_stddev
-        if share is not None:
-            vector = self._with_missing_noise(vector, share.cohort - total.units, secret, address, step)
-        elif self._noise:
-            normal = _standard_normal(secret, address, step, len(vector))
-            vector = self._noise.release(vector, normal, self._noise_l2)
+        if self._noise:
+            normal = noise_of_step(secret, address, step, len(vector))
+            if shared is None:
+                vector = self._noise.release(vector, normal, self._noise_l2)
+            else:
+                vector = shared.completed(vector, total.units, normal)
         update = Update(
             values=vector, layout=memory.layout, address=address, support=total.support, noise_stddev=stddev
         )
         return with_claim(update, self.claim)
-
-    def _with_missing_noise(
-        self, total: Float64[np.ndarray, "k"], missing: int, secret: SecretSeed, address: Address, step: int
-    ) -> Float64[np.ndarray, "k"]:
-        """Return a sum of updates that have their shares of the noise, with the shares of those that are missing."""
-        stddev, clip = self._noise_stddev, self.channel.clip
-        assert clip is not None
-        grid = share_grid(clip.norm, self._share_stddev)
-        added = math.sqrt(missing_variance(stddev, self._share_stddev, grid, missing))
-        normal = _standard_normal(secret, address, step, len(total))
-        return on_grid_of(total + added * normal, released_grid(stddev, grid))
 
     def release(
         self, blocks: Iterable[Any], memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit
@@ -798,21 +756,7 @@ class Pipeline:
         self._check_end(memory, secret, permit)
         self._refuse_changed()
         self._refuse_share_in_trace()
-        if permit.steps - permit.used < steps:
-            raise BudgetExhausted(
-                f"{permit} does not allow {steps} more releases: charge more steps at the next address"
-            )
-        total = self.empty_total(memory)
-        k = len(total.vector())
-        normals = np.zeros((steps, k))
-        for row in normals:
-            step = permit.spend(self.cost, seeded=secret.seeded)
-            if self._noise:
-                row[:] = _standard_normal(secret, permit.address, step, k)
-        numbers = np.array([secrets.randbits(31) for _ in range(steps)], dtype=np.int32)
-        register()
-        noise = StepNoise(normals, numbers, self._clips_by)
-        return DrawnNoise(noise, permit.address, memory.layout, total.support, self._noise_stddev)
+        return self._in_trace.draw(self.empty_total(memory), secret, permit, self.cost, steps)
 
     def release_in_trace(
         self,
@@ -849,17 +793,8 @@ class Pipeline:
             ValueError: A block does not fit the layout.
         """
         self._refuse_changed()
-        check_type(noise, StepNoise, f"release_in_trace: give a StepNoise of draw_noise, not a {type(noise).__name__}")
-        if noise.drawn_by != self._clips_by:
-            raise NotPrivate("the noise was drawn for another mechanism, so its standard deviation may be another")
         self.refuse_untraceable()
-        released = SumInTrace(self._transforms, layout, positions).of(block_at, count)
-        vector = released.vector
-        noise.take(vector)
-        if self._noise:
-            vector = self._noise.add(vector, noise.standard_normal, self._noise_l2)
-        vector = rounded_in_trace(vector, public_grid(self._noise_stddev) if self._noise_stddev else 0.0)
-        return TracedRelease(vector, noise.numbers, released.units, released.not_finite, noise.drawn_by)
+        return self._in_trace.release(block_at, count, noise, layout, positions)
 
     def released(self, release: TracedRelease, drawn: DrawnNoise) -> Update:
         """Return the update of a release that a compiled program made; `derive` takes what it computed of its releases.
@@ -875,11 +810,7 @@ class Pipeline:
             NotPrivate: Another mechanism made the release, it was made with other noise, or the noise was used up.
             TypeError: It is no release.
         """
-        check_type(release, TracedRelease, f"released: give a TracedRelease, not a {type(release).__name__}")
-        if not release.drawn_by == drawn.noise.drawn_by == self._clips_by:
-            raise NotPrivate("the release or its noise is of another mechanism than this pipeline's")
-        drawn.take(int(release.numbers))
-        values = np.asarray(release.values)
+        values = self._in_trace.values(release, drawn)
         update = Update(
             values=values,
             layout=drawn.layout,
@@ -888,6 +819,12 @@ class Pipeline:
             noise_stddev=drawn.stddev,
         )
         return with_claim(update, self.claim)
+
+    @property
+    def _in_trace(self) -> MechanismInTrace:
+        return MechanismInTrace(
+            stages=self._transforms, gaussian=self._noise, l2=self._noise_l2, drawn_by=self._clips_by
+        )
 
     def public_positions(self, memory: ClientMemory | ServerMemory) -> Int64[np.ndarray, "k"] | None:
         """Return the coordinates of the mechanism's public support in this round; None if it has all of them."""
@@ -1012,11 +949,6 @@ class Pipeline:
         return exchange.follow(self.channel, payload, memory)
 
 
-def _standard_normal(secret: SecretSeed, address: Address, step: int, count: int) -> Float64[np.ndarray, "count"]:
-    """Draw the noise of a release, before it is scaled."""
-    return secret.standard_normal(count, "noise", address.run, address.client, address.round, step)
-
-
 def _refuse_subclass(part: Any) -> None:
     """Refuse a subclass of a part whose proof is in its code: what it overrides would still be charged as before."""
     for proven in (Clip, Gaussian, Poisson, RandomK, ExactGaussian):
@@ -1025,21 +957,6 @@ def _refuse_subclass(part: Any) -> None:
                 f"{part!r} is of {type(part).__name__}, a subclass of {proven.__name__}, whose proof is of that class "
                 "alone: write a stage of its own, with the claim that it proves"
             )
-
-
-def _assumed_of(share: ExactGaussian, sampling: Poisson | None) -> tuple[str, ...]:
-    """Return what a guarantee assumes where the errors of the clients' codecs are the noise."""
-    clauses = [
-        f"the error of the clients' codec is the noise: it hides a client from readers of the released model who know "
-        f"the dither of at most {share.colluding} client{'s' * (share.colluding > 1)}",
-        "a client clips by its own honest code",
-    ]
-    if sampling is not None and sampling.rate < 1:
-        clauses.append(
-            f"of more than {share.cohort} clients a round is drawn anew, which alters the draw with a probability "
-            f"below 2⁻⁶⁴ unless so many are enrolled"
-        )
-    return tuple(clauses)
 
 
 def _units(block: Any, layout: Layout, transforms: tuple[Transform, ...]) -> Units | FactoredUnits:
@@ -1051,38 +968,6 @@ def _units(block: Any, layout: Layout, transforms: tuple[Transform, ...]) -> Uni
     *supports, last = (None, None, *map(type, transforms))
     factored = last is Clip and all(stage in (None, RandomK) for stage in supports)
     return block if factored else block.rows()
-
-
-def _refuse_mixed_units(stage: Any, before: Units, after: Any, context: PublicContext) -> None:
-    """Refuse an own stage that makes a unit's row of other units, or other units: a clip would bound neither."""
-    if not isinstance(after, Units) or is_traced(before.layers[0]) or not before.count:
-        return
-    if after.count != before.count:
-        raise NotPrivate(
-            f"{stage!r}: apply made {after.count} units of {before.count}: each unit gives one row, in its place"
-        )
-    row = secrets.randbelow(before.count)
-    alone = stage.apply(replace(before, layers=tuple(layer[row : row + 1] for layer in before.layers)), context)
-    given, expected = (
-        np.concatenate([on_host(layer).reshape(-1) for layer in layers])
-        for layers in ([layer[row : row + 1] for layer in after.layers], alone.layers)
-    )
-    if not np.allclose(given, expected, rtol=1e-3, atol=1e-4 * float(np.linalg.norm(expected)), equal_nan=True):
-        raise NotPrivate(
-            f"{stage!r}: apply gives a unit another row beside others than alone, so one unit moves many rows and the "
-            "clip does not bound it: compute each row from that row and public values, and no random numbers"
-        )
-
-
-def _refuse_other_support(stage: Any, support: Support, context: PublicContext) -> None:
-    """Refuse a stage that keeps other coordinates than it says: its positions would be sent, and cost bytes."""
-    d = context.layout.size
-    public = checked_support(stage.public_support(context), f"{stage!r}: public_support returned")
-    if not same_positions(support, public, d):
-        raise ValueError(
-            f"{stage!r}: apply keeps {support.count(d)} coordinates, which are not the {public.count(d)} of its "
-            "public_support: return value.restrict(self.public_support(context))"
-        )
 
 
 def _refuse_taken_names(part: Any) -> None:

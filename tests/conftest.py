@@ -1,5 +1,6 @@
 """While the tests run, the shapes and types of arrays are checked in all signatures of the project."""
 
+import functools
 import os
 from typing import Any
 
@@ -15,6 +16,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test that a busy machine slows down is not wrong.
 settings.register_profile("without a clock", deadline=None)
 settings.load_profile("without a clock")
+
+CHECKED_CALLS = 8  # of a function, in each test: a check costs more than most functions that loops call
+calls: dict[int, int] = {}  # of each function in this test; not in the functions, whose contents some tests watch
+
+
+def pytest_runtest_setup() -> None:
+    """Let every test check the first calls of each function anew."""
+    calls.clear()
+
+
+def first_calls(checked: Any, plain: Any) -> Any:
+    """Return a function that checks its first calls in each test, and whose later calls are plain."""
+    number = id(plain)
+
+    @functools.wraps(plain)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before = calls.get(number, 0)
+        if before == CHECKED_CALLS:
+            return plain(*args, **kwargs)
+        calls[number] = before + 1
+        return checked(*args, **kwargs)
+
+    return call
+
 
 with_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as everywhere in Python
 
@@ -43,7 +68,7 @@ def jaxtyped_if_arrays(*, typechecker: Any) -> Any:
     def decorate(function: Any) -> Any:
         if isinstance(function, type) or function.__name__ == "__init__" or not arrays_of(function):
             return function
-        return jaxtyped(typechecker=typechecker)(function)
+        return first_calls(jaxtyped(typechecker=typechecker)(function), function)
 
     return decorate
 

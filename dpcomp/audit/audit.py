@@ -35,7 +35,7 @@ class AuditResult:
         >>> import dpcomp as dp
         >>> from dpcomp.audit import Blocks, ClaimOfReleases, audit
         >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
-        >>> result = audit(Blocks.with_spikes(pipeline), ClaimOfReleases(cost=pipeline.cost), runs=200)
+        >>> result = audit(Blocks.with_spikes(pipeline), ClaimOfReleases(cost=pipeline.cost), runs=60)
         >>> result.claimed_epsilon >= result.shown_epsilon
         True
     """

@@ -42,7 +42,7 @@ class Blocks:
         >>> from dpcomp.audit import Blocks, ClaimOfReleases, audit
         >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=dp.Codec(quantize=dp.Uniform(4)))
         >>> door = Blocks.with_spikes(pipeline, coordinates=16)
-        >>> result = audit(door, ClaimOfReleases(cost=pipeline.cost), runs=200, delta=1e-5)
+        >>> result = audit(door, ClaimOfReleases(cost=pipeline.cost), runs=60, delta=1e-5)
         >>> result.broken
         False
     """

@@ -14,7 +14,7 @@ from dpcomp.core.support import Dealt, Everywhere, Support
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.ledger.ledger import Ledger, Permit
-from dpcomp.privacy.unit_gradients import SumOfTotals, Total
+from dpcomp.privacy.units.unit_gradients import SumOfTotals, Total
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ServerMemory
 from dpcomp.wire.update import UNKNOWN, Update, with_claim

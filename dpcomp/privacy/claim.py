@@ -107,7 +107,7 @@ class Transform(Stage, Protocol):
         """Transform the gradients.
 
         Args:
-            value: `Units` before the clip, a `Total` after it (dpcomp/privacy/unit_gradients.py).
+            value: `Units` before the clip, a `Total` after it (dpcomp/privacy/units/unit_gradients.py).
             context: What both ends know in this round; a public support depends on nothing else.
 
         Returns:

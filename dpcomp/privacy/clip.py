@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from dpcomp.core.checks import real_number
 from dpcomp.core.public_context import PublicContext
 from dpcomp.privacy.claim import Bounded, Claim, Unbounded
-from dpcomp.privacy.clipped_sum import device_sum, host_sum
-from dpcomp.privacy.factored_units import FactoredUnits
-from dpcomp.privacy.traced_sum import is_traced, traced_sum
-from dpcomp.privacy.unit_gradients import Total, Units
+from dpcomp.privacy.traced.clipped_sum import is_traced, traced_sum
+from dpcomp.privacy.units.clipped_sum import device_sum, host_sum
+from dpcomp.privacy.units.factored_units import FactoredUnits
+from dpcomp.privacy.units.unit_gradients import Total, Units
 
 SMALLEST_NORM, LARGEST_NORM = 1e-20, 1e20  # beyond, clipped values or their noise leave the range of float32
 MARGIN = 1e-6  # added to norms, in clip norms
@@ -33,8 +33,8 @@ class Clip:
 
     **Privacy:** adding or removing one unit moves the sum by at most C(1 + 10⁻⁵) in floating point, whatever the unit
     holds, for up to 10⁶ units in any micro-batches. Norms are summed in short blocks, whose worst error is known; sums
-    are float64 with compensation (dpcomp/privacy/clipped_sum.py has the proof), on the host for NumPy, JAX and torch on
-    the CPU. Inside `jax.jit` they are float64 or pairs of floats (PRIVACY_RULES hazards 5, 6, 41 and 44).
+    are float64 with compensation (dpcomp/privacy/units/clipped_sum.py has the proof), on the host for NumPy, JAX and
+    torch on the CPU. Inside `jax.jit` they are float64 or pairs of floats (PRIVACY_RULES hazards 5, 6, 41 and 44).
 
     Args:
         norm: C, the largest L2 norm of a unit, from 10⁻²⁰ to 10²⁰.

@@ -8,14 +8,15 @@ import numpy as np
 from dp_accounting import GaussianDpEvent  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
 from jaxtyping import Float, Float32, Float64
 
+from dpcomp.core.address import Address
 from dpcomp.core.checks import real_number
 from dpcomp.core.errors import NotPrivate
+from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy.claim import ROUNDING, Bounded, Claim, Released, Unbounded
 
 SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-9, 1e9  # beyond, no accountant's arithmetic is sound
 BLOCK = 2**14  # coordinates that are released at a time: their temporary arrays stay in the processor's cache
 GRID_BITS = 20  # the public grid is about the noise's standard deviation times 2^-20
-ADDED_STEPS = 8  # of the grid, that the noise which is always added to shares has as its standard deviation
 SMALLEST_STDDEV, LARGEST_STDDEV = 2.0**-106, 2.0**100  # float32 holds the grid, and sums far beyond the noise
 
 
@@ -120,30 +121,19 @@ class Gaussian:
         return released
 
 
-def missing_variance(stddev: float, share: float, grid: float, missing: int) -> float:
-    """Return the variance of the noise that a server adds to a sum of updates with a share of the noise each.
-
-    The sum has the shares of all clients that came, and their roundings to a grid; what is added makes the variance
-    the same whoever came, so that the noise does not tell how many did. A little is always added, so that the last
-    rounding hides what the sum was rounded to before.
+def noise_of_step(secret: SecretSeed, address: Address, step: int, count: int) -> Float64[np.ndarray, "count"]:
+    """Draw the noise of a release, before it is scaled.
 
     Args:
-        stddev: σ, the standard deviation of the noise of a release.
-        share: The standard deviation of a client's share.
-        grid: The step of the grid of the clients' values; with `released_grid`, it says how much is always added.
-        missing: How many clients fewer than the largest cohort came, from 0 on.
+        secret: The source of the noise.
+        address: Of the permit.
+        step: Of the permit, from 0.
+        count: The number of coordinates.
+
+    Returns:
+        (count,) draws of N(0, 1), which no other release has.
     """
-    return missing * (share**2 + grid**2 / 12) + (ADDED_STEPS * released_grid(stddev, grid)) ** 2
-
-
-def released_grid(stddev: float, grid: float) -> float:
-    """Return the step of the grid of a release that is made of shares of the noise.
-
-    Args:
-        stddev: σ, the standard deviation of the noise of a release.
-        grid: The step of the grid of the clients' values.
-    """
-    return max(grid, public_grid(stddev))
+    return secret.standard_normal(count, "noise", address.run, address.client, address.round, step)
 
 
 def public_grid(stddev: float) -> float:

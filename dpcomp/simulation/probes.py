@@ -18,10 +18,11 @@ from dpcomp.core.support import Everywhere
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip
 from dpcomp.privacy.clip import unit_norms
-from dpcomp.privacy.factored_units import FactoredUnits
 from dpcomp.privacy.ledger.ledger import Permit
-from dpcomp.privacy.traced_release import DrawnNoise, TracedRelease
-from dpcomp.privacy.unit_gradients import Total, Units
+from dpcomp.privacy.traced.noise import DrawnNoise
+from dpcomp.privacy.traced.release import TracedRelease
+from dpcomp.privacy.units.factored_units import FactoredUnits
+from dpcomp.privacy.units.unit_gradients import Total, Units
 from dpcomp.sparsify import TopK
 from dpcomp.sparsify.top_k_indices import top_k_indices
 from dpcomp.wire.memory import ClientMemory, ServerMemory

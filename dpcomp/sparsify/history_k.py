@@ -14,7 +14,7 @@ from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Listed, Support
 from dpcomp.privacy.claim import Claim
-from dpcomp.privacy.unit_gradients import Total, Units
+from dpcomp.privacy.units.unit_gradients import Total, Units
 from dpcomp.sparsify.fraction import Fraction
 
 Score = Literal["layer", "row_column", "coordinate"]

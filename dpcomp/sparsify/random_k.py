@@ -12,7 +12,7 @@ from dpcomp.core.address import SERVER
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Dealt, Listed, Seeded, Support
 from dpcomp.privacy.claim import Claim
-from dpcomp.privacy.unit_gradients import Total, Units
+from dpcomp.privacy.units.unit_gradients import Total, Units
 from dpcomp.sparsify.fraction import Fraction
 
 Per = Literal["vector", "layer", "client"]

@@ -12,7 +12,7 @@ from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Everywhere, Support, listed_ascending
 from dpcomp.privacy.claim import Bounded, Claim, Unbounded
-from dpcomp.privacy.unit_gradients import Total, Units
+from dpcomp.privacy.units.unit_gradients import Total, Units
 from dpcomp.sparsify.fraction import Fraction
 from dpcomp.sparsify.top_k_indices import top_k_indices, top_k_of_sum
 

@@ -27,12 +27,12 @@ def foretold(vector, *, k, noise_stddev, draws, seed):
     return differences, 4 * np.array([found.standard_error for found in estimates])
 
 
-def check(task: Classification, recording: Recording, draws: int) -> None:
+def check(task: Classification, recording: Recording, draws: int, densities: tuple[float, ...] = DENSITIES) -> None:
     for phase, batch, rounds in record(
         task, recording, 0, [(p, b) for p in recording.phases for b in recording.batches]
     ):
         vector = rounds.vectors[0]
-        for density in DENSITIES:
+        for density in densities:
             k = dp.TopK(density).count(len(vector))
             for number, snr in enumerate(SNR):
                 deviation = float(np.sqrt(np.mean(np.square(vector, dtype=np.float64)) / snr))
@@ -45,7 +45,13 @@ def check(task: Classification, recording: Recording, draws: int) -> None:
 
 def test_the_formula_for_a_vector_holds_on_gradients_of_the_digits():
     recording = Recording(phases={"middle": 30}, batches=(60,), rounds=1, densities=(0.1,))
-    check(digits(), recording, draws=300)
+    check(digits(), recording, draws=300, densities=(0.01,))
+
+
+@pytest.mark.slow
+def test_the_formula_for_a_vector_holds_at_other_densities():
+    recording = Recording(phases={"middle": 30}, batches=(60,), rounds=1, densities=(0.1,))
+    check(digits(), recording, draws=300, densities=(0.001, 0.1))
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,12 +27,32 @@ def config(tmp_path):
     return config_in(tmp_path / "one")
 
 
-def test_a_sweep_killed_in_the_middle_ends_as_one_that_was_not_and_trains_nothing_twice(tmp_path):
-    whole, killed = config_in(tmp_path / "whole"), config_in(tmp_path / "killed")
+@pytest.fixture(scope="module")
+def swept_once(tmp_path_factory):
+    """A config whose six trials are finished, and a folder with all that was beside it then."""
+    base = tmp_path_factory.mktemp("swept")
+    (base / "used").mkdir()
+    config = config_in(base / "used" / "one")  # which names this folder, so that the trials are those of this path
+    assert main(["sweep", str(config)]) == 0
+    shutil.copytree(base / "used", base / "kept")
+    return config, base / "kept"
+
+
+@pytest.fixture
+def swept(swept_once):
+    """A config whose six trials are finished, as if no test had been there before."""
+    config, kept = swept_once
+    shutil.rmtree(config.parents[1])
+    shutil.copytree(kept, config.parents[1])
+    return config
+
+
+def test_a_sweep_killed_in_the_middle_ends_as_one_that_was_not_and_trains_nothing_twice(tmp_path, swept):
+    killed = config_in(tmp_path / "killed")
     child = subprocess.Popen([*COMMAND, str(killed)], cwd=ROOT)
     while len(finished(killed)) < 2:
         assert child.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.05)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     before = finished(killed)
@@ -41,13 +62,12 @@ def test_a_sweep_killed_in_the_middle_ends_as_one_that_was_not_and_trains_nothin
     assert after.items() >= before.items()
     assert len(after) == 6
     assert 6 <= trained(killed) <= 7  # the one that the signal met began twice, and ended once
-    assert main(["sweep", str(whole)]) == 0
-    assert whole.with_suffix(".csv").read_bytes() == killed.with_suffix(".csv").read_bytes()
+    assert swept.with_suffix(".csv").read_bytes() == killed.with_suffix(".csv").read_bytes()
     assert not [path for path in killed.parent.rglob("*") if path.name == LOCK or path.suffix in (".part", ".running")]
 
 
-def test_a_report_that_is_torn_is_not_taken_for_a_finished_one(config):
-    sweep([config], SHIPPED_TASKS, progress=False)
+def test_a_report_that_is_torn_is_not_taken_for_a_finished_one(swept):
+    config = swept
     before, results = finished(config), results_of(config)
     torn, *others = results.path.read_bytes().splitlines(keepends=True)
     name = next(iter(before))
@@ -61,12 +81,12 @@ def test_a_report_that_is_torn_is_not_taken_for_a_finished_one(config):
     assert [after[other] == before[other] for other in before] == [other != name for other in before]
 
 
-def test_another_value_keeps_what_is_finished_and_so_does_another_config(config, capsys):
-    sweep([config], SHIPPED_TASKS, progress=False)
+def test_another_value_keeps_what_is_finished_and_so_does_another_config(swept, capsys):
+    config = swept
     before = finished(config)
     config.write_text(config.read_text().replace("[0.1, 0.05]", "[0.2, 0.1, 0.05]"), encoding="utf-8")
-    swept = sweep([config], SHIPPED_TASKS, progress=False)
-    assert [len(outcome.reports) for outcome in swept.outcomes] == [2, 2, 2]
+    again = sweep([config], SHIPPED_TASKS, progress=False)
+    assert [len(outcome.reports) for outcome in again.outcomes] == [2, 2, 2]
     assert finished(config).items() >= before.items()
     assert trained(config) == 9
     text = config.read_text()
@@ -96,7 +116,7 @@ def test_what_another_process_holds_is_waited_for_and_not_trained_twice(config):
         )
         other.start()
         while len(finished(config)) < 3:  # the other points' first seeds
-            time.sleep(0.02)
+            time.sleep(0.05)
         time.sleep(0.2)
         assert other.is_alive()
         assert name not in finished(config)

@@ -38,11 +38,20 @@ codec = { Codec = { sparsify = { TopK = { fraction = 0.05 } }, quantize = { Unif
 """
 
 
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "small.toml"
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A config whose trials are finished, which is not written to."""
+    path = tmp_path_factory.mktemp("finished") / "small.toml"
     path.write_text(TEXT, encoding="utf-8")
+    counted(path)
     return path
+
+
+@pytest.fixture
+def config(finished_run, tmp_path):
+    """A config whose trials are finished."""
+    shutil.copytree(finished_run.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / finished_run.name
 
 
 def counted(config, **options):

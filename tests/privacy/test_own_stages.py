@@ -8,7 +8,7 @@ import torch
 
 import dpcomp as dp
 from dpcomp.core.errors import NotPrivate
-from dpcomp.privacy.unit_gradients import Units
+from dpcomp.privacy.units.unit_gradients import Units
 
 CLIP, NOISE = dp.Clip(1.0), dp.Gaussian(2.0)
 

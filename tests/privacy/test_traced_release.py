@@ -11,7 +11,8 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.privacy.gaussian import public_grid
-from dpcomp.privacy.traced_release import StepNoise, TracedRelease, rounded_in_trace
+from dpcomp.privacy.traced.noise import StepNoise
+from dpcomp.privacy.traced.release import TracedRelease, rounded_in_trace
 
 LAYOUT = dp.Layout.of({"weight": (7, 3), "bias": (5,)})
 CHAINS = {

@@ -34,8 +34,14 @@ def run(chosen, faults=Faults(), *, rounds=8, **kwargs):
     return simulate(Blobs(), chosen, clients=4, rounds=rounds, trainer=trainer, faults=faults, progress=False, **kwargs)
 
 
-@pytest.mark.parametrize("order", ["noise first", "mask first"])
-@pytest.mark.parametrize(("unit", "trust"), TERMS)
+@pytest.mark.parametrize(
+    ("unit", "trust", "order"),
+    [
+        *((*terms, "noise first") for terms in TERMS),
+        ("example", "nobody", "mask first"),
+        *(pytest.param("client", trust, "mask first", marks=pytest.mark.slow) for trust in ("nobody", "server")),
+    ],
+)
 def test_a_faulty_run_is_repeatable_and_charged_in_full(unit, trust, order):
     chosen = pipeline(unit, trust, order)
     one, other, perfect = run(chosen, HARSH), run(chosen, HARSH), run(chosen)

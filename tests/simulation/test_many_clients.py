@@ -207,8 +207,14 @@ def test_momenta_are_beside_their_residuals_in_the_file(tmp_path):
         assert (taken.momentum.tolist(), taken.sent.tolist()) == ([number] * 10, [-number] * 10)
 
 
-@pytest.mark.parametrize("feedback", [dp.MomentumCorrection(), dp.EF21(weight=0.3)], ids=str)
-@pytest.mark.parametrize("faults", [Faults(), CRASHES, NETWORK], ids=["none", "crashes", "network"])
+@pytest.mark.parametrize(
+    ("feedback", "faults"),
+    [
+        *((dp.MomentumCorrection(), faults) for faults in (Faults(), CRASHES, NETWORK)),
+        (dp.EF21(weight=0.3), NETWORK),
+        *(pytest.param(dp.EF21(weight=0.3), faults, marks=pytest.mark.slow) for faults in (Faults(), CRASHES)),
+    ],
+)
 def test_momentum_is_kept_the_same_in_memory_in_a_file_and_by_clients_of_their_own(feedback, faults):
     codec = dp.Codec(sparsify=dp.TopK(0.2), quantize=dp.Uniform(6))
     chosen = dp.Pipeline(mechanism=PLAIN.mechanism, codec=codec, downlink=dp.Codec(), feedback=feedback)

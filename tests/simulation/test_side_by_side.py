@@ -40,8 +40,17 @@ def run(trainer, pipeline=None, **given):
     return simulate(TASK, chosen() if pipeline is None else pipeline, trainer=trainer, **arguments)
 
 
-@pytest.mark.parametrize("faults", [Faults(), Faults(drop=0.2, crash=0.2)], ids=["no faults", "faults"])
-@pytest.mark.parametrize(("unit", "trust"), TERMS)
+@pytest.mark.parametrize(
+    ("unit", "trust", "faults"),
+    [
+        *((*terms, Faults()) for terms in TERMS),
+        ("example", "nobody", Faults(drop=0.2, crash=0.2)),
+        *(
+            pytest.param("client", trust, Faults(drop=0.2, crash=0.2), marks=pytest.mark.slow)
+            for trust in ("nobody", "server")
+        ),
+    ],
+)
 def test_a_seeded_run_is_the_same_in_one_process_and_in_two_more(unit, trust, faults):
     releases = 0 if trust == "server" else 1
     given = {"pipeline": chosen(unit, trust), "probes": (Clipping(), TopKOverlap(0.5)), "rounds": 5, "faults": faults}

@@ -300,7 +300,7 @@ class TestClients:
         ):
             quiet = pipeline(unit, trust, rate=1.0, noise=0.01)
             trainer = PyTorch(local_steps=3, **kwargs)
-            done = run(quiet, rounds=25, trainer=trainer, server=ServerOptimizer(momentum=0.5, behind_feedback=True))
+            done = run(quiet, rounds=12, trainer=trainer, server=ServerOptimizer(momentum=0.5, behind_feedback=True))
             assert done.rows[-1]["test_accuracy"] > 0.9
 
     @pytest.mark.parametrize("passes", [0, 5])

@@ -98,7 +98,7 @@ def check_protocol(rounds, seed, clients=50):
 
 
 def test_nobody_who_is_synced_stands_elsewhere():
-    check_protocol(25, seed=0, clients=8)
+    check_protocol(12, seed=0, clients=8)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -16,11 +16,13 @@ D = 1000
 LAYOUT = dp.Layout.of({"a": (20, 40), "b": (200,)})
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**256 - 1), st.integers(0, 50))
 def test_the_permutation_is_one(d, key, number):
     assert np.array_equal(np.sort(_permuted(np.arange(d), key, number, d)), np.arange(d))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.data())
 def test_places_of_one_permutation_share_nothing_and_the_union_is_theirs(d, data):
     k = data.draw(st.integers(1, d))
@@ -34,7 +36,7 @@ def test_places_of_one_permutation_share_nothing_and_the_union_is_theirs(d, data
 
 
 def test_each_coordinate_comes_as_often_as_any_other():
-    d, k, keys = 97, 5, 800
+    d, k, keys = 97, 5, 400
     times = np.zeros(d)
     overlap = 0
     for key in range(keys):
@@ -154,7 +156,7 @@ def test_a_layer_keeps_its_share():
 
 def test_own_supports_err_as_the_law_says():
     """The excess of the second moment of a mean: (1 − κ)/κ with a common support, (1 − κ)/(κn) with own ones."""
-    d, n, rounds = 400, 4, 300
+    d, n, rounds = 400, 4, 100
     signal = np.random.default_rng(0).standard_normal(d)
     excess = {}
     for per in ("vector", "client"):

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 import dpcomp as dp
 from dpcomp.core.public_context import PublicContext
-from dpcomp.privacy.unit_gradients import Units
+from dpcomp.privacy.units.unit_gradients import Units
 from dpcomp.sparsify import top_k_indices as selection
 from dpcomp.sparsify.top_k_indices import top_k_indices, top_k_of_sum
 

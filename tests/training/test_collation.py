@@ -201,8 +201,14 @@ def test_more_rows_than_examples_are_refused_at_the_door():
 
 
 @ENGINES
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("name", SEPARATE)
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [
+        *((name, 0) for name in SEPARATE),
+        ("masked mean", 2),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in SEPARATE if name != "masked mean"),
+    ],
+)
 def test_what_keeps_examples_apart_trains(name, workers, engine):
     make, dataset, collate = SEPARATE[name]
     made = script(make, dataset(), collate, engine, num_workers=workers, rate=0.05, steps=8)
@@ -247,8 +253,15 @@ LATER = {
 
 
 @ENGINES
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("physical", [None, 5])
+@pytest.mark.parametrize(
+    ("workers", "physical"),
+    [
+        (0, None),
+        (2, 5),
+        pytest.param(0, 5, marks=pytest.mark.slow),
+        pytest.param(2, None, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", LATER)
 def test_what_ties_examples_is_refused_in_training_before_a_release(name, physical, workers, engine):
     make, dataset, tying, apart = LATER[name]

@@ -95,8 +95,14 @@ class TestNoExampleCountsTwice:
             client.step(*examples(5))
         assert leftovers(client.model) == []
 
-    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
-    @pytest.mark.parametrize("kind", ["linear", "cnn"])
+    @pytest.mark.parametrize(
+        ("kind", "bad"),
+        [
+            *(("linear", bad) for bad in (float("nan"), float("inf"), -float("inf"), 3e38)),
+            *(("cnn", bad) for bad in (float("nan"), 3e38)),
+            *(pytest.param("cnn", bad, marks=pytest.mark.slow) for bad in (float("inf"), -float("inf"))),
+        ],
+    )
     def test_a_broken_example_moves_the_release_by_at_most_one_clip_norm(self, bad, kind):
         shape = (6,) if kind == "linear" else (1, 28, 28)
         module = logistic_regression(inputs=6, classes=3, seed=0) if kind == "linear" else fashion_cnn(seed=0)
@@ -113,9 +119,10 @@ class TestNoExampleCountsTwice:
 
     def test_an_ordinary_example_moves_it_by_at_most_one_clip_norm_too(self):
         inputs, targets = examples(7)
+        with_it = linear()
+        with_it.step(inputs * 50, targets)
         for i in range(7):
-            with_it, without = linear(), linear()
-            with_it.step(inputs * 50, targets)
+            without = linear()
             keep = torch.arange(7) != i
             without.step(inputs[keep] * 50, targets[keep])
             assert torch.linalg.vector_norm(with_it.sums()[0] - without.sums()[0]) <= 0.5 * (1 + 1e-5)

@@ -20,6 +20,16 @@ from tests.training.private_client import examples, leftovers, noisy
 from tests.training.test_sensitivity import CASES, Adapted, Attention, Function, dcgan_loss, in_dict, logits_loss
 
 torch.set_num_threads(1)
+OF_OPACUS = ("Opacus' mnist", "language model", "Opacus' imdb", "Opacus' char-lstm", "frozen trunk")
+WORKERS_AND_ENGINES = pytest.mark.parametrize(
+    ("workers", "engine"),
+    [
+        pytest.param(0, Isolated(), id="0-Isolated"),
+        pytest.param(0, Opacus(), id="0-Opacus"),
+        pytest.param(2, Isolated(), id="2-Isolated"),
+        pytest.param(2, Opacus(), id="2-Opacus", marks=pytest.mark.slow),
+    ],
+)
 ENGINES = pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
 
 
@@ -69,9 +79,13 @@ def padded(batch):
     return pad_sequence([tokens for tokens, _ in batch], batch_first=True), torch.tensor([label for _, label in batch])
 
 
-@ENGINES
 @pytest.mark.parametrize(
-    "name", ["Opacus' mnist", "Opacus' imdb", "Opacus' char-lstm", "language model", "frozen trunk"]
+    ("name", "engine"),
+    [
+        *((name, Isolated()) for name in OF_OPACUS),
+        *((name, Opacus()) for name in OF_OPACUS[:2]),
+        *(pytest.param(name, Opacus(), marks=pytest.mark.slow) for name in OF_OPACUS[2:]),
+    ],
 )
 def test_opacus_examples_run_as_they_are(name, engine):
     make, inputs, targets, loss = CASES[name]
@@ -81,8 +95,7 @@ def test_opacus_examples_run_as_they_are(name, engine):
     assert leftovers(script.model) == []
 
 
-@ENGINES
-@pytest.mark.parametrize("workers", [0, 2])
+@WORKERS_AND_ENGINES
 def test_ragged_examples_are_padded_by_collate_fn(workers, engine):
     network = Function(
         lambda self, x: self.o(self.r(self.e(x))[0][:, 0]),
@@ -105,8 +118,7 @@ def test_ragged_examples_are_padded_by_collate_fn(workers, engine):
     assert 0 in script.sizes
 
 
-@ENGINES
-@pytest.mark.parametrize("workers", [0, 2])
+@WORKERS_AND_ENGINES
 def test_batch_memory_manager_gives_what_whole_batches_give(workers, engine):
     moves = []
     for physical in (None, 3):
@@ -162,8 +174,14 @@ class TestABatchThatWasDeliveredAndNotStepped:
         dataset = TensorDataset(*examples(60))
         return Script(nn.Linear(6, 3), dataset, functional.cross_entropy, rate=rate, num_workers=workers, steps=steps)
 
-    @pytest.mark.parametrize("workers", [0, 2])
-    @pytest.mark.parametrize("way", ["a new pass", "discard", "backward", "refused", "begin"])
+    @pytest.mark.parametrize(
+        ("way", "workers"),
+        [
+            *((way, 0) for way in ("a new pass", "discard", "backward", "refused", "begin")),
+            ("a new pass", 2),
+            *(pytest.param(way, 2, marks=pytest.mark.slow) for way in ("discard", "backward", "refused", "begin")),
+        ],
+    )
     def test_closes_the_round(self, way, workers):
         script = self.script(workers=workers)
         given_up(script, way)

@@ -457,6 +457,23 @@ NOT_BY_BOOK_KEEPING = {
     "TransformerEncoderLayer",
 }
 
+# By both engines in the fast tests. What book-keeping serves besides is left to it there, and to Isolated() in the
+# slow ones; what it refuses is left to Isolated().
+BY_BOTH = {
+    *("MLP", "MLP, soft targets", "a weight an example", "no targets", "frozen trunk", "LayerNorm", "float64", "LoRA"),
+    *("inputs by name", "Conv2d, groups", "GroupNorm", "Embedding", "DPMultiheadAttention"),
+}
+assert CASES.keys() - NOT_BY_BOOK_KEEPING >= BY_BOTH
+
+
+def by_engine():
+    """Every case by every engine."""
+    for name in CASES:
+        left_out = name not in BY_BOTH | NOT_BY_BOOK_KEEPING
+        for engine, slow in ((BookKeeping(), False), (Isolated(), left_out), (Opacus(), True)):
+            marks = [pytest.mark.slow] if slow else []
+            yield pytest.param(name, engine, marks=marks, id=f"{name}-{type(engine).__name__}")
+
 
 def gradients_one_by_one(module, inputs, targets, loss, *, copies, dtype):
     """Return the gradient of each example alone, as an (n, d) array."""
@@ -492,12 +509,7 @@ def sum_of(module, inputs, targets, loss, engine):
     return totals
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [BookKeeping(), Isolated(), pytest.param(Opacus(), marks=pytest.mark.slow)],
-    ids=["BookKeeping", "Isolated", "Opacus"],
-)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "engine"), list(by_engine()))
 def test_removing_an_example_moves_the_sum_by_its_own_clipped_gradient(name, engine):
     make, inputs, targets, loss = CASES[name]
     torch.manual_seed(3)

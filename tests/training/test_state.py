@@ -306,9 +306,23 @@ def test_a_loss_that_keeps_what_it_saw_in_its_object_or_around_it_is_refused(los
         private_model(nn.Linear(6, 3), loss, *examples(4), engine=engine)
 
 
+OTHER_TIMES = ("between rounds", "after the last step")
+
+
 class TestInTraining:
-    @pytest.mark.parametrize("where", ["between rounds", "in a round", "after the last step"])
-    @pytest.mark.parametrize("kind", SET)
+    @pytest.mark.parametrize(
+        ("kind", "where"),
+        [
+            *((kind, "in a round") for kind in SET),
+            *(("a buffer", where) for where in OTHER_TIMES),
+            *(
+                pytest.param(kind, where, marks=pytest.mark.slow)
+                for kind in SET
+                for where in OTHER_TIMES
+                if kind != "a buffer"
+            ),
+        ],
+    )
     def test_what_a_script_sets_is_refused_by_name(self, kind, where):
         change, name = SET[kind]
         module = FrozenHead()

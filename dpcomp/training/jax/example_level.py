@@ -14,7 +14,8 @@ from jaxtyping import Array, Float32
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.ledger.ledger import Permit
-from dpcomp.privacy.traced_release import DrawnNoise, StepNoise, TracedRelease
+from dpcomp.privacy.traced.noise import DrawnNoise, StepNoise
+from dpcomp.privacy.traced.release import TracedRelease
 from dpcomp.training.jax.batches import Batches, filled, power_of_two
 from dpcomp.training.jax.programs import Model, for_each
 from dpcomp.training.trainer import LocalWork

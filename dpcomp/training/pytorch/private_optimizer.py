@@ -16,7 +16,7 @@ from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip, Gaussian
 from dpcomp.privacy.ledger.ledger import Permit
-from dpcomp.privacy.unit_gradients import Total
+from dpcomp.privacy.units.unit_gradients import Total
 from dpcomp.training.pytorch.arguments import Arguments
 from dpcomp.training.pytorch.checks.public_rows import PublicRows
 from dpcomp.training.pytorch.collation import refuse_tied_row

@@ -9,7 +9,7 @@ import numpy as np
 import dpcomp as dp
 from dpcomp.audit import Blocks, ClaimOfReleases
 from dpcomp.privacy.claim import Claim
-from dpcomp.privacy.unit_gradients import Units
+from dpcomp.privacy.units.unit_gradients import Units
 from dpcomp.sparsify.top_k_indices import top_k_indices
 from experiments.studies.audit.case import Case
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from dpcomp.pipeline import _standard_normal
+from dpcomp.privacy.gaussian import noise_of_step
 from dpcomp.simulation import simulate
 from dpcomp.training import CohortTrainer, Cosine, Federation, LocalWork
 from dpcomp.training.jax import JAX
@@ -222,7 +222,7 @@ def test_the_noise_is_that_of_the_streams_of_address_and_step():
     work = [work_of(trainer, pipeline, client) for client in (0, 2)]
     for each, update in zip(work, trainer.train_cohort(work), strict=True):
         place, weights = each.memory.address, np.cumsum(0.8 ** np.arange(4))[::-1]
-        draws = [_standard_normal(secret, place, step, len(each.start)) for step in range(4)]
+        draws = [noise_of_step(secret, place, step, len(each.start)) for step in range(4)]
         expected = -7.0 / 2.0 * sum(weight * draw for weight, draw in zip(weights, draws, strict=True))
         np.testing.assert_allclose(update.dense(), expected, atol=2e-5)
         assert update.noise_stddev == pytest.approx(7.0 / 2.0 * np.linalg.norm(weights))
@@ -230,7 +230,7 @@ def test_the_noise_is_that_of_the_streams_of_address_and_step():
 
 def test_all_clients_are_charged_before_any_noise_is_drawn(trainer, monkeypatch):
     drawn = []
-    monkeypatch.setattr("dpcomp.pipeline._standard_normal", lambda *place: drawn.append(place))
+    monkeypatch.setattr("dpcomp.privacy.traced.release.noise_of_step", lambda *place: drawn.append(place))
     poor = dp.Ledger(budget=dp.Budget(epsilon=0.01, delta=1e-6))
     work = [work_of(trainer, PIPELINE, 0), work_of(trainer, PIPELINE, 1, poor), work_of(trainer, PIPELINE, 2)]
     with pytest.raises(dp.BudgetExhausted):

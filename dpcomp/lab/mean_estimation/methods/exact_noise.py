@@ -14,7 +14,7 @@ from dpcomp.core.public_context import NoiseShare, PublicContext
 from dpcomp.core.support import Everywhere
 from dpcomp.lab.mean_estimation.method import Plan, Round, clipped, gaussian_error, gaussian_event, planned
 from dpcomp.lab.mean_estimation.setting import Setting
-from dpcomp.privacy.gaussian import missing_variance
+from dpcomp.privacy.shared_noise import missing_variance
 from dpcomp.privacy.trust import Trust
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from dpcomp.core.layout import Layout
-from dpcomp.privacy.factored_units import FactoredUnits
+from dpcomp.privacy.units.factored_units import FactoredUnits
 from dpcomp.training.pytorch.rows.passes import Pass
 
 Loss = Callable[[Any, Any], Tensor]  # the mean loss of a batch, of outputs and targets

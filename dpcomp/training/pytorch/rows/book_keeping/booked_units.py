@@ -11,9 +11,9 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from dpcomp.core.support import Everywhere, Support, checked_support
-from dpcomp.privacy.clipped_sum import UNITS_PER_SUM, added
-from dpcomp.privacy.factored_units import FactoredUnits, Factors
-from dpcomp.privacy.unit_gradients import Units
+from dpcomp.privacy.units.clipped_sum import UNITS_PER_SUM, added
+from dpcomp.privacy.units.factored_units import FactoredUnits, Factors
+from dpcomp.privacy.units.unit_gradients import Units
 from dpcomp.training.pytorch.rows.book_keeping.formulas import terms
 from dpcomp.training.pytorch.rows.book_keeping.layer_terms import LayerTerms
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
-from dpcomp.privacy.factored_units import FactoredUnits
+from dpcomp.privacy.units.factored_units import FactoredUnits
 from dpcomp.training.pytorch.channels_last import set_channels_last, takes_channels_last, with_channels_last
 from dpcomp.training.pytorch.rows.book_keeping.booked_units import Booked, BookedUnits
 from dpcomp.training.pytorch.rows.book_keeping.examples_apart import LayerUse, layer_uses

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from dpcomp.privacy.clip import squared_norms
-from dpcomp.privacy.clipped_sum import device_sum, host_sum
+from dpcomp.privacy.units.clipped_sum import device_sum, host_sum
 
 Kept = Sequence[Int64[Any, "_"]] | None  # of each parameter, the positions in the support; None for all
 

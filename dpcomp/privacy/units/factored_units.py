@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64
 
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Everywhere, Support
-from dpcomp.privacy.unit_gradients import Units
+from dpcomp.privacy.units.unit_gradients import Units
 
 # From the (k,) norms of some units to their (k,) factors, and whether each norm is finite.
 Factors = Callable[[Float64[np.ndarray, "k"]], tuple[Float64[np.ndarray, "k"], Bool[np.ndarray, "k"]]]
@@ -21,7 +21,7 @@ class FactoredUnits(ABC):
     """The gradients of n units, each a product of factors such as a layer's input and output gradient.
 
     **Privacy:** whoever implements it vouches that the norms are those of the rows that the sums are made of, and that
-    a row depends on its unit alone. The sums are as exact as those of rows (dpcomp/privacy/clipped_sum.py).
+    a row depends on its unit alone. The sums are as exact as those of rows (dpcomp/privacy/units/clipped_sum.py).
 
     Args:
         layout: The layers of the whole vector.

@@ -1,8 +1,8 @@
 """The clipped sum inside a trace of JAX: in float64 where the trace has it, else in pairs of floats.
 
 Where `jax.enable_x64` is on, norms and sums of float32 units are float64, and the proof is that of
-dpcomp/privacy/clipped_sum.py; the square of a float32 value neither over- nor underflows there. Elsewhere pairs hold
-what one float would round.
+dpcomp/privacy/units/clipped_sum.py; the square of a float32 value neither over- nor underflows there. Elsewhere pairs
+hold what one float would round.
 
 Why pairs keep the contract of `Clip` in float32, whose rounding is u = 2⁻²⁴: each unit is first scaled by a power of
 two to a largest magnitude in [½, 1), so no square overflows, and what underflows is below 10⁻¹⁹ of it. Squares are
@@ -19,7 +19,7 @@ from typing import Any, cast
 from array_api_compat import array_namespace, is_jax_array
 from jaxtyping import Float
 
-from dpcomp.privacy.clipped_sum import UNITS_PER_SUM, added
+from dpcomp.privacy.units.clipped_sum import UNITS_PER_SUM, added
 
 
 def is_traced(array: Any) -> bool:

@@ -1,140 +1,34 @@
 """Releases inside a compiled program of JAX: noise that is drawn before the program runs, and what leaves with it.
 
 A program is traced once and runs for many arguments, so it cannot draw noise: what it drew while it was traced would be
-the same for ever (PRIVACY_RULES hazard 4). `pipeline.draw_noise` therefore draws the noise of a permit's next steps on
-the host, `pipeline.release_in_trace` clips, adds up and adds one step's noise inside the program, and
-`pipeline.released` turns what came out of the program into an `Update`.
+the same for ever (PRIVACY_RULES hazard 4). `MechanismInTrace.draw` therefore draws the noise of a permit's next steps
+on the host, `MechanismInTrace.release` clips, adds up and adds one step's noise inside the program, and
+`MechanismInTrace.values` takes what came out of the program. A pipeline offers them as `draw_noise`, `release_in_trace`
+and `released`.
 """
 
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int32
 
-from dpcomp.core.address import Address
-from dpcomp.core.errors import NotPrivate
+from dpcomp.core.checks import check_type
+from dpcomp.core.errors import BudgetExhausted, NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport, PublicContext
-from dpcomp.core.support import Support
-from dpcomp.privacy.clipped_sum import added
-from dpcomp.privacy.unit_gradients import Total, Units
+from dpcomp.core.randomness import SecretSeed
+from dpcomp.privacy.cost import Cost
+from dpcomp.privacy.gaussian import Gaussian, noise_of_step, public_grid
+from dpcomp.privacy.ledger.ledger import Permit
+from dpcomp.privacy.traced.noise import DrawnNoise, StepNoise
+from dpcomp.privacy.units.clipped_sum import added
+from dpcomp.privacy.units.unit_gradients import Total, Units
 
-SEVERAL_SUMS = (
-    "the noise of one step would be added to several sums, whose differences have none: give the StepNoise to "
-    "lax.scan, lax.map or vmap as an argument that is mapped over, release once in each turn, and hand it on to nothing"
-)
 Block = tuple[tuple[Float[Any, "n ..."], ...], Bool[Any, "n"]]  # rows a layer, and which of them are units
-
-
-@dataclass(frozen=True, eq=False)
-class StepNoise:
-    """The noise of steps, as an argument of a compiled program: a pytree, of which `lax.scan` gives one step at a time.
-
-    **Privacy:** one step's noise is for one release: while a program is traced, the noise of a step is used once, and
-    where it is drawn from, by the loop or map around the release, which hands it on to no next turn (PRIVACY_RULES
-    hazards 4 and 39). Whoever changes the leaves by `jax.tree.map`, or gives the same noise to several compiled
-    functions, vouches for them.
-
-    Attributes:
-        standard_normal: (…, k) float64 draws of N(0, 1).
-        numbers: (…,) secret whole numbers, by which a release is known to have come from this noise.
-        drawn_by: What identifies the mechanism that the noise was drawn for.
-    """
-
-    standard_normal: Float64[Any, "*steps k"]
-    numbers: Int32[Any, "*steps"]
-    drawn_by: Any
-    _used: list[bool] = field(default_factory=lambda: [False], init=False, repr=False)
-
-    def take(self, place: Any) -> None:
-        """Use up the noise of one step, while a program is traced.
-
-        Args:
-            place: A traced array that was computed where the noise is to be added.
-
-        Raises:
-            NotPrivate: It was used already, or a loop or map around the release would use it again.
-        """
-        noise, here = (getattr(array, "_trace", None) for array in (self.standard_normal, place))
-        if self._used[0] or noise is not here:
-            raise NotPrivate(SEVERAL_SUMS)
-        self._used[0] = True
-
-    def leaves(self) -> tuple[tuple[Any, Any], Any]:
-        """Return the arrays, and what they were drawn by: JAX asks for them where the noise is handed on.
-
-        Raises:
-            NotPrivate: It was used in this trace, so that the next turn of a loop would use it again.
-        """
-        if self._used[0]:
-            raise NotPrivate(SEVERAL_SUMS)
-        return (self.standard_normal, self.numbers), self.drawn_by
-
-    @staticmethod
-    def of_leaves(drawn_by: Any, leaves: tuple[Any, Any]) -> "StepNoise":
-        """Return the noise of arrays, which `leaves` gave."""
-        return StepNoise(*leaves, drawn_by)
-
-    @staticmethod
-    def stacked(noises: "Sequence[StepNoise]", rows: int) -> "StepNoise":
-        """Return the noise of several clients under a new first axis of `rows`, the last of which may be empty.
-
-        Args:
-            noises: Of each client, for the same number of steps and of the same mechanism.
-            rows: The length of the new axis.
-
-        Raises:
-            ValueError: The noises differ in shape or mechanism.
-        """
-        first = noises[0]
-        shape = first.standard_normal.shape
-        if any(each.standard_normal.shape != shape or each.drawn_by != first.drawn_by for each in noises):
-            raise ValueError("noises of different shapes or mechanisms were stacked: draw them by one pipeline")
-        normals, numbers = np.zeros((rows, *shape)), np.zeros((rows, *first.numbers.shape), dtype=np.int32)
-        for i, each in enumerate(noises):
-            normals[i], numbers[i] = each.standard_normal, each.numbers
-        return StepNoise(normals, numbers, first.drawn_by)
-
-
-class DrawnNoise:
-    """The noise of a permit's steps, drawn and charged; `pipeline.draw_noise` alone makes it.
-
-    Args:
-        noise: The draws, an argument for the program.
-        address: Of the permit.
-        layout: Of the memory.
-        support: Which k of the layout's coordinates are released.
-        stddev: The standard deviation of the noise in a release.
-
-    Attributes:
-        noise: As the argument.
-        support: As the argument.
-    """
-
-    def __init__(self, noise: StepNoise, address: Address, layout: Layout, support: Support, stddev: float):
-        self.noise, self.address, self.layout, self.support, self.stddev = noise, address, layout, support, stddev
-        self._lock, self._left = threading.Lock(), set(map(int, noise.numbers))
-
-    def take(self, number: int) -> None:
-        """Use up the draws up to the one with a number: none of them is released with again.
-
-        Raises:
-            NotPrivate: The number is not of this noise, or was used up before.
-        """
-        with self._lock:
-            if number not in self._left:
-                raise NotPrivate(
-                    "this release was not made with this noise, or was taken out of it before: give the release that "
-                    "the program computed with the noise of this client and these steps, once"
-                )
-            self._left.clear()
-
-    def __reduce__(self):
-        raise TypeError("noise stays in the process that was charged: draw it where the program runs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +127,7 @@ class SumInTrace:
 
 @dataclass(frozen=True, eq=False)
 class TracedSum:
-    """A clipped sum inside a trace; `release_in_trace` adds the noise to it, and nobody else gets it.
+    """A clipped sum inside a trace; `MechanismInTrace.release` adds the noise to it, and nobody else gets it.
 
     Attributes:
         vector: (k,) float64.
@@ -244,6 +138,109 @@ class TracedSum:
     vector: Float64[Any, "k"]
     units: Int32[Any, ""]
     not_finite: Int32[Any, ""]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MechanismInTrace:
+    """Releases inside a compiled program, whose noise is drawn before the program runs.
+
+    Args:
+        stages: The stages before the noise.
+        gaussian: The noise; None for an unsafe mechanism without any.
+        l2: The L2 sensitivity of the sum, which scales the noise.
+        drawn_by: What identifies the mechanism.
+    """
+
+    stages: tuple[Any, ...]
+    gaussian: Gaussian | None
+    l2: float
+    drawn_by: Any
+
+    @property
+    def stddev(self) -> float:
+        """The standard deviation of the noise in a release; 0 without noise."""
+        return self.gaussian.noise_multiplier * self.l2 if self.gaussian else 0.0
+
+    def draw(self, empty: Total, secret: SecretSeed, permit: Permit, cost: Cost, steps: int) -> DrawnNoise:
+        """Draw the noise of the next steps of a permit.
+
+        Args:
+            empty: The total of no unit, on the support of the releases.
+            secret: The source of the noise.
+            permit: What the ledger gave for the cost.
+            cost: The cost of one release.
+            steps: The number of releases, which use up as many steps of the permit.
+
+        Raises:
+            BudgetExhausted: The permit has too few steps left, or was charged for another cost.
+        """
+        if permit.steps - permit.used < steps:
+            raise BudgetExhausted(
+                f"{permit} does not allow {steps} more releases: charge more steps at the next address"
+            )
+        k = len(empty.vector())
+        normals = np.zeros((steps, k))
+        for row in normals:
+            step = permit.spend(cost, seeded=secret.seeded)
+            if self.gaussian:
+                row[:] = noise_of_step(secret, permit.address, step, k)
+        numbers = np.array([secrets.randbits(31) for _ in range(steps)], dtype=np.int32)
+        register()
+        noise = StepNoise(normals, numbers, self.drawn_by)
+        return DrawnNoise(noise, permit.address, empty.layout, empty.support, self.stddev)
+
+    def release(
+        self,
+        block_at: Callable[[Any], Block],
+        count: Any,
+        noise: StepNoise,
+        layout: Layout,
+        positions: Int32[Any, "k"] | None,
+    ) -> TracedRelease:
+        """Clip blocks, add them up, and add the noise of one step, while JAX traces the program.
+
+        Args:
+            block_at: Returns the rows of the block of a traced number, and which of them are units.
+            count: The number of blocks, which may be traced.
+            noise: The noise of this step.
+            layout: The layers of the whole vector.
+            positions: The k coordinates of the public support, as an argument of the program; None for all.
+
+        Returns:
+            The release, of the k supported coordinates.
+
+        Raises:
+            NotPrivate: The noise is of another mechanism, or would be used twice.
+            TypeError: It is no noise of `draw`, or the trace has no float64.
+            ValueError: A block does not fit the layout.
+        """
+        check_type(noise, StepNoise, f"release_in_trace: give a StepNoise of draw_noise, not a {type(noise).__name__}")
+        if noise.drawn_by != self.drawn_by:
+            raise NotPrivate("the noise was drawn for another mechanism, so its standard deviation may be another")
+        released = SumInTrace(self.stages, layout, positions).of(block_at, count)
+        vector = released.vector
+        noise.take(vector)
+        if self.gaussian:
+            vector = self.gaussian.add(vector, noise.standard_normal, self.l2)
+        vector = rounded_in_trace(vector, public_grid(self.stddev) if self.stddev else 0.0)
+        return TracedRelease(vector, noise.numbers, released.units, released.not_finite, noise.drawn_by)
+
+    def values(self, release: TracedRelease, drawn: DrawnNoise) -> Float[np.ndarray, "k"]:
+        """Return the values of a release that a compiled program made, and use up its noise.
+
+        Args:
+            release: What `release` returned in the program, of the last of its steps.
+            drawn: The noise that was the program's argument.
+
+        Raises:
+            NotPrivate: Another mechanism made the release, it was made with other noise, or the noise was used up.
+            TypeError: It is no release.
+        """
+        check_type(release, TracedRelease, f"released: give a TracedRelease, not a {type(release).__name__}")
+        if not release.drawn_by == drawn.noise.drawn_by == self.drawn_by:
+            raise NotPrivate("the release or its noise is of another mechanism than this pipeline's")
+        drawn.take(int(release.numbers))
+        return np.asarray(release.values)
 
 
 def rounded_in_trace(vector: Float64[Any, "k"], grid: float) -> Float[Any, "k"]:

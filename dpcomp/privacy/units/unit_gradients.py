@@ -15,8 +15,8 @@ from dpcomp.core.exact_sum import ExactSum
 from dpcomp.core.layout import Layout
 from dpcomp.core.read_only import read_only
 from dpcomp.core.support import Everywhere, Support, checked_support
-from dpcomp.privacy.batches import Batches
-from dpcomp.privacy.clipped_sum import added
+from dpcomp.privacy.units.batches import Batches
+from dpcomp.privacy.units.clipped_sum import added
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
