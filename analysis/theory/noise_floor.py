@@ -19,8 +19,8 @@ def added_error(
 
         η = q(b)·(1 + SNR/(κn)) + excess·SNR.
 
-    Where η depends on the compressor alone (SNR small), training loses what it would lose by 1 + η times the variance of
-    the noise. Supports that are dealt over rounds add less than independent ones, which this form counts.
+    Where η depends on the compressor alone (SNR small), training loses what it would lose by 1 + η times the variance
+    of the noise. Supports that are dealt over rounds add less than independent ones, which this form counts.
 
     Args:
         bits: b, of `dp.Rotated`; None for float32.
