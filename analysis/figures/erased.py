@@ -1,48 +1,74 @@
-"""Accuracy against the bytes of an update at one ε, for supports that are drawn before the noise."""
+"""What a private update costs in accuracy by its compression ratio at one ε, for supports that are drawn before the noise."""
 
-from typing import Any
+import math
 
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from analysis.figures import ResultsFigure
-from analysis.tables.trials import trials_of
-from dpcomp.lab.figures.style import COLUMN_INCHES, plot_means, use_style
+from analysis.tables.trials import trials_below
+from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, MARKERS, use_style
+from dpcomp.lab.sweep.paired import paired_difference
 
-METHODS = {
-    "dense": "dense, float32",
-    "top 1 %, feedback": "noise, then top-k, feedback",
-    "own 1 %": "a support for each client, then noise",
-    "own 2 %": "a support for each client, then noise",
-    "own 10 %": "a support for each client, then noise",
-    "shared 1 %": "random support, then noise",
+PANELS = {
+    "fashion_mnist": "Fashion-MNIST, ε ≤ 4",
+    "fashion_mnist_epsilon_8": "Fashion-MNIST, ε ≤ 8",
+    "cifar10": "CIFAR-10, ε ≤ 8",
+}
+KINDS = {  # methods by what their names begin and end with: the name of the kind, and its look
+    ("own", "2 bits"): ("own support, then noise; 2 bits", 2),
+    ("own", "%"): ("own support, then noise; 1 bit", 0),
+    ("shared", "%"): ("common support, then noise; 1 bit", 3),
+    ("top", "feedback"): ("noise, then top-k, feedback; 4 bits", 1),
 }
 
 
 def draw(trials: pd.DataFrame) -> Figure:
-    """Draw test accuracy against payload bytes.
+    """Draw the difference in test accuracy to dense updates as float32 against the compression ratio.
 
     Args:
-        trials: One row for each trial, with the columns `method` (a key of METHODS), `seed`, `test_accuracy` (a share)
-            and `payload_bytes`.
+        trials: One row for each trial, with the columns `config` (a key of PANELS is drawn), `grid.method` or `method`,
+            `seed`, `test_accuracy` (a share) and `compression_ratio`.
 
     Returns:
-        The figure. Points are means over the seeds, bars span them, and lines join the points of one method.
+        The figure, a panel a config. Points are mean differences that are paired by seed, bars their 95 % intervals.
     """
     use_style()
-    frame: Any = trials.copy()
-    label = "grid.method" if "grid.method" in frame else "method"
-    frame["accuracy_percent"] = 100 * frame["test_accuracy"]
-    frame["payload"] = frame.groupby(label)["payload_bytes"].transform("mean")
-    frame["method"] = frame[label].map(METHODS)
-    figure, axes = plt.subplots(figsize=(1.25 * COLUMN_INCHES, 0.95 * COLUMN_INCHES))
-    plot_means(
-        axes, frame, "payload", "accuracy_percent", list(dict.fromkeys(METHODS.values())), bars=True, markersize=7
+    shown = [config for config in PANELS if (trials["config"] == config).any()]
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(2.1 * COLUMN_INCHES, 0.85 * COLUMN_INCHES), sharey=True, squeeze=False
     )
-    axes.set(xscale="log", xlabel="bytes of a client's update (log scale)", ylabel="test accuracy (%)")
-    axes.legend(title=None, loc="lower right", fontsize="small")
+    for panel, config in zip(axes[0], shown, strict=True):
+        frame = trials[trials["config"] == config]
+        by_method = frame.groupby(frame["grid.method"] if "grid.method" in frame else frame["method"])
+        accuracy = {name: dict(zip(rows["seed"], rows["test_accuracy"], strict=True)) for name, rows in by_method}
+        for name, rows in by_method:
+            kind = next((look for (first, last), look in KINDS.items() if _is(str(name), first, last)), None)
+            if kind is None:
+                continue
+            mean, half = paired_difference(accuracy[name], accuracy["dense"])
+            panel.errorbar(
+                rows["compression_ratio"].mean(),
+                100 * mean,
+                yerr=0 if math.isnan(half) else 100 * half,
+                color=COLORS[kind[1]],
+                marker=MARKERS[kind[1]],
+                capsize=2,
+                label=kind[0],
+                linestyle="none",
+            )
+        panel.axhline(0, color="0.3", linewidth=0.8)
+        panel.axhline(-1, color="0.3", linewidth=0.8, linestyle=(0, (2, 2)))
+        panel.set(xscale="log", title=PANELS[config], xlabel="times smaller than float32")
+    axes[0, 0].set_ylabel("points beside dense float32")
+    found = {label: handle for panel in axes[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=2, fontsize="small")
     return figure
 
 
-FIGURE = ResultsFigure(source="erased/fashion_mnist.toml", read=trials_of, draw=draw)
+def _is(name: str, first: str, last: str) -> bool:
+    return name.startswith(first) and name.endswith(last)
+
+
+FIGURE = ResultsFigure(source="erased", read=trials_below, draw=draw)
