@@ -513,8 +513,9 @@ class Pipeline:
             client: The client's number, from 0 to 2³² − 2.
             first_model: The first model as a (d,) vector, the same at all ends, so that ends with different ones refuse
                 each other; None for none. `Participant` and `Server` add their own.
-            run_id: 8 bytes that name this federation, the same at all ends; None for none. `Server` draws them, and a
-                `Participant` learns them from the server's first reply.
+            run_id: 8 random bytes that name this federation, the same at all ends; None for none. `Server` draws them,
+                and a `Participant` learns them from the server's first reply; without these two, `dp.ExactGaussian`
+                needs them here.
             dither_key: The client's secret with the server, for `dp.ExactGaussian`; None for any other codec.
 
         Returns:

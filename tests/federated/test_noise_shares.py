@@ -224,10 +224,10 @@ def test_a_draw_of_too_many_is_drawn_again():
 
 def test_no_sum_of_more_updates_than_the_cohort_is_released():
     pipeline, d = pipeline_of(cohort=2), 10
-    server = pipeline.init_server(d, RUN, dither_keys=KEYS)
+    server = pipeline.init_server(d, RUN, run_id=RUN_ID, dither_keys=KEYS)
     total = pipeline.empty_total(server)
     for client in range(3):
-        memory = pipeline.init_client(d, RUN, client, dither_key=KEYS.of(client))
+        memory = pipeline.init_client(d, RUN, client, run_id=RUN_ID, dither_key=KEYS.of(client))
         payload, _ = pipeline.send(update_of(memory, np.ones(d)), memory)
         received, server = pipeline.receive(payload, server)
         total = total + pipeline.total_of(received, server)
@@ -383,6 +383,17 @@ def test_no_two_messages_have_one_dither():
     public = PIPELINE.channel.context(client_of(PIPELINE, d, 0))
     assert public.noise_share is None
     assert public.dither_key not in seen
+
+
+def test_ends_that_name_no_federation_have_no_dither():
+    """With the same keys and seed, another federation would have the same, and the difference of releases no noise."""
+    d = 10
+    memory = PIPELINE.init_client(d, RUN, 1, dither_key=KEYS.of(1))
+    with pytest.raises(dp.NotPrivate, match=r"run_id=os\.urandom\(8\)"):
+        PIPELINE.send(update_of(memory, np.ones(d)), memory)
+    payload, _ = PIPELINE.send(update_of(memory, np.ones(d)), client_of(PIPELINE, d, 1))
+    with pytest.raises(dp.VersionMismatch):  # of other shared memory, whose digest begins with the run id
+        PIPELINE.receive(payload, PIPELINE.init_server(d, RUN, dither_keys=KEYS))
 
 
 def test_both_ends_go_on_after_a_restart_with_their_secrets_given_anew(tmp_path):
