@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.codec.codec import Codec, SelectsOfSum
+from dpcomp.codec.codec import Codec, SelectsOfSum, is_union
 from dpcomp.codec.quantize.quantizer import BLOCK
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.finite import all_finite
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.read_only import read_only
-from dpcomp.core.support import Dealt, Everywhere, Listed, Support, checked_support
+from dpcomp.core.support import Everywhere, Listed, Support, checked_support
 from dpcomp.privacy.claim import Claim
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import Frame
@@ -125,8 +125,7 @@ def encode(
                 candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
             _refuse_not_finite(innovation)
         support = codec.select(read_only(innovation), candidates, context)
-    union = isinstance(support, Dealt) and support.alike(public)  # whose places are named
-    if not isinstance(support, (Everywhere, Listed)) and support != public and not union:
+    if not isinstance(support, (Everywhere, Listed)) and support != public and not is_union(support, public):
         support = Listed(support.indices(layout.size))  # the receiver knows the public support of this round alone
     values = innovation if isinstance(support, Everywhere) else innovation[support.indices(layout.size)]
     body, decoded = codec.encode_in_parts(read_only(values), support, context)

@@ -1,5 +1,8 @@
 """A support for each client of a round: how it is dealt, what it does to a mean, and how a broadcast names it."""
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from dpcomp.codec.codec import UNION
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import _permuted
 from dpcomp.federated.aggregation import mean_of_released
+from dpcomp.wire.update import with_claim
 
 D = 1000
 LAYOUT = dp.Layout.of({"a": (20, 40), "b": (200,)})
@@ -18,7 +22,7 @@ LAYOUT = dp.Layout.of({"a": (20, 40), "b": (200,)})
 
 @given(st.integers(1, 3000), st.integers(0, 2**256 - 1), st.integers(0, 50))
 def test_the_permutation_is_one(d, key, number):
-    assert np.array_equal(np.sort(_permuted(np.arange(d), key, number, d)), np.arange(d))
+    assert np.array_equal(np.sort(_permuted(np.arange(d)[None, :], key, np.array([number]), d)), np.arange(d))
 
 
 @given(st.integers(1, 3000), st.data())
@@ -177,6 +181,43 @@ def test_unions_that_no_sender_writes_are_corrupt():
     other = PublicContext(layout=LAYOUT, public_support=dp.Seeded(seed=5, k=100))
     with pytest.raises(dp.CorruptPayload):
         codec.decode(body, other)
+
+
+def test_a_client_sends_on_its_own_support_and_names_no_places():
+    """Only a broadcast names places: by a few thousand of them, a client would make the server compute for a minute."""
+    own, more = dp.Dealt(seed=5, k=100, places=(2,)), dp.Dealt(seed=5, k=100, places=(2, 200))
+    context = PublicContext(layout=LAYOUT, public_support=own, client=2)
+    codec = dp.Codec(quantize=dp.Sign(), entropy=dp.FixedWidth())
+    body, _ = codec.encode(
+        np.ones(more.count(D), np.float32), more, replace(context, public_support=replace(own, places=()))
+    )
+    assert body[0] == UNION
+    with pytest.raises(dp.CorruptPayload, match="support code 3"):
+        codec.decode(body, context)
+    with pytest.raises(ValueError, match="neither listed nor the public one"):
+        codec.encode(np.ones(more.count(D), np.float32), more, context)
+
+
+def test_a_client_with_more_than_its_own_support_lists_the_positions():
+    pipe = pipeline("client")
+    memory, server = pipe.init_client(LAYOUT, dp.PublicSeed(0), client=2), pipe.init_server(LAYOUT, dp.PublicSeed(0))
+    own = pipe.channel.message_context(pipe.codec, memory).public_support
+    both = own.union(replace(own, places=(7,)))
+    update = dp.Update(values=np.arange(1.0, 201.0), layout=LAYOUT, address=memory.address, support=both)
+    payload, _ = pipe.send(with_claim(update, pipe.claim), memory)
+    received, _ = pipe.receive(payload, server)
+    assert isinstance(received.support, dp.Listed)
+    assert np.array_equal(received.dense(), update.dense())
+
+
+def test_places_of_many_permutations_take_no_longer_than_those_of_one():
+    took = {}
+    for step in (1, 10**6):
+        places = tuple(range(step, 901 * step, step))
+        started = time.process_time()
+        assert dp.Dealt(seed=time.perf_counter_ns(), k=26, places=places).count(26_010) > 26
+        took[step] = time.process_time() - started
+    assert took[10**6] < 20 * took[1]  # a permutation after the other: 200 times as long
 
 
 class Outside:
