@@ -11,9 +11,10 @@ from scipy import stats
 
 import dpcomp as dp
 from dpcomp.codec.codec import UNION
+from dpcomp.core import support as support_module
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import _permuted
-from dpcomp.federated.aggregation import mean_of_released
+from dpcomp.federated.aggregation import ReleasedSum, mean_of_released
 from dpcomp.wire.update import with_claim
 
 D = 1000
@@ -218,6 +219,22 @@ def test_places_of_many_permutations_take_no_longer_than_those_of_one():
         assert dp.Dealt(seed=time.perf_counter_ns(), k=26, places=places).count(26_010) > 26
         took[step] = time.process_time() - started
     assert took[10**6] < 20 * took[1]  # a permutation after the other: 200 times as long
+
+
+def test_a_sum_of_many_own_supports_does_not_look_at_all_places_for_each(monkeypatch):
+    pipe, layout, n = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0))), dp.Layout.of(200), 200
+    total = ReleasedSum(pipe.channel, pipe.init_server(layout, dp.PublicSeed(0)))
+    supports = [dp.Dealt(seed=1, k=1, places=(place,)) for place in range(n)]
+    updates = [
+        with_claim(dp.Update(values=np.ones(1), layout=layout, address=dp.Address(0, i, 0), support=each), pipe.claim)
+        for i, each in enumerate(supports)
+    ]
+    looks = []
+    monkeypatch.setattr(support_module, "whole_number", lambda *given, **ranges: looks.append(given))
+    for update in updates:
+        total.add(update)
+    assert total.mean().support.places == tuple(range(n))
+    assert len(looks) < 10 * n  # a union with each update looks at a place n²/2 times
 
 
 class Outside:
