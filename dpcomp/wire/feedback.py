@@ -210,7 +210,8 @@ class EF21:
     With an update x: v ← (1 − w)·v + w·x, the client sends C(v − g), and g ← g + C(v − g), from v = g = 0 on. The
     server's step is the mean of the g of all clients, those included that sent nothing in the round; so `Server` needs
     the number of clients, and a late update counts as much as any other. A client that misses rounds ages v by its
-    absence policy, and g stays what the server has of it. With a learning rate from a schedule, v is kept in units of
+    absence policy, and g stays what the server has of it. A client or server that was set back behind payloads which
+    the other knows cannot go on: nobody knows that g. With a learning rate from a schedule, v is kept in units of
     gradients.
 
     Source: Fatkhullin, Tyurin & Richtárik 2023 (EF21-SGDM), arXiv 2305.15155, Algorithm 1; with w = 1 it is EF21
