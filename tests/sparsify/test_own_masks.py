@@ -199,15 +199,41 @@ def test_a_client_sends_on_its_own_support_and_names_no_places():
         codec.encode(np.ones(more.count(D), np.float32), more, context)
 
 
-def test_a_client_with_more_than_its_own_support_lists_the_positions():
+MECHANISM = (dp.Clip(1.0), dp.Gaussian(1.0))
+OWN = dp.RandomK(0.1, per="client")
+
+
+@pytest.mark.parametrize("outside", [dp.Everywhere(), dp.Listed(np.arange(3)), None], ids=["all", "few", "another's"])
+@pytest.mark.parametrize(
+    "pipe",
+    [
+        pipeline("client"),
+        pipeline("layer"),
+        dp.Pipeline(mechanism=MECHANISM, codec=dp.Codec(sparsify=OWN), feedback=False),
+        dp.Pipeline(mechanism=MECHANISM, codec=dp.Codec(sparsify=OWN), unit="client", trust="server"),
+    ],
+    ids=["mechanism", "layer", "codec", "trusted"],
+)
+def test_an_update_outside_the_support_of_its_sender_is_refused(pipe, outside, monkeypatch):
+    memory, server = pipe.init_client(LAYOUT, dp.PublicSeed(0), client=2), pipe.init_server(LAYOUT, dp.PublicSeed(0))
+    support = outside or pipe.channel.message_context(pipe.codec, replace(memory, client=7)).public_support
+    if outside is None and pipe.stages[0] == dp.RandomK(0.1, per="layer"):
+        support = dp.Seeded(seed=1, k=100)
+    update = dp.Update(values=np.ones(support.count(D)), layout=LAYOUT, address=memory.address, support=support)
+    monkeypatch.setattr(dp.Codec, "select", lambda self, vector, candidates, context: candidates)  # a hostile sender
+    payload, _ = pipe.send(with_claim(update, pipe.claim), memory)
+    with pytest.raises(dp.CorruptPayload, match="its public support"):
+        pipe.receive(payload, server)
+
+
+def test_an_update_of_an_earlier_round_is_on_the_support_that_it_was_released_on():
     pipe = pipeline("client")
     memory, server = pipe.init_client(LAYOUT, dp.PublicSeed(0), client=2), pipe.init_server(LAYOUT, dp.PublicSeed(0))
-    own = pipe.channel.message_context(pipe.codec, memory).public_support
-    both = own.union(replace(own, places=(7,)))
-    update = dp.Update(values=np.arange(1.0, 201.0), layout=LAYOUT, address=memory.address, support=both)
-    payload, _ = pipe.send(with_claim(update, pipe.claim), memory)
+    permit = dp.Ledger().charge(pipe.cost, memory.address)
+    update = pipe.release([np.ones((1, D))], memory, dp.SecretSeed(), permit)
+    broadcast, server = pipe.broadcast(np.zeros(D, np.float32), server)
+    payload, _ = pipe.send(update, pipe.follow(broadcast, memory))
     received, _ = pipe.receive(payload, server)
-    assert isinstance(received.support, dp.Listed)
     assert np.array_equal(received.dense(), update.dense())
 
 
