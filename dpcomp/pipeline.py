@@ -135,6 +135,16 @@ class Pipeline:
                 "all: on the supports of those who took part it would tell who they are. Give it to the codec, "
                 f"dp.Codec(sparsify={own}), so that the noise stands on all coordinates"
             )
+        if (
+            self.downlink is not None
+            and getattr(self.downlink.sparsify, "varies_by_client", False)
+            and self.downlink.sparsify != self.codec.sparsify
+        ):
+            raise ValueError(
+                f"downlink={self.downlink}: a broadcast is for all clients, and stands on the union of the own "
+                "supports that they sent; here they have none, so all coordinates would be sent. Give the codec the "
+                "same sparsifier, or the downlink another one"
+            )
         if self.codec.averaged_clients:
             self._check_estimates()
         self._check_feedback(masks)

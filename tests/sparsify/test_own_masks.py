@@ -237,6 +237,13 @@ def test_an_update_of_an_earlier_round_is_on_the_support_that_it_was_released_on
     assert np.array_equal(received.dense(), update.dense())
 
 
+def test_own_supports_of_broadcasts_alone_are_refused():
+    with pytest.raises(ValueError, match="all coordinates would be sent"):
+        dp.Pipeline(mechanism=MECHANISM, codec=dp.Codec(), downlink=dp.Codec(sparsify=OWN))
+    smaller = dp.Codec(sparsify=OWN, quantize=dp.Uniform(4))
+    dp.Pipeline(mechanism=MECHANISM, codec=dp.Codec(sparsify=OWN), downlink=smaller)
+
+
 def test_places_of_many_permutations_take_no_longer_than_those_of_one():
     took = {}
     for step in (1, 10**6):
