@@ -282,10 +282,11 @@ Feedback = bool | MomentumCorrection | EF21  # of a pipeline
 
 
 def per_rate(update: Float32[np.ndarray, "d"], learning_rate: float) -> Float32[np.ndarray, "d"]:
-    """Return update ÷ η; where η is 0, the update has moved nothing, and zeros are returned."""
-    if learning_rate == 1:
+    """Return update ÷ η; where η is 0 as a float32, the update has moved nothing, and zeros are returned."""
+    rate = np.float32(learning_rate)
+    if rate == 1:
         return update
-    return update / np.float32(learning_rate) if learning_rate else np.zeros_like(update)
+    return update / rate if rate else np.zeros_like(update)
 
 
 def sender_feedback(feedback: Feedback) -> SenderFeedback | None:
