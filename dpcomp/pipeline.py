@@ -653,7 +653,8 @@ class Pipeline:
             memory: The server's memory.
 
         Returns:
-            The total, of one unit; totals are added with `+`, and `noise` releases the sum.
+            The total, of one unit; totals are added with `+`, and `noise` releases the sum. Where the error of the
+            codec is a share of the noise, all totals of one update are of one unit, which is released once.
 
         Raises:
             NotPrivate: The update has no share of the noise; or as `clip` does.
@@ -669,7 +670,9 @@ class Pipeline:
             )
         if update.layout != memory.layout:
             raise ValueError(f"total_of: the update has layout {update.layout}, the memory {memory.layout}")
-        return Total(layers=(update.values,), layout=memory.layout, units=1).sealed(Batches(self._clips_by))
+        # The same each time: the error in an update is the noise of one release, and no noise of a second one.
+        batches = vars(update).setdefault("_share", Batches(self._clips_by))
+        return Total(layers=(update.values,), layout=memory.layout, units=1).sealed(batches)
 
     @np.errstate(all="ignore")
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:

@@ -294,6 +294,22 @@ def test_only_what_was_decoded_of_a_message_counts_as_a_share():
         PIPELINE.broadcast(received, server)
 
 
+def test_an_update_is_in_one_release_and_in_it_once():
+    """Its error hides it once: in a second release, or twice in one, it would be no noise of its own."""
+    d, server = 10, server_of(PIPELINE, 10).memory
+    memory = client_of(PIPELINE, d, 1)
+    payload, _ = PIPELINE.send(update_of(memory, np.ones(d)), memory)
+    received, _ = PIPELINE.receive(payload, server)
+    with pytest.raises(dp.NotPrivate, match="share a micro-batch"):
+        PIPELINE.total_of(received, server) + PIPELINE.total_of(received, server)
+    ledger = dp.Ledger()
+    permit = ledger.charge(PIPELINE.cost, server.address, steps=2)
+    PIPELINE.noise(PIPELINE.empty_total(server) + PIPELINE.total_of(received, server), server, dp.SecretSeed(), permit)
+    with pytest.raises(dp.NotPrivate, match="released before"):
+        PIPELINE.noise(PIPELINE.total_of(received, server), server, dp.SecretSeed(), permit)
+    assert permit.used == 1
+
+
 def test_a_total_of_clean_units_is_not_released_as_if_it_had_noise():
     plain = pipeline_of(codec=dp.Codec(), downlink=None)
     total = plain.clip(np.ones((3, 10)), plain.init_server(10, RUN))
