@@ -126,6 +126,16 @@ class Pipeline:
                 "all: on the supports of those who took part it would tell who they are. Give it to the codec, "
                 f"dp.Codec(sparsify={own}), so that the noise stands on all coordinates"
             )
+        if (
+            self.downlink is not None
+            and getattr(self.downlink.sparsify, "varies_by_client", False)
+            and self.downlink.sparsify != self.codec.sparsify
+        ):
+            raise ValueError(
+                f"downlink={self.downlink}: a broadcast is for all clients, and stands on the union of the own "
+                "supports that they sent; here they have none, so all coordinates would be sent. Give the codec the "
+                "same sparsifier, or the downlink another one"
+            )
         if self.codec.averaged_clients:
             self._check_estimates()
         self._check_feedback(masks)
@@ -484,8 +494,9 @@ class Pipeline:
             client: The client's number, from 0 to 2³² − 2.
             first_model: The first model as a (d,) vector, the same at all ends, so that ends with different ones refuse
                 each other; None for none. `Participant` and `Server` add their own.
-            run_id: 8 bytes that name this federation, the same at all ends; None for none. `Server` draws them, and a
-                `Participant` learns them from the server's first reply.
+            run_id: 8 random bytes that name this federation, the same at all ends; None for none. `Server` draws them,
+                and a `Participant` learns them from the server's first reply; without these two, `dp.ExactGaussian`
+                needs them here.
             dither_key: The client's secret with the server, for `dp.ExactGaussian`; None for any other codec.
 
         Returns:
@@ -613,7 +624,8 @@ class Pipeline:
             memory: The server's memory.
 
         Returns:
-            The total, of one unit; totals are added with `+`, and `noise` releases the sum.
+            The total, of one unit; totals are added with `+`, and `noise` releases the sum. Where the error of the
+            codec is a share of the noise, all totals of one update are of one unit, which is released once.
 
         Raises:
             NotPrivate: The update has no share of the noise; or as `clip` does.
@@ -629,7 +641,9 @@ class Pipeline:
             )
         if update.layout != memory.layout:
             raise ValueError(f"total_of: the update has layout {update.layout}, the memory {memory.layout}")
-        return Total(layers=(update.values,), layout=memory.layout, units=1).sealed(Batches(self._clips_by))
+        # The same each time: the error in an update is the noise of one release, and no noise of a second one.
+        batches = vars(update).setdefault("_share", Batches(self._clips_by))
+        return Total(layers=(update.values,), layout=memory.layout, units=1).sealed(batches)
 
     @np.errstate(all="ignore")
     def noise(self, total: Total, memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit) -> Update:

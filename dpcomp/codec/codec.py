@@ -227,8 +227,7 @@ class Codec:
             raise ValueError(f"{where} a support outside the vector ({error}): return positions below {d}") from error
         if public is not None and same_positions(support, public, d):
             return public
-        of_a_union = isinstance(public, Dealt) and not public.places  # a broadcast, on what several clients sent
-        if public is not None and self.selects_publicly and not of_a_union:
+        if public is not None and self.selects_publicly and not _of_no_place(public):
             raise ValueError(
                 f"{where} another support than its public_support, so its positions would cost bytes: return "
                 "self.public_support(context), or leave out that method"
@@ -459,6 +458,15 @@ def _why_no_part(name: str, part: object, protocol: type) -> str:
     )
 
 
+def is_union(support: Support, public: Support | None) -> bool:
+    """Return whether a body names the places of a support: in a broadcast alone, whose public one has none yet."""
+    return isinstance(support, Dealt) and _of_no_place(public) and support.alike(public)
+
+
+def _of_no_place(public: Support | None) -> bool:
+    return isinstance(public, Dealt) and not public.places
+
+
 def _support_code(support: Support, public: Support | None) -> int:
     """Return the code that a body has for a support."""
     if isinstance(support, Everywhere):
@@ -467,7 +475,7 @@ def _support_code(support: Support, public: Support | None) -> int:
         return PUBLIC
     if isinstance(support, Listed):
         return LISTED
-    if isinstance(support, Dealt) and support.alike(public):
+    if is_union(support, public):
         return UNION
     raise ValueError(
         f"the support {support} is neither listed nor the public one, {public}: list its positions, dp.Listed(…)"
@@ -503,7 +511,7 @@ def _support_read(body: memoryview, context: PublicContext) -> tuple[Support | N
         if (k := reader.number()) > d:
             raise CorruptPayload(f"the body lists {k} of {d} coordinates")
         return None, k, len(body) - reader.left
-    if code == UNION and isinstance(public, Dealt):
+    if code == UNION and isinstance(public, Dealt) and not public.places:
         support = _union_read(reader, public, d)
     if support is None:
         raise CorruptPayload(f"the body has support code {code}, but the pipeline has {public}")

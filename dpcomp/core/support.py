@@ -264,15 +264,18 @@ def _dealt_indices(key: int, k: int, places: tuple[int, ...], d: int) -> Int64[n
     """Return the positions of places, sorted and distinct."""
     together = d // k  # places that one permutation has coordinates for
     dealt = np.array(places, dtype=np.int64)
-    starts = (dealt % together * k)[:, None] + np.arange(k, dtype=np.int64)
-    drawn = [_permuted(starts[dealt // together == n].ravel(), key, int(n), d) for n in np.unique(dealt // together)]
-    indices = np.unique(np.concatenate(drawn)) if drawn else np.empty(0, dtype=np.int64)
+    slots = (dealt % together * k)[:, None] + np.arange(k, dtype=np.int64)
+    indices = np.unique(_permuted(slots, key, dealt // together, d))
     indices.flags.writeable = False
     return indices
 
 
-def _permuted(slots: Int64[np.ndarray, "m"], key: int, number: int, d: int) -> Int64[np.ndarray, "m"]:
-    """Return where a permutation of the numbers below d takes some of them.
+def _permuted(
+    slots: Int64[np.ndarray, "p k"], key: int, numbers: Int64[np.ndarray, "p"], d: int
+) -> Int64[np.ndarray, "pk"]:
+    """Return where permutations of the numbers below d take some of them, each row by the permutation of its number.
+
+    All rows are computed together, since the places of a large cohort may have a permutation each.
 
     A Feistel network permutes the 4ᵇ numbers of 2b bits; what leaves the numbers below d goes through it again, until
     it is back (Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains", methods 2 and 3). Its round functions
@@ -280,20 +283,21 @@ def _permuted(slots: Int64[np.ndarray, "m"], key: int, number: int, d: int) -> I
     """
     half = max(1, ((d - 1).bit_length() + 1) // 2)
     words = np.asarray(ChaCha(key=key, rounds=20).random_raw(FEISTEL_ROUNDS)).astype(np.uint64)
-    keys = _mixed(words + GOLDEN * np.full(1, number, dtype=np.uint64))
+    keys = _mixed(words[:, None] + GOLDEN * numbers.astype(np.uint64))
     shift, low = np.uint64(half), np.uint64(2**half - 1)
-    moved = slots.astype(np.uint64)
+    moved = slots.ravel().astype(np.uint64)
     outside = np.arange(len(moved))
     while len(outside):
         left, right = moved[outside] >> shift, moved[outside] & low
+        own = outside // slots.shape[1]
         for each in keys:
-            left, right = right, left ^ (_mixed(right + each) & low)
+            left, right = right, left ^ (_mixed(right + each[own]) & low)
         moved[outside] = left << shift | right
         outside = outside[moved[outside] >= np.uint64(d)]
     return moved.astype(np.int64)
 
 
-def _mixed(words: UInt64[np.ndarray, "m"]) -> UInt64[np.ndarray, "m"]:
+def _mixed(words: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     """Mix the bits of words (the finaliser of SplitMix64: Steele, Lea & Flood 2014, Figure 13)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

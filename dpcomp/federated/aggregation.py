@@ -81,7 +81,8 @@ class ReleasedSum:
     def __init__(self, channel: Channel, memory: ServerMemory, divisor: int | None = None):
         self._channel, self._memory, self._divisor = channel, memory, divisor
         self._sum, self._count = ExactSum(memory.layout.size), 0
-        self._support: Support | None = None  # of all updates; everywhere, where they have several
+        self._support: Support | None = None  # of the first update; everywhere, where others have other ones
+        self._places = set[int]()  # of all own supports that one permutation dealt
 
     def add(self, update: Update, weight: float = 1.0) -> None:
         """Add weight · update; the product is rounded to float32, and the sum is exact.
@@ -97,25 +98,33 @@ class ReleasedSum:
         values = update.values if weight == 1 else np.float32(weight) * update.values
         everywhere = isinstance(update.support, Everywhere)
         self._sum.add(values, None if everywhere else update.support.indices(update.layout.size))
-        self._support = update.support if self._support is None else self._with(self._support, update.support)
+        self._cover(update.support)
         self._count += 1
 
-    def _with(self, before: Support, more: Support) -> Support:
+    def _cover(self, support: Support) -> None:
+        """Note that an update has this support; unions are made in `mean`, for each takes a time of all its places."""
+        first = self._support = support if self._support is None else self._support
+        alike = isinstance(first, Dealt) and first.alike(support)
+        if not alike and support != first:
+            self._support = Everywhere()
+        if isinstance(support, Dealt):
+            self._places.update(support.places)
+
+    def _union(self) -> Support:
         """Return the support of all updates: a union of own supports while they are fewer than all coordinates."""
-        if before == more:
-            return before
-        if isinstance(before, Dealt) and isinstance(more, Dealt) and before.alike(more):
-            union = before.union(more)
-            if union.k * len(union.places) <= self._memory.layout.size:
-                return union
-        return Everywhere()
+        first = Everywhere() if self._support is None else self._support
+        if not isinstance(first, Dealt):
+            return first
+        if first.k * len(self._places) > self._memory.layout.size:
+            return Everywhere()
+        return first.union(replace(first, places=tuple(sorted(self._places))))
 
     def mean(self) -> Update:
         """Return Σ weightᵢ · updateᵢ ÷ divisor; without any update, zero."""
         layout = self._memory.layout
         divisor = max(1, self._count) if self._divisor is None else self._divisor
         mean = (self._sum.rounded() / divisor).astype(np.float32)
-        support = Everywhere() if self._support is None else self._support
+        support = self._union()
         values = mean[support.indices(layout.size)]
         update = Update(values=values, layout=layout, address=self._memory.address, support=support)
         return with_claim(update, self._channel.claim)

@@ -330,7 +330,11 @@ def _after_following(channel: Channel, state: ClientState, broadcast: bytes, fol
 
 
 def _settle_pending(channel: Channel, state: ClientState, reply: Reply, server_link: Link) -> ClientState:
-    """Commit an accepted payload, give a refused one back to the feedback, or keep one that is still undecided."""
+    """Commit an accepted payload, give a refused one back to the feedback, or keep one that is still undecided.
+
+    Raises:
+        VersionMismatch: As `_kept_beside` does; or the reply contradicts itself.
+    """
     memory, pending, stated = state.memory, state.pending, (reply.link_count, reply.link)
     if pending is not None and stated == _identity(pending.link):
         memory = replace(memory, link=pending.link, kept=pending.kept, tracked=pending.tracked)
@@ -341,13 +345,33 @@ def _settle_pending(channel: Channel, state: ClientState, reply: Reply, server_l
                 f"the reply states the link {stated}, but holds {_identity(server_link)}: ask the server again",
                 reason="link",
             )
-        memory = replace(memory, link=server_link)
+        memory = replace(memory, link=server_link, kept=_kept_beside(server_link, memory))
     elif reply.usable:
         return state
     feedback = channel.sender_feedback
     if pending is not None and feedback is not None:
         memory = replace(memory, kept=feedback.after_refusal(memory.kept, pending.update, pending.learning_rate))
     return replace(state, memory=memory, pending=None)
+
+
+def _kept_beside(link: Link, memory: ClientMemory) -> Kept:
+    """Return what a client keeps where the server knows other payloads of it than itself: one end was set back.
+
+    Raises:
+        VersionMismatch: The client keeps what the server has of it, and neither end can tell that any more.
+    """
+    kept = memory.kept
+    if kept.sent is None:
+        return kept
+    if link.count:
+        raise VersionMismatch(
+            f"the server has accepted {link.count} payloads of client {memory.client} ({link.digest.hex()}), this "
+            f"client knows of {memory.link.count} ({memory.link.digest.hex()}): one of the two was set back. The "
+            "client sends differences from what the server has of it, which is not known any more, so that its part of "
+            "the server's estimate would stay wrong for good. Restore the newest state of both, or begin anew",
+            reason="link",
+        )
+    return replace(kept, sent=np.zeros_like(kept.sent))
 
 
 def _catch_up(

@@ -19,7 +19,7 @@ from dpcomp.sparsify.fraction import Fraction
 
 Score = Literal["layer", "row_column", "coordinate"]
 
-DIGITS = 20  # bits of a broadcast's value that its energy is computed of
+DIGITS = 20  # bits of a broadcast's value that its energy is computed of; fewer where a layer has 2²³ values or more
 FRACTION_BITS = 16  # of a logarithm
 TABLE_BITS = 12  # of a mantissa that a logarithm is read for
 MOST_HALVINGS = 40  # from the largest weight to the smallest: 23 bits of a logarithm and these fit into 63
@@ -106,7 +106,8 @@ class HistoryK(Fraction):
             broadcast: The (d,) broadcast as every end decoded it.
             layout: The layers of the broadcast.
         """
-        shift = DIGITS - int(np.frexp(np.abs(broadcast).max(initial=0.0))[1])
+        digits = min(DIGITS, (63 - max(layout.sizes).bit_length()) // 2)  # their squares add up below 2⁶³
+        shift = digits - int(np.frexp(np.abs(broadcast).max(initial=0.0))[1])
         whole = np.rint(np.ldexp(broadcast.astype(np.float64), shift)).astype(np.int64)
         energies = np.ldexp(self._sums(whole * whole, layout).astype(np.float64), -2 * shift)
         largest = np.finfo(np.float32).max

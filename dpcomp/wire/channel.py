@@ -19,7 +19,7 @@ from dpcomp.privacy.clip import Clip
 from dpcomp.wire.feedback import EF21, Feedback, SenderFeedback, sender_feedback
 from dpcomp.wire.frame import digest
 from dpcomp.wire.links import Link
-from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory, Shared, with_history
+from dpcomp.wire.memory import NO_DIGEST, ClientMemory, Genesis, ServerMemory, Shared, with_history
 from dpcomp.wire.update import UNKNOWN, Update
 
 CLEAN_UPLINK = Unbounded(
@@ -146,8 +146,9 @@ class Channel:
     def _noise_share(self, memory: ClientMemory | ServerMemory, client: int, link: Link) -> NoiseShare:
         """Return what the next message of a client makes its share of the noise with.
 
-        The digests name all that the client and the server have exchanged, so no two messages have the same dither,
-        unless the second takes the place of the first: then the server has counted neither.
+        The digests name the federation, by its random run id, and all that the client and the server have exchanged.
+        So no two messages have the same dither, unless the second takes the place of the first: then the server has
+        counted neither.
         """
         key, shared = memory.dither_key_of(client), memory.shared
         if key is None or self.clip is None:
@@ -155,6 +156,12 @@ class Channel:
                 f"the dither of {self.uplink.quantize} comes from a secret of client {client} with the server, and "
                 "this memory has none: give init_server(dither_keys=keys), and init_client(dither_key=keys.of(client)) "
                 "with the same dp.DitherKeys"
+            )
+        if memory.genesis.run_id == NO_DIGEST:
+            raise NotPrivate(
+                f"this memory names no run id, so that a second federation with the same keys and seed would have the "
+                f"dither of this one, and the difference of their releases hardly any noise: give init_client and "
+                f"init_server one run_id=os.urandom({len(NO_DIGEST)}), or use Server and Participant, which draw it"
             )
         exchanged = (int.from_bytes(shared.digest, "little"), int.from_bytes(link.digest, "little"))
         place = (memory.seed.number, client, shared.version, link.count, *exchanged)

@@ -210,7 +210,8 @@ class EF21:
     With an update x: v ← (1 − w)·v + w·x, the client sends C(v − g), and g ← g + C(v − g), from v = g = 0 on. The
     server's step is the mean of the g of all clients, those included that sent nothing in the round; so `Server` needs
     the number of clients, and a late update counts as much as any other. A client that misses rounds ages v by its
-    absence policy, and g stays what the server has of it. With a learning rate from a schedule, v is kept in units of
+    absence policy, and g stays what the server has of it. A client or server that was set back behind payloads which
+    the other knows cannot go on: nobody knows that g. With a learning rate from a schedule, v is kept in units of
     gradients.
 
     Source: Fatkhullin, Tyurin & Richtárik 2023 (EF21-SGDM), arXiv 2305.15155, Algorithm 1; with w = 1 it is EF21
@@ -281,10 +282,11 @@ Feedback = bool | MomentumCorrection | EF21  # of a pipeline
 
 
 def per_rate(update: Float32[np.ndarray, "d"], learning_rate: float) -> Float32[np.ndarray, "d"]:
-    """Return update ÷ η; where η is 0, the update has moved nothing, and zeros are returned."""
-    if learning_rate == 1:
+    """Return update ÷ η; where η is 0 as a float32, the update has moved nothing, and zeros are returned."""
+    rate = np.float32(learning_rate)
+    if rate == 1:
         return update
-    return update / np.float32(learning_rate) if learning_rate else np.zeros_like(update)
+    return update / rate if rate else np.zeros_like(update)
 
 
 def sender_feedback(feedback: Feedback) -> SenderFeedback | None:

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.codec.codec import Codec, SelectsOfSum
+from dpcomp.codec.codec import Codec, SelectsOfSum, is_union
 from dpcomp.codec.quantize.quantizer import BLOCK
 from dpcomp.codec.wiener import TrackedSignal
+from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.finite import all_finite
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.read_only import read_only
-from dpcomp.core.support import Dealt, Everywhere, Listed, Support, checked_support
+from dpcomp.core.support import Everywhere, Listed, Support, checked_support
 from dpcomp.privacy.claim import Claim
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.frame import Frame
@@ -125,8 +126,7 @@ def encode(
                 candidates, gains, innovation = Everywhere(), factors.tobytes(), innovation - prediction
             _refuse_not_finite(innovation)
         support = codec.select(read_only(innovation), candidates, context)
-    union = isinstance(support, Dealt) and support.alike(public)  # whose places are named
-    if not isinstance(support, (Everywhere, Listed)) and support != public and not union:
+    if not isinstance(support, (Everywhere, Listed)) and support != public and not is_union(support, public):
         support = Listed(support.indices(layout.size))  # the receiver knows the public support of this round alone
     values = innovation if isinstance(support, Everywhere) else innovation[support.indices(layout.size)]
     body, decoded = codec.encode_in_parts(read_only(values), support, context)
@@ -261,9 +261,29 @@ def decode(
         prediction = codec.predict.prediction(memory.shared.reference, gains, layout)
     values, support = codec.decode(parts.coded, parts.context)
     address = payload.frame.address
+    if codec.selects_publicly or not channel.server_sees_clean:
+        _refuse_outside(support, payload.frame, parts.context)
     innovation = decoded_update(values, layout, address, support)
     listed = support if isinstance(support, Listed) and support != parts.context.public_support else None
     return with_claim(_with_prediction(innovation, prediction), claim), listed
+
+
+def _refuse_outside(support: Support, frame: Frame, context: PublicContext) -> None:
+    """Refuse coordinates that are none of the public support which a client's update of this round was released on.
+
+    They would be taken for released, and one client would make the broadcast dense for all.
+
+    Raises:
+        CorruptPayload: The update has such coordinates.
+    """
+    public, d = context.public_support, context.layout.size
+    if frame.client == SERVER or frame.round != frame.version or public is None or support == public:
+        return
+    if support.count(d) > public.count(d) or not np.isin(support.indices(d), public.indices(d)).all():
+        raise CorruptPayload(
+            f"client {frame.client} sends {support.count(d)} coordinates, of which some are not among the "
+            f"{public.count(d)} of its public support: no release of this round has them"
+        )
 
 
 def _with_prediction(innovation: Update, prediction: Float32[np.ndarray, "d"] | None) -> Update:

@@ -8,11 +8,20 @@ import time
 
 import numpy as np
 import pytest
+from constriction import stream
 from scipy import stats
 
 import dpcomp as dp
 from dpcomp.codec.quantize import laplace_code
-from dpcomp.codec.quantize.laplace_code import LaplaceReader, LaplaceWriter, Margins, scale_of
+from dpcomp.codec.quantize.laplace_code import (
+    CHUNK_BITS,
+    LENGTHS,
+    UNARY,
+    LaplaceReader,
+    LaplaceWriter,
+    Margins,
+    scale_of,
+)
 from dpcomp.codec.quantize.layers import LayerStream, natural_logarithm
 from dpcomp.core.public_context import NoiseShare
 
@@ -277,6 +286,21 @@ def test_a_level_of_more_bits_than_a_writer_writes_is_refused():
     writer.scales(np.array([0]), 1)
     with pytest.raises(ValueError, match="narrow"):
         writer.levels(np.array([2**50]), Margins(*np.ones((3, 1))).places(np.ones(1)))
+
+
+@pytest.mark.parametrize("bits", [3, 44])
+def test_a_level_beyond_its_own_number_of_bits_is_refused_as_damage(bits):
+    """Chunks have 16 bits, so that a hostile client can write more of them than it says that there are."""
+    coder = stream.queue.RangeEncoder()
+    places = Margins(*np.ones((3, 1))).places(np.ones(1))
+    unary = [places.up() / 2**24, *[places.further() / 2**24] * UNARY]
+    for probability in unary:
+        coder.encode(np.ones(1, np.int32), stream.model.Bernoulli(perfect=False), probability)
+    coder.encode(np.array([bits], np.int32), stream.model.Uniform(LENGTHS))
+    for _ in range(0, bits, CHUNK_BITS):
+        coder.encode(np.array([2**CHUNK_BITS - 1], np.int32), stream.model.Uniform(1 << CHUNK_BITS))
+    with pytest.raises(dp.CorruptPayload, match="more bits"):
+        LaplaceReader(coder.get_compressed().astype(">u4").tobytes()).levels(places)
 
 
 def test_magnitudes_of_any_size_are_read_as_they_were_written():

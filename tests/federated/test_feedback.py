@@ -1,5 +1,6 @@
 """Momentum at the clients: what they keep survives refusals, kills and absence, and the server adds up what it must."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -239,6 +240,45 @@ class TestDifferences:
             mean = sum(client.state.memory.kept.sent for client in clients) / CLIENTS
             np.testing.assert_allclose(server.model - before, mean, atol=1e-5)
         assert np.abs(mean).max() > 0
+
+    @pytest.mark.parametrize("who", ["server", "client"])
+    def test_an_end_that_was_set_back_is_refused_where_nobody_knows_what_the_server_has(self, who, tmp_path):
+        """Else the server's estimate keeps, or lacks, a part of what the client has sent, for good."""
+        pipeline, folder = self.PIPELINE, tmp_path / "server"
+        server = server_of(pipeline, folder=folder)
+        state, states = synced(pipeline, server), []
+        for number in range(4):
+            states.append(state)
+            if number == 2:
+                shutil.copytree(folder, tmp_path / "backup")
+            state, (_, send) = transition(pipeline.channel, state, Trained(update_of(pipeline, state.memory, number)))
+            state, _ = transition(pipeline.channel, state, ReplyReceived(server.handle(send.message, CLIENT)))
+            state, _ = transition(pipeline.channel, state, BroadcastReceived(server.close_round()))
+        if who == "server":
+            server.close()
+            server = server_of(pipeline, folder=tmp_path / "backup")
+        else:
+            state = states[2]
+        stale, _ = transition(pipeline.channel, state, Restarted())
+        asking, (_, question) = transition(pipeline.channel, stale, TimedOut())
+        reply = ReplyReceived(server.handle(question.message, CLIENT))
+        with pytest.raises(dp.VersionMismatch, match="one of the two was set back"):
+            transition(pipeline.channel, asking, reply)
+        server.close()
+
+    def test_a_server_that_has_nothing_of_a_client_is_sent_all(self, tmp_path):
+        pipeline = self.PIPELINE
+        server = server_of(pipeline, folder=tmp_path / "server")
+        shutil.copytree(tmp_path / "server", tmp_path / "backup")
+        state = accepted(pipeline, server)
+        server.close()
+        server = server_of(pipeline, folder=tmp_path / "backup")
+        asking, (_, question) = transition(pipeline.channel, state, TimedOut())
+        after, _ = transition(pipeline.channel, asking, ReplyReceived(server.handle(question.message, CLIENT)))
+        assert after.phase is Phase.SYNCED
+        assert not after.memory.kept.sent.any()
+        assert after.memory.kept.momentum.tobytes() == state.memory.kept.momentum.tobytes()
+        server.close()
 
     def test_the_number_of_clients_is_needed(self):
         pipeline = self.PIPELINE

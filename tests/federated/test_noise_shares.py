@@ -224,10 +224,10 @@ def test_a_draw_of_too_many_is_drawn_again():
 
 def test_no_sum_of_more_updates_than_the_cohort_is_released():
     pipeline, d = pipeline_of(cohort=2), 10
-    server = pipeline.init_server(d, RUN, dither_keys=KEYS)
+    server = pipeline.init_server(d, RUN, run_id=RUN_ID, dither_keys=KEYS)
     total = pipeline.empty_total(server)
     for client in range(3):
-        memory = pipeline.init_client(d, RUN, client, dither_key=KEYS.of(client))
+        memory = pipeline.init_client(d, RUN, client, run_id=RUN_ID, dither_key=KEYS.of(client))
         payload, _ = pipeline.send(update_of(memory, np.ones(d)), memory)
         received, server = pipeline.receive(payload, server)
         total = total + pipeline.total_of(received, server)
@@ -292,6 +292,22 @@ def test_only_what_was_decoded_of_a_message_counts_as_a_share():
         PIPELINE.clip(np.ones((1, d)), server)
     with pytest.raises(dp.NotPrivate, match="share of the noise"):
         PIPELINE.broadcast(received, server)
+
+
+def test_an_update_is_in_one_release_and_in_it_once():
+    """Its error hides it once: in a second release, or twice in one, it would be no noise of its own."""
+    d, server = 10, server_of(PIPELINE, 10).memory
+    memory = client_of(PIPELINE, d, 1)
+    payload, _ = PIPELINE.send(update_of(memory, np.ones(d)), memory)
+    received, _ = PIPELINE.receive(payload, server)
+    with pytest.raises(dp.NotPrivate, match="share a micro-batch"):
+        PIPELINE.total_of(received, server) + PIPELINE.total_of(received, server)
+    ledger = dp.Ledger()
+    permit = ledger.charge(PIPELINE.cost, server.address, steps=2)
+    PIPELINE.noise(PIPELINE.empty_total(server) + PIPELINE.total_of(received, server), server, dp.SecretSeed(), permit)
+    with pytest.raises(dp.NotPrivate, match="released before"):
+        PIPELINE.noise(PIPELINE.total_of(received, server), server, dp.SecretSeed(), permit)
+    assert permit.used == 1
 
 
 def test_a_total_of_clean_units_is_not_released_as_if_it_had_noise():
@@ -383,6 +399,17 @@ def test_no_two_messages_have_one_dither():
     public = PIPELINE.channel.context(client_of(PIPELINE, d, 0))
     assert public.noise_share is None
     assert public.dither_key not in seen
+
+
+def test_ends_that_name_no_federation_have_no_dither():
+    """With the same keys and seed, another federation would have the same, and the difference of releases no noise."""
+    d = 10
+    memory = PIPELINE.init_client(d, RUN, 1, dither_key=KEYS.of(1))
+    with pytest.raises(dp.NotPrivate, match=r"run_id=os\.urandom\(8\)"):
+        PIPELINE.send(update_of(memory, np.ones(d)), memory)
+    payload, _ = PIPELINE.send(update_of(memory, np.ones(d)), client_of(PIPELINE, d, 1))
+    with pytest.raises(dp.VersionMismatch):  # of other shared memory, whose digest begins with the run id
+        PIPELINE.receive(payload, PIPELINE.init_server(d, RUN, dither_keys=KEYS))
 
 
 def test_both_ends_go_on_after_a_restart_with_their_secrets_given_anew(tmp_path):

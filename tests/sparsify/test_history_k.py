@@ -166,3 +166,12 @@ def test_other_data_with_the_same_releases_give_the_same_support():
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="HistoryK"):
         dp.HistoryK(0.1, **wrong)
+
+
+def test_the_energy_of_a_layer_of_any_size_is_added_up_without_overflow():
+    """Squares of numbers of 20 bits fill 63 bits at 2²³ of them, which a broadcast of signs in one layer reaches."""
+    layout, history = dp.Layout.of(2**23 + 2**20), dp.HistoryK(0.01, score="layer")
+    broadcast = np.full(layout.size, 0.9999, np.float32)
+    energy, number = history.update_history(history.initial_history(layout), broadcast, layout)
+    assert number == layout.size
+    assert energy == pytest.approx(0.9999**2 * layout.size, rel=1e-4)

@@ -1,5 +1,8 @@
 """A support for each client of a round: how it is dealt, what it does to a mean, and how a broadcast names it."""
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,9 +11,11 @@ from scipy import stats
 
 import dpcomp as dp
 from dpcomp.codec.codec import UNION
+from dpcomp.core import support as support_module
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import _permuted
-from dpcomp.federated.aggregation import mean_of_released
+from dpcomp.federated.aggregation import ReleasedSum, mean_of_released
+from dpcomp.wire.update import with_claim
 
 D = 1000
 LAYOUT = dp.Layout.of({"a": (20, 40), "b": (200,)})
@@ -19,7 +24,7 @@ LAYOUT = dp.Layout.of({"a": (20, 40), "b": (200,)})
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**256 - 1), st.integers(0, 50))
 def test_the_permutation_is_one(d, key, number):
-    assert np.array_equal(np.sort(_permuted(np.arange(d), key, number, d)), np.arange(d))
+    assert np.array_equal(np.sort(_permuted(np.arange(d)[None, :], key, np.array([number]), d)), np.arange(d))
 
 
 @settings(deadline=None)
@@ -212,6 +217,92 @@ def test_unions_that_no_sender_writes_are_corrupt():
     other = PublicContext(layout=LAYOUT, public_support=dp.Seeded(seed=5, k=100))
     with pytest.raises(dp.CorruptPayload):
         codec.decode(body, other)
+
+
+def test_a_client_sends_on_its_own_support_and_names_no_places():
+    """Only a broadcast names places: by a few thousand of them, a client would make the server compute for a minute."""
+    own, more = dp.Dealt(seed=5, k=100, places=(2,)), dp.Dealt(seed=5, k=100, places=(2, 200))
+    context = PublicContext(layout=LAYOUT, public_support=own, client=2)
+    codec = dp.Codec(quantize=dp.Sign(), entropy=dp.FixedWidth())
+    body, _ = codec.encode(
+        np.ones(more.count(D), np.float32), more, replace(context, public_support=replace(own, places=()))
+    )
+    assert body[0] == UNION
+    with pytest.raises(dp.CorruptPayload, match="support code 3"):
+        codec.decode(body, context)
+    with pytest.raises(ValueError, match="neither listed nor the public one"):
+        codec.encode(np.ones(more.count(D), np.float32), more, context)
+
+
+MECHANISM = (dp.Clip(1.0), dp.Gaussian(1.0))
+OWN = dp.RandomK(0.1, per="client")
+
+
+@pytest.mark.parametrize("outside", [dp.Everywhere(), dp.Listed(np.arange(3)), None], ids=["all", "few", "another's"])
+@pytest.mark.parametrize(
+    "pipe",
+    [
+        pipeline("client"),
+        pipeline("layer"),
+        dp.Pipeline(mechanism=MECHANISM, codec=dp.Codec(sparsify=OWN), feedback=False),
+        dp.Pipeline(mechanism=MECHANISM, codec=dp.Codec(sparsify=OWN), unit="client", trust="server"),
+    ],
+    ids=["mechanism", "layer", "codec", "trusted"],
+)
+def test_an_update_outside_the_support_of_its_sender_is_refused(pipe, outside, monkeypatch):
+    memory, server = pipe.init_client(LAYOUT, dp.PublicSeed(0), client=2), pipe.init_server(LAYOUT, dp.PublicSeed(0))
+    support = outside or pipe.channel.message_context(pipe.codec, replace(memory, client=7)).public_support
+    if outside is None and pipe.stages[0] == dp.RandomK(0.1, per="layer"):
+        support = dp.Seeded(seed=1, k=100)
+    update = dp.Update(values=np.ones(support.count(D)), layout=LAYOUT, address=memory.address, support=support)
+    monkeypatch.setattr(dp.Codec, "select", lambda self, vector, candidates, context: candidates)  # a hostile sender
+    payload, _ = pipe.send(with_claim(update, pipe.claim), memory)
+    with pytest.raises(dp.CorruptPayload, match="its public support"):
+        pipe.receive(payload, server)
+
+
+def test_an_update_of_an_earlier_round_is_on_the_support_that_it_was_released_on():
+    pipe = pipeline("client")
+    memory, server = pipe.init_client(LAYOUT, dp.PublicSeed(0), client=2), pipe.init_server(LAYOUT, dp.PublicSeed(0))
+    permit = dp.Ledger().charge(pipe.cost, memory.address)
+    update = pipe.release([np.ones((1, D))], memory, dp.SecretSeed(), permit)
+    broadcast, server = pipe.broadcast(np.zeros(D, np.float32), server)
+    payload, _ = pipe.send(update, pipe.follow(broadcast, memory))
+    received, _ = pipe.receive(payload, server)
+    assert np.array_equal(received.dense(), update.dense())
+
+
+def test_own_supports_of_broadcasts_alone_are_refused():
+    with pytest.raises(ValueError, match="all coordinates would be sent"):
+        dp.Pipeline(mechanism=MECHANISM, codec=dp.Codec(), downlink=dp.Codec(sparsify=OWN))
+    smaller = dp.Codec(sparsify=OWN, quantize=dp.Uniform(4))
+    dp.Pipeline(mechanism=MECHANISM, codec=dp.Codec(sparsify=OWN), downlink=smaller)
+
+
+def test_places_of_many_permutations_take_no_longer_than_those_of_one():
+    took = {}
+    for step in (1, 10**6):
+        places = tuple(range(step, 901 * step, step))
+        started = time.process_time()
+        assert dp.Dealt(seed=time.perf_counter_ns(), k=26, places=places).count(26_010) > 26
+        took[step] = time.process_time() - started
+    assert took[10**6] < 20 * took[1]  # a permutation after the other: 200 times as long
+
+
+def test_a_sum_of_many_own_supports_does_not_look_at_all_places_for_each(monkeypatch):
+    pipe, layout, n = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0))), dp.Layout.of(200), 200
+    total = ReleasedSum(pipe.channel, pipe.init_server(layout, dp.PublicSeed(0)))
+    supports = [dp.Dealt(seed=1, k=1, places=(place,)) for place in range(n)]
+    updates = [
+        with_claim(dp.Update(values=np.ones(1), layout=layout, address=dp.Address(0, i, 0), support=each), pipe.claim)
+        for i, each in enumerate(supports)
+    ]
+    looks = []
+    monkeypatch.setattr(support_module, "whole_number", lambda *given, **ranges: looks.append(given))
+    for update in updates:
+        total.add(update)
+    assert total.mean().support.places == tuple(range(n))
+    assert len(looks) < 10 * n  # a union with each update looks at a place n²/2 times
 
 
 class Outside:

@@ -161,12 +161,13 @@ def test_a_residual_of_updates_is_the_rescaled_residual_of_gradients():
         error, before = p - c, rate
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-50])
 @pytest.mark.parametrize("feedback", MOMENTA, ids=str)
-def test_a_rate_of_zero_sends_no_momentum_and_keeps_it(feedback):
+def test_a_rate_that_is_zero_as_a_float32_sends_no_momentum_and_keeps_it(feedback, rate):
     pipeline = pipeline_of(feedback)
     memory = pipeline.init_client(LAYOUT, dp.PublicSeed(5), 1)
     _, memory = pipeline.send(update_of(pipeline, memory, 0.5 * gradient(0), 0.5), memory)
-    _, after = pipeline.send(update_of(pipeline, memory, np.zeros(D, np.float32), 0.0), memory)
+    _, after = pipeline.send(update_of(pipeline, memory, np.zeros(D, np.float32), rate), memory)
     assert all(np.isfinite(vector).all() for vector in after.kept.vectors.values())
     assert np.abs(after.kept.momentum).max() > 0
 

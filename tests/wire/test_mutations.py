@@ -115,8 +115,9 @@ def victim(name, large=False, run=7, rounds=1):
     pipeline = pipeline_of(CODECS[name])
     layout, seed, rng = dp.Layout.of(LARGE if large else SMALL), dp.PublicSeed(run), np.random.default_rng(run)
     keys = dp.DitherKeys(bytes(32)) if pipeline.largest_cohort else None
-    client = pipeline.init_client(layout, seed, client=1, dither_key=keys and keys.of(1))
-    server = pipeline.init_server(layout, seed, dither_keys=keys)
+    run_id = keys and b"mutation"
+    client = pipeline.init_client(layout, seed, client=1, run_id=run_id, dither_key=keys and keys.of(1))
+    server = pipeline.init_server(layout, seed, run_id=run_id, dither_keys=keys)
 
     def update(memory):
         values = heavy_tailed(rng, layout)

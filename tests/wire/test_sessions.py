@@ -183,8 +183,10 @@ class Session:
     def support(self, memory):
         d, rng = self.layout.size, self.rng
         masks = [stage for stage in self.pipeline.stages if isinstance(stage, dp.RandomK)]
-        if masks and rng.random() < 0.8:
-            return masks[0].public_support(self.pipeline.channel.context(memory))
+        if masks:  # a release has this support, and what is derived of it at most this one
+            public = masks[0].public_support(self.pipeline.channel.context(memory))
+            within = public.indices(d)[rng.random(public.count(d)) < one_of(rng, (0.0, 0.1, 0.6, 1.0))]
+            return public if rng.random() < 0.8 else dp.Listed(within)
         listed = dp.Listed(np.flatnonzero(rng.random(d) < one_of(rng, (0.0, 0.1, 0.6, 1.0))))
         seeded = dp.Seeded(int(rng.integers(2**63)), int(rng.integers(d + 1)))
         return one_of(rng, (dp.Everywhere(), listed, seeded))

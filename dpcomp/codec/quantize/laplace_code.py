@@ -196,7 +196,7 @@ class LaplaceReader:
         """Decode the reflected levels of a block.
 
         Raises:
-            CorruptPayload: A level has more bits than any writer's.
+            CorruptPayload: A level has more bits than any writer's, or than its number of bits.
         """
         reflected = self._decided(places.up()).astype(np.int64)
         others = np.flatnonzero(reflected == 0)
@@ -214,6 +214,8 @@ class LaplaceReader:
         for start in range(0, int(bits.max(initial=0)), CHUNK_BITS):
             longer = np.flatnonzero(bits > start)
             rest[longer] |= self._decoded(stream.model.Uniform(1 << CHUNK_BITS), len(longer)) << start
+        if np.logical_or.reduce(rest >> bits):
+            raise CorruptPayload("a level has more bits than its number of bits says, which no sender writes")
         reflected[beyond] += signs * (rest + (1 << bits) - 1)
         return reflected
 
