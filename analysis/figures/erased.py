@@ -1,4 +1,4 @@
-"""What a private update costs in accuracy by its compression ratio at one ε, for supports that are drawn before the noise."""
+"""What a private update costs in accuracy by its compression ratio at one ε, with supports drawn before the noise."""
 
 import math
 
@@ -62,7 +62,8 @@ def draw(trials: pd.DataFrame) -> Figure:
         panel.axhline(-1, color="0.3", linewidth=0.8, linestyle=(0, (2, 2)))
         panel.set(xscale="log", title=PANELS[config], xlabel="times smaller than float32")
     axes[0, 0].set_ylabel("points beside dense float32")
-    found = {label: handle for panel in axes[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    named = [pair for panel in axes[0] for pair in zip(*panel.get_legend_handles_labels(), strict=True)]
+    found = {label: handle for handle, label in named}
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=2, fontsize="small")
     return figure
 
