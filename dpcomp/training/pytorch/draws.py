@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.checks.equal_values import equal_values
 from dpcomp.training.pytorch.rows.structures import copied, tensors
 
 OTHER_LOADER = (
@@ -217,4 +218,4 @@ def same_values(given: Tensor, drawn: Tensor) -> bool:
         return False
     drawn = drawn.to(device=given.device, dtype=given.dtype).reshape(given.shape)
     given = given.detach()
-    return torch.equal(given, drawn) or bool(((given == drawn) | ((given != given) & (drawn != drawn))).all())
+    return equal_values(given, drawn) or bool(((given == drawn) | ((given != given) & (drawn != drawn))).all())
