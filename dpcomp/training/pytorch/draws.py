@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -149,10 +148,14 @@ class Draws:
 
     def take(self, micro_batch: MicroBatch) -> bool:
         """Take a micro-batch out of the queue, and return whether its draw is complete."""
-        draw = self._draws[0]
-        for ticket in micro_batch.tickets:
-            self._arrived.pop(ticket, None)
-            draw.waiting.popleft()
+        draw, tickets = self._draws[0], micro_batch.tickets
+        for ticket in self._arrived.keys() & tickets:
+            del self._arrived[ticket]
+        if len(tickets) == len(draw.waiting):  # as a rule
+            draw.waiting.clear()
+        else:
+            for _ in tickets:
+                draw.waiting.popleft()
         if not draw.waiting:
             self._draws.popleft()
         return not draw.waiting
