@@ -319,8 +319,9 @@ class PrivateOptimizer(DPOptimizer):
 
     def scale_grad(self) -> None:
         """Divide the gradients by the public constant, whatever the size of the batch."""
-        for parameter in self._parameters:
-            parameter.grad /= self.expected_batch_size  # pyright: ignore[reportOperatorIssue]
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        divisor = float(self.expected_batch_size or 1)
+        torch._foreach_div_(gradients, divisor)  # pyright: ignore[reportPrivateImportUsage]
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """Clip and add up; at the end of a logical step, release. A batch without examples releases pure noise.
