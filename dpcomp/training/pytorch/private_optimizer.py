@@ -472,9 +472,11 @@ class PrivateOptimizer(DPOptimizer):
         i = int(self._which_row.integers(one.n))
         check, engine = self._model.check, self._model.engine
         with without_autocast(one.device):
-            check.loss_of(one, to(targets, device=one.device), i)
+            targets = to(targets, device=one.device)
             if engine.rows_at_once is None:
-                check.row_of(one, i, tuple(part[0] for part in engine.rows(one, None, i, i + 1)))
+                check.example_of(one, targets, i, tuple(part[0] for part in engine.rows(one, None, i, i + 1)))
+            else:
+                check.loss_of(one, targets, i)
 
     def _forget_passes(self) -> None:
         """Wipe the gradients, and drop what is kept between a forward pass and its backward pass."""

@@ -43,6 +43,24 @@ class RowCheck:
         self._parameters = trainable(module)
         self.copies = 1  # in the batch of an example alone
 
+    def example_of(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...]) -> None:
+        """Check the loss, the outputs and the row of an example, as `loss_of` and `row_of` do.
+
+        As a rule a pass of the example alone through model and loss shows that all is well.
+
+        Args:
+            one: A pass that a backward pass has reached.
+            targets: The targets of its examples.
+            i: The number of the example.
+            row: Its row, an (…) tensor a trainable parameter.
+
+        Raises:
+            NotPrivate: As `loss_of` and `row_of` do.
+        """
+        if not self._same_alone(one, targets, i, row):
+            self.loss_of(one, targets, i)
+            self.row_of(one, i, row)
+
     def loss_of(self, one: Pass, targets: Any, i: int) -> None:
         """Check that the script's loss is the declared one, and the mean of the losses of its examples.
 
@@ -177,6 +195,28 @@ class RowCheck:
                 loss = self._loss(self._module(*args, **kwargs), wanted)
             return [part.double() for part in gradients_of([loss], list(named.values()), [None])]
 
+    def _same_alone(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...]) -> bool:
+        """Return whether the example alone has these outputs, cotangents and row; False where that is unsure."""
+        if one.random or self.copies > 1:
+            return False
+        (args, kwargs), wanted = rows((one.call, targets), i, i + 1)
+        with self._engine.paused(), one.in_its_precision(), torch.enable_grad():
+            outputs = self._module(*args, **kwargs)
+            alone, given = floating(outputs), floating(one.outputs)
+            if len(alone) != len(given) or not all(alone[number].requires_grad for number in one.cotangents):
+                return False
+            used = [alone[number] for number in one.cotangents]
+            gradients = gradients_of([self._loss(outputs, wanted)], [*used, *self._parameters.values()], [None])
+        sent = [part[i : i + 1] * one.n for part in one.cotangents.values()]
+        return (
+            all(
+                _within(given[number][i : i + 1], mine.detach(), OUTPUT_TOLERANCE)
+                for number, mine in zip(one.cotangents, used, strict=True)
+            )
+            and _near(sent, gradients[: len(used)], self._tolerance)
+            and _near(row, gradients[len(used) :], self._tolerance)
+        )
+
     def _loss_explained_by_rounding(self, one: Pass, targets: Any, i: int, sent: list[Tensor]) -> bool:
         if _far(sent, self._cotangents(one, targets, i, copies=one.n), self._tolerance):
             return False
@@ -233,11 +273,8 @@ class RowCheck:
             found = floating(outputs)
             place = i if one.random else 0
             used = [found[number] for number in one.cotangents]
-            cotangents: list[Tensor] = []
-            for number, output in zip(one.cotangents, used, strict=True):
-                cotangent = torch.zeros_like(output)
-                cotangent[place : place + 1] = one.cotangents[number][i : i + 1] * one.n
-                cotangents.append(cotangent)
+            sent = [part[i : i + 1] * one.n for part in one.cotangents.values()]
+            cotangents = [_at(place, own, output) for own, output in zip(sent, used, strict=True)]
             gradients = gradients_of(used, list(named.values()), cotangents)
         return [part[place : place + 1].detach() for part in used], gradients
 
@@ -295,6 +332,15 @@ def largest_finite(values: Tensor) -> float:
     return float(values.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if values.numel() else 0.0
 
 
+def _at(place: int, own: Tensor, like: Tensor) -> Tensor:
+    """Return zeros in the form of a tensor, but for one entry of its first axis."""
+    if own.shape == like.shape and own.dtype == like.dtype:
+        return own  # the only entry
+    found = torch.zeros_like(like)
+    found[place : place + 1] = own
+    return found
+
+
 def _widened(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
@@ -322,9 +368,12 @@ def _cuda(device: torch.device) -> list[torch.device]:
 
 def _near(mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float) -> bool:
     """Return whether two gradients are alike in the precision in which they are given; False where that is unsure."""
-    own, apart = list(theirs), torch._foreach_sub(list(mine), list(theirs))
-    norms = [torch.stack(torch._foreach_norm(parts)) for parts in (apart, own)]
-    distance, norm = (float(torch.linalg.vector_norm(parts)) for parts in norms)
+    if any(a.shape != b.shape for a, b in zip(mine, theirs, strict=True)):
+        return False
+    own = list(theirs)
+    apart = torch._foreach_sub(list(mine), own)  # pyright: ignore[reportPrivateImportUsage]
+    norms = map(torch._foreach_norm, (apart, own))  # pyright: ignore[reportPrivateImportUsage]
+    distance, norm = (float(torch.linalg.vector_norm(torch.stack(parts))) for parts in norms)
     return math.isfinite(norm) and distance <= 0.5 * tolerance * norm  # a half: norms of float32 read low
 
 
@@ -347,7 +396,8 @@ def _share(mine: list[Tensor], theirs: list[Tensor], floor: float = 0.0) -> floa
 
 def _norm(parts: list[Tensor]) -> float:
     flat = [part.reshape(-1) for part in parts]
-    return math.sqrt(float(sum(map(torch.dot, flat, flat))))
+    squares = list(map(torch.dot, flat, flat))
+    return math.sqrt(float(sum(squares[1:], squares[0]))) if squares else 0.0
 
 
 def _distance(mine: list[Tensor], theirs: list[Tensor]) -> str:
