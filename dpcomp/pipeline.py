@@ -63,6 +63,27 @@ PARTS: dict[str, type] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What a release rests on, taken from the parts of a pipeline once instead of at each use.
+
+    Attributes:
+        contents: Of all parts.
+        claim: On the mechanism's output.
+        cost: Of a release.
+        l2: The sensitivity that the noise multiplier scales.
+        stddev: The noise's standard deviation.
+        clips_by: What identifies the mechanism whose totals the pipeline may release.
+    """
+
+    contents: Any
+    claim: Released
+    cost: Cost
+    l2: float
+    stddev: float
+    clips_by: Any
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """A mechanism and a codec: how gradients are privatised, compressed, sent and applied, and at what privacy cost.
 
@@ -357,10 +378,19 @@ class Pipeline:
             table[item.name] = as_table(value, item.name)
         return json.dumps(table, sort_keys=True)
 
-    def _facts(self) -> tuple[Any, Released, float]:
-        """Return what a release rests on, as it is now: all parts, the claim, the noise's standard deviation."""
+    def _facts(self) -> _Facts:
+        """Return what a release rests on, as it is now."""
         parts = (self.mechanism, self.codec, self.downlink, self.sampling, self.feedback, self.unit, self.trust)
-        return _contents(parts), self.claim, self._noise_stddev
+        contents = _contents(parts)
+        return _Facts(
+            contents=contents,
+            claim=self.claim,
+            cost=self.cost,
+            l2=self._noise_l2,
+            stddev=self._noise_stddev,
+            # A stage that was changed equals itself, so the contents too; and the shares of the noise that units have.
+            clips_by=(self.mechanism, contents[0], self.codec.noise_share),
+        )
 
     @cached_property
     def _only_library_stages(self) -> bool:
@@ -368,7 +398,7 @@ class Pipeline:
         return all(type(stage) in PARTS.values() for stage in self.stages)
 
     @cached_property
-    def _at_birth(self) -> tuple[Any, Released, float]:
+    def _at_birth(self) -> _Facts:
         return self._facts()
 
     @cached_property
@@ -378,25 +408,25 @@ class Pipeline:
         own = Dictionary(vars(self), names, whole=False)
         return Dictionaries([own]), Composition(getattr(self, name) for name in names)
 
-    def _refuse_changed(self) -> None:
-        """Refuse to go on if a part was changed since the pipeline was made: what was charged is another mechanism."""
-        if self._only_library_stages and all(noted.same() for noted in self._objects_at_birth):
-            return
+    def _unchanged(self) -> _Facts:
+        """Return what a release rests on now, which is what it was when the pipeline was made.
+
+        Raises:
+            NotPrivate: A part was changed since then: what was charged is another mechanism.
+        """
+        fields_at_birth, parts_at_birth = self._objects_at_birth
+        if self._only_library_stages and fields_at_birth.same() and parts_at_birth.same():
+            return self._at_birth
         try:
-            same = self._facts() == self._at_birth
+            facts = self._facts()
         except (NotPrivate, TypeError, ValueError) as error:
             raise NotPrivate(f"a part was changed after the pipeline was made, and now {error}") from error
-        if not same:
+        if facts != self._at_birth:
             raise NotPrivate(
                 f"a part was changed after the pipeline was made, which is now {self}, with the claim {self.claim} "
-                f"where {self._at_birth[1]} was charged: parts are values, so make another pipeline of other parts"
+                f"where {self._at_birth.claim} was charged: parts are values, so make another pipeline of other parts"
             )
-
-    @property
-    def _clips_by(self) -> Any:
-        """What identifies the mechanism whose totals this pipeline may release."""
-        # The contents too: a stage that was changed equals itself. And the shares of the noise that units have.
-        return self.mechanism, _contents(self.mechanism), self.codec.noise_share
+        return facts
 
     def to_table(self) -> dict[str, Any]:
         """Return the pipeline as the table `[pipeline]` of a TOML file: plain types, class names with their fields.
@@ -591,7 +621,7 @@ class Pipeline:
                 to a randomly drawn one alone, or gives another number of them.
             ValueError: The block does not fit the memory's layout.
         """
-        self._refuse_changed()
+        facts = self._unchanged()
         value: Any = _units(block, memory.layout, self._transforms)
         if self.codec.noise_share is not None and value.count:
             raise NotPrivate(
@@ -603,10 +633,10 @@ class Pipeline:
             before, value = value, transform.apply(value, context)
             if isinstance(before, Units) and type(transform) not in PARTS.values():
                 refuse_mixed_units(transform, before, value, context)
-            if isinstance(transform, HasPublicSupport):
+            if getattr(transform, "public_support", None) is not None:  # HasPublicSupport, whose test takes 2 µs
                 refuse_other_support(transform, value.support, context)
         total = value if isinstance(value, Total) else value.sum()
-        return total if is_traced(total.layers[0]) else total.sealed(Batches(self._clips_by))
+        return total if is_traced(total.layers[0]) else total.sealed(Batches(facts.clips_by))
 
     def empty_total(self, memory: ClientMemory | ServerMemory) -> Total:
         """Return the total of an empty batch; its release is pure noise."""
@@ -633,7 +663,7 @@ class Pipeline:
         """
         if self.codec.noise_share is None:
             return self.clip(update.dense()[None, :], memory)
-        self._refuse_changed()
+        facts = self._unchanged()
         if update.claim != self.channel.uplink_claim:
             raise NotPrivate(
                 "total_of: this update was not decoded by this pipeline's receive, so nothing shows that it has its "
@@ -642,7 +672,7 @@ class Pipeline:
         if update.layout != memory.layout:
             raise ValueError(f"total_of: the update has layout {update.layout}, the memory {memory.layout}")
         # The same each time: the error in an update is the noise of one release, and no noise of a second one.
-        batches = vars(update).setdefault("_share", Batches(self._clips_by))
+        batches = vars(update).setdefault("_share", Batches(facts.clips_by))
         return Total(layers=(update.values,), layout=memory.layout, units=1).sealed(batches)
 
     @np.errstate(all="ignore")
@@ -652,7 +682,7 @@ class Pipeline:
         The noise is drawn by ChaCha20, drawn and added in float64, and rounded to a public grid, then to float32. Its
         stream derives from the secret, the permit's address and the step, so no two releases share noise.
 
-        **Privacy:** the noise is scaled by the bound that the stages before it prove, read here and not before; the
+        **Privacy:** the noise is scaled by the bound that the stages before it prove, and no stage was changed; the
         release was charged before, since the permit exists; and its units are released once (PRIVACY_RULES hazards 1,
         4, 17, 39, 40 and 42).
 
@@ -676,8 +706,8 @@ class Pipeline:
         """
         self._check_end(memory, secret, permit)
         check_type(total, Total, f"noise: give a Total, which pipeline.clip returns, not a {type(total).__name__}")
-        self._refuse_changed()
-        batches = total.batches(self._clips_by)
+        facts = self._unchanged()
+        batches = total.batches(facts.clips_by)
         most = self.trust_model.units_per_release
         if most is not None and total.units > most:
             raise NotPrivate(
@@ -689,21 +719,21 @@ class Pipeline:
             shared.check_cohort(total.units)
         batches.take()
         try:
-            step = permit.spend(self.cost, seeded=secret.seeded or (keys is not None and keys.seeded))
+            step = permit.spend(facts.cost, seeded=secret.seeded or (keys is not None and keys.seeded))
         except BaseException:
             batches.give_back()
             raise
-        vector, address, stddev = total.vector(), permit.address, self._noise_stddev
+        vector, address = total.vector(), permit.address
         if self._noise:
             normal = noise_of_step(secret, address, step, len(vector))
             if shared is None:
-                vector = self._noise.release(vector, normal, self._noise_l2)
+                vector = self._noise.release(vector, normal, facts.l2)
             else:
                 vector = shared.completed(vector, total.units, normal)
         update = Update(
-            values=vector, layout=memory.layout, address=address, support=total.support, noise_stddev=stddev
+            values=vector, layout=memory.layout, address=address, support=total.support, noise_stddev=facts.stddev
         )
-        return with_claim(update, self.claim)
+        return with_claim(update, facts.claim)
 
     def release(
         self, blocks: Iterable[Any], memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit
@@ -768,9 +798,9 @@ class Pipeline:
             ValueError: The permit is of another client.
         """
         self._check_end(memory, secret, permit)
-        self._refuse_changed()
+        facts = self._unchanged()
         self._refuse_share_in_trace()
-        return self._in_trace.draw(self.empty_total(memory), secret, permit, self.cost, steps)
+        return self._in_trace(facts).draw(self.empty_total(memory), secret, permit, facts.cost, steps)
 
     def release_in_trace(
         self,
@@ -806,9 +836,9 @@ class Pipeline:
             TypeError: A stage of your own cannot be traced, or the trace has no float64.
             ValueError: A block does not fit the layout.
         """
-        self._refuse_changed()
+        facts = self._unchanged()
         self.refuse_untraceable()
-        return self._in_trace.release(block_at, count, noise, layout, positions)
+        return self._in_trace(facts).release(block_at, count, noise, layout, positions)
 
     def released(self, release: TracedRelease, drawn: DrawnNoise) -> Update:
         """Return the update of a release that a compiled program made; `derive` takes what it computed of its releases.
@@ -824,7 +854,8 @@ class Pipeline:
             NotPrivate: Another mechanism made the release, it was made with other noise, or the noise was used up.
             TypeError: It is no release.
         """
-        values = self._in_trace.values(release, drawn)
+        facts = self._unchanged()
+        values = self._in_trace(facts).values(release, drawn)
         update = Update(
             values=values,
             layout=drawn.layout,
@@ -832,13 +863,10 @@ class Pipeline:
             support=drawn.support,
             noise_stddev=drawn.stddev,
         )
-        return with_claim(update, self.claim)
+        return with_claim(update, facts.claim)
 
-    @property
-    def _in_trace(self) -> MechanismInTrace:
-        return MechanismInTrace(
-            stages=self._transforms, gaussian=self._noise, l2=self._noise_l2, drawn_by=self._clips_by
-        )
+    def _in_trace(self, facts: _Facts) -> MechanismInTrace:
+        return MechanismInTrace(stages=self._transforms, gaussian=self._noise, l2=facts.l2, drawn_by=facts.clips_by)
 
     def public_positions(self, memory: ClientMemory | ServerMemory) -> Int64[np.ndarray, "k"] | None:
         """Return the coordinates of the mechanism's public support in this round; None if it has all of them."""

@@ -6,7 +6,7 @@ from dataclasses import is_dataclass
 from functools import cache, cached_property
 from inspect import getattr_static
 from itertools import chain
-from operator import is_, itemgetter
+from operator import attrgetter, call, is_, itemgetter
 from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
@@ -36,16 +36,12 @@ class Dictionary:
     ):
         self.held, self.at_times, self.whole = held, tuple(at_times), whole
         self.keys = tuple(held if keys is None else keys)
+
+    @property
+    def getter(self) -> Callable[[Mapping[Any, Any]], Sequence[Any]]:
+        """What returns the watched values of the dictionary, and raises a KeyError where a key is gone."""
         # `itemgetter` of a single key gives the value alone, and of none is refused: so the first comes twice.
-        self._get = itemgetter(*self.keys, self.keys[0]) if self.keys else None
-
-    def values(self) -> Sequence[Any]:
-        """Return the watched values.
-
-        Raises:
-            KeyError: A key is gone.
-        """
-        return self._get(self.held) if self._get else ()
+        return itemgetter(*self.keys, self.keys[0])
 
     def length(self) -> int:
         """Return the number of keys, without those that may come and go."""
@@ -55,15 +51,20 @@ class Dictionary:
 class Dictionaries:
     """The values of dictionaries as they are now: many at once, since a training step looks at them several times.
 
+    All of them are compared by a few functions of C, without a call of Python for each.
+
     Args:
         parts: The dictionaries.
     """
 
     def __init__(self, parts: Sequence[Dictionary]):
-        self._parts = parts
+        watched = [part for part in parts if part.keys]
+        self._held, self._getters = [part.held for part in watched], [part.getter for part in watched]
         self._fixed = [part.held for part in parts if part.whole and not part.at_times]
         self._varying = [part for part in parts if part.whole and part.at_times]
-        self._values, self._lengths = self._values_now(), self._lengths_now()
+        self._varying_held = [part.held for part in self._varying]
+        self._values, self._lengths = self._values_now(), list(map(len, self._fixed))
+        self._keys, self._counts = list(map(list, self._varying_held)), self._counts_now()
 
     def same(self) -> bool:
         """Return whether they have the same keys, and the same objects as values."""
@@ -71,13 +72,21 @@ class Dictionaries:
             now = self._values_now()
         except KeyError:
             return False
-        return all(map(is_, now, self._values)) and self._lengths_now() == self._lengths
+        return (
+            all(map(is_, now, self._values))
+            and list(map(len, self._fixed)) == self._lengths
+            # As a rule none of the keys that may come and go did.
+            and (list(map(list, self._varying_held)) == self._keys or self._counts_now() == self._counts)
+        )
 
     def _values_now(self) -> list[Any]:
-        return list(chain.from_iterable(map(Dictionary.values, self._parts)))
+        return list(chain.from_iterable(map(call, self._getters, self._held)))  # pyright: ignore[reportArgumentType]
 
-    def _lengths_now(self) -> list[int]:
-        return [*map(len, self._fixed), *map(Dictionary.length, self._varying)]
+    def _counts_now(self) -> list[int]:
+        return list(map(Dictionary.length, self._varying))
+
+
+_defaults = attrgetter("__defaults__", "__kwdefaults__")  # all that `behind` finds of a function without a closure
 
 
 class Composition:
@@ -96,12 +105,13 @@ class Composition:
         self._kept = list(values)
         self._noted: list[Dictionary] = []
         self._groups: list[Any] = []  # lists, deques and sets, whose members may be exchanged
-        self._functions: list[Any] = []  # with variables around them
+        self._plain: list[FunctionType] = []  # functions that read nothing around them but their defaults
+        self._functions: list[Any] = []  # the other ones that read something around them
         self._seen = set[Any]()  # by identity, for what refers to itself
         self.tells_all = self._note_all(self._kept)
         self._dictionaries = Dictionaries(self._noted)
         self._members, self._counts = self._members_now(), list(map(len, self._groups))
-        self._behind = self._behind_now()
+        self._behind, self._defaults = self._behind_now(), self._defaults_now()
 
     def same(self) -> bool:
         """Return whether nothing changed: False also where that is not known."""
@@ -110,8 +120,12 @@ class Composition:
             and list(map(len, self._groups)) == self._counts
             and all(map(is_, self._members_now(), self._members))
             and self._dictionaries.same()
+            and all(map(is_, self._defaults_now(), self._defaults))
             and self._same_behind()
         )
+
+    def _defaults_now(self) -> list[Any]:
+        return list(chain.from_iterable(map(_defaults, self._plain)))
 
     def _same_behind(self) -> bool:
         if not self._functions:
@@ -136,7 +150,10 @@ class Composition:
         self._seen.add(place)
         own = getattr(function, "__dict__", {})
         self._noted.append(Dictionary(own))
-        if any(True for _ in behind(value)):
+        if isinstance(value, FunctionType) and value.__closure__ is None:
+            self._plain.append(value)
+            self._noted += [Dictionary(value.__kwdefaults__)] if value.__kwdefaults__ is not None else []
+        elif any(True for _ in behind(value)):
             self._functions.append(value)
         return not own and self._note_all([part for _, part in behind(value)])
 

@@ -110,7 +110,7 @@ class Clip:
     def _sum(self, layers: tuple[Float[Any, "n _"], ...]) -> tuple[tuple[Float[Any, "_"], ...], int]:
         """Return the sum, and the number of units whose norm is finite."""
         given, layers = layers, _alike(layers)
-        xp = array_namespace(*layers)
+        xp = _namespace(*layers)
         norms = unit_norms(tuple(xp.astype(x, xp.float64) for x in layers) if self._wide else layers)
         factors, finite = self._factors(norms)
         if not is_numpy_array(layers[0]):
@@ -127,7 +127,7 @@ class Clip:
 
     def _factors(self, norms: Float[Any, "n"]) -> tuple[Float[Any, "n"], Bool[Any, "n"]]:
         """Return the factors of units, 0 for one whose norm is not finite; and whether each norm is finite."""
-        xp = array_namespace(norms)
+        xp = _namespace(norms)
         finite = xp.isfinite(norms)
         limited = xp.minimum(self.norm / (norms + MARGIN * self.norm), xp.ones_like(norms))
         return xp.where(finite, limited, xp.zeros_like(norms)), finite
@@ -159,7 +159,7 @@ def _alike(layers: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return layers of one dtype, float32 or wider, as arrays of NumPy unless they are traced or lie on a device."""
     if not any(map(is_traced, layers)) and not all(map(is_torch_array, layers)):
         layers = tuple(map(np.asarray, layers))
-    xp = array_namespace(*layers)
+    xp = _namespace(*layers)
     dtype = xp.result_type(xp.float32, *layers)
     layers = tuple(layer if layer.dtype == dtype else xp.astype(layer, dtype) for layer in layers)
     if is_torch_array(layers[0]):
@@ -174,7 +174,7 @@ def _squared_norms(x: Float[Any, "n m"]) -> Float[Any, "n"]:
     One long float32 sum reads low (torch's by 0.7–1.2 % at 10⁷ coordinates), so squares are added in short blocks, and
     the blocks in float64.
     """
-    xp, (n, m) = array_namespace(x), x.shape
+    xp, (n, m) = _namespace(x), x.shape
     whole = m - m % SQUARES_PER_SUM
     if whole == 0:
         return _squares(x)
@@ -185,7 +185,12 @@ def _squared_norms(x: Float[Any, "n m"]) -> Float[Any, "n"]:
 
 def _squares(x: Float[Any, "... m"]) -> Float[Any, "..."]:
     """Return the sum of squares over the last axis, rounded like x, as float64."""
-    xp = array_namespace(x)
-    if is_numpy_array(x):
+    xp = _namespace(x)
+    if xp is np:
         return np.vecdot(x, x).astype(np.float64)
     return xp.astype(xp.linalg.vector_norm(x, axis=-1), xp.float64) ** 2
+
+
+def _namespace(*arrays: Any) -> Any:
+    """Return the functions of the framework of some arrays; those of NumPy at once, since each step asks."""
+    return np if all(isinstance(array, np.ndarray) for array in arrays) else array_namespace(*arrays)

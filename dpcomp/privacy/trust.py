@@ -6,6 +6,7 @@ from typing import Literal, get_args
 Unit = Literal["example", "client"]
 Trust = Literal["nobody", "server"]
 End = Literal["client", "server"]
+_UNITS, _TRUSTS = get_args(Unit), get_args(Trust)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,9 @@ class TrustModel:
     trust: Trust = "nobody"
 
     def __post_init__(self):
-        if self.unit not in get_args(Unit):
+        if self.unit not in _UNITS:
             raise ValueError(f"unit={self.unit!r}: what one neighbour adds or removes, 'example' or 'client'")
-        if self.trust not in get_args(Trust):
+        if self.trust not in _TRUSTS:
             raise ValueError(f"trust={self.trust!r}: who sees values before the noise, 'nobody' or 'server'")
 
     @property

@@ -163,3 +163,39 @@ def test_attributes_of_a_mapping_are_seen():
     assert noted.same()
     held.scale = 2  # pyright: ignore[reportAttributeAccessIssue]
     assert not noted.same()
+
+
+def with_defaults(value: int = 1, *, limit: list[int] | None = None) -> bool:
+    return limit is not None and value in limit
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"__defaults__": (2,)},
+        {"__defaults__": None},
+        {"__kwdefaults__": {"limit": [1]}},
+        {"__kwdefaults__": None},
+    ],
+)
+def test_other_defaults_of_a_function_are_seen(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    noted = Composition([with_defaults])
+    assert noted.same()
+    for name, value in change.items():
+        monkeypatch.setattr(with_defaults, name, value)
+    assert not noted.same()
+
+
+def test_a_default_by_name_that_is_written_in_place_is_seen(monkeypatch: pytest.MonkeyPatch):
+    noted, defaults = Composition([with_defaults]), with_defaults.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "limit", [1])
+    assert not noted.same()
+
+
+def test_a_key_that_takes_the_place_of_one_that_may_come_and_go_is_seen():
+    held = {"kept": 1, "sometimes": 2}
+    noted = Dictionaries([Dictionary(held, ["kept"], ["sometimes"])])
+    del held["sometimes"]
+    held["other"] = 2
+    assert not noted.same()

@@ -348,6 +348,30 @@ def test_a_backward_pass_leaves_no_gradient_on_parameters():
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: [nn.Flatten(), nn.Linear(81, 4), nn.Linear(4, 2)],
+        lambda: [nn.Conv2d(1, 3, 3), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(147, 4), nn.Linear(4, 2)],
+    ],
+)
+def test_a_row_that_was_looked_at_leaves_the_sum_as_it_is(layers):
+    inputs = torch.randn(N, 1, 9, 9)
+    inputs[2] = float("inf")
+    model, one = passed(nn.Sequential(*layers()), inputs, BookKeeping())
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(0.01), dp.Gaussian(1.0)))
+    memory = pipeline.init_client(layout_of(model), seed=dp.PublicSeed(0), client=0)
+    expected = pipeline.clip(units_of(model, one), memory)
+    assert expected.not_finite == 1
+    for _ in range(2):
+        looked_at = model.engine.rows(one, None, 4, 5)
+        for _ in range(2):
+            total = pipeline.clip(units_of(model, one), memory)
+            assert np.array_equal(total.vector(), expected.vector())
+            assert total.not_finite == 1
+        assert all(map(torch.equal, looked_at, model.engine.rows(one, None, 4, 5)))
+
+
 def test_an_own_stage_gets_rows():
     module, inputs = nn.Linear(8, 3), torch.randn(N, 8)
     model, one = passed(module, inputs, BookKeeping())

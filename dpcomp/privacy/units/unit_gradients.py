@@ -290,7 +290,9 @@ def _added_pairs(mine: tuple[Any, Any], theirs: tuple[Any, Any]) -> tuple[Any, A
 
 def on_host(array: Any) -> Float64[np.ndarray, "..."]:
     """Return an array of any framework as an array of NumPy."""
-    return np.asarray(array.detach().cpu() if is_torch_array(array) else array, dtype=np.float64)
+    if not isinstance(array, np.ndarray) and is_torch_array(array):
+        array = array.detach().cpu()
+    return np.asarray(array, dtype=np.float64)
 
 
 def _rows(array: Any) -> Float[Any, "n m"]:

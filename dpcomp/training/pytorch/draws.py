@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.checks.equal_values import equal_values
 from dpcomp.training.pytorch.rows.structures import copied, tensors
 
 OTHER_LOADER = (
@@ -148,10 +148,14 @@ class Draws:
 
     def take(self, micro_batch: MicroBatch) -> bool:
         """Take a micro-batch out of the queue, and return whether its draw is complete."""
-        draw = self._draws[0]
-        for ticket in micro_batch.tickets:
-            self._arrived.pop(ticket, None)
-            draw.waiting.popleft()
+        draw, tickets = self._draws[0], micro_batch.tickets
+        for ticket in self._arrived.keys() & tickets:
+            del self._arrived[ticket]
+        if len(tickets) == len(draw.waiting):  # as a rule
+            draw.waiting.clear()
+        else:
+            for _ in tickets:
+                draw.waiting.popleft()
         if not draw.waiting:
             self._draws.popleft()
         return not draw.waiting
@@ -217,4 +221,4 @@ def same_values(given: Tensor, drawn: Tensor) -> bool:
         return False
     drawn = drawn.to(device=given.device, dtype=given.dtype).reshape(given.shape)
     given = given.detach()
-    return torch.equal(given, drawn) or bool(((given == drawn) | ((given != given) & (drawn != drawn))).all())
+    return equal_values(given, drawn) or bool(((given == drawn) | ((given != given) & (drawn != drawn))).all())

@@ -55,9 +55,10 @@ class PrivateModel(nn.Module):
         if not (self.training and torch.is_grad_enabled()):
             return self._module(*args, **kwargs)
         self.refuse_other_parameters()
-        if any(part.ndim for part in tensors((args, kwargs))) and count((args, kwargs)) == 0:
+        given = tensors((args, kwargs))
+        if any(part.ndim for part in given) and count(given) == 0:
             return self._outputs_of_nothing(args, kwargs)
-        device = next((part.device for part in tensors((args, kwargs))), torch.device("cpu"))
+        device = given[0].device if given else torch.device("cpu")
         mixed = torch.is_autocast_enabled(device.type)
         one = Pass(
             args=mapped(Tensor.contiguous, args),
@@ -121,8 +122,8 @@ class PrivateModel(nn.Module):
 
     def forget(self, *, unfinished: bool) -> None:
         """Drop finished passes and their gradients, and with `unfinished` the other passes too."""
-        self.passes = [] if unfinished else [one for one in self.passes if one.order is None]
-        self._reached = 0
+        self.passes[:] = [] if unfinished else [one for one in self.passes if one.order is None]
+        self._set_reached(0)
         self.engine.forget(unfinished=unfinished)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -136,8 +137,11 @@ class PrivateModel(nn.Module):
         return {**self.__dict__, "passes": []}
 
     def _next_order(self) -> int:
-        self._reached += 1
+        self._set_reached(self._reached + 1)
         return self._reached - 1
+
+    def _set_reached(self, number: int) -> None:
+        object.__setattr__(self, "_reached", number)  # a module's own way looks for parameters first, at each step
 
     def _outputs_of_nothing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the outputs of made-up examples, cut to length 0: many layers fail on a batch without examples."""

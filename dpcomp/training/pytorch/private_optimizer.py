@@ -24,7 +24,7 @@ from dpcomp.training.pytorch.draws import Draws, MicroBatch
 from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.rows.parameters import cut, layout_of, read, trainable
-from dpcomp.training.pytorch.rows.passes import Pass
+from dpcomp.training.pytorch.rows.passes import Pass, without_autocast
 from dpcomp.training.pytorch.rows.structures import count, inputs_and_targets, rows, to
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
@@ -319,8 +319,9 @@ class PrivateOptimizer(DPOptimizer):
 
     def scale_grad(self) -> None:
         """Divide the gradients by the public constant, whatever the size of the batch."""
-        for parameter in self._parameters:
-            parameter.grad /= self.expected_batch_size  # pyright: ignore[reportOperatorIssue]
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        divisor = float(self.expected_batch_size or 1)
+        torch._foreach_div_(gradients, divisor)  # pyright: ignore[reportPrivateImportUsage]
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """Clip and add up; at the end of a logical step, release. A batch without examples releases pure noise.
@@ -456,7 +457,7 @@ class PrivateOptimizer(DPOptimizer):
             for one in public:
                 more = engine.rows(one, None, offset + start, offset + stop)
                 block = tuple(a + b for a, b in zip(block, more, strict=True))
-            with torch.autocast(self._parameters[0].device.type, enabled=False):  # half precision breaks the clip
+            with without_autocast(self._parameters[0].device):  # half precision breaks the clip
                 part = self._pipeline.clip(block, memory)
             self._total = part if self._total is None else self._total + part
 
@@ -470,10 +471,12 @@ class PrivateOptimizer(DPOptimizer):
         one = group[int(self._which_row.integers(len(group)))]
         i = int(self._which_row.integers(one.n))
         check, engine = self._model.check, self._model.engine
-        with torch.autocast(one.device.type, enabled=False):
-            check.loss_of(one, to(targets, device=one.device), i)
+        with without_autocast(one.device):
+            targets = to(targets, device=one.device)
             if engine.rows_at_once is None:
-                check.row_of(one, i, tuple(part[0] for part in engine.rows(one, None, i, i + 1)))
+                check.example_of(one, targets, i, tuple(part[0] for part in engine.rows(one, None, i, i + 1)))
+            else:
+                check.loss_of(one, targets, i)
 
     def _forget_passes(self) -> None:
         """Wipe the gradients, and drop what is kept between a forward pass and its backward pass."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dpcomp.core.identity import behind
+from dpcomp.training.pytorch.checks.equal_values import equal_values
 
 # Of each module: torch's own entries, and what Opacus keeps on it between passes.
 OF_TORCH = frozenset(vars(nn.Module())) | {
@@ -178,27 +179,24 @@ def same(now: list[Any], before: list[Any]) -> bool:
 
 def same_tensor(now: Tensor, before: Tensor) -> bool:
     """Return whether two tensors have the same values, where NaN equals NaN."""
-    return _same_tensors(now.detach(), before)
+    now = now.detach()
+    if now.shape != before.shape or now.dtype != before.dtype:
+        return False
+    try:
+        before = before.to(now.device)
+        return equal_values(now, before) or bool(((now == before) | ((now != now) & (before != before))).all())
+    except RuntimeError:  # a tensor that a transform of torch.func left behind, or one without values
+        return False
 
 
 def _same(now: Any, before: Any) -> bool:
     if isinstance(now, Tensor):
-        return isinstance(before, Tensor) and _same_tensors(now.detach(), before)
+        return isinstance(before, Tensor) and same_tensor(now, before)
     if type(now) is not type(before):
         return False
     if isinstance(now, np.ndarray):
         return now.dtype == before.dtype and now.tobytes() == before.tobytes()
     return bool(now == before) or bool(now != now and before != before)
-
-
-def _same_tensors(now: Tensor, before: Tensor) -> bool:
-    if now.shape != before.shape or now.dtype != before.dtype:
-        return False
-    try:
-        before = before.to(now.device)
-        return torch.equal(now, before) or bool(((now == before) | ((now != now) & (before != before))).all())
-    except RuntimeError:  # a tensor that a transform of torch.func left behind, or one without values
-        return False
 
 
 def _attributes_of(value: Any) -> list[tuple[str, Any]]:

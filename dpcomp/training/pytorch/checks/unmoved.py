@@ -1,5 +1,7 @@
 """Unmoved: a guard that only the optimiser's step on released values moves what a model and its loss hold."""
 
+from contextlib import suppress
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -7,8 +9,11 @@ from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.checks.anatomy import Layers, Objects
+from dpcomp.training.pytorch.checks.equal_values import equal_values
 from dpcomp.training.pytorch.checks.held import held, kept, same, same_tensor
 from dpcomp.training.pytorch.rows.parameters import trainable
+
+_form = attrgetter("shape", "dtype", "device")
 
 
 class Unmoved:
@@ -32,15 +37,16 @@ class Unmoved:
         self._made_of = Layers(module)
         self._before: dict[str, list[Any]] = {}
         self._objects: Objects | None = None  # that `_before` was taken of
-        self._tensors: list[tuple[Tensor, Tensor]] = []  # each with its copy in `_before`
+        self._tensors: list[Tensor] = []  # that are held
+        self._copies: list[Tensor] = []  # of these, in `_before`
+        self._forms: list[Any] = []  # of the copies
         self.remember()
 
     def remember(self) -> None:
         """Take all present values as those that were released: right after the optimiser's step."""
         if self._objects is not None and self._objects.same():
             with torch.no_grad():
-                for value, copy in self._tensors:
-                    copy.copy_(value)
+                torch._foreach_copy_(self._copies, self._tensors)  # pyright: ignore[reportPrivateImportUsage]
             return
         held_now = self._held()
         self._before = {name: list(map(kept, leaves)) for name, leaves in held_now.items()}
@@ -48,12 +54,21 @@ class Unmoved:
 
     def _note_objects(self, held_now: dict[str, list[Any]]) -> None:
         self._objects = Objects(self._module, self._loss, ignored=self._ignored)
-        self._tensors = [
+        pairs = [
             (value, copy)
             for name, leaves in held_now.items()
             for value, copy in zip(leaves, self._before[name], strict=True)
             if isinstance(value, Tensor)
         ]
+        self._tensors, self._copies = [value for value, _ in pairs], [copy for _, copy in pairs]
+        self._forms = list(map(_form, self._copies))
+
+    def _same_tensors(self) -> bool:
+        if list(map(_form, self._tensors)) == self._forms:
+            with suppress(RuntimeError):  # one that a transform of torch.func left behind, or one without values
+                if all(map(equal_values, map(Tensor.detach, self._tensors), self._copies)):
+                    return True
+        return all(map(same_tensor, self._tensors, self._copies))  # on other devices, or with values that are NaN
 
     def remember_trained(self) -> None:
         """Take the present values of the trainable parameters as a new start; all else is held to what it was."""
@@ -64,7 +79,7 @@ class Unmoved:
 
     def moved(self) -> list[str]:
         """Return the names of what has other values than those remembered."""
-        if self._objects is not None and self._objects.same() and all(same_tensor(*pair) for pair in self._tensors):
+        if self._objects is not None and self._objects.same() and self._same_tensors():
             return []
         now = self._held()
         changed = [

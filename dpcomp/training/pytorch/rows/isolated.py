@@ -63,6 +63,7 @@ class IsolatedRows:
 
     def __init__(self, module: nn.Module, loss: Loss, rows_at_once: int):
         self._module, self._loss = module, loss
+        self._parameters: dict[str, Tensor] = dict(trainable(module))
         self.rows_at_once: int | None = rows_at_once
         self.in_a_loop = False
         self.copies = 1  # 2 for a module that gives a batch of one another form, as a bare squeeze() does
@@ -73,7 +74,7 @@ class IsolatedRows:
             return self._with_a_parameter_a_row(one)
         args, kwargs = one.given
         if any(part.requires_grad for part in tensors(one.call)):
-            fixed: dict[str, Tensor] = {name: value.detach() for name, value in _named(self._module).items()}
+            fixed: dict[str, Tensor] = {name: value.detach() for name, value in self._parameters.items()}
             return functional_call(self._module, fixed, args, kwargs)
         with torch.no_grad():
             outputs = self._module(*args, **kwargs)
@@ -116,7 +117,7 @@ class IsolatedRows:
         """Return whether a function in model or loss has a rule of its own for `vmap`, which gets all examples."""
         alone = mapped(lambda part: part[0] if part.ndim else part, example)
         with torch.enable_grad():
-            loss = self._loss_of_one(_named(self._module), alone)
+            loss = self._loss_of_one(self._parameters, alone)
         kinds = [getattr(node, "_forward_cls", None) for node in own_functions([loss])]
         return any(getattr(kind, "vmap", None) is not Function.vmap for kind in kinds)
 
@@ -129,7 +130,7 @@ class IsolatedRows:
         Raises:
             NotPrivate: Naming the parameters.
         """
-        if names := [name for name, value in _named(self._module).items() if value.grad is not None]:
+        if names := [name for name, value in self._parameters.items() if value.grad is not None]:
             raise NotPrivate(
                 f"the script's backward pass reached {names} past the outputs of the model, and such gradients are not "
                 "in the rows: for a weight penalty use weight_decay= of the optimiser; call the model itself, not its "
@@ -152,7 +153,7 @@ class IsolatedRows:
 
     def _mapped(self, examples: Any) -> tuple[Tensor, ...]:
         leaves = list(tensors(examples))
-        parameters = {name: value.detach() for name, value in _named(self._module).items()}
+        parameters = {name: value.detach() for name, value in self._parameters.items()}
 
         def loss(values: dict[str, Tensor], *parts: Tensor) -> Tensor:
             return self._loss_of_one(values, _rebuilt(examples, parts))
@@ -164,7 +165,7 @@ class IsolatedRows:
 
     def _looped(self, examples: Any) -> tuple[Tensor, ...]:
         leaves = list(tensors(examples))
-        named = _named(self._module)
+        named = self._parameters
         n = next(len(leaf) for leaf in leaves if leaf.ndim)
         found: list[list[Tensor]] = []
         for i in range(n):
@@ -178,7 +179,7 @@ class IsolatedRows:
         """Return outputs whose gradients reach a copy of each parameter a row, under any loss."""
         one.leaves = {
             name: value.detach().expand(one.n, *value.shape).clone().requires_grad_()
-            for name, value in _named(self._module).items()
+            for name, value in self._parameters.items()
         }
         parts = list(tensors(one.call))
 
@@ -215,10 +216,6 @@ def _fallbacks_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         yield
-
-
-def _named(module: nn.Module) -> dict[str, Tensor]:
-    return dict(trainable(module))
 
 
 def _rebuilt(structure: Any, parts: Any) -> Any:

@@ -49,7 +49,7 @@ def cut(parameters: Sequence[torch.Tensor], vector: Float32[np.ndarray, "d"]) ->
             f"a vector of shape {vector.shape} does not fit {sum(sizes)} trainable parameters: give one of shape "
             f"({sum(sizes)},)"
         )
-    rows = torch.tensor(vector).split(sizes)
+    rows = torch.split_with_sizes(torch.tensor(vector), sizes)
     return [row.view(parameter.shape) for row, parameter in zip(rows, parameters, strict=True)]
 
 

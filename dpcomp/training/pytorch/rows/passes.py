@@ -1,9 +1,8 @@
 """Pass: what a step needs to know of one forward pass of the model and of the backward pass that followed it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,6 +34,10 @@ class Pass:
         leaves: With the isolated engine, and public inputs only: a copy of each parameter a row, whose gradients are
             the rows.
         book: With the book-keeping engine: by layer, what it got and the gradients that reached its output.
+
+    Attributes:
+        n: The number of rows.
+        device: Where the inputs lie.
     """
 
     args: tuple[Any, ...]
@@ -49,6 +52,12 @@ class Pass:
     order: int | None = None
     leaves: dict[str, Tensor] | None = None
     book: dict[nn.Module, Any] | None = None
+    n: int = field(init=False)
+    device: torch.device = field(init=False)
+
+    def __post_init__(self):
+        parts = tensors(self.call)
+        self.n, self.device = count(parts), parts[0].device if parts else torch.device("cpu")
 
     @property
     def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -59,16 +68,6 @@ class Pass:
     def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments that the module gets."""
         return repeated(self.call, 2) if self.doubled else self.call
-
-    @cached_property
-    def n(self) -> int:
-        """The number of rows."""
-        return count(self.call)
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where the inputs lie."""
-        return next((part.device for part in tensors(self.call)), torch.device("cpu"))
 
     def watch(self, outputs: Any, next_order: Callable[[], int]) -> None:
         """Note the outputs, and from now on the gradients that reach them; the first one takes the next number."""
@@ -97,7 +96,16 @@ class Pass:
 
     def in_its_precision(self) -> AbstractContextManager[Any]:
         """Use the mixed precision that the pass used."""
-        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        if self.autocast is None:
+            return without_autocast(self.device)
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Use no mixed precision on a device for a while."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()  # as a rule: to make and enter the other takes as long as a layer
+    return torch.autocast(device.type, enabled=False)
 
 
 def random_states(device: torch.device) -> tuple[Tensor, ...]:

@@ -40,7 +40,26 @@ class RowCheck:
 
     def __init__(self, module: nn.Module, loss: Loss, engine: Rows, tolerance: float = TOLERANCE):
         self._module, self._loss, self._engine, self._tolerance = module, loss, engine, tolerance
+        self._parameters = trainable(module)
         self.copies = 1  # in the batch of an example alone
+
+    def example_of(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...]) -> None:
+        """Check the loss, the outputs and the row of an example, as `loss_of` and `row_of` do.
+
+        As a rule a pass of the example alone through model and loss shows that all is well.
+
+        Args:
+            one: A pass that a backward pass has reached.
+            targets: The targets of its examples.
+            i: The number of the example.
+            row: Its row, an (…) tensor a trainable parameter.
+
+        Raises:
+            NotPrivate: As `loss_of` and `row_of` do.
+        """
+        if not self._same_alone(one, targets, i, row):
+            self.loss_of(one, targets, i)
+            self.row_of(one, i, row)
 
     def loss_of(self, one: Pass, targets: Any, i: int) -> None:
         """Check that the script's loss is the declared one, and the mean of the losses of its examples.
@@ -55,7 +74,7 @@ class RowCheck:
         """
         outputs = floating(one.outputs)
         for number in one.cotangents:
-            if outputs[number].ndim == 0 or len(outputs[number]) != one.n:
+            if outputs[number].ndim == 0 or outputs[number].shape[0] != one.n:
                 raise NotPrivate(
                     f"the loss uses an output of shape {tuple(outputs[number].shape)}, whose first axis does not run "
                     f"over the {one.n} examples: it ties them. Let the model give an output an example, and the "
@@ -103,7 +122,7 @@ class RowCheck:
         self._compare_outputs(one, i, outputs)
         if _near(row, alone, self._tolerance):
             return
-        names = list(trainable(self._module))
+        names = list(self._parameters)
         given, alone = ([part.double() for part in parts] for parts in (row, alone))
         if not _far(given, alone, self._tolerance) or self._row_overflowed(one, i, given, alone):
             return
@@ -156,7 +175,7 @@ class RowCheck:
     def _gradient(self, call: Any, targets: Any, *, quiet: bool, wide: bool = False) -> list[Tensor]:
         """Return the gradient of a batch of one, with the same random numbers each time."""
         (args, kwargs), wanted = repeated((call, targets), self.copies)
-        named, device = trainable(self._module), _device(call)
+        named, device = self._parameters, _device(call)
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=_cuda(device)))
             stack.enter_context(self._engine.paused())
@@ -175,6 +194,28 @@ class RowCheck:
             else:
                 loss = self._loss(self._module(*args, **kwargs), wanted)
             return [part.double() for part in gradients_of([loss], list(named.values()), [None])]
+
+    def _same_alone(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...]) -> bool:
+        """Return whether the example alone has these outputs, cotangents and row; False where that is unsure."""
+        if one.random or self.copies > 1:
+            return False
+        (args, kwargs), wanted = rows((one.call, targets), i, i + 1)
+        with self._engine.paused(), one.in_its_precision(), torch.enable_grad():
+            outputs = self._module(*args, **kwargs)
+            alone, given = floating(outputs), floating(one.outputs)
+            if len(alone) != len(given) or not all(alone[number].requires_grad for number in one.cotangents):
+                return False
+            used = [alone[number] for number in one.cotangents]
+            gradients = gradients_of([self._loss(outputs, wanted)], [*used, *self._parameters.values()], [None])
+        sent = [part[i : i + 1] * one.n for part in one.cotangents.values()]
+        return (
+            all(
+                _within(given[number][i : i + 1], mine.detach(), OUTPUT_TOLERANCE)
+                for number, mine in zip(one.cotangents, used, strict=True)
+            )
+            and _near(sent, gradients[: len(used)], self._tolerance)
+            and _near(row, gradients[len(used) :], self._tolerance)
+        )
 
     def _loss_explained_by_rounding(self, one: Pass, targets: Any, i: int, sent: list[Tensor]) -> bool:
         if _far(sent, self._cotangents(one, targets, i, copies=one.n), self._tolerance):
@@ -220,7 +261,7 @@ class RowCheck:
     def _behind(self, one: Pass, i: int, *, copies: int, wide: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """Return the outputs of an example among copies of itself, and the gradient for its own cotangent."""
         args, kwargs = repeated(rows(one.call, i, i + 1), copies)
-        named = trainable(self._module)
+        named = self._parameters
         replayed = one.replayed() if one.random else nullcontext()
         with self._engine.paused(), replayed, one.in_its_precision(), torch.enable_grad():
             if wide:
@@ -232,17 +273,16 @@ class RowCheck:
             found = floating(outputs)
             place = i if one.random else 0
             used = [found[number] for number in one.cotangents]
-            cotangents: list[Tensor] = []
-            for number, output in zip(one.cotangents, used, strict=True):
-                cotangent = torch.zeros_like(output)
-                cotangent[place : place + 1] = one.cotangents[number][i : i + 1] * one.n
-                cotangents.append(cotangent)
+            sent = [part[i : i + 1] * one.n for part in one.cotangents.values()]
+            cotangents = [_at(place, own, output) for own, output in zip(sent, used, strict=True)]
             gradients = gradients_of(used, list(named.values()), cotangents)
         return [part[place : place + 1].detach() for part in used], gradients
 
     def _compare_outputs(self, one: Pass, i: int, alone: list[Tensor]) -> None:
         outputs = floating(one.outputs)
         for number, mine in zip(one.cotangents, alone, strict=True):
+            if _within(outputs[number][i : i + 1], mine, OUTPUT_TOLERANCE):
+                continue
             given, largest = outputs[number][i : i + 1], largest_finite(outputs[number])
             apart = float((given.double() - mine.double()).abs().max()) if given.numel() else 0.0
             if given.shape == mine.shape and not math.isfinite(apart):
@@ -292,6 +332,15 @@ def largest_finite(values: Tensor) -> float:
     return float(values.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if values.numel() else 0.0
 
 
+def _at(place: int, own: Tensor, like: Tensor) -> Tensor:
+    """Return zeros in the form of a tensor, but for one entry of its first axis."""
+    if own.shape == like.shape and own.dtype == like.dtype:
+        return own  # the only entry
+    found = torch.zeros_like(like)
+    found[place : place + 1] = own
+    return found
+
+
 def _widened(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
 
@@ -319,10 +368,21 @@ def _cuda(device: torch.device) -> list[torch.device]:
 
 def _near(mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float) -> bool:
     """Return whether two gradients are alike in the precision in which they are given; False where that is unsure."""
-    apart = [torch.linalg.vector_norm(a - b) for a, b in zip(mine, theirs, strict=True)]
-    own = [torch.linalg.vector_norm(part) for part in theirs]
-    distance, norm = (float(torch.linalg.vector_norm(torch.stack(parts))) for parts in (apart, own))
+    if any(a.shape != b.shape for a, b in zip(mine, theirs, strict=True)):
+        return False
+    own = list(theirs)
+    apart = torch._foreach_sub(list(mine), own)  # pyright: ignore[reportPrivateImportUsage]
+    norms = map(torch._foreach_norm, (apart, own))  # pyright: ignore[reportPrivateImportUsage]
+    distance, norm = (float(torch.linalg.vector_norm(torch.stack(parts))) for parts in norms)
     return math.isfinite(norm) and distance <= 0.5 * tolerance * norm  # a half: norms of float32 read low
+
+
+def _within(mine: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    """Return whether all values are close beside the largest of the second; False where that is unsure."""
+    if mine.shape != theirs.shape or not mine.numel():
+        return False
+    apart = float(torch.linalg.vector_norm(mine - theirs, math.inf))
+    return apart <= 0.5 * tolerance * float(torch.linalg.vector_norm(theirs, math.inf)) < math.inf
 
 
 def _share(mine: list[Tensor], theirs: list[Tensor], floor: float = 0.0) -> float:
@@ -335,7 +395,9 @@ def _share(mine: list[Tensor], theirs: list[Tensor], floor: float = 0.0) -> floa
 
 
 def _norm(parts: list[Tensor]) -> float:
-    return math.sqrt(float(torch.stack([part.square().sum() for part in parts]).sum())) if parts else 0.0
+    flat = [part.reshape(-1) for part in parts]
+    squares = list(map(torch.dot, flat, flat))
+    return math.sqrt(float(sum(squares[1:], squares[0]))) if squares else 0.0
 
 
 def _distance(mine: list[Tensor], theirs: list[Tensor]) -> str:

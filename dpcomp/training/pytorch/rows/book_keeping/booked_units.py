@@ -30,21 +30,28 @@ class Booked:
         places: The positions of its trained parameters among those of the model.
         inputs: Its inputs, the examples on the first axis in equal blocks.
         gradients: The gradients of its outputs, alike.
+        made: The terms of all examples, if they were made for a row and are kept for the sum.
     """
 
     layer: nn.Module
     places: tuple[int, ...]
     inputs: Tensor
     gradients: Tensor
+    made: list[LayerTerms]
 
     def terms(self, n: int, start: int, stop: int) -> LayerTerms:
-        """Return the terms of some of n examples."""
-        a, g = len(self.inputs) // n, len(self.gradients) // n
-        whole = (start, stop) == (0, n)
-        inputs = self.inputs if whole else self.inputs[a * start : a * stop]
-        return terms(
-            self.layer, inputs, self.gradients if whole else self.gradients[g * start : g * stop], stop - start
-        )
+        """Return the terms of some of n examples; those of all that were kept are used up."""
+        if (start, stop) != (0, n):
+            a, g = self.inputs.shape[0] // n, self.gradients.shape[0] // n
+            inputs, gradients = self.inputs[a * start : a * stop], self.gradients[g * start : g * stop]
+            return terms(self.layer, inputs, gradients, stop - start)
+        return self.made.pop() if self.made else terms(self.layer, self.inputs, self.gradients, n)
+
+    def rows(self, n: int, some: slice) -> list[Tensor]:
+        """Return the rows of some of n examples, of the terms of all, which are kept for the sum."""
+        if not self.made:
+            self.made.append(terms(self.layer, self.inputs, self.gradients, n))
+        return self.made[0].rows(some)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,8 +95,10 @@ class BookedUnits(FactoredUnits):
     def rows_of(self, start: int, stop: int) -> tuple[Tensor, ...]:
         """Return the rows of some examples on all coordinates, a (k, *shape) tensor a parameter."""
         found: dict[int, Tensor] = {}
+        at_once = self._chunk_size >= self.n
         for one in self.booked:
-            for place, part in zip(one.places, one.terms(self.n, start, stop).rows(), strict=True):
+            rows = one.rows(self.n, slice(start, stop)) if at_once else one.terms(self.n, start, stop).rows()
+            for place, part in zip(one.places, rows, strict=True):
                 found[place] = part.reshape(stop - start, *self.shapes[place]) * self.scale
         return tuple(
             found[place] if place in found else self.like.new_zeros((stop - start, *shape))
@@ -128,9 +137,14 @@ class BookedUnits(FactoredUnits):
                     sums[place].add(more, stop - start)
         return tuple(one.total(self._zeros, size) for one, size in zip(sums, sizes, strict=True)), finite_count
 
+    @property
+    def _chunk_size(self) -> int:
+        """The number of examples whose rows are held at a time."""
+        size = self.layout.size * self.like.element_size()
+        return max(FEWEST, min(UNITS_PER_SUM, BYTES_OF_ROWS // max(1, size)))
+
     def _chunks(self) -> Iterator[tuple[int, int]]:
-        size = sum(shape.numel() for shape in self.shapes) * self.like.element_size()
-        step = max(FEWEST, min(UNITS_PER_SUM, BYTES_OF_ROWS // max(1, size)))
+        step = self._chunk_size
         for start in range(0, self.n, step):
             yield start, min(self.n, start + step)
 

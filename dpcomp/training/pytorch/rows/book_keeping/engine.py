@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from dpcomp.training.pytorch.channels_last import set_channels_last, takes_chann
 from dpcomp.training.pytorch.rows.book_keeping.booked_units import Booked, BookedUnits
 from dpcomp.training.pytorch.rows.book_keeping.examples_apart import LayerUse, layer_uses
 from dpcomp.training.pytorch.rows.book_keeping.formulas import trained
+from dpcomp.training.pytorch.rows.book_keeping.layer_terms import LayerTerms
 from dpcomp.training.pytorch.rows.engine import Loss
 from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.parameters import layout_of, trainable
@@ -159,11 +160,13 @@ class BookedRows:
             gradient = entry.gradient
             if gradient is None:
                 continue
-            plan = self._layers[layer]
-            inputs, gradient = (part.movedim(plan.use.axis.axis, 0) for part in (entry.inputs, gradient))
-            if len(inputs) != one.n * plan.use.axis.inner or len(gradient) != len(inputs):
+            plan, inputs = self._layers[layer], entry.inputs
+            axis = plan.use.axis
+            if axis.axis:
+                inputs, gradient = inputs.movedim(axis.axis, 0), gradient.movedim(axis.axis, 0)
+            if inputs.shape[0] != one.n * axis.inner or gradient.shape[0] != inputs.shape[0]:
                 return None
-            booked.append(Booked(layer, plan.places, inputs, gradient))
+            booked.append(Booked(layer, plan.places, inputs, gradient, entry.made))
         return booked
 
     def refuse_other_passes(self, reached: int) -> None:
@@ -197,12 +200,14 @@ class _Entry:
         inputs: What it got.
         version: How often that had been written.
         leaf: Its output, if gradients begin there.
+        made: The terms of all examples, if they are kept for a sum.
     """
 
     inputs: Tensor
     version: int
     leaf: Tensor | None = None
     received: Tensor | None = None
+    made: list[LayerTerms] = field(default_factory=list)
 
     def receive(self, gradient: Tensor) -> None:
         self.received = gradient.detach() if self.received is None else self.received + gradient.detach()

@@ -23,8 +23,8 @@ class LayerTerms(Protocol):
     products would add up to without signs, and an example moves a sum by its own row alone.
     """
 
-    def rows(self) -> list[Float[Tensor, "k *shape"]]:
-        """Return the rows, a tensor a parameter."""
+    def rows(self, some: slice = slice(None)) -> list[Float[Tensor, "n *shape"]]:
+        """Return the rows, or those of some examples, a tensor a parameter."""
         ...
 
     def squares(self, kept: Kept) -> Float64[Any, "k"]:
@@ -46,9 +46,9 @@ class RowTerms:
 
     parts: list[Tensor]
 
-    def rows(self) -> list[Float[Tensor, "k *shape"]]:
+    def rows(self, some: slice = slice(None)) -> list[Float[Tensor, "n *shape"]]:
         """Return the rows."""
-        return self.parts
+        return [part[some] for part in self.parts]
 
     def squares(self, kept: Kept) -> Float64[Any, "k"]:
         """Return the squared norms."""
@@ -57,18 +57,26 @@ class RowTerms:
     def sums(self, factors: Float64[Any, "k"], finite: Bool[Any, "k"], kept: Kept) -> list[Float64[Any, "_"]]:
         """Return the weighted sums."""
         flat = self._flat(kept)
-        if flat[0].device.type == "cpu":
-            sums: list[Any] = host_sum(_on_host(factors), _on_host(finite), [part.numpy() for part in flat])
+        if isinstance(flat[0], np.ndarray):
+            sums: list[Any] = host_sum(_on_host(factors), _on_host(finite), flat)
         else:
             sums = device_sum(factors, flat)
         return sums if kept is not None else [_in_order(one, part) for one, part in zip(sums, self.parts, strict=True)]
 
-    def _flat(self, kept: Kept) -> list[Float[Tensor, "k _"]]:
+    def _flat(self, kept: Kept) -> list[Float[Any, "k _"]]:
         """Return the rows with their coordinates in a row: on the support, else in the order in which they lie."""
         if kept is None:
-            return [part.permute(0, *_order(part)).flatten(1) for part in self.parts]
+            return self._as_they_lie
         return [
-            part.flatten(1)[:, torch.as_tensor(k, device=part.device)] for part, k in zip(self.parts, kept, strict=True)
+            _as_norms(part.flatten(1)[:, torch.as_tensor(k, device=part.device)])
+            for part, k in zip(self.parts, kept, strict=True)
+        ]
+
+    @cached_property
+    def _as_they_lie(self) -> list[Float[Any, "k _"]]:
+        return [
+            _as_norms((part if part.is_contiguous() else part.permute(0, *_order(part))).flatten(1))
+            for part in self.parts
         ]
 
 
@@ -88,10 +96,11 @@ class OuterProducts:
     gradients: Float[Tensor, "k o"]
     bias: bool
 
-    def rows(self) -> list[Float[Tensor, "k *shape"]]:
+    def rows(self, some: slice = slice(None)) -> list[Float[Tensor, "n *shape"]]:
         """Return the rows."""
-        weight = [] if self.inputs is None else [self.gradients[:, :, None] * self.inputs[:, None, :]]
-        return [*weight, *([self.gradients] if self.bias else [])]
+        g = self.gradients[some]
+        weight = [] if self.inputs is None else [g[:, :, None] * self.inputs[some, None, :]]
+        return [*weight, *([g] if self.bias else [])]
 
     def squares(self, kept: Kept) -> Float64[Any, "k"]:
         """Return the squared norms."""
@@ -100,15 +109,15 @@ class OuterProducts:
             squares = _dot(g, g)
             if self._wide_inputs is not None:
                 a = self._wide_inputs[:-1]
-                return _like_norms((_dot(a, a) + 1.0 if self.bias else _dot(a, a)) * squares)
-            return _like_norms(squares)
+                return _as_norms((_dot(a, a) + 1.0 if self.bias else _dot(a, a)) * squares)
+            return _as_norms(squares)
         squares, g2 = torch.zeros_like(g[:, 0]), g.square()
         if self._wide_inputs is not None:
             a2 = self._wide_inputs[:-1].square()
             squares = (g2 @ _mask(kept[0], (g2.shape[1], a2.shape[1]), a2)).mul_(a2).sum(dim=1)
         if self.bias:
             squares = squares + g2[:, torch.as_tensor(kept[-1], device=g2.device)].sum(dim=1)
-        return _like_norms(squares)
+        return _as_norms(squares)
 
     def sums(self, factors: Float64[Any, "k"], finite: Bool[Any, "k"], kept: Kept) -> list[Float64[Any, "_"]]:
         """Return the weighted sums."""
@@ -144,9 +153,10 @@ class FewPositions:
     gradients: Float[Tensor, "k t o"]
     bias: bool
 
-    def rows(self) -> list[Float[Tensor, "k *shape"]]:
+    def rows(self, some: slice = slice(None)) -> list[Float[Tensor, "n *shape"]]:
         """Return the rows."""
-        return [self.gradients.transpose(1, 2) @ self.inputs, *([self.gradients.sum(dim=1)] if self.bias else [])]
+        g = self.gradients[some]
+        return [g.transpose(1, 2) @ self.inputs[some], *([g.sum(dim=1)] if self.bias else [])]
 
     def squares(self, kept: Kept) -> Float64[Any, "k"]:
         """Return the squared norms, raised by what rounding of the Gram matrices may have taken."""
@@ -159,7 +169,7 @@ class FewPositions:
         if self.bias:
             squares = squares + g.sum(dim=1).square_().sum(dim=1)
         terms = a.shape[1] ** 2 + a.shape[2] + g.shape[2]  # added up for a norm, each rounded by 2⁻⁵³
-        return _like_norms(squares.clamp_(min=0.0).add_(unsigned, alpha=4.0 * terms * 2.0**-53))
+        return _as_norms(squares.clamp_(min=0.0).add_(unsigned, alpha=4.0 * terms * 2.0**-53))
 
     def sums(self, factors: Float64[Any, "k"], finite: Bool[Any, "k"], kept: Kept) -> list[Float64[Any, "_"]]:
         """Return the weighted sums."""
@@ -190,11 +200,11 @@ class TableTerms:
     gradients: Float[Tensor, "k t w"]
     shape: tuple[int, int]
 
-    def rows(self) -> list[Float[Tensor, "k *shape"]]:
+    def rows(self, some: slice = slice(None)) -> list[Float[Tensor, "n *shape"]]:
         """Return the rows."""
-        found = self.gradients.new_zeros((len(self.places), *self.shape))
-        index = self.places[:, :, None].expand_as(self.gradients)
-        return [found.scatter_add_(1, index, self.gradients)]
+        places, g = self.places[some], self.gradients[some]
+        found = g.new_zeros((len(places), *self.shape))
+        return [found.scatter_add_(1, places[:, :, None].expand_as(g), g)]
 
     def squares(self, kept: Kept) -> Float64[Any, "k"]:
         """Return the squared norms: products of the gradients at positions that looked up the same row."""
@@ -203,7 +213,7 @@ class TableTerms:
         squares = (g @ g.transpose(1, 2)).mul_(same).sum(dim=(1, 2))
         unsigned = g.square().sum(dim=2).sqrt_().sum(dim=1).square_()
         terms = g.shape[1] ** 2 + g.shape[2]
-        return _like_norms(squares.clamp_(min=0.0).add_(unsigned, alpha=4.0 * terms * 2.0**-53))
+        return _as_norms(squares.clamp_(min=0.0).add_(unsigned, alpha=4.0 * terms * 2.0**-53))
 
     def sums(self, factors: Float64[Any, "k"], finite: Bool[Any, "k"], kept: Kept) -> list[Float64[Any, "_"]]:
         """Return the weighted sums."""
@@ -221,7 +231,7 @@ class TableTerms:
 
 def _widened(values: Tensor) -> Tensor:
     """Return values in float64, with a spare row at the end."""
-    wide = values.new_empty((len(values) + 1, *values.shape[1:]), dtype=torch.float64)
+    wide = values.new_empty((values.shape[0] + 1, *values.shape[1:]), dtype=torch.float64)
     wide[:-1] = values
     return wide
 
@@ -231,7 +241,7 @@ def _blanked(wide: Tensor, finite: Any) -> Tensor:
 
     As many rows are written whatever the examples hold: for one that is finite, the spare row.
     """
-    k = len(wide) - 1
+    k = wide.shape[0] - 1
     if wide.device.type == "cpu":
         wide.numpy()[np.where(finite, k, np.arange(k))] = 0.0  # torch's index_fill_ takes four times as long
     else:
@@ -273,18 +283,18 @@ def _order(part: Tensor) -> list[int]:
 
 def _in_order(flat: Any, part: Tensor) -> Float64[Any, "_"]:
     """Return a sum with the coordinates of `_flat` in the order of the parameter."""
-    order = _order(part)
-    if order == sorted(order):
+    if part.is_contiguous():
         return flat
+    order = _order(part)
     axes = np.argsort(order)
     if isinstance(flat, np.ndarray):
         return flat.reshape([part.shape[axis] for axis in order]).transpose(axes).reshape(-1)
     return flat.reshape([part.shape[axis] for axis in order]).permute(*axes.tolist()).reshape(-1)
 
 
-def _like_norms(squares: Tensor) -> Float64[Any, "k"]:
-    """Return squared norms as an array of NumPy on the host, as `squared_norms` does."""
-    return squares.numpy() if squares.device.type == "cpu" else squares
+def _as_norms(values: Tensor) -> Float[Any, "k *_"]:
+    """Return values as an array of NumPy on the host, as `squared_norms` does."""
+    return values.numpy() if values.device.type == "cpu" else values
 
 
 def _on_host(values: Any) -> Any:

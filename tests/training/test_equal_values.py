@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from dpcomp.training.pytorch.checks.equal_values import FEW, equal_values
+
+
+@pytest.mark.parametrize("count", [5, FEW, FEW + 1, 3 * FEW])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_a_single_other_value_is_seen(count, dtype):
+    one = torch.arange(count).remainder(2).to(dtype)
+    assert equal_values(one, one.clone())
+    for place in (0, count // 2, count - 1):
+        other = one.clone()
+        other[place] = 1 - int(one[place])
+        assert not equal_values(one, other)
+
+
+def test_memory_in_another_order_is_no_other_value():
+    one = torch.randn(4, 8, 20, 20).contiguous(memory_format=torch.channels_last)
+    assert equal_values(one, one.contiguous())
+    assert not equal_values(one, one.contiguous().flip(0))
+
+
+@pytest.mark.parametrize("count", [5, 2 * FEW])
+def test_a_value_that_is_no_number_is_never_equal(count):
+    one = torch.zeros(count)
+    one[-1] = float("nan")
+    assert not equal_values(one, one.clone())
