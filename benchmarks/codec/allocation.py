@@ -16,7 +16,8 @@ from rich.table import Table
 
 import dpcomp as dp
 from benchmarks.codec.gradients import recorded_gradients
-from dpcomp.codec.widths import WIDTHS, error_curve
+from dpcomp.codec.error_curves import WIDTHS, error_curves
+from dpcomp.codec.magnitudes import magnitudes_of
 from dpcomp.codec.wiener import mean_squares
 from dpcomp.core.layout import Layout, split_by_counts
 from dpcomp.core.public_context import PublicContext
@@ -84,8 +85,9 @@ class SameWidths:
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Give every layer the same width, and the step of least error."""
         column = int(np.flatnonzero(self.bits == WIDTHS)[0])
-        steps = tuple(float(error_curve(layer)[1][column]) for layer in split_by_counts(values, counts))
-        return (self.bits,) * len(counts), steps
+        layers = split_by_counts(values, counts)
+        _, steps = error_curves(magnitudes_of(layers), np.full(len(layers), self.bits))
+        return (self.bits,) * len(layers), tuple(steps[:, column].tolist())
 
     def steps(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:
         """Give the same steps to an entropy coder."""
