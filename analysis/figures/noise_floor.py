@@ -1,0 +1,58 @@
+"""Accuracy lost to a compressor by the error that it adds to the noise, beside dense updates with more noise."""
+
+from functools import partial
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from analysis.figures import ResultsFigure
+from analysis.tables.noise_floor import floor_of
+from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, MARKERS, use_style
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw what is lost against η, the error beside the noise.
+
+    Args:
+        table: What `floor_of` returns.
+
+    Returns:
+        The figure. Bars are 95 % intervals, paired by seed.
+    """
+    use_style()
+    figure, axes = plt.subplots(figsize=(1.15 * COLUMN_INCHES, 0.85 * COLUMN_INCHES))
+    dense, points = table[table["dense"]], table[~table["dense"]]
+    bar = partial(axes.errorbar, capsize=2)
+    bar(
+        dense["error"],
+        dense["difference"],
+        yerr=dense["half"].fillna(0),
+        color=COLORS[7],
+        marker=MARKERS[7],
+        label="dense, more noise",
+    )
+    bar(
+        points["error"],
+        points["difference"],
+        yerr=points["half"].fillna(0),
+        color=COLORS[0],
+        marker=MARKERS[0],
+        linestyle="none",
+        label="own supports, rotated bits",
+    )
+    for _, row in points.iterrows():
+        axes.annotate(
+            str(row["method"]),
+            (row["error"], row["difference"]),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize="x-small",
+        )
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set(xlabel="error of the compressor ÷ energy of the noise, η", ylabel="points beside dense float32")
+    axes.legend(loc="lower left", fontsize="small")
+    return figure
+
+
+FIGURE = ResultsFigure(source="erased", read=floor_of, draw=draw)
