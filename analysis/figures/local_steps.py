@@ -20,7 +20,7 @@ def draw(trials: pd.DataFrame) -> Figure:
     Left: the number of rounds is the same for all; right: the number of all local steps is.
 
     Args:
-        trials: One row for each trial, with the columns `config` (of TITLES), `grid.epsilon`, `local_steps`, `seed` and
+        trials: One row for each trial, with the columns `config` (of TITLES), `budget`, `local_steps`, `seed` and
             `test_accuracy` (a share).
 
     Returns:
@@ -29,12 +29,12 @@ def draw(trials: pd.DataFrame) -> Figure:
     use_style()
     frame: Any = trials.assign(percent=100 * trials["test_accuracy"], steps=trials["local_steps"].astype(int))
     steps = sorted(frame["steps"].unique())
-    budgets = sorted(frame["grid.epsilon"].unique(), key=float, reverse=True)
+    budgets = sorted(frame["budget"].unique(), key=float, reverse=True)
     size = (1.3 * COLUMN_INCHES, 0.8 * COLUMN_INCHES)
     figure, panels = plt.subplots(1, len(TITLES), figsize=size, sharey=True)
     for axes, (config, title) in zip(panels, TITLES.items(), strict=True):
         for number, budget in enumerate(budgets):
-            part = frame[(frame["config"] == config) & (frame["grid.epsilon"] == budget)]
+            part = frame[(frame["config"] == config) & (frame["budget"] == budget)]
             found = [mean_interval(part.loc[part["steps"] == each, "percent"].tolist()) for each in steps]
             means, halves = zip(*found, strict=True)
             look = {"marker": MARKERS[number], "color": COLORS[number], "dashes": DASHES[number] or (1, 0)}
