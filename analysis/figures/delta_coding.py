@@ -37,7 +37,7 @@ def draw(rounds: Mapping[str, pd.DataFrame]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(1.3 * COLUMN_INCHES, 0.75 * COLUMN_INCHES))
     _points(left, savings(rounds["fashion_mnist"]), "saved_percent", fmt="o", color=COLORS[0])
     left.set(ylabel="bytes saved (%)", title="Fashion-MNIST")
-    digits = rounds["digits"].assign(noise_multiplier=rounds["digits"]["noise_multiplier"].astype(float))
+    digits: Any = rounds["digits"].assign(noise_multiplier=rounds["digits"]["noise_multiplier"].astype(float))
     means: Any = digits.groupby(["noise_multiplier", "seed"])[["saved_bits", "foretold_bits"]].mean().reset_index()
     _points(right, means, "saved_bits", fmt="o", color=COLORS[0], label="saved")
     looks = {"fmt": "s", "color": "0.1", "fillstyle": "none", "markersize": 8, "label": "foretold by ρ"}

@@ -1,5 +1,7 @@
 """What to do with an old residual, by how long its client was away."""
 
+from typing import Any
+
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
@@ -26,6 +28,7 @@ def draw(rounds: pd.DataFrame) -> Figure:
     use_style()
     long = gains(rounds)
     style = by_method(sorted(long["method"].unique()))
+    interval: Any = _interval
     figure, axes = plt.subplots(figsize=(1.3 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
     sns.pointplot(
         long,
@@ -36,7 +39,7 @@ def draw(rounds: pd.DataFrame) -> Figure:
         palette=style["palette"],
         markers=list(style["markers"].values()),
         linestyles=["-", "--"],
-        errorbar=_interval,
+        errorbar=interval,
         dodge=True,
         linewidth=1.5,
         ax=axes,
