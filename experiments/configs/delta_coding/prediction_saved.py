@@ -38,7 +38,8 @@ class PredictionSaved:
             del self._rounds[old]
         if number - 1 not in self._rounds:
             return {}
-        broadcast, layout = np.mean(self._rounds[number - 1], axis=0, dtype=np.float32), seen.released.layout
+        mean = np.mean(self._rounds[number - 1], axis=0, dtype=np.float32)
+        broadcast, layout = np.asarray(mean, dtype=np.float32), seen.released.layout
         predictor = dp.LastBroadcast()
         gains = predictor.gains(vector, broadcast, layout)
         prediction = predictor.prediction(broadcast, gains, layout)
