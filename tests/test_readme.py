@@ -27,9 +27,8 @@ CLAIMS = {  # what was measured of each; in brackets stand the paper's names of 
         [orders.local_steps_1.random_k_10.ratio]× fewer bytes; all: [orders.local_steps_1.dense.accuracy] %""",
     "top_k": """[top_k.fashion_mnist.eps_4.top_1_feedback.gap] points at ε ≤ [setup.top_k_fashion_mnist.noisy_epsilon];
         without feedback [top_k.fashion_mnist.eps_4.top_1.gap]""",
-    "allocation": """[allocation.no_noise.packed.equal_8_bits.ratio1]×; equal, 2 packed bits:
-        [rounding.no_noise.equal.nearest.accuracy] % to the nearest,
-        [rounding.no_noise.equal.stochastic.accuracy] % at random""",
+    "allocation": """[allocation.no_noise.packed.equal_8_bits.ratio1]×; 2 packed bits:
+        [rounding.no_noise.equal.nearest.accuracy] %, at random [rounding.no_noise.equal.stochastic.accuracy] %""",
     "scrambling": f"""{LOSS.format("cifar10.300", "alone")} to {LOSS.format("fashion_mnist.2000", "alone")} %;
         with error feedback {LOSS.format("fashion_mnist.300", "feedback")} to
         {LOSS.format("cifar10.300", "feedback")} %""",
