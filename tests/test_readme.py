@@ -27,14 +27,13 @@ CLAIMS = {  # what was measured of each; in brackets stand the paper's names of 
         [orders.local_steps_1.random_k_10.ratio]× fewer bytes; all: [orders.local_steps_1.dense.accuracy] %""",
     "top_k": """[top_k.fashion_mnist.eps_4.top_1_feedback.gap] points at ε ≤ [setup.top_k_fashion_mnist.noisy_epsilon];
         without feedback [top_k.fashion_mnist.eps_4.top_1.gap]""",
-    "allocation": """[allocation.no_noise.packed.equal_8_bits.ratio1]×; packed 2 bits:
-        [allocation.eps_8.packed.water_filled_2_bits.accuracy] % by layer,
-        [allocation.eps_8.packed.equal_2_bits.accuracy] % equal""",
+    "allocation": """[allocation.no_noise.packed.equal_8_bits.ratio1]×; 2 packed bits:
+        [rounding.no_noise.equal.nearest.accuracy] %, at random [rounding.no_noise.equal.stochastic.accuracy] %""",
     "scrambling": f"""{LOSS.format("cifar10.300", "alone")} to {LOSS.format("fashion_mnist.2000", "alone")} %;
         with error feedback {LOSS.format("fashion_mnist.300", "feedback")} to
         {LOSS.format("cifar10.300", "feedback")} %""",
-    "local_steps": """[local_steps.equal_steps.iid.8.1.accuracy] % with 1,
-        [local_steps.equal_steps.iid.8.3.accuracy] % with 3, [local_steps.equal_steps.iid.8.5.accuracy] % with 5""",
+    "local_steps": """[local_steps.equal_steps.8.1.accuracy] % with 1,
+        [local_steps.equal_steps.8.3.accuracy] % with 3, [local_steps.equal_steps.8.5.accuracy] % with 5""",
     "delta_coding": "it saves [delta_coding.0.saved] % without noise, [delta_coding.0_25.saved] % at z = ¼",
     "cost": "top 1 % pays up to [cost.pi_zero_2_w.top_1_4_bits.mbits] Mbit/s on a Pi Zero 2 W",
 }

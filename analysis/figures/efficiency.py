@@ -1,5 +1,6 @@
 """What noise takes from compression at equal density, by the order of noise and sparsification: claim 3."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,8 @@ METHODS = (
     "top-k of the clean update, noise at the server",
 )
 CLAIMED_PERCENT = 30
-NOISE = {0: "0", 0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4", 8: "8"}
+NOISE = {0: "0", 0.0625: "1/16", 0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4", 8: "8"}
+GAP = 0.4  # between no noise, which no axis by powers of two has a place for, and the least noise
 TASKS = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
@@ -32,15 +34,14 @@ def draw(losses: pd.DataFrame) -> Figure:
         losses: The table that `analysis.tables.noise_losses.at_equal_density` returns.
 
     Returns:
-        The figure. Lines are means over phases and seeds, bands span the seeds' means over phases; the horizontal line
+        The figure. Points are means over phases and seeds, bars span the seeds' means over phases; the horizontal line
         is the 30 % of the claim.
     """
     use_style()
     frame: Any = losses[losses["bits"] == losses["bits"].min()].copy()
     frame["method"] = [_method(row) for row in frame.to_dict("records")]
     frame = frame.dropna(subset="method")
-    frame["place"] = frame["noise_multiplier"].map(list(NOISE).index)
-    keys = ["task", "batch", "density", "method", "place", "seed"]
+    keys = ["task", "batch", "density", "method", "noise_multiplier", "seed"]
     frame = frame.groupby(keys)["loss"].mean().reset_index()
     cases: Any = list(frame.groupby(["task", "batch"], sort=True).groups)[::-1]
     densities = sorted(frame["density"].unique())
@@ -50,18 +51,35 @@ def draw(losses: pd.DataFrame) -> Figure:
         for axes, density in zip(grid[number], densities, strict=True):
             part: Any = frame[(frame["task"] == task) & (frame["batch"] == batch) & (frame["density"] == density)]
             axes.axhline(CLAIMED_PERCENT, color="0.2", linewidth=1.2, zorder=1.5)
-            plot_means(axes, part, "place", "loss", METHODS, markersize=5)
-            label_noise(axes)
+            plot_by_noise(axes, part, "loss", METHODS, markersize=5)
             axes.set_title(f"top {100 * density:g} %" if number == 0 else "")
             axes.set_ylabel(f"{TASKS.get(task, task)}\nbatch {batch}\nloss of ratio (%)", fontsize="small")
     legend_below(figure, grid[0, 0], columns=2)
     return figure
 
 
-def label_noise(axes: Axes) -> None:
-    """Label the horizontal axis with the noise multipliers, evenly spaced."""
-    axes.set_xticks(range(len(NOISE)), list(NOISE.values()))
+def plot_by_noise(axes: Axes, frame: Any, y: str, methods: Sequence[str], **looks: Any) -> None:
+    """Draw means against the noise multiplier, evenly spaced, with bars that span the rows; no line leads from z = 0.
+
+    Args:
+        axes: Where to draw.
+        frame: A table with the columns `method`, `noise_multiplier` and `y`.
+        y: The column of the vertical axis.
+        methods: The methods, in the order of the legend.
+        **looks: Further arguments of `seaborn.lineplot`.
+    """
+    placed = frame.assign(place=frame["noise_multiplier"].map(places(frame)))
+    still = placed["place"] == 0
+    plot_means(axes, placed[~still], "place", y, methods, bars=True, **looks)
+    plot_means(axes, placed[still], "place", y, methods, bars=True, **looks | {"legend": False})
+    axes.set_xticks(list(places(frame).values()), [NOISE[noise] for noise in places(frame)])
     axes.set_xlabel("noise multiplier z")
+
+
+def places(frame: Any) -> dict[float, float]:
+    """Return the noise multipliers of a table, from the least, with their places on the axis."""
+    noises = sorted(set(frame["noise_multiplier"]))
+    return {noise: number + GAP * (noise > 0) for number, noise in enumerate(noises)}
 
 
 def _method(row: dict) -> str | None:

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.figures import ResultsFigure
-from analysis.figures.efficiency import METHODS, NOISE, TASKS, label_noise
+from analysis.figures.efficiency import METHODS, TASKS, plot_by_noise
 from analysis.tables.studies import energies_of
-from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
+from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, use_style
 
 ORDERS = {"noise first": METHODS[0], "support first": METHODS[2]}
 
@@ -25,22 +25,20 @@ def draw(energies: pd.DataFrame) -> Figure:
             largest is drawn.
 
     Returns:
-        The figure. Lines are means over phases and seeds, bands span the seeds' means over phases.
+        The figure. Points are means over phases and seeds, bars span the seeds' means over phases.
     """
     use_style()
     share = energies["energy_share"].max()
     frame: Any = energies[energies["energy_share"] == share].copy()
     frame["method"] = frame["order"].map(ORDERS)
-    frame["place"] = frame["noise_multiplier"].map(list(NOISE).index)
     frame["percent"] = 100 * frame["payload_bytes"] / (4 * frame["coordinates"])
     cases: Any = list(frame.groupby(["task", "batch"]).groups)[::-1]
     size = (2.2 * COLUMN_INCHES, 0.8 * COLUMN_INCHES)
     figure, grid = plt.subplots(1, len(cases), figsize=size, sharey=True, squeeze=False)
     for axes, (task, batch) in zip(grid[0], cases, strict=True):
         part = frame[(frame["task"] == task) & (frame["batch"] == batch)]
-        means = part.groupby(["method", "place", "seed"])["percent"].mean().reset_index()
-        plot_means(axes, means, "place", "percent", list(ORDERS.values()))
-        label_noise(axes)
+        means = part.groupby(["method", "noise_multiplier", "seed"])["percent"].mean().reset_index()
+        plot_by_noise(axes, means, "percent", list(ORDERS.values()))
         axes.set(yscale="log", title=f"{TASKS.get(task, task)}, batch {batch}")
         axes.set_ylabel(f"payload for {100 * share:g} % of the\nclean energy (% of float32, log)", fontsize="small")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -19,7 +19,7 @@ def draw(rounds: pd.DataFrame) -> Figure:
             `round`, `test_accuracy` (a share), and the bytes of the round in the columns TRAFFIC.
 
     Returns:
-        The figure; bands span the seeds.
+        The figure; bars span the seeds.
     """
     use_style()
     frame = rounds.sort_values("round")
@@ -31,8 +31,8 @@ def draw(rounds: pd.DataFrame) -> Figure:
     ends["method"] = ends["protocol"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
     protocols = sorted(ends["method"].unique(), reverse=True)
-    plot_means(left, ends, "rate", "accuracy_percent", protocols)
-    plot_means(right, ends, "rate", "mebibytes", protocols, legend=False)
+    plot_means(left, ends, "rate", "accuracy_percent", protocols, bars=True)
+    plot_means(right, ends, "rate", "mebibytes", protocols, bars=True, legend=False)
     faults = "messages lost, repeated, held back (% each)"
     left.set(xlabel=faults, ylabel="test accuracy at the end (%)")
     right.set(xlabel=faults, ylabel="all traffic of a run (MiB)", ylim=(0, None))

@@ -4,61 +4,47 @@ from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from analysis.figures import ResultsFigure
+from analysis.measures.intervals import mean_interval
 from analysis.tables.trials import trials_below
-from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
+from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, DASHES, MARKERS, legend_below, use_style
 
-STEPS = (1, 2, 3, 5, 10, 20)
+TITLES = {"equal_rounds": "equally many rounds", "equal_steps": "equally many steps"}
 
 
 def draw(trials: pd.DataFrame) -> Figure:
-    """Draw test accuracy against the number of local steps in a round, and against the uplink traffic.
+    """Draw test accuracy against the number of local steps in a round.
 
-    Left: the number of rounds is the same for all; middle and right: the number of all local steps is.
+    Left: the number of rounds is the same for all; right: the number of all local steps is.
 
     Args:
-        trials: One row for each trial, with the columns `config` ("equal_steps" or "equal_rounds"), `data`,
-            `grid.epsilon`, `local_steps`, `seed`, `test_accuracy` (a share) and `uplink_bytes` (of the whole run).
+        trials: One row for each trial, with the columns `config` (of TITLES), `budget`, `local_steps`, `seed` and
+            `test_accuracy` (a share).
 
     Returns:
-        The figure of three panels; bands span the seeds.
+        The figure of two panels. Points are means over the seeds; bars are 95 % intervals.
     """
     use_style()
-    frame: Any = trials.copy()
-    frame["accuracy_percent"] = 100 * frame["test_accuracy"]
-    frame["steps"] = frame["local_steps"].astype(int)
-    frame["uplink_kib"] = frame["uplink_bytes"] / 1024
-    frame["method"] = "ε ≤ " + frame["grid.epsilon"] + ", " + frame["data"]
-    methods = sorted(frame["method"].unique(), key=lambda name: (name.split(",")[1] != " IID", name))
-    longer, oftener = (frame[frame["config"] == name] for name in ("equal_rounds", "equal_steps"))
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(2.2 * COLUMN_INCHES, 0.95 * COLUMN_INCHES), sharey=True, width_ratios=(1, 1, 1.15)
-    )
-    plot_means(left, longer, "steps", "accuracy_percent", methods)
-    plot_means(middle, oftener, "steps", "accuracy_percent", methods)
-    means: Any = oftener.groupby(["method", "steps"])[["uplink_kib", "accuracy_percent"]].mean().reset_index()
-    plot_means(right, means, "uplink_kib", "accuracy_percent", methods)
-    left.set(title="equal rounds", ylabel="test accuracy (%)")
-    middle.set(title="equal steps in all")
-    right.set(title="equal steps in all", xscale="log", xlabel="uplink of a run (KiB, log scale)")
-    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    right.xaxis.set_major_formatter(ScalarFormatter())
-    right.xaxis.set_minor_formatter(NullFormatter())
-    for axes in (left, middle):
-        _label_steps(axes)
-    legend_below(figure, left, columns=2)
+    frame: Any = trials.assign(percent=100 * trials["test_accuracy"], steps=trials["local_steps"].astype(int))
+    steps = sorted(frame["steps"].unique())
+    budgets = sorted(frame["budget"].unique(), key=float, reverse=True)
+    size = (1.3 * COLUMN_INCHES, 0.8 * COLUMN_INCHES)
+    figure, panels = plt.subplots(1, len(TITLES), figsize=size, sharey=True)
+    for axes, (config, title) in zip(panels, TITLES.items(), strict=True):
+        for number, budget in enumerate(budgets):
+            part = frame[(frame["config"] == config) & (frame["budget"] == budget)]
+            found = [mean_interval(part.loc[part["steps"] == each, "percent"].tolist()) for each in steps]
+            means, halves = zip(*found, strict=True)
+            look = {"marker": MARKERS[number], "color": COLORS[number], "dashes": DASHES[number] or (1, 0)}
+            axes.errorbar(steps, means, yerr=halves, label=f"ε ≤ {budget}", markersize=5, elinewidth=1.2, **look)
+        axes.set(title=title, xscale="log", xlabel="local steps a round")
+        axes.set_xticks(steps, [str(each) for each in steps])
+        axes.minorticks_off()
+    panels[0].set_ylabel("test accuracy (%)")
+    legend_below(figure, panels[0], columns=2)
     return figure
-
-
-def _label_steps(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.set_xticks(STEPS, [str(number) for number in STEPS])
-    axes.minorticks_off()
-    axes.set_xlabel("local steps a round")
 
 
 FIGURE = ResultsFigure(source="local_steps", read=trials_below, draw=draw)

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import ResultsFigure
-from analysis.figures.efficiency import NOISE, TASKS, label_noise
+from analysis.figures.efficiency import TASKS, places, plot_by_noise
 from analysis.tables.studies import losses_of
-from dpcomp.lab.figures.style import COLUMN_INCHES, by_method, plot_means, use_style
+from dpcomp.lab.figures.style import COLUMN_INCHES, by_method, use_style
 
 WHOSE = {
     "clean_overlap": "the clean update's top-k",
@@ -29,7 +29,7 @@ POINTS = 3  # how far off a prediction may be
 def draw(losses: pd.DataFrame) -> Figure:
     """Draw the overlap of consecutive supports against the noise multiplier, and measured against predicted losses.
 
-    Left: the last task at its largest batch and the middle density. Lines are means over phases, bands span the seeds'
+    Left: the last task at its largest batch and the middle density. Points are means over phases, bars span the seeds'
     means; squares are the overlap of the noisy top-k that theory predicts from the clean vectors. Right: noise before
     top-k, without feedback. Each point is one setting and phase, the mean over its seeds; the band around the diagonal
     is 3 percentage points wide on either side.
@@ -49,16 +49,21 @@ def draw(losses: pd.DataFrame) -> Figure:
     task, batch = max(chosen.groupby(["task", "batch"]).groups)
     chosen = chosen[(chosen["task"] == task) & (chosen["batch"] == batch)]
     means: Any = chosen.groupby(["noise_multiplier", "seed"])[[*WHOSE, "expected_overlap"]].mean().reset_index()
-    means["place"] = means["noise_multiplier"].map(list(NOISE).index)
-    tall = means.melt(id_vars=["place", "seed"], value_vars=list(WHOSE), var_name="column", value_name="overlap")
+    tall = means.melt(
+        id_vars=["noise_multiplier", "seed"], value_vars=list(WHOSE), var_name="column", value_name="overlap"
+    )
     tall["method"] = tall["column"].map(WHOSE)
-    plot_means(left, tall, "place", "overlap", list(WHOSE.values()))
-    foretold = means.groupby("place")["expected_overlap"].mean()
+    plot_by_noise(left, tall, "overlap", list(WHOSE.values()))
+    foretold = means.groupby("noise_multiplier")["expected_overlap"].mean()
     left.plot(
-        foretold.index, foretold, "s", color="0.1", fillstyle="none", label="the noisy one's, foretold from the clean"
+        foretold.index.map(places(means)),
+        foretold,
+        "s",
+        color="0.1",
+        fillstyle="none",
+        label="the noisy one's, foretold from the clean",
     )
     left.axhline(density, color="0.2", linewidth=1.2, zorder=1.5, label=f"chance ({100 * density:g} %)")
-    label_noise(left)
     left.set(
         ylabel=f"overlap of consecutive top {100 * density:g} %", ylim=(-0.02, 1.45), yticks=[0, 0.25, 0.5, 0.75, 1]
     )

@@ -1,11 +1,14 @@
 """What to do with an old residual, by how long its client was away."""
 
+from typing import Any
+
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from analysis.figures import ResultsFigure
+from analysis.measures.intervals import mean_interval
 from analysis.tables.trials import rounds_of
 from dpcomp.lab.figures.style import COLUMN_INCHES, by_method, use_style
 
@@ -20,11 +23,12 @@ def draw(rounds: pd.DataFrame) -> Figure:
             `seed`, `round` and `test_accuracy` (a share).
 
     Returns:
-        The figure of one panel. Differences are computed for each seed, and bars are standard errors.
+        The figure of one panel. Differences are computed for each seed, and bars are 95 % intervals.
     """
     use_style()
     long = gains(rounds)
     style = by_method(sorted(long["method"].unique()))
+    interval: Any = _interval
     figure, axes = plt.subplots(figsize=(1.3 * COLUMN_INCHES, COLUMN_INCHES * 0.85))
     sns.pointplot(
         long,
@@ -35,7 +39,7 @@ def draw(rounds: pd.DataFrame) -> Figure:
         palette=style["palette"],
         markers=list(style["markers"].values()),
         linestyles=["-", "--"],
-        errorbar="se",
+        errorbar=interval,
         dodge=True,
         linewidth=1.5,
         ax=axes,
@@ -46,6 +50,11 @@ def draw(rounds: pd.DataFrame) -> Figure:
     )
     axes.legend(title="the residual", loc="best")
     return figure
+
+
+def _interval(points: pd.Series) -> tuple[float, float]:
+    mean, half = mean_interval(points.tolist())
+    return mean - half, mean + half
 
 
 def gains(rounds: pd.DataFrame) -> pd.DataFrame:

@@ -37,7 +37,9 @@ def draw(panels: Mapping[str, pd.DataFrame]) -> Figure:
     use_style()
     size = (2.2 * COLUMN_INCHES, 0.8 * COLUMN_INCHES)
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    of_network: dict[str, Axes] = {}
     for axes, (title, trials) in zip(grid[0], panels.items(), strict=True):
+        axes.sharey(of_network.setdefault(title.split(",")[0], axes))  # what is compared has one scale
         _panel(axes, trials)
         axes.set(title=title, ylabel="test accuracy (%)")
     legend_below(figure, grid[0, 0], columns=3)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.measures.intervals import mean_interval
+
 Numbers = dict[str, str]
 
 
@@ -58,8 +60,9 @@ def of_trials(name: str, trials: pd.DataFrame, by: Sequence[str], reference: str
         name: The table's name, with which the names of its numbers begin.
         trials: One row for each trial.
         by: The columns whose labels make the groups.
-        reference: A label of the last column of `by`. The other groups then also get `gap`, by how many percentage
-            points they are less accurate than it (mean over the seeds), and `gain`, the opposite.
+        reference: A label of the last column of `by`. The groups then also get `gap`, by how many percentage points
+            they are less accurate than it (mean over the seeds, with the deviation), `gain`, the opposite, and
+            `difference`, the gain with its 95 % interval.
 
     Returns:
         LaTeX by name.
@@ -90,7 +93,10 @@ def _gaps(name: str, trials: pd.DataFrame, by: list[str], reference: str) -> Num
     for labels, values in gaps.items():
         path = ".".join([name, *map(slug, labels if isinstance(labels, tuple) else (labels,))])
         found[f"{path}.gap"] = points.text(values)
-        found[f"{path}.gain"] = points.text([-value for value in values])
+        gains = [-value for value in values]
+        found[f"{path}.gain"] = points.text(gains)
+        mean, half = mean_interval(gains)
+        found[f"{path}.difference"] = rf"{100 * mean:.1f} \pm {100 * half:.1f}"
     return found
 
 

@@ -15,6 +15,13 @@ from analysis.theory.index_bits import temporal_index_bits
 
 CASE = ("task", "batch", "phase", "seed")
 SETTING = ("order", "trust", "link", "feedback", "density", "bits")
+CODERS = {
+    "neither": ("support_entropy_bits",),
+    "layers": ("support_entropy_bits_by_layer",),
+    "memory": ("support_entropy_bits", "conditional_entropy_bits"),
+    "both": ("support_entropy_bits_by_layer", "conditional_entropy_bits_by_layer"),
+}
+"""What an ideal coder of supports may use, and the bits that it then takes: the least of these columns."""
 
 
 def table_of(reports: Iterable[Mapping[str, Any]], name: str) -> pd.DataFrame:
@@ -47,6 +54,9 @@ def at_equal_density(payloads: pd.DataFrame, supports: pd.DataFrame) -> pd.DataF
         layer; and b that of the payload. Only these two hold with error feedback, where those from
         clean vectors are NaN: what is sent is then not the update alone.
 
+    coder_...: what the loss would be if an ideal coder of CODERS had coded the supports that were sent, and the rest of
+        the payload were as it was: measured, not foretold.
+
     A support that both ends know takes no index bits, whose losses are foretold to be 0; so are those of an uplink
     that no noise reaches.
     """
@@ -66,6 +76,9 @@ def at_equal_density(payloads: pd.DataFrame, supports: pd.DataFrame) -> pd.DataF
     before = before.reset_index(drop=True).set_axis(rows.index)
     for name in ("closed_form_bits", "by_layer_bits"):
         rows[name] = rows[name].where(noise_arrives, before[name])
+    for coder, columns in CODERS.items():
+        without, with_noise = (of["other_bits"] + of[list(columns)].min(axis=1) / of["kept"] for of in (before, rows))
+        rows[f"coder_{coder}"] = 100 * (1 - without / with_noise)
 
     rows["loss"] = 100 * (1 - before["payload_bytes"] / rows["payload_bytes"])
     rows["loss_of_index"] = 100 * (rows["index_bits"] - before["index_bits"]) / (8 * rows["payload_bytes"])

@@ -2,7 +2,8 @@
 
 import math
 
-from scipy.special import entr
+import numpy as np
+from scipy.special import entr, ndtr
 
 
 def binary_entropy(probability: float) -> float:
@@ -101,7 +102,7 @@ def noise_floor_rate(*, clients: float, noise_share: float, noise_multiplier: fl
     nD = ηz²C². A Gaussian test channel of noise D conveys at most ½ log₂(1 + C²/(dD)) bits a coordinate (Cover &
     Thomas 2006, section 9.1), with equality for Gaussian updates; entropy-coded dithered quantisation takes at most
     ½ log₂(2πe/12) = 0.255 bits more, at every rate (Zamir & Feder 1992, On universal quantization by randomized
-    uniform/lattice quantizers, IEEE Trans. Inf. Theory 38).
+    uniform/lattice quantizers, IEEE Trans. Inf. Theory 38), and `dithered_excess_bits` more for Gaussian updates.
 
     Times d it stays below n/(2 ln2·ηz²) bits a client however large d is. For ε ≤ 1 that is the order nε² which
     suffices for the optimal error of a private mean (Chen, Song, Özgür & Kairouz 2023, arXiv 2304.01541, abstract).
@@ -130,6 +131,40 @@ def noise_floor_rate(*, clients: float, noise_share: float, noise_multiplier: fl
             f"{noise_multiplier}, coordinates = {coordinates}; all four must be positive"
         )
     return math.log2(1 + clients / (noise_share * noise_multiplier * noise_multiplier * coordinates)) / 2
+
+
+def dithered_excess_bits(*, signal_to_error: float) -> float:
+    """Compute by how many bits entropy-coded dithered quantisation of a Gaussian exceeds ½ log₂(1 + s²/D).
+
+    Given the dither the levels' entropy is h(X + U) − log₂ Δ, with U uniform on a step Δ, D = Δ²/12. The excess grows
+    from 0 to ½ log₂(2πe/12) = 0.255 bits with s²/D. Where s²/D is small it is much less than that, and yet many times
+    ½ log₂(1 + s²/D) itself.
+
+    Source: Zamir & Feder (1992), On universal quantization by randomized uniform/lattice quantizers, IEEE Trans. Inf.
+    Theory 38, theorem 1.
+
+    Args:
+        signal_to_error: s²/D, the variance of a coordinate ÷ that of the quantisation error; positive.
+
+    Returns:
+        Bits a coordinate.
+
+    Raises:
+        ValueError: `signal_to_error` is not positive and finite.
+
+    Examples:
+        >>> [round(dithered_excess_bits(signal_to_error=ratio), 3) for ratio in (4e-4, 1.0, 1e4)]
+        [0.015, 0.251, 0.255]
+    """
+    if not 0 < signal_to_error < math.inf:
+        raise ValueError(f"dithered_excess_bits: signal_to_error = {signal_to_error}; it must be positive and finite")
+    deviation = math.sqrt(signal_to_error / 12)  # in steps
+    reach = 10 * deviation
+    flat = max(0.0, 0.5 - reach)
+    sums = np.concatenate([np.linspace(0, flat, 1001)[:-1], np.linspace(flat, 0.5 + reach, 100_001)])
+    density = ndtr((sums + 0.5) / deviation) - ndtr((sums - 0.5) / deviation)
+    entropy = 2 * np.trapezoid(entr(density), sums) / math.log(2)  # of X + U, symmetric about 0
+    return float(entropy - math.log2(1 + signal_to_error) / 2)
 
 
 def prediction_bits(*, snr: float, clients: float, correlation: float = 1.0) -> float:

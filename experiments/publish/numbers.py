@@ -1,5 +1,6 @@
 """Every number that a text may quote of the six claims, by name, from results."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from analysis.cost import break_even as deliveries
 from analysis.cost.devices import LINKS, RADIOS
 from analysis.cost.model import Range
 from analysis.figures import delta_coding, residuals
+from analysis.measures.intervals import mean_interval
 from analysis.tables.latex_numbers import (
     Column,
     Numbers,
@@ -18,10 +20,11 @@ from analysis.tables.latex_numbers import (
     slug,
 )
 from analysis.tables.latex_numbers import spread as with_spread
-from analysis.tables.noise_losses import crossing, spread
+from analysis.tables.noise_losses import CODERS, crossing, spread
 from analysis.tables.studies import audits_of, energies_of, losses_of, study_reports
 from analysis.tables.trials import rounds_of, trials_below, trials_of
 from analysis.theory.gaussian_top_k import small_snr_recall
+from analysis.theory.index_bits import dithered_excess_bits, noise_floor_rate
 from dpcomp.lab.config.grid import points
 from dpcomp.lab.config.labels import label
 from dpcomp.lab.results.results_file import Report
@@ -76,6 +79,14 @@ def _setups(configs: Path) -> Numbers:
     return found
 
 
+def _noise_floor(configs: Path) -> Numbers:
+    """`floor.<what>`: bits a coordinate for errors as large as the noise, at z = 1, ten clients of the small CNN."""
+    clients, coordinates = 10, 26_010
+    bound = noise_floor_rate(clients=clients, noise_share=1, noise_multiplier=1, coordinates=coordinates)
+    excess = dithered_excess_bits(signal_to_error=clients / coordinates)
+    return {"floor.clients": str(clients), "floor.bound": f"{bound:.5f}", "floor.excess": f"{excess:.3f}"}
+
+
 def _top_k(configs: Path) -> Numbers:
     found: Numbers = {}
     for task, axes in (("fashion_mnist", ["noise", "grid.method"]), ("cifar10", ["grid.method"])):
@@ -92,7 +103,11 @@ def _top_k(configs: Path) -> Numbers:
 
 def _allocation(configs: Path) -> Numbers:
     trials = trials_of(configs / "allocation" / "digits.toml")
-    return of_trials("allocation", trials, ["noise", "entropy", "allocation"])
+    found = of_trials("allocation", trials, ["noise", "entropy", "allocation"])
+    rounded = trials_of(configs / "allocation" / "rounding.toml")
+    rounded["shares"] = rounded["allocation"].str.split(",").str[0]
+    found |= of_trials("rounding", rounded, ["noise", "shares", "rounding"], reference="nearest")
+    return found | of_trials("shares", rounded, ["noise", "rounding", "shares"], reference="equal")
 
 
 def _scrambling(configs: Path) -> Numbers:
@@ -109,14 +124,28 @@ def _scrambling(configs: Path) -> Numbers:
     seeds, phases = losses["seed"].nunique(), losses["phase"].nunique()
     cases = losses.groupby(["task", "batch", "phase", "seed"]).ngroups
     at = "fashion_mnist.2000.0_01.noise_first.nobody.uplink.alone.4.8"
+    found |= _cause(losses)
     found["gain.fashion_mnist"] = found[f"loss.{at}.loss_of_values_mean"].removeprefix("-")
     return found | {"scrambling.seeds": str(seeds), "scrambling.phases": str(phases), "scrambling.cases": str(cases)}
+
+
+def _cause(losses: Any) -> Numbers:
+    """`cause.<part>.<end>`: over tasks and batches, what knowing nothing of a support gains, what layers are worth."""
+    rows = losses[(losses["order"] == "noise first") & (losses["trust"] == "nobody") & (losses["feedback"] == 0)]
+    rows = rows[(rows["bits"] == rows["bits"].min()) & (rows["noise_multiplier"] == rows["noise_multiplier"].max())]
+    means: Any = rows.groupby(["density", "task", "batch"])[["coder_neither", "coder_layers"]].mean()
+    gains, layers = -means.loc[0.01, "coder_neither"], means.loc[0.1, "coder_layers"]
+    return {
+        f"cause.{name}.{end}": f"{getattr(values, which)():.1f}"
+        for name, values in (("gain", gains), ("layers_10", layers))
+        for end, which in (("least", "min"), ("most", "max"))
+    }
 
 
 def _losses(losses: Any) -> Iterator[tuple[str, str]]:
     """Efficiency (a) at every noise: mean over phases and seeds, with the deviation of seeds within a phase."""
     by = ["task", "batch", "density", "order", "trust", "link", "feedback", "bits", "noise_multiplier"]
-    columns = ["loss", "loss_of_index", "loss_of_values", *PREDICTIONS]
+    columns = ["loss", "loss_of_index", "loss_of_values", *PREDICTIONS, *(f"coder_{name}" for name in CODERS)]
     table: Any = spread(losses, by, columns).reset_index()
     table["feedback"] = table["feedback"].map({0: "alone", 1: "feedback"})
     shown = {name: with_spread(name, f"{name}_deviation") for name in columns}
@@ -190,13 +219,7 @@ def _foretold_recall(losses: Any) -> Numbers:
 
 def _local_steps(configs: Path) -> Numbers:
     trials = trials_below(configs / "local_steps")
-    by = ["config", "data", "grid.epsilon", "local_steps"]
-    found = of_trials("local_steps", trials, by, reference="1")
-    groups: Any = trials.groupby(by[:-1])
-    for labels, group in groups:
-        means: Any = group.groupby("local_steps")["test_accuracy"].mean()
-        found[".".join(["local_steps", *map(slug, labels), "best"])] = str(means.idxmax())
-    return found
+    return of_trials("local_steps", trials, ["config", "budget", "local_steps"], reference="1")
 
 
 def _delta_coding(configs: Path) -> Numbers:
@@ -216,14 +239,32 @@ def _delta_coding(configs: Path) -> Numbers:
     }
 
 
+def _prediction(configs: Path) -> Numbers:
+    """`prediction.<noise>.<column>`: bits a coordinate that prediction saves and should save, with 95 % intervals."""
+    rounds: Any = rounds_of(configs / "delta_coding" / "digits.toml")
+    columns = ["saved_bits", "foretold_bits", "squared_correlation", "error", "predicted_error"]
+    means: Any = rounds.groupby(["noise_multiplier", "seed"])[columns].mean().reset_index()
+    means["off"] = (means["saved_bits"] - means["foretold_bits"]).abs()
+    means["unequal"] = 100 * (means["predicted_error"] / means["error"] - 1).abs()
+    found: Numbers = {
+        "prediction.unequal": f"{means['unequal'].max():.1f}",
+        "prediction.off": f"{means['off'].max():.3f}",
+    }
+    for noise, part in means.groupby("noise_multiplier"):
+        for name in ("saved_bits", "foretold_bits", "squared_correlation"):
+            mean, half = mean_interval(part[name].tolist())
+            path = f"prediction.{slug(noise)}.{name.removesuffix('_bits')}"
+            found |= {path: rf"{mean:.3f} \pm {half:.3f}", f"{path}_mean": f"{mean:.3f}"}
+    return found
+
+
 def _residuals(configs: Path) -> Numbers:
     gains = residuals.gains(rounds_of(configs / "faults" / "residuals.toml"))
     found = {}
     groups: Any = gains.groupby(["method", "longest"])
     for (policy, longest), group in groups:
-        points_gained = group["points"]
-        error = points_gained.sem()
-        found[f"residuals.{slug(policy)}.{longest}"] = rf"{points_gained.mean():.1f} \pm {error:.1f}"
+        mean, half = mean_interval(group["points"].tolist())
+        found[f"residuals.{slug(policy)}.{longest}"] = rf"{mean:.1f} \pm {half:.1f}"
     return found | {"residuals.seeds": str(gains["seed"].nunique())}
 
 
@@ -287,11 +328,31 @@ def _range(range_: Range, unit: float) -> str:
 
 
 def _figures(value: float) -> str:
-    """Three figures, or all of a whole number's."""
+    """Two figures: more would be those of one machine on one day."""
     if not math.isfinite(value):
         return r"\infty" if value > 0 else "nan"
-    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    return f"{value:,.{digits}f}".replace(",", "{,}")
+    digits = 1 - math.floor(math.log10(abs(value))) if value else 0
+    rounded = round(value, digits)  # 9.96 becomes 10, of as many figures
+    digits = max(0, 1 - math.floor(math.log10(abs(rounded)))) if rounded else 0
+    return f"{rounded:,.{digits}f}".replace(",", "{,}")
+
+
+def _training_time(configs: Path) -> Numbers:
+    """`time.<what>`: milliseconds of a private step and of sending an update; its share of the step in percent."""
+    folder = configs.parents[1] / "docs" / "benchmarks"
+    steps, sent = (_medians(folder / f"{name}.json") for name in ("step-cnn", "messages-small"))
+    step = 1000 / steps["private step: CNN, 26k, B = 64"]
+    found = {"time.step": _figures(step)}
+    for name, codec in (("top_1", "top-k 1 %, 4 bits, range coder"), ("water_filled", "water-filling, 4 bits packed")):
+        each = sent[f"send, {codec}, 26,010 parameters"] / 1000
+        found |= {f"time.{name}": _figures(each), f"time.{name}_share": _figures(100 * each / step)}
+    return found
+
+
+def _medians(path: Path) -> Mapping[str, float]:
+    """Return row → median of a benchmark's results."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return {row["what"]: row["figure"]["median"] for row in rows}
 
 
 def _yardstick(configs: Path) -> Numbers:
@@ -316,13 +377,16 @@ def _audit(configs: Path) -> Numbers:
 CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
     _setups,
     _yardstick,
+    _noise_floor,
     _top_k,
     _allocation,
     _scrambling,
     _local_steps,
     _delta_coding,
+    _prediction,
     _residuals,
     _cost,
+    _training_time,
     _faults,
     _orders,
     _audit,

@@ -7,6 +7,7 @@ from scipy.stats import entropy
 
 from analysis.theory.index_bits import (
     binary_entropy,
+    dithered_excess_bits,
     efficiency_loss,
     noise_floor_rate,
     prediction_bits,
@@ -90,6 +91,17 @@ def test_dithered_quantisation_that_hides_under_the_noise_takes_the_noise_floor_
     assert rate < bits < rate + 0.255
 
 
+def test_the_excess_of_a_dithered_quantiser_is_that_of_its_levels():
+    """Levels are counted for 400 dithers, and not integrated over X + U."""
+    dithers = (np.arange(400) + 0.5) / 400 - 0.5
+    for ratio in (4e-4, 0.1, 10.0):
+        edges = (np.arange(-40, 41) + 0.5 - dithers[:, None]) / math.sqrt(ratio / 12)
+        bits = entropy(np.diff(ndtr(edges), axis=1), base=2, axis=1).mean()
+        found = dithered_excess_bits(signal_to_error=ratio)
+        assert found == pytest.approx(bits - math.log2(1 + ratio) / 2, rel=0.03)
+        assert 0 < found < 0.2547
+
+
 @pytest.mark.parametrize(("snr", "clients", "correlation"), [(10.0, 5, 0.9), (1.0, 5, 1.0), (0.1, 50, 0.8)])
 def test_a_predicted_update_leaves_the_innovation_that_was_predicted(snr, clients, correlation):
     rng, d = np.random.default_rng(0), 400_000
@@ -120,6 +132,7 @@ def test_where_noise_rules_prediction_saves_by_the_square_of_the_snr():
         (lambda: temporal_index_bits(density=0.8, overlap=0.5), "0.75"),
         (lambda: efficiency_loss(density=0.1, value_bits=-1, overlap=0.5, noisy_overlap=0.1), "value_bits = -1"),
         (lambda: noise_floor_rate(clients=1, noise_share=0, noise_multiplier=1, coordinates=1), "noise_share = 0"),
+        (lambda: dithered_excess_bits(signal_to_error=0.0), "signal_to_error = 0"),
         (lambda: prediction_bits(snr=-1, clients=3), "snr = -1"),
         (lambda: prediction_bits(snr=math.inf, clients=3), "finite snr"),
     ],

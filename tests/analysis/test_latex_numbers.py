@@ -34,7 +34,20 @@ def test_a_gap_is_taken_seed_by_seed():
     found = of_trials("t", both, ["method"], reference="dense")
     assert found["t.top_1.gap"] == r"10.0 \pm 0.0"
     assert found["t.top_1.gain"] == r"-10.0 \pm 0.0"
+    assert found["t.top_1.difference"] == r"-10.0 \pm 0.0"
     assert found["t.dense.gap"] == r"0.0 \pm 0.0"
+
+
+def test_a_difference_has_the_interval_of_its_seeds():
+    both = pd.concat(
+        [
+            trials(method="dense", test_accuracy=[0.5, 0.7, 0.9]),
+            trials(method="other", test_accuracy=[0.51, 0.72, 0.93]),
+        ]
+    )
+    found = of_trials("t", both, ["method"], reference="dense")
+    assert found["t.other.gain"] == r"2.0 \pm 1.0"
+    assert found["t.other.difference"] == r"2.0 \pm 2.5"  # Student's 4.30 ÷ √3 deviations
 
 
 def test_one_seed_has_no_deviation():
