@@ -48,6 +48,7 @@ ACCURACY = {
     "bytes": ("payload_bytes", Column(digits=0, spread=False)),
     "ratio": ("compression_ratio", Column(digits=0, spread=False)),
     "ratio1": ("compression_ratio", Column(digits=1, spread=False)),
+    "total": ("total_ratio", Column(digits=0, spread=False)),
     "uplink_mib": ("uplink_bytes", Column(digits=2, scale=2**-20, spread=False)),
     "seeds": ("seed", Column(digits=0, spread=False)),
 }

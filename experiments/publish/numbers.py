@@ -20,11 +20,13 @@ from analysis.tables.latex_numbers import (
     slug,
 )
 from analysis.tables.latex_numbers import spread as with_spread
+from analysis.tables.noise_floor import explained, floor_of
 from analysis.tables.noise_losses import CODERS, crossing, spread
 from analysis.tables.studies import audits_of, energies_of, losses_of, study_reports
 from analysis.tables.trials import rounds_of, trials_below, trials_of
 from analysis.theory.gaussian_top_k import small_snr_recall
 from analysis.theory.index_bits import dithered_excess_bits, noise_floor_rate
+from analysis.theory.noise_floor import ROTATED, added_error
 from dpcomp.lab.config.grid import points
 from dpcomp.lab.config.labels import label
 from dpcomp.lab.results.results_file import Report
@@ -291,6 +293,28 @@ def _orders(configs: Path) -> Numbers:
     return found
 
 
+def _erased(configs: Path) -> Numbers:
+    """`erased.<budget>.<method>`: supports before the noise; `law.<method>`: what their error foretells."""
+    folder = configs / "erased"
+    found: Numbers = {}
+    for budget, config in (("eps_4", "fashion_mnist"), ("eps_8", "fashion_mnist_epsilon_8")):
+        trials = trials_of(folder / f"{config}.toml")
+        found |= of_trials(f"erased.{budget}", trials, ["grid.method"], reference="dense")
+    table = floor_of(folder)
+    shown = {"error": plain("error", 2), "lost": plain("difference"), "foretold": plain("foretold")}
+    found |= of_table("law", table, ["method"], shown)
+    off = (table["difference"] - table["foretold"])[~table["dense"]].abs()
+    ratio, budget = float(table["signal_to_noise"].iloc[0]), 256  # bits of values: the method with 51 bytes
+    (dense, *_) = outcomes(folder / "fashion_mnist.toml")
+    coordinates, clients = dense.reports[0]["coordinates"], dense.point.experiment.federation["clients"]
+    least = min(
+        added_error(bits=bits, density=budget / bits / coordinates, clients=clients, signal_to_noise=ratio)
+        for bits in ROTATED
+    )
+    facts = {"explained": explained(table), "ratio": ratio, "least": least, "off": float(off.max())}
+    return found | {f"law.{name}": f"{value:.2f}" for name, value in facts.items()}
+
+
 def _noise_multiplier(report: Report) -> float:
     """Return the noise multiplier of the pipeline in a report; 0 if it adds no noise."""
     mechanism = report["pipeline"]["Pipeline"]["mechanism"]
@@ -389,5 +413,6 @@ CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
     _training_time,
     _faults,
     _orders,
+    _erased,
     _audit,
 )
