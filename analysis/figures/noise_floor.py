@@ -45,8 +45,9 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.annotate(
             str(row["method"]),
             (row["error"], row["difference"]),
-            xytext=(4, 4),
+            xytext=(-4, 4),
             textcoords="offset points",
+            horizontalalignment="right",
             fontsize="x-small",
         )
     axes.axhline(0, color="0.3", linewidth=0.8)
