@@ -34,8 +34,7 @@ class RandomK(Fraction):
     common support it is (1 − κ)/κ. The supports are dealt without replacement, as examples are in an epoch (random
     reshuffling): d // k supports of one permutation share no coordinate, those of a round are different ones, a client
     has each of them once in d // k rounds, and over any number of rounds all coordinates are sent about equally often.
-    So what a coordinate lacks in one round it has within the next 1/(κn), and most of that excess cancels. A broadcast
-    is sent on the union of the supports, and names them. That gain is lost where clients differ: under label skew a
+    A broadcast is sent on the union of the supports, and names them. That gain is lost where clients differ: under label skew a
     coordinate is moved by the few clients that have it. With several local steps a client moves its coordinates as if
     all clients did, and the server divides by all of them.
 
