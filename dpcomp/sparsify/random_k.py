@@ -34,9 +34,11 @@ class RandomK(Fraction):
     common support it is (1 − κ)/κ. The supports are dealt without replacement, as examples are in an epoch (random
     reshuffling): d // k supports of one permutation share no coordinate, those of a round are different ones, a client
     has each of them once in d // k rounds, and over any number of rounds all coordinates are sent about equally often.
-    A broadcast is sent on the union of the supports, and names them. That gain is lost where clients differ: under label skew a
-    coordinate is moved by the few clients that have it. With several local steps a client moves its coordinates as if
-    all clients did, and the server divides by all of them.
+    A broadcast is sent on the union of the supports, and names them.
+
+    The gain over a common support is lost where clients differ: under label skew a coordinate is moved by the few
+    clients that have it. With several local steps a client moves its coordinates as if all clients did, and the server
+    divides by all of them.
 
     A coordinate is sent once in d/k rounds on average. `TopK` loses less of an update that is not mostly noise, and
     pays for the positions. Behind it, `Rotated()` needs one bit a value or a few, best where k is a multiple of 64.
