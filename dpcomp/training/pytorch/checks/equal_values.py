@@ -18,5 +18,5 @@ def equal_values(one: Tensor, other: Tensor) -> bool:
         other: Another one, on the same device.
     """
     if one.device.type == "cpu" and one.dtype in _OF_NUMPY and one.numel() > FEW:
-        return np.array_equal(one.numpy(), other.numpy())
+        return np.array_equal(one.resolve_neg().numpy(), other.resolve_neg().numpy())
     return torch.equal(one, other)
