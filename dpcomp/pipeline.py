@@ -408,6 +408,15 @@ class Pipeline:
         own = Dictionary(vars(self), names, whole=False)
         return Dictionaries([own]), Composition(getattr(self, name) for name in names)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles take: the fields, without what was noted of them when this one was made."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy has its own fields and parts, which the notes of the first do not watch: it is checked as a new one is.
+        vars(self).update(state)
+        self.__post_init__()
+
     def _unchanged(self) -> _Facts:
         """Return what a release rests on now, which is what it was when the pipeline was made.
 

@@ -1,7 +1,7 @@
 """Update: a flat vector with named layers, a support and an address."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,11 @@ class Update:
             )
         object.__setattr__(self, "values", _immutable_copy(values))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles take: the fields, and no share of the noise, which hides one update once."""
+        state = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**state, "claim": _of_another(self.claim)}
+
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         # Of a copy and of what was pickled: NumPy makes arrays anew there, that could be written to.
         vars(self).update(state, values=_immutable_copy(state["values"]))
@@ -118,8 +123,8 @@ class Update:
             raise ValueError(f"derive: the vector has shape {vector.shape}, not ({self.layout.size},)")
         everywhere = isinstance(self.support, Everywhere)
         values = vector if everywhere else vector[self.support.indices(self.layout.size)]
-        claim = UNKNOWN if isinstance(self.claim, ShareOfNoise) else self.claim
-        return with_claim(replace(self, values=values, noise_stddev=noise_stddev, claim=UNKNOWN), claim)
+        made = replace(self, values=values, noise_stddev=noise_stddev, claim=UNKNOWN)
+        return with_claim(made, _of_another(self.claim))
 
 
 def with_learning_rate(update: Update, learning_rate: float) -> Update:
@@ -137,7 +142,7 @@ def with_learning_rate(update: Update, learning_rate: float) -> Update:
     if not 0 <= learning_rate < np.inf:
         raise ValueError(f"with_learning_rate({learning_rate!r}): a learning rate is a finite number from 0 on")
     stated = object.__new__(Update)
-    vars(stated).update(vars(update), learning_rate=float(learning_rate))
+    vars(stated).update(vars(update), learning_rate=float(learning_rate), claim=_of_another(update.claim))
     return stated
 
 
@@ -173,6 +178,11 @@ def decoded_update(values: Float32[np.ndarray, "k"], layout: Layout, address: Ad
     }
     vars(made).update(fields, claim=UNKNOWN, noise_stddev=None, learning_rate=1.0)
     return made
+
+
+def _of_another(claim: Claim) -> Claim:
+    """Return what a claim says of another update with the same values: of a share of the noise, nothing."""
+    return UNKNOWN if isinstance(claim, ShareOfNoise) else claim
 
 
 def _immutable_copy(values: Float32[np.ndarray, "k"]) -> Float32[np.ndarray, "k"]:

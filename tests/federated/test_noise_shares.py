@@ -1,5 +1,6 @@
 """Errors of clients' codecs as the noise of a trusted server: what is released, who may know what, what is refused."""
 
+import copy
 import math
 import pickle
 from dataclasses import replace
@@ -14,6 +15,7 @@ from dpcomp.federated.cohort import Cohort, refuse_likely_redraw
 from dpcomp.privacy.claim import ROUNDING
 from dpcomp.wire import checkpoint
 from dpcomp.wire.checkpoint import Checkpoint
+from dpcomp.wire.update import with_learning_rate
 
 ALPHA = 1e-6
 RUN, RUN_ID = dp.PublicSeed(3), b"the ends"
@@ -308,6 +310,30 @@ def test_an_update_is_in_one_release_and_in_it_once():
     with pytest.raises(dp.NotPrivate, match="released before"):
         PIPELINE.noise(PIPELINE.total_of(received, server), server, dp.SecretSeed(), permit)
     assert permit.used == 1
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda update: pickle.loads(pickle.dumps(update)),
+        lambda update: with_learning_rate(update, 1.0),
+    ],
+)
+@pytest.mark.parametrize("when", ["before its total", "after it"])
+def test_a_copy_of_an_update_has_no_share_of_the_noise(copied, when):
+    """Its error would hide the client twice, once in each copy's total."""
+    d, server = 10, server_of(PIPELINE, 10).memory
+    memory = client_of(PIPELINE, d, 1)
+    received, _ = PIPELINE.receive(PIPELINE.send(update_of(memory, np.ones(d)), memory)[0], server)
+    if when == "after it":
+        PIPELINE.total_of(received, server)
+    other = copied(received)
+    np.testing.assert_array_equal(other.values, received.values)
+    with pytest.raises(dp.NotPrivate, match="share of the noise"):
+        PIPELINE.total_of(other, server)
+    assert PIPELINE.total_of(received, server).units == 1
 
 
 def test_a_total_of_clean_units_is_not_released_as_if_it_had_noise():

@@ -258,6 +258,33 @@ def test_a_pipeline_with_a_changed_part_releases_nothing(part, name, value, when
     assert permit.used == 0
 
 
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda pipeline: pickle.loads(pickle.dumps(pipeline))])
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        (lambda pipeline: pipeline, "mechanism", (dp.Clip(100.0), dp.Gaussian(1.0))),
+        (lambda pipeline: pipeline.stages[0], "norm", 100.0),
+        (lambda pipeline: pipeline.stages[1], "noise_multiplier", 1e-3),
+    ],
+)
+def test_a_copy_of_a_pipeline_with_a_changed_part_releases_nothing(copied, part, name, value):
+    pipeline = copied(dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1)))
+    memory = pipeline.init_client(6, seed=dp.PublicSeed(0), client=3)
+    permit = dp.Ledger().charge(pipeline.cost, memory.address, steps=2)
+    pipeline.release([BLOCK], memory, dp.SecretSeed(), permit)
+    object.__setattr__(part(pipeline), name, value)
+    with pytest.raises(dp.NotPrivate, match="changed after the pipeline was made"):
+        pipeline.release([BLOCK], memory, dp.SecretSeed(), permit)
+    assert permit.used == 1
+
+
+def test_a_copy_of_a_pipeline_is_checked_as_a_new_one_is():
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+    object.__setattr__(pipeline, "mechanism", (dp.TopK(0.5), dp.Gaussian(1.0)))
+    with pytest.raises(dp.NotPrivate):
+        copy.copy(pipeline)
+
+
 def test_a_changed_clip_does_not_reach_the_noise_by_another_pipeline():
     clip = dp.Clip(100.0)
     loose = dp.Pipeline(mechanism=(clip, dp.Gaussian(1.0)))

@@ -75,3 +75,32 @@ def test_the_row_of_another_example_is_refused(checked):
     other = tuple(part[0] for part in model.engine.rows(one, None, WHICH + 1, WHICH + 2))
     with pytest.raises(dp.NotPrivate, match="gradient of an example is another"):
         model.check.example_of(one, None, WHICH, other)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-25])
+def test_a_loss_that_ties_examples_is_refused_however_small_it_is(scale):
+    """Below 1e-23 the squares of all gradients are zero in float32, and so would be the distance of any two."""
+    torch.manual_seed(0)
+    inputs = torch.randn(N, 8)
+    model = private_model(
+        nn.Linear(8, 2), lambda outputs, _: scale * outputs.square().mean(), inputs, None, engine=BookKeeping()
+    ).train()
+    outputs = model(inputs)
+    (scale * (outputs * outputs.roll(1, dims=0)).mean()).backward()
+    one = model.passes[0]
+    row = tuple(part[0] for part in model.engine.rows(one, None, WHICH, WHICH + 1))
+    with pytest.raises(dp.NotPrivate, match="is not the mean of the losses of its examples"):
+        model.check.example_of(one, None, WHICH, row)
+
+
+def test_a_small_gradient_that_is_right_is_taken():
+    torch.manual_seed(0)
+    inputs = torch.randn(N, 8)
+
+    def loss(outputs, _):
+        return 1e-25 * outputs.square().mean()
+
+    model = private_model(nn.Linear(8, 2), loss, inputs, None, engine=BookKeeping()).train()
+    loss(model(inputs), None).backward()
+    one = model.passes[0]
+    model.check.example_of(one, None, WHICH, tuple(part[0] for part in model.engine.rows(one, None, WHICH, WHICH + 1)))

@@ -219,6 +219,6 @@ def same_values(given: Tensor, drawn: Tensor) -> bool:
     """Return whether a tensor holds the values of a drawn one, example by example, on any device and in any shape."""
     if given.numel() != drawn.numel() or given.shape[:1] != drawn.shape[:1]:
         return False
-    drawn = drawn.to(device=given.device, dtype=given.dtype).reshape(given.shape)
+    drawn = drawn.detach().to(device=given.device, dtype=given.dtype).reshape(given.shape)
     given = given.detach()
     return equal_values(given, drawn) or bool(((given == drawn) | ((given != given) & (drawn != drawn))).all())

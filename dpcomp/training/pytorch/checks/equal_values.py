@@ -17,6 +17,7 @@ def equal_values(one: Tensor, other: Tensor) -> bool:
         one: A tensor.
         other: Another one, on the same device.
     """
-    if one.device.type == "cpu" and one.dtype in _OF_NUMPY and one.numel() > FEW:
-        return np.array_equal(one.numpy(), other.numpy())
+    of_numpy = one.dtype in _OF_NUMPY and one.device.type == "cpu" and one.layout == other.layout == torch.strided
+    if of_numpy and one.numel() > FEW:
+        return np.array_equal(one.resolve_neg().numpy(), other.resolve_neg().numpy())
     return torch.equal(one, other)

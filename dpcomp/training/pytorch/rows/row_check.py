@@ -20,6 +20,7 @@ from dpcomp.training.pytorch.rows.structures import mapped, repeated, rows, tens
 TOLERANCE = 1e-4  # of the norm of a row
 OUTPUT_TOLERANCE = 1e-3  # of the largest output of a pass
 LARGE = 1e6  # above it, float32 may overflow in one order of the same operations and not in another
+SMALL = 1e-10  # below it, the squares of what is tolerated of a norm may be zero in float32
 
 
 class RowCheck:
@@ -374,7 +375,8 @@ def _near(mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float) ->
     apart = torch._foreach_sub(list(mine), own)  # pyright: ignore[reportPrivateImportUsage]
     norms = map(torch._foreach_norm, (apart, own))  # pyright: ignore[reportPrivateImportUsage]
     distance, norm = (float(torch.linalg.vector_norm(torch.stack(parts))) for parts in norms)
-    return math.isfinite(norm) and distance <= 0.5 * tolerance * norm  # a half: norms of float32 read low
+    # A half, since norms of float32 read low. Where each square is zero, so are both numbers.
+    return SMALL <= norm < math.inf and distance <= 0.5 * tolerance * norm
 
 
 def _within(mine: Tensor, theirs: Tensor, tolerance: float) -> bool:
