@@ -25,6 +25,8 @@ LOSS = "[loss.{}.0_01.noise_first.nobody.uplink.{}.4.8.loss_mean]"
 CLAIMS = {  # what was measured of each; in brackets stand the paper's names of the numbers
     "compression": """10 %: [orders.local_steps_1.random_k_10.accuracy] % in
         [orders.local_steps_1.random_k_10.ratio]× fewer bytes; all: [orders.local_steps_1.dense.accuracy] %""",
+    "erased": """[erased.eps_4.own_6_2_bits.ratio]× fewer bytes: [erased.eps_4.own_6_2_bits.difference] points;
+        [erased.eps_4.own_1.ratio]×: [erased.eps_4.own_1.difference]""",
     "top_k": """[top_k.fashion_mnist.eps_4.top_1_feedback.gap] points at ε ≤ [setup.top_k_fashion_mnist.noisy_epsilon];
         without feedback [top_k.fashion_mnist.eps_4.top_1.gap]""",
     "allocation": """[allocation.no_noise.packed.equal_8_bits.ratio1]×; 2 packed bits:
