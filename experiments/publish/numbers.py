@@ -312,7 +312,8 @@ def _erased(configs: Path) -> Numbers:
         for bits in ROTATED
     )
     facts = {"explained": explained(table), "ratio": ratio, "least": least, "off": float(off.max())}
-    return found | {f"law.{name}": f"{value:.2f}" for name, value in facts.items()}
+    found |= {f"law.{name}": f"{value:.2f}" for name, value in facts.items()}
+    return found | {"law.two_bits": f"{ROTATED[2]:.3f}"}
 
 
 def _noise_multiplier(report: Report) -> float:
