@@ -1,6 +1,7 @@
 """What a private update costs in accuracy by its compression ratio at one ε, with supports drawn before the noise."""
 
 import math
+from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -38,12 +39,13 @@ def draw(trials: pd.DataFrame) -> Figure:
         The figure, a panel a config. Points are mean differences that are paired by seed, bars their 95 % intervals.
     """
     use_style()
-    shown = [config for config in PANELS if (trials["config"] == config).any()]
+    drawn: Any = trials
+    shown = [config for config in PANELS if (drawn["config"] == config).any()]
     figure, axes = plt.subplots(
         1, len(shown), figsize=(2.1 * COLUMN_INCHES, 0.85 * COLUMN_INCHES), sharey=True, squeeze=False
     )
     for panel, config in zip(axes[0], shown, strict=True):
-        frame = trials[trials["config"] == config]
+        frame = drawn[drawn["config"] == config]
         by_method = frame.groupby(frame["grid.method"] if "grid.method" in frame else frame["method"])
         accuracy = {name: dict(zip(rows["seed"], rows["test_accuracy"], strict=True)) for name, rows in by_method}
         for name, rows in by_method:

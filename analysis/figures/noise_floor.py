@@ -1,6 +1,7 @@
 """Accuracy lost to a compressor by the error that it adds to the noise, beside dense updates with more noise."""
 
 from functools import partial
+from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -22,7 +23,8 @@ def draw(table: pd.DataFrame) -> Figure:
     """
     use_style()
     figure, axes = plt.subplots(figsize=(1.15 * COLUMN_INCHES, 0.85 * COLUMN_INCHES))
-    dense, points = table[table["dense"]], table[~table["dense"]]
+    drawn: Any = table
+    dense, points = drawn[drawn["dense"]], drawn[~drawn["dense"]]
     bar = partial(axes.errorbar, capsize=2)
     bar(
         dense["error"],
@@ -42,7 +44,7 @@ def draw(table: pd.DataFrame) -> Figure:
         label="own supports, rotated bits",
     )
     for _, row in points.iterrows():
-        left = row["error"] > table["error"].max() / 4  # of the point is room for its name
+        left = row["error"] > drawn["error"].max() / 4  # of the point is room for its name
         axes.annotate(
             str(row["method"]),
             (row["error"], row["difference"]),

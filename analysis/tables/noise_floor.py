@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ def floor_of(folder: Path) -> pd.DataFrame:
         the clients.
     """
     noise, methods = trials_of(folder / "noise_floor.toml"), trials_of(folder / "fashion_mnist.toml")
-    rounds = rounds_of(folder / "noise_floor.toml")
+    rounds: Any = rounds_of(folder / "noise_floor.toml")
     clients = int(rounds["participants"].max())
     late = rounds[rounds["round"] > (1 - TAIL) * rounds["round"].max()]
     ratio = clients * float(late["signal_to_noise"].mean())  # of the mean of the clients

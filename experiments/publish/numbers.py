@@ -300,7 +300,7 @@ def _erased(configs: Path) -> Numbers:
     for budget, config in (("eps_4", "fashion_mnist"), ("eps_8", "fashion_mnist_epsilon_8")):
         trials = trials_of(folder / f"{config}.toml")
         found |= of_trials(f"erased.{budget}", trials, ["grid.method"], reference="dense")
-    table = floor_of(folder)
+    table: Any = floor_of(folder)
     shown = {"error": plain("error", 2), "lost": plain("difference"), "foretold": plain("foretold")}
     found |= of_table("law", table, ["method"], shown)
     off = (table["difference"] - table["foretold"])[~table["dense"]].abs()
