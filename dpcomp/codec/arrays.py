@@ -174,7 +174,12 @@ def restored(arrays: Mapping[str, Any], form: Form, vector: Float32[np.ndarray, 
 
 def type_of(array: Any) -> str:
     """Return the name of an array's type, such as "float32", in any framework."""
-    return getattr(array.dtype, "name", None) or str(array.dtype).removeprefix("torch.")
+    return _name(array.dtype)
+
+
+@lru_cache(maxsize=64)
+def _name(dtype: Any) -> str:
+    return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
 
 
 def is_numpy(array: Any) -> bool:

@@ -17,6 +17,7 @@ The tag detects damage. It has no key, so it shows nothing of who has written th
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -272,17 +273,19 @@ def _refuse_other(head: memoryview, digest: bytes, form: Form) -> None:
 
 def _context(codec: VectorCodec, layout: Layout, number: int) -> PublicContext:
     """Return the public context of a vector, in which all keys come from the number."""
-    seed = PublicSeed(number)
-    context = PublicContext(
-        layout=layout,
-        mask_key=seed.key("mask alone"),
-        run_key=seed.key("run alone"),
-        dither_key=seed.key("dither alone"),
-    )
-    if not isinstance(codec.sparsify, HasPublicSupport):
+    mask_key, run_key, dither_key = _keys(number)
+    context = PublicContext(layout=layout, mask_key=mask_key, run_key=run_key, dither_key=dither_key)
+    if codec.sparsify is None or not isinstance(codec.sparsify, HasPublicSupport):
         return context
     support = checked_support(codec.sparsify.public_support(context), f"{codec.sparsify!r}: public_support returned")
     return replace(context, public_support=support)
+
+
+@lru_cache(maxsize=64)
+def _keys(number: int) -> tuple[int, int, int]:
+    """Return the keys of supports, of dealt supports, and of rounding and rotation."""
+    seed = PublicSeed(number)
+    return seed.key("mask alone"), seed.key("run alone"), seed.key("dither alone")
 
 
 def _dense(values: Float32[np.ndarray, "k"], support: Support, d: int) -> Float32[np.ndarray, "d"]:
