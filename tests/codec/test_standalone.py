@@ -279,6 +279,17 @@ def test_hostile_bytes_raise_nothing_but_corrupt_payload(codec):
     assert refused > 60
 
 
+def test_exact_arrays_and_numbers_that_no_sender_writes_are_corrupt():
+    value = {"mask": np.array([True]), "n": np.array([1, 2])}
+    payload = CODECS["top"].compress(value)
+    head, rest = payload[: HEADER_BYTES - 1], payload[HEADER_BYTES:]
+    hostile = [payload[:-cut] for cut in range(1, 18)]
+    hostile += [payload + b"x", head + b"\0" + b"\2" + rest[1:], head + b"\11" + 9 * b"\1" + rest]
+    for message in hostile:
+        with pytest.raises(dp.CorruptPayload):
+            CODECS["top"].decompress(tagged(message), value)
+
+
 def test_hostile_bytes_of_any_kind_are_corrupt():
     draw = np.random.default_rng(0)
     for size in range(200):
