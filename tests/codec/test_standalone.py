@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -307,3 +307,28 @@ def test_a_payload_has_few_bytes_beside_the_body():
     codec = CODECS["float32"]
     body, _ = codec.encode(NORMAL.ravel(), dp.Everywhere(), dp.PublicContext(layout=dp.Layout.of(300)))
     assert len(codec.compress(NORMAL)) == len(body) + HEADER_BYTES == len(body) + 18
+
+
+@dataclass(frozen=True)
+class OwnSupport:
+    """A sparsifier of somebody's own, with a support that its reader cannot compute."""
+
+    def select(self, vector, candidates, context):
+        return dp.Seeded(seed=int(np.abs(vector).argmax()), k=9)
+
+
+@dataclass(frozen=True)
+class OwnFloats(dp.Float32):
+    """A float format of somebody's own, whose decoded values cannot be written to."""
+
+    def values(self, levels, side, counts, context):
+        made = np.array(super().values(levels, side, counts, context))
+        made.flags.writeable = False
+        return made
+
+
+def test_own_parts_are_taken():
+    listed = dp.Codec(sparsify=OwnSupport())
+    assert np.count_nonzero(listed.decompress(listed.compress(NORMAL), NORMAL)) == 9
+    own = dp.Codec(quantize=OwnFloats())
+    assert own.decompress(own.compress(NORMAL), NORMAL).flags.writeable
