@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from dpcomp.codec.entropy import FixedWidth as FixedWidth
     from dpcomp.codec.entropy import RangeCoder as RangeCoder
     from dpcomp.codec.codec import Codec as Codec
+    from dpcomp.codec.compressor import Compressor as Compressor
     from dpcomp.wire.feedback import EF21 as EF21
     from dpcomp.wire.feedback import MomentumCorrection as MomentumCorrection
     from dpcomp.wire.update import Update as Update
@@ -114,6 +115,7 @@ _MODULES = {
     **dict.fromkeys(("Equal", "FixedStep", "Waterfill"), "dpcomp.codec.allocation"),
     **dict.fromkeys(("FixedWidth", "RangeCoder"), "dpcomp.codec.entropy"),
     "Codec": "dpcomp.codec.codec",
+    "Compressor": "dpcomp.codec.compressor",
     **dict.fromkeys(("EF21", "MomentumCorrection"), "dpcomp.wire.feedback"),
     "Update": "dpcomp.wire.update",
     **dict.fromkeys(("ClientMemory", "ServerMemory"), "dpcomp.wire.memory"),

@@ -4,6 +4,7 @@ from dpcomp.codec.allocation import Equal as Equal
 from dpcomp.codec.allocation import FixedStep as FixedStep
 from dpcomp.codec.allocation import Waterfill as Waterfill
 from dpcomp.codec.codec import Codec as Codec
+from dpcomp.codec.compressor import Compressor as Compressor
 from dpcomp.codec.entropy import FixedWidth as FixedWidth
 from dpcomp.codec.entropy import RangeCoder as RangeCoder
 from dpcomp.codec.prediction import LastBroadcast as LastBroadcast

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int64
@@ -18,6 +18,7 @@ from dpcomp.codec.quantize import Bounds, ExactGaussian, Quantizer
 from dpcomp.codec.quantize import Float32 as Unquantized
 from dpcomp.codec.quantize.quantizer import decoded_at_sender, quantised, takes_type
 from dpcomp.codec.rate import entropy_bits
+from dpcomp.codec.standalone import codec_digest, compress, decompress
 from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.finite import all_finite
@@ -90,7 +91,7 @@ class Codec:
     A body is a byte that says which support it has, the number and positions of a listed support, the quantiser's side
     information, and the levels. Sender and receiver need the same codec and the same `PublicContext`;
     a pipeline sees to that. What the codec loses is known to the sender, who adds it to its next update, if there is
-    feedback. `pipeline.send` calls the codec; call it directly to measure a part.
+    feedback. `pipeline.send` calls the codec. `compress` and `decompress` use it alone, on any array.
 
     **Privacy:** a codec works on released values, or on a clean uplink to a trusted server; it adds no guarantee and
     costs none (PRIVACY_RULES 1).
@@ -195,6 +196,76 @@ class Codec:
     def is_lossless(self) -> bool:
         """Whether all coordinates are sent as float32, so that nothing is dropped but the rounding of a prediction."""
         return self.sparsify is None and isinstance(self.quantizer, Unquantized)
+
+    @cached_property
+    def standalone_digest(self) -> bytes:
+        """4 bytes that name the codec in payloads of `compress`.
+
+        Raises:
+            TypeError, ValueError: As `compress` does of the codec.
+        """
+        return codec_digest(self)
+
+    def compress(self, value: Any, *, number: int = 0) -> bytes:
+        """Compress an array, or arrays by name, without pipeline, ledger or memory.
+
+        Floats are coded as float32, with the loss of the codec; whole numbers and bools are kept as they are. The
+        payload holds no names and shapes, only a digest of them.
+
+        **Privacy:** this adds no noise and charges nothing: the payload tells what the values tell.
+
+        Args:
+            value: An array of any shape, of NumPy, PyTorch or JAX, or a mapping of names to arrays, such as a state
+                dict. An array may be empty or a scalar.
+            number: What `RandomK`, `Rotated`, `Stochastic` and `Dithered` draw from, from 0 to 2⁶⁴ − 1; it stands in
+                the payload. Give each payload another number where errors shall average out.
+
+        Returns:
+            The payload.
+
+        Raises:
+            TypeError: A value is no array, or has a type such as complex; or a part is not a frozen dataclass.
+            ValueError: A float is not finite, or beyond the range of float32; the message names its index. Or a part
+                of the codec needs a link: `LastBroadcast`, `ExactGaussian`, a part that reads history, an allocator
+                that knows the noise, `RandomK(per="client")`.
+
+        Examples:
+            >>> import dpcomp as dp
+            >>> codec = dp.Codec(sparsify=dp.TopK(0.01), quantize=dp.Uniform(4))
+            >>> vector = np.random.default_rng(0).standard_normal(10_000)
+            >>> payload = codec.compress(vector)
+            >>> decoded = codec.decompress(payload, like=vector)
+            >>> len(payload), int(np.count_nonzero(decoded))  # of 80,000 bytes
+            (161, 100)
+        """
+        return compress(self, value, number, self.standalone_digest)
+
+    def decompress(self, payload: bytes | bytearray | memoryview, like: Any) -> Any:
+        """Decompress what `compress` returned.
+
+        Args:
+            payload: The payload.
+            like: An array, or a mapping of names to arrays, with the names and shapes of what was compressed. Its
+                values are not read; the result has its types, frameworks and devices.
+
+        Returns:
+            A new array, or a dict of new arrays in the order of `like`. A decoded value beyond the range of a 16-bit
+            type becomes the largest number of it.
+
+        Raises:
+            TypeError: The payload is not bytes, or `like` holds something else than arrays.
+            ValueError: As `compress` does of the codec.
+            CorruptPayload: The payload is damaged, or is none of `compress`.
+            VersionMismatch: The payload is undamaged, but of another codec, or of arrays with other names or shapes.
+
+        Examples:
+            >>> import dpcomp as dp
+            >>> weights = {"weight": np.ones((3, 2), np.float32), "steps": np.array(7)}
+            >>> codec = dp.Codec(quantize=dp.Uniform(8))
+            >>> codec.decompress(codec.compress(weights), like=weights)["steps"]
+            array(7)
+        """
+        return decompress(self, payload, like, self.standalone_digest)
 
     def select(self, vector: Float32[np.ndarray, "d"], candidates: Support, context: PublicContext) -> Support:
         """Return the coordinates of a (d,) vector that are sent: the sparsifier's choice, or all candidates.

@@ -11,6 +11,7 @@ from typing import get_type_hints
 import pytest
 
 import dpcomp as dp
+from dpcomp.codec import standalone
 from dpcomp.federated import journal
 from dpcomp.federated.messages import HELLO, RECEIPT, REPLY, Hello, Reply
 from dpcomp.lab.results import results_file
@@ -57,6 +58,15 @@ def test_the_number_of_a_message_is_that_of_its_first_bytes(name):
 def test_the_payloads_header_has_the_length_that_the_page_says():
     assert f"The full header is {PAYLOAD.header_bytes} bytes long" in PAGE
     assert f"a payload has a header of {SHORT.size} bytes" in PAGE
+
+
+def test_the_fields_of_a_payload_of_a_codec_alone_are_those_of_the_code():
+    assert re.search(
+        rf"^\| \[payload of a codec alone\].* \| `{standalone.FIRST_BYTE:02x}` \| 1 \|", PAGE, re.MULTILINE
+    )
+    sizes = re.findall(r"^\| [a-z ]+ \| (\d+) \|", section("payload of a codec alone"), flags=re.MULTILINE)
+    assert sum(map(int, sizes)) == standalone.HEADER_BYTES
+    assert standalone.FIRST_BYTE == 192 + 1
 
 
 def test_the_checkpoints_number_is_that_of_the_code():
