@@ -1,6 +1,5 @@
 """Accuracy lost to a compressor by the error that it adds to the noise, beside dense updates with more noise."""
 
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -25,24 +24,20 @@ def draw(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(1.15 * COLUMN_INCHES, 0.85 * COLUMN_INCHES))
     drawn: Any = table
     dense, points = drawn[drawn["dense"]], drawn[~drawn["dense"]]
-    bar = partial(axes.errorbar, capsize=2)
-    bar(
-        dense["error"],
-        dense["difference"],
-        yerr=dense["half"].fillna(0),
-        color=COLORS[7],
-        marker=MARKERS[7],
-        label="dense, more noise",
-    )
-    bar(
-        points["error"],
-        points["difference"],
-        yerr=points["half"].fillna(0),
-        color=COLORS[0],
-        marker=MARKERS[0],
-        linestyle="none",
-        label="own supports, rotated bits",
-    )
+    for rows, look, line, label in (
+        (dense, 7, "-", "dense, more noise"),
+        (points, 0, "none", "own supports, rotated bits"),
+    ):
+        axes.errorbar(
+            rows["error"],
+            rows["difference"],
+            yerr=rows["half"].fillna(0),
+            color=COLORS[look],
+            marker=MARKERS[look],
+            linestyle=line,
+            capsize=2,
+            label=label,
+        )
     for _, row in points.iterrows():
         left = row["error"] > drawn["error"].max() / 4  # of the point is room for its name
         axes.annotate(

@@ -95,48 +95,36 @@ def resnet8_group_norm(*, seed: int) -> nn.Module:
     Source: He et al. 2016, arXiv 1512.03385, section 4.2 with n = 1, with projections as shortcuts; Wu & He 2018, arXiv
     1803.08494, for the norm, here with groups of two channels.
     """
-
-    def build() -> nn.Module:
-        layers: OrderedDict[str, nn.Module] = OrderedDict(
-            stem=nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False), norm=_group_norm(16), relu=nn.ReLU()
-        )
-        channels = 16
-        for stage, (width, stride) in enumerate(((16, 1), (32, 2), (64, 2)), start=1):
-            layers[f"block_{stage}"] = _ResidualBlock(channels, width, stride)
-            channels = width
-        layers["pool"] = nn.AdaptiveAvgPool2d(1)
-        layers["flatten"] = nn.Flatten()
-        layers["output"] = nn.Linear(channels, 10)
-        return nn.Sequential(layers)
-
-    return seeded(build, seed)
+    return seeded(lambda: _resnet((16, 32, 64), blocks=1), seed)
 
 
 def resnet18_group_norm(*, seed: int) -> nn.Module:
-    """ResNet-18 for CIFAR-10: 11,173,962 parameters, group norm, 3 × 3 stem, (n, 3, 32, 32) -> (n, 10).
+    """Make the ResNet-18 for CIFAR-10: 11,173,962 parameters, group norm, 3 × 3 stem, (n, 3, 32, 32) -> (n, 10).
 
     Batch norm would mix the examples of a batch, and so has no per-example gradient; group norm is per example.
     Source: He et al. 2016, arXiv 1512.03385, table 1 with the CIFAR stem of section 4.2;
     Wu & He 2018, arXiv 1803.08494, for the 32 groups.
     """
+    return seeded(lambda: _resnet((64, 128, 256, 512), blocks=2), seed)
 
-    def build() -> nn.Module:
-        layers: OrderedDict[str, nn.Module] = OrderedDict(
-            stem=nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False),
-            norm=_group_norm(64),
-            relu=nn.ReLU(),
-        )
-        channels = 64
-        for stage, (width, stride) in enumerate(((64, 1), (128, 2), (256, 2), (512, 2)), start=1):
-            layers[f"block_{stage}_1"] = _ResidualBlock(channels, width, stride)
-            layers[f"block_{stage}_2"] = _ResidualBlock(width, width, 1)
+
+def _resnet(widths: tuple[int, ...], blocks: int) -> nn.Module:
+    """Build stages of residual blocks, of which each but the first halves height and width."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        stem=nn.Conv2d(3, widths[0], kernel_size=3, padding=1, bias=False),
+        norm=_group_norm(widths[0]),
+        relu=nn.ReLU(),
+    )
+    channels = widths[0]
+    for stage, width in enumerate(widths, start=1):
+        for block in range(1, blocks + 1):
+            stride = 2 if stage > 1 and block == 1 else 1
+            layers[f"block_{stage}_{block}"] = _ResidualBlock(channels, width, stride)
             channels = width
-        layers["pool"] = nn.AdaptiveAvgPool2d(1)
-        layers["flatten"] = nn.Flatten()
-        layers["output"] = nn.Linear(channels, 10)
-        return nn.Sequential(layers)
-
-    return seeded(build, seed)
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    layers["output"] = nn.Linear(channels, 10)
+    return nn.Sequential(layers)
 
 
 class _ResidualBlock(nn.Module):
