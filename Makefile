@@ -11,7 +11,7 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: .venv/installed-test
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	DPCOMP_CHECK_EVERY_CALL=1 $(BIN)/python -m pytest -q -m "slow or not slow"
 
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks

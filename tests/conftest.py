@@ -1,6 +1,7 @@
 """While the tests run, the shapes and types of arrays are checked in all signatures of the project."""
 
 import functools
+import math
 import os
 from typing import Any
 
@@ -17,7 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("without a clock", deadline=None)
 settings.load_profile("without a clock")
 
-CHECKED_CALLS = 8  # of a function, in each test: a check costs more than most functions that loops call
+# How many calls of a function are checked in each test: all of them in `make test-slow`, and the first few in the fast
+# tests, since a check costs more than most functions that loops call.
+CHECKED_CALLS = math.inf if os.environ.get("DPCOMP_CHECK_EVERY_CALL") else 8
 calls: dict[int, int] = {}  # of each function in this test; not in the functions, whose contents some tests watch
 
 

@@ -292,7 +292,7 @@ QUIET = settings(
     print_blob=True,
 )
 TestHostileNetwork = HostileNetwork.TestCase
-TestHostileNetwork.settings = settings(QUIET, max_examples=12, stateful_step_count=40)
+TestHostileNetwork.settings = settings(QUIET, max_examples=25, stateful_step_count=40)
 
 
 @pytest.mark.slow
