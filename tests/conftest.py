@@ -1,8 +1,8 @@
 """While the tests run, the shapes and types of arrays are checked in all signatures of the project."""
 
 import functools
-import math
 import os
+import sys
 from typing import Any
 
 import jaxtyping
@@ -20,7 +20,7 @@ settings.load_profile("without a clock")
 
 # How many calls of a function are checked in each test: all of them in `make test-slow`, and the first few in the fast
 # tests, since a check costs more than most functions that loops call.
-CHECKED_CALLS = math.inf if os.environ.get("DPCOMP_CHECK_EVERY_CALL") else 8
+CHECKED_CALLS = sys.maxsize if os.environ.get("DPCOMP_CHECK_EVERY_CALL") else 8
 calls: dict[int, int] = {}  # of each function in this test; not in the functions, whose contents some tests watch
 
 
