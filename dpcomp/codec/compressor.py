@@ -19,7 +19,7 @@ MOST_PAYLOADS = 2 ** (64 - SENDER_BITS)
 
 
 class Compressor:
-    """Compresses tensors by name, and adds to each what its earlier payloads dropped.
+    """Compress tensors by name, and add to each what its earlier payloads dropped.
 
     The interface is that of GRACE (Xu et al. 2021, section IV): `compress(name, tensor)` at the sender, `decompress`
     at whoever receives, of which the mean or sum is taken. The residual of a name is what `feedback=True` of a pipeline
