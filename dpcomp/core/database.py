@@ -541,7 +541,10 @@ def _make_tables(database: Database, kind: DatabaseKind, fill: Callable[[sqlite3
 
 
 def _refuse_damaged(connection: sqlite3.Connection, place: Path, kind: DatabaseKind, check: str) -> None:
-    found = connection.execute(f"PRAGMA {check}(1)").fetchone()[0]
+    try:
+        found = connection.execute(f"PRAGMA {check}(1)").fetchone()[0]
+    except UnicodeDecodeError as error:  # it tells of a name that is damaged
+        found = error
     if found != "ok":
         raise DpcompError(
             f"the {kind.name} {place} is damaged ({found}): a copy that was made during a change needs the file "

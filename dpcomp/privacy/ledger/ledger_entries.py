@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 from jaxtyping import Int64
@@ -99,12 +99,13 @@ class LedgerEntries(Sequence[LedgerEntry]):
     def __getitem__(self, index: int | slice) -> LedgerEntry | Sequence[LedgerEntry]:
         if isinstance(index, slice):
             return tuple(self[place] for place in range(*index.indices(len(self))))
-        run = int(self.runs[self.run_places[index]])
+        columns: Any = (self.times, self.run_places, self.clients, self.rounds, self.steps, self.cost_places)
+        when, run, client, number, steps, cost = (int(column[index]) for column in columns)
         return LedgerEntry(
-            time=utc(int(self.times[index])),
-            address=Address(run, int(self.clients[index]), int(self.rounds[index])),
-            steps=int(self.steps[index]),
-            cost=cost_from_text(*self.costs[self.cost_places[index]]),
+            time=utc(when),
+            address=Address(int(self.runs[run]), client, number),
+            steps=steps,
+            cost=cost_from_text(*self.costs[cost]),
         )
 
     def __iter__(self) -> Iterator[LedgerEntry]:
@@ -123,14 +124,12 @@ class LedgerEntries(Sequence[LedgerEntry]):
         Returns:
             The history of each client that was charged, in the order of their numbers.
         """
-        clients: Any
         clients, steps, costs = self.clients[:count], self.steps[:count], self.cost_places[:count]
         if count == 0:
             return {}
         wide = int(steps.max()) * count > LARGEST_SUM
         counted: Any = steps.astype(object) if wide else steps
-        place: Any
-        keys, place = np.unique(clients * len(self.costs) + costs, return_inverse=True)
+        keys, place = cast("tuple[Any, Any]", np.unique(clients * len(self.costs) + costs, return_inverse=True))
         sums: Any = np.zeros(len(keys), dtype=object if wide else np.int64)
         np.add.at(sums, place, counted)
         spent: dict[int, Counter[CostText]] = {}
@@ -146,23 +145,23 @@ class LedgerEntries(Sequence[LedgerEntry]):
         A client that follows the plan has done as many of its steps as it was charged. So a charge follows it if all
         its steps stand in the one release of the plan that comes at that number.
         """
-        order: Any = np.argsort(self.clients[:count], kind="stable")
+        order = cast("Any", np.argsort(self.clients[:count], kind="stable"))
         clients, charged, costs = self.clients[:count][order], steps[order], self.cost_places[:count][order]
         begins = np.flatnonzero(np.diff(clients, prepend=clients[0] - 1))
         ends = np.append(begins[1:], count)
-        after: Any = np.cumsum(charged)
+        after = cast("Any", np.cumsum(charged))
         before = after - charged
         base = np.repeat(before[begins], ends - begins)
         before, after = before - base, after - base
-        planned_ends: Any = np.cumsum(np.array([planned for _, planned in plan.releases], dtype=steps.dtype))
-        place: Any = np.searchsorted(planned_ends, before, side="right")
-        within: Any = place < len(planned_ends)
+        planned_steps = np.array([planned for _, planned in plan.releases], dtype=steps.dtype)
+        planned_ends = cast("Any", np.cumsum(planned_steps))
+        place = cast("Any", np.searchsorted(planned_ends, before, side="right"))
+        within = place < len(planned_ends)
         place = np.minimum(place, len(planned_ends) - 1)
         known = {cost_from_text(*text): number for number, text in enumerate(self.costs)}
         of_release = np.array([known.get(cost, -1) for cost, _ in plan.releases])
-        follows: Bool[np.ndarray, charges] = (
-            within & (of_release[place] == costs) & (after <= planned_ends[place]).astype(bool)
-        )
+        in_one = (after <= planned_ends[place]).astype(bool)
+        follows = within & (of_release[place] == costs) & in_one
         all_follow = np.logical_and.reduceat(follows, begins)
         return {
             int(clients[begin]): int(after[end - 1])
