@@ -134,6 +134,9 @@ def test_a_planned_ledger_is_read_as_it_is_kept(tmp_path):
         for number in range(30):
             cost = (ONE, OTHER)[int(rng.random() < 0.4)].cost
             ledger.charge(cost, dp.Address(0, number % 5, number), steps=int(rng.integers(1, 21)))
+        for number, steps in enumerate((12, 9)):  # one more than the first release has
+            ledger.charge(ONE.cost, dp.Address(0, 6, 40 + number), steps)
+        assert dp.Ledger.read(path).histories[6].followed is None
         for number, (cost, steps) in enumerate([(ONE.cost, 12), (ONE.cost, 8), (OTHER.cost, 30), (ONE.cost, 5)]):
             ledger.charge(cost, dp.Address(0, 8, 50 + number), steps)
             record = dp.Ledger.read(path)
