@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from dpcomp.privacy.ledger.ledger import Ledger as Ledger
     from dpcomp.privacy.ledger.ledger import Permit as Permit
     from dpcomp.privacy.ledger.ledger_file import LedgerMark as LedgerMark
-    from dpcomp.privacy.ledger.ledger_record import LedgerEntry as LedgerEntry
+    from dpcomp.privacy.ledger.ledger_entries import LedgerEntries as LedgerEntries
+    from dpcomp.privacy.ledger.ledger_entries import LedgerEntry as LedgerEntry
     from dpcomp.privacy.ledger.ledger_record import LedgerRecord as LedgerRecord
     from dpcomp.privacy.calibrate import calibrate as calibrate
     from dpcomp.sparsify.history_k import HistoryK as HistoryK
@@ -104,7 +105,8 @@ _MODULES = {
     "Budget": "dpcomp.privacy.budget",
     **dict.fromkeys(("Ledger", "Permit"), "dpcomp.privacy.ledger.ledger"),
     "LedgerMark": "dpcomp.privacy.ledger.ledger_file",
-    **dict.fromkeys(("LedgerEntry", "LedgerRecord"), "dpcomp.privacy.ledger.ledger_record"),
+    **dict.fromkeys(("LedgerEntries", "LedgerEntry"), "dpcomp.privacy.ledger.ledger_entries"),
+    "LedgerRecord": "dpcomp.privacy.ledger.ledger_record",
     "calibrate": "dpcomp.privacy.calibrate",
     "HistoryK": "dpcomp.sparsify.history_k",
     "RandomK": "dpcomp.sparsify.random_k",

@@ -1,9 +1,10 @@
-"""The command line: demo, run, sweep, table, epsilon, audit, benchmark.
+"""The command line: demo, run, sweep, table, epsilon, ledger, audit, benchmark.
 
 It imports what a command needs when the command runs, so that `--help` is there at once.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
         prog=program, description="Compressed federated learning under differential privacy."
     )
     parser.add_argument("--version", action=_Version, help="show the version of dpcomp and exit")
-    parser.set_defaults(load_tasks=load_tasks)
+    parser.set_defaults(load_tasks=load_tasks, packages=LAB)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="train four pipelines on real digits: a table and figures, in two minutes")
     demo.add_argument("--folder", type=Path, default=Path("demo"), help="where the figures go (default: demo)")
@@ -87,6 +88,7 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
     epsilon = commands.add_parser("epsilon", help="print the guarantee of each experiment of a config; nothing is run")
     epsilon.add_argument("config", type=Path, metavar="CONFIG")
     epsilon.set_defaults(command=_epsilon)
+    _add_ledger(commands)
     audit = commands.add_parser(
         "audit", help="run a pipeline with and without a canary: the claimed ε, and a lower bound of it"
     )
@@ -104,6 +106,38 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
     audit.set_defaults(command=_audit)
     _add_benchmarks(commands)
     return parser, commands
+
+
+def _add_ledger(commands: Commands) -> None:
+    ledger = commands.add_parser(
+        "ledger", help="read a ledger, which may be in use: what was charged, ε at any δ, what the budget leaves"
+    )
+    ledger.add_argument("file", type=Path, metavar="FILE", help="a ledger, as dp.Ledger.create(FILE) makes it")
+    ledger.add_argument("--delta", type=float, default=None, help="δ (default: the budget's, or 1e-5)")
+    ledger.add_argument(
+        "--most", type=int, default=None, metavar="N", help="histories to list, the largest ε first (default: 10)"
+    )
+    form = ledger.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument(
+        "--csv",
+        choices=("clients", "entries"),
+        nargs="?",
+        const="clients",
+        help="print a CSV row for each client, or for each entry (default: clients; all of them without --most)",
+    )
+    ledger.add_argument(
+        "--what-if", metavar="MECHANISM", help="what further steps would cost, such as 'Gaussian(1.1)'; none is charged"
+    )
+    ledger.add_argument("--steps", type=int, default=1, help="how many further steps of --what-if (default: 1)")
+    ledger.add_argument(
+        "--rate", type=float, default=1.0, help="the sampling rate of --what-if (default: 1, no sampling)"
+    )
+    ledger.add_argument(
+        "--client", type=int, default=None, help="whom --what-if charges (default: every client of the ledger)"
+    )
+    ledger.add_argument("--figure", type=Path, metavar="FILE", help="draw ε over time into a PNG, PDF or SVG file")
+    ledger.set_defaults(command=_ledger, packages=())
 
 
 def _add_benchmarks(commands: Commands) -> None:
@@ -145,10 +179,13 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     """
     options = parser.parse_args(arguments)
     try:
-        require("lab", *LAB)
+        require("lab", *options.packages)
         return options.command(options)
     except (DpcompError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails when it ends
         return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; the same command goes on from what is finished", file=sys.stderr)
@@ -244,6 +281,30 @@ def _epsilon(options: argparse.Namespace) -> int:
         task = make_task(experiment, tasks)
         units = task.population if experiment.trust_model.releases_local_steps else experiment.federation["clients"]
         print(pipeline.guarantee(experiment.steps, experiment.delta, population=units))
+    return 0
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    from dpcomp.lab.ledger_report import LedgerReport, WhatIf, csv_of_clients, csv_of_entries, figure, json_text, text
+    from dpcomp.privacy.ledger.ledger import Ledger
+
+    if options.figure is not None:
+        require("lab", "matplotlib", "seaborn")
+    question = None
+    if options.what_if is not None:
+        question = WhatIf(mechanism=options.what_if, steps=options.steps, rate=options.rate, client=options.client)
+    record = Ledger.read(options.file)
+    most = options.most if options.most is not None or options.csv else 10
+    if options.csv == "entries":
+        sys.stdout.writelines(csv_of_entries(record))
+    else:
+        report = LedgerReport.of(record, delta=options.delta, most=most, question=question)
+        if options.csv:
+            sys.stdout.writelines(csv_of_clients(report))
+        else:
+            print(json_text(report) if options.json else text(report))
+    if options.figure is not None:
+        figure(record, options.delta, options.figure)
     return 0
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import dpcomp as dp
 from dpcomp.privacy.budget import admissible_steps
+from dpcomp.privacy.ledger.cost_text import cost_as_text
 from dpcomp.privacy.ledger.ledger_file import append
-from dpcomp.privacy.ledger.ledger_record import cost_as_text
 from tests.cpu_time import cpu_loops
 
 BUDGET = dp.Budget(epsilon=2.0, delta=1e-5)

@@ -17,20 +17,11 @@ from dpcomp.privacy.accounting.events import MOST_STEPS
 from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.guarantee import Guarantee
+from dpcomp.privacy.ledger.cost_text import cost_as_text, cost_from_text, plan_as_text
 from dpcomp.privacy.ledger.grant import Grant
-from dpcomp.privacy.ledger.ledger_file import KIND, LedgerMark, append, digest_at, read_entries, read_head, write_head
-from dpcomp.privacy.ledger.ledger_record import (
-    History,
-    LedgerEntry,
-    LedgerRecord,
-    cost_as_text,
-    cost_from_text,
-    guarantee_of_histories,
-    plan_as_text,
-    plan_from_text,
-    steps_of_events,
-    utc,
-)
+from dpcomp.privacy.ledger.ledger_entries import History, utc
+from dpcomp.privacy.ledger.ledger_file import KIND, LedgerMark, append, digest_at, read_content, read_head, write_head
+from dpcomp.privacy.ledger.ledger_record import LedgerRecord, guarantee_of_histories, within
 from dpcomp.privacy.plan import Plan
 
 
@@ -253,64 +244,31 @@ class Ledger:
             >>> record.mark == ledger.mark, record.entries[0].address
             (True, Address(run=0, client=7, round=0))
         """
-        name, budget, plan, seeded = str(Path(path)), None, None, False
-        assumed: list[str] = []
-        entries: list[LedgerEntry] = []
+        name = str(Path(path))
         with look_at_database(path, KIND) as connection:
-            head = read_head(connection, name)
-            for table, time, fields in read_entries(connection, name):
-                if table == "charges":
-                    run, client, number, steps, event, basis = fields
-                    entry = LedgerEntry(
-                        time=utc(time),
-                        address=Address(int(run), int(client), int(number)),
-                        steps=int(steps),
-                        cost=cost_from_text(str(event), str(basis)),
-                    )
-                    entries.append(entry)
-                elif table == "budgets":
-                    budget = Budget(*map(float, fields))
-                elif table == "assumed":
-                    assumed.append(str(fields[0]))
-                elif table == "plans":
-                    plan = plan_from_text(str(fields[0]))
-                else:
-                    seeded = True
+            content = read_content(connection, name)
         return LedgerRecord(
             name=name,
-            budget=budget,
-            plan=plan,
-            research=head.research,
-            seeded=seeded,
-            assumed=tuple(assumed),
-            entries=tuple(entries),
-            mark=head.mark,
+            created=utc(content.head.created),
+            budget=content.budget,
+            plan=content.plan,
+            research=content.head.research,
+            seeded=bool(content.seeded),
+            assumed=content.assumed,
+            entries=content.entries,
+            mark=content.head.mark,
         )
 
     def _start(self, database: Database, budget: Budget | None) -> None:
         self._database, self._lock, self._token = database, threading.Lock(), object()
         self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
-        self._seeded: set[tuple[str, int]] = set()  # (run, client) whose noise was drawn from a number
-        self._histories: dict[int, History] = {}
-        self._assumed: list[str] = []
-        self.budget, self.plan = None, None
         try:
             with database.reading() as connection:
-                self._head = read_head(connection, database.name)
-                self._mark = self._head.mark
-                for table, _, fields in read_entries(connection, database.name):
-                    if table == "charges":
-                        _, client, _, steps, event, basis = fields
-                        charge = (str(event), str(basis))
-                        self._histories[int(client)] = self._history(int(client)).charged(charge, int(steps), self.plan)
-                    elif table == "budgets":
-                        self.budget = Budget(*map(float, fields))
-                    elif table == "assumed":
-                        self._assumed.append(str(fields[0]))
-                    elif table == "plans":
-                        self.plan = plan_from_text(str(fields[0]))
-                    else:
-                        self._seeded.add((str(fields[0]), int(fields[1])))
+                content = read_content(connection, database.name)
+            self._head, self._mark = content.head, content.head.mark
+            self.budget, self.plan = content.budget, content.plan
+            self._seeded, self._assumed = set(content.seeded), list(content.assumed)
+            self._histories = content.entries.histories(self.plan, len(content.entries))
             self._keep_budget(budget)
         except BaseException:
             self.close()
@@ -494,7 +452,7 @@ class Ledger:
                 f"{self} has {self.budget}, not {budget}: a budget is never changed; create another ledger"
             )
         for client, history in self._histories.items():
-            if not self._within(budget, history):
+            if not within(budget, self.plan, history):
                 raise BudgetExhausted(f"{self}: client {client} has spent more than {budget} already")
         with self._database.changing() as connection:
             mark = append(connection, self._database.name, self._mark, "budgets", budget.epsilon, budget.delta)
@@ -503,13 +461,8 @@ class Ledger:
     def _history(self, client: int) -> History:
         return self._histories.get(client) or History.begin(self.plan)
 
-    def _within(self, budget: Budget, history: History) -> bool:
-        if self.plan is not None and history.followed is not None:
-            return budget.allows_planned(self.plan, history.followed)
-        return budget.allows(steps_of_events(history.spent), departed=self.plan is not None)
-
     def _refuse_beyond_budget(self, address: Address, history: History) -> None:
-        if self.budget is not None and not self._within(self.budget, history):
+        if self.budget is not None and not within(self.budget, self.plan, history):
             steps = sum(history.spent.values())
             raise BudgetExhausted(
                 f"charging {address} would take client {address.client} to {steps} steps, beyond "

@@ -1,75 +1,23 @@
 """What a ledger holds, as a value that charges nothing."""
 
-import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 
 from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
     DpEvent,
     NonPrivateDpEvent,
 )
 
-from dpcomp.core.address import Address
-from dpcomp.privacy.accounting.events import read_event, write_event
+from dpcomp.privacy.accounting.events import read_event
 from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost, guarantee_of
 from dpcomp.privacy.guarantee import Guarantee
+from dpcomp.privacy.ledger.cost_text import CostText, cost_from_text
+from dpcomp.privacy.ledger.ledger_entries import History, LedgerEntries
 from dpcomp.privacy.ledger.ledger_file import LedgerMark
 from dpcomp.privacy.plan import Plan
-
-CostText = tuple[str, str]  # a cost as two columns of a row: its event; and its basis, which is all else
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """What a client has spent, and how far it has followed its plan.
-
-    Attributes:
-        spent: The steps at each cost.
-        followed: How many steps of the plan are done; None if there is no plan, or a charge departed from it.
-    """
-
-    spent: Mapping[CostText, int] = field(default_factory=Counter[CostText])
-    followed: int | None = None
-
-    @staticmethod
-    def begin(plan: Plan | None) -> "History":
-        """Return the history of a client that has spent nothing."""
-        return History(followed=None if plan is None else 0)
-
-    def charged(self, charge: CostText, steps: int, plan: Plan | None) -> "History":
-        """Return the history after a charge.
-
-        Args:
-            charge: What each release costs.
-            steps: The number of releases, 1 or more.
-            plan: The ledger's plan, if it has one.
-        """
-        followed = None
-        if plan is not None and self.followed is not None:
-            followed = plan.after(self.followed, cost_from_text(*charge), steps)
-        return History(spent=Counter(self.spent) + Counter({charge: steps}), followed=followed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LedgerEntry:
-    """A charge of a ledger.
-
-    Attributes:
-        time: When it was charged, to the second, in UTC.
-        address: Where the releases are made.
-        steps: The number of releases.
-        cost: The cost of each of them.
-    """
-
-    time: datetime
-    address: Address
-    steps: int
-    cost: Cost
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -78,6 +26,7 @@ class LedgerRecord:
 
     Attributes:
         name: The ledger's path.
+        created: When it was created, in UTC.
         budget: The largest (ε, δ) of each client; None for no limit.
         plan: What each client was to release, as it was recorded before the first charge; None if nothing was.
         research: Whether noise from numbered seeds may be charged.
@@ -88,12 +37,13 @@ class LedgerRecord:
     """
 
     name: str
+    created: datetime
     budget: Budget | None
     plan: Plan | None
     research: bool
     seeded: bool
     assumed: tuple[str, ...]
-    entries: tuple[LedgerEntry, ...]
+    entries: LedgerEntries
     mark: LedgerMark
 
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
@@ -107,12 +57,51 @@ class LedgerRecord:
             TypeError: `delta` is not a number.
             ValueError: `delta` or `population` lies outside its range.
         """
-        histories: dict[int, History] = {}
-        for entry in self.entries:
-            before = histories.get(entry.address.client, History.begin(self.plan))
-            histories[entry.address.client] = before.charged(cost_as_text(entry.cost), entry.steps, self.plan)
         return guarantee_of_histories(
-            histories.values(), delta, self.plan, population=population, seeded=self.seeded, assumed=self.assumed
+            self.histories.values(), delta, self.plan, population=population, seeded=self.seeded, assumed=self.assumed
+        )
+
+    @cached_property
+    def histories(self) -> Mapping[int, History]:
+        """What each client has spent, by its number."""
+        return self.entries.histories(self.plan, len(self.entries))
+
+    def guarantee_of(self, client: int, delta: float, population: int | None = None) -> Guarantee:
+        """Return the guarantee of one client's charges; of a client without any, ε is 0.
+
+        Args:
+            client: The client's number.
+            delta: δ, in (0, 1).
+            population: The public number of units N; the guarantee then says whether δ is below 1/N.
+
+        Raises:
+            TypeError: `delta` is not a number.
+            ValueError: `delta` or `population` lies outside its range.
+        """
+        history = self.histories.get(client)
+        return guarantee_of_histories(
+            [] if history is None else [history],
+            delta,
+            self.plan,
+            population=population,
+            seeded=self.seeded,
+            assumed=self.assumed,
+        )
+
+    def guarantee_after(self, count: int, delta: float) -> Guarantee:
+        """Return the guarantee that the first charges had.
+
+        Args:
+            count: The number of charges, from 0 to all.
+            delta: δ, in (0, 1).
+
+        Raises:
+            TypeError: `delta` is not a number.
+            ValueError: `delta` lies outside its range.
+        """
+        histories = self.entries.histories(self.plan, count).values()
+        return guarantee_of_histories(
+            histories, delta, self.plan, population=None, seeded=self.seeded, assumed=self.assumed
         )
 
     def __repr__(self) -> str:
@@ -174,45 +163,22 @@ def _largest(spent: Iterable[Mapping[CostText, int]]) -> list[Mapping[CostText, 
     return largest
 
 
+def within(budget: Budget, plan: Plan | None, history: History) -> bool:
+    """Return whether a client's history is within a budget.
+
+    Args:
+        budget: The largest (ε, δ) of a client.
+        plan: The ledger's plan, if it has one.
+        history: What the client has spent.
+    """
+    if plan is not None and history.followed is not None:
+        return budget.allows_planned(plan, history.followed)
+    return budget.allows(steps_of_events(history.spent), departed=plan is not None)
+
+
 def steps_of_events(spent: Mapping[CostText, int]) -> dict[DpEvent, int]:
     """Sum the steps of each event that a client has spent, over the bases on which they were charged."""
     steps_of: dict[DpEvent, int] = {}
     for (event, _), steps in spent.items():
         steps_of[read_event(event)] = steps_of.get(read_event(event), 0) + steps
     return steps_of
-
-
-def cost_as_text(cost: Cost) -> CostText:
-    """Write a cost as two columns of a row."""
-    basis: dict[str, Any] = {
-        "unit": cost.unit,
-        "trust": cost.trust,
-        "sampling": cost.sampling,
-        "why_unsafe": cost.why_unsafe,
-    }
-    if cost.assumed:
-        basis["assumed"] = cost.assumed
-    return write_event(cost.event), json.dumps(basis, sort_keys=True)
-
-
-@lru_cache(maxsize=1024)
-def cost_from_text(event: str, basis: str) -> Cost:
-    """Read a cost that `cost_as_text` wrote."""
-    fields = json.loads(basis)
-    fields["assumed"] = tuple(fields.get("assumed", ()))
-    return Cost(event=read_event(event), **fields)
-
-
-def plan_as_text(plan: Plan) -> str:
-    """Write a plan as a column of a row."""
-    return json.dumps([[*cost_as_text(cost), steps] for cost, steps in plan.releases])
-
-
-def plan_from_text(text: str) -> Plan:
-    """Read a plan that `plan_as_text` wrote."""
-    return Plan([(cost_from_text(event, basis), steps) for event, basis, steps in json.loads(text)])
-
-
-def utc(seconds: int) -> datetime:
-    """Return a time that a ledger holds, in seconds since 1970."""
-    return datetime.fromtimestamp(seconds, tz=UTC)
