@@ -49,7 +49,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         name="step-linear",
-        about="The same for a linear model, where the noise takes most of the time",
+        about="The same for a linear model, whose plain step takes half a millisecond",
         measure=private_step.linear,
     ),
     Benchmark(name="step-resnet", about="The same for a ResNet-18 with group norm", measure=private_step.resnet),
