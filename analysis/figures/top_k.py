@@ -15,13 +15,17 @@ from dpcomp.lab.figures.style import (
     COLORS,
     COLUMN_INCHES,
     LOOKS,
-    legend_below,
     plot_means,
     use_style,
 )
 
-FEEDBACK, ALONE = "top-k, feedback", "top-k"
+FEEDBACK, CORRECTED, ALONE = "top-k, feedback", "top-k, momentum correction", "top-k"
 DENSE = "dense, float32"
+TITLES = {  # of panels by config; panels of one network, which stands before the comma, have one scale
+    "fashion_mnist": "Fashion-MNIST, {}",
+    "cifar10": "CIFAR-10, < 1 epoch",
+    "cifar10_small_long": "24k CIFAR-10, 20 epochs",
+}
 
 
 def draw(panels: Mapping[str, pd.DataFrame]) -> Figure:
@@ -29,20 +33,24 @@ def draw(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
     Args:
         panels: From the title of a panel to its trials: one row for each trial, with the columns `label` (such as
-            "dense", "top 1 %" or "top 1 %, feedback"), `seed` and `test_accuracy` (a share).
+            "dense", "top 1 %", "top 1 %, feedback" or "top 1 %, momentum correction"), `seed` and `test_accuracy` (a
+            share).
 
     Returns:
         The figure. Points are means over the seeds, bars span them; the grey band is that of the dense update.
     """
     use_style()
-    size = (2.2 * COLUMN_INCHES, 0.8 * COLUMN_INCHES)
+    size = (2.2 * COLUMN_INCHES, 0.7 * COLUMN_INCHES)
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False)
     of_network: dict[str, Axes] = {}
     for axes, (title, trials) in zip(grid[0], panels.items(), strict=True):
         axes.sharey(of_network.setdefault(title.split(",")[0], axes))  # what is compared has one scale
         _panel(axes, trials)
-        axes.set(title=title, ylabel="test accuracy (%)")
-    legend_below(figure, grid[0, 0], columns=3)
+        axes.set(title=title, ylabel="test accuracy (%)" if axes is grid[0, 0] else None)
+        axes.get_legend().remove()
+    named = [pair for axes in grid[0] for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    found = {label: handle for handle, label in named}
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -54,8 +62,10 @@ def _panel(axes: Axes, trials: pd.DataFrame) -> None:
     axes.axhline(dense.mean(), color=grey, linewidth=1.5, label=DENSE)
     sparse: Any = percent[percent["label"] != "dense"].copy()
     sparse["density"] = sparse["label"].str.extract(r"top ([\d.]+) %", expand=False).astype(float)
-    sparse["method"] = sparse["label"].str.endswith("feedback").map({True: FEEDBACK, False: ALONE})
-    plot_means(axes, sparse, "density", "accuracy_percent", [FEEDBACK, ALONE], bars=True)
+    ending = sparse["label"].str.partition(", ")[2]
+    sparse["method"] = ending.map({"feedback": FEEDBACK, "momentum correction": CORRECTED, "": ALONE})
+    methods = [name for name in (FEEDBACK, CORRECTED, ALONE) if (sparse["method"] == name).any()]
+    plot_means(axes, sparse, "density", "accuracy_percent", methods, bars=True)
     axes.set(xscale="log", xlabel="coordinates sent (%)")
     axes.invert_xaxis()
     axes.set_xticks([10, 1, 0.1], ["10", "1", "0.1"])
@@ -69,11 +79,11 @@ def panels(folder: Path) -> dict[str, pd.DataFrame]:
         ConfigError: A config has no finished trial.
     """
     found = {}
-    for name, title in (("fashion_mnist", "Fashion-MNIST"), ("cifar10", "CIFAR-10")):
+    for name, title in TITLES.items():
         trials = trials_of(folder / f"{name}.toml")
         trials = trials.assign(label=trials["grid.method"], noise=trials.get("noise", "no noise"))
         for noise, part in trials.groupby("noise", sort=False):
-            found[f"{title}, {noise}"] = part
+            found[title.format(noise)] = part
     return found
 
 

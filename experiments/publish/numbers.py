@@ -91,7 +91,11 @@ def _noise_floor(configs: Path) -> Numbers:
 
 def _top_k(configs: Path) -> Numbers:
     found: Numbers = {}
-    for task, axes in (("fashion_mnist", ["noise", "grid.method"]), ("cifar10", ["grid.method"])):
+    of_method = ["grid.method"]
+    for task, axes in (
+        ("fashion_mnist", ["noise", *of_method]),
+        *((task, of_method) for task in ("cifar10", "cifar10_small", "cifar10_small_long")),
+    ):
         found |= of_trials(f"top_k.{task}", trials_of(configs / "top_k" / f"{task}.toml"), axes, reference="dense")
     resnet: Any = compare(configs / "top_k" / "resnet18_cifar10.toml")
     resnet["method"] = resnet["method"].str.removeprefix("resnet18_cifar10/method=")

@@ -25,6 +25,7 @@ LOOKS = {  # the methods of the paper, and the look that each has in all of its 
     "top-k, feedback": 1,
     "what is sent with feedback": 1,
     "random support, then noise": 2,
+    "top-k, momentum correction": 2,
     "top-k of the clean update, noise at the server": 3,
     "the clean update's top-k": 3,
     "dense, float32": 7,
