@@ -228,8 +228,9 @@ def _run(options: argparse.Namespace) -> int:
     standing = run(options.config, options.load_tasks(), jobs=options.jobs)
     (outcome,) = standing.outcomes()
     reports = {options.config.stem: outcome.reports}
-    write_figures(standing.results.path, reports)
-    print(printed(summary(reports, outcome.point.experiment.measure), decimals=None))
+    judged = outcome.point.experiment
+    write_figures(standing.results.path, reports, judged.metric)
+    print(printed(summary(reports, judged.metric, judged.measure), decimals=None))
     print(outcome.reports[0]["guarantee"]["text"])
     _note([*standing.notes(), *standing.edges()])
     return 0

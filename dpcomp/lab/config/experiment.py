@@ -3,8 +3,9 @@
 A table with one capitalised key is a call: `{ Clip = { norm = 0.1 } }` is `Clip(norm=0.1)`. `task` is a name that the
 command line knows, a call of it with arguments, `{ digits = { validation = 200 } }`, or a call of a class. The keys of
 [federation] stand in `dpcomp.lab.config.federation_keys`. With `epsilon`, `Gaussian = {}` has its noise calibrated.
-`measure` says which accuracy of a trial counts: `dpcomp.lab.results.measure`. `imports` names Python files whose
-dataclasses may be called too. A [grid] makes many experiments of one file: `dpcomp.lab.config.grid`.
+`metric`, `direction`, `measure` and `tune_on` say which number of a trial counts: `dpcomp.lab.results.measure`.
+`imports` names Python files, which are run, and whose dataclasses may be called too. A [grid] makes many experiments of
+one file: `dpcomp.lab.config.grid`.
 
 Here an experiment is described, and nothing of it is built: whoever reads results needs no training framework.
 `dpcomp.lab.config.build` builds it.
@@ -21,7 +22,7 @@ from dpcomp.core.calls import check_keys
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.config.federation_keys import FEDERATION_KEYS, PERMISSIONS
 from dpcomp.lab.config.own_parts import Import, imported
-from dpcomp.lab.results.measure import FIVE, MEASURES, Measure
+from dpcomp.lab.results.measure import ACCURACY, FIVE, Criterion, Direction, Measure, Split
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.trust import TrustModel
 
@@ -39,16 +40,19 @@ class Experiment:
         epsilon: The ε for which the noise of `Gaussian` is calibrated, over all releases of the run; None where
             `Gaussian` has a noise multiplier.
         tune: Lists of values by the keys of FEDERATION_KEYS. All combinations are tried with the first seed, and the
-            other seeds run the combination with the best accuracy by `measure`, on the examples that the task holds
-            out, or on the test set of a task that holds out none.
-        measure: The accuracy of a trial by which the tuning is chosen and which tables report: that of the last model,
-            the mean of the last five evaluations, or that of the average of the last rounds' models (`tail`). It is no
-            part of a trial: results stay as they are when it is changed.
-        imports: Files whose dataclasses may be called.
+            other seeds run the best one by `metric` and `measure`.
+        metric: The metric of the task by which the tuning is chosen and which tables report.
+        direction: Whether "higher" or "lower" is better; needed for metrics other than "accuracy" and "loss".
+        measure: The model whose metric counts: the last one, the mean of the last five evaluations, or the average of
+            the last rounds' models (`tail`).
+        tune_on: The examples on which the tuning is chosen, "validation" or "test"; None for those that the task holds
+            out, or on the test set of a task that holds out none. These four keys are no part of a trial: results stay
+            as they are when they are changed.
+        imports: Files whose dataclasses may be called; they are run.
 
     Raises:
-        ConfigError: A key is unknown, there is no seed, the number of clients or rounds is missing, or the measure is
-            unknown or one that these trials would not have.
+        ConfigError: A key is unknown, there is no seed, the number of clients or rounds is missing, a value is of
+            another type or outside its range, or the measure is unknown or one that these trials would not have.
     """
 
     task: str | dict[str, Any]
@@ -58,7 +62,10 @@ class Experiment:
     delta: float = 1e-5
     epsilon: float | None = None
     tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    metric: str = ACCURACY
+    direction: Direction | None = None
     measure: Measure = "last"
+    tune_on: Split | None = None
     imports: tuple[Import, ...] = ()
 
     def __post_init__(self):
@@ -72,11 +79,20 @@ class Experiment:
                 raise ConfigError(f"[federation] has no {key!r}: say how many")
         self._check_measure()
 
+    @cached_property
+    def criterion(self) -> Criterion:
+        """Which number of a trial counts."""
+        return Criterion(metric=self.metric, measure=self.measure, direction=self.direction, tune_on=self.tune_on)
+
     @property
     def steps(self) -> int:
         """The number of releases that a client's data take part in, if the client takes part in every round."""
-        local_steps = self.federation.get("local_steps", 1) if self.trust_model.releases_local_steps else 1
-        return self.federation["rounds"] * local_steps
+        return self.federation["rounds"] * self.local_steps
+
+    @property
+    def local_steps(self) -> int:
+        """The number of releases of a client in a round that it takes part in."""
+        return self.federation.get("local_steps", 1) if self.trust_model.releases_local_steps else 1
 
     @property
     def trust_model(self) -> TrustModel:
@@ -92,15 +108,14 @@ class Experiment:
         """
         federation = {key: value for key, value in self.federation.items() if key not in PERMISSIONS}
         facts = asdict(replace(self, imports=(), federation=federation)) | {"tune": None, "seeds": None}
-        del facts["imports"], facts["measure"]
+        for key in ("imports", *(item.name for item in fields(Criterion))):
+            del facts[key]
         called = _names_in((self.task, self.pipeline, self.federation))
         used = {source.name: source.digest for source in self.imports if called & set(source.dataclasses())}
         return {**facts, "imports": used} if used else facts
 
     def _check_measure(self) -> None:
-        if self.measure not in MEASURES:
-            raise ConfigError(f"measure = {self.measure!r}: give one of {', '.join(map(repr, MEASURES))}")
-        if self.measure == "tail" and not all(self._values("tail", 0)):
+        if self.criterion.measure == "tail" and not all(self._values("tail", 0)):
             raise ConfigError(
                 'measure = "tail" beside [federation] without `tail`: give the share of the last rounds whose models '
                 "are averaged, such as tail = 0.25"

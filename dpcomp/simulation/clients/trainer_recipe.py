@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.pipeline import Pipeline
-from dpcomp.simulation.partition import Partition
+from dpcomp.simulation.partition import ColumnPartition, Partition
 from dpcomp.simulation.probes import Watched
 from dpcomp.simulation.task import Task
 from dpcomp.training.trainer import Federation, Trainer, TrainerConfig
@@ -61,8 +61,31 @@ class TrainerRecipe:
             )
         return made
 
-    def _split(self, labels: Int64[np.ndarray, "n"]) -> list[Int64[np.ndarray, "_"]]:
-        return _disjoint(self.partition.part(labels, self.clients, self.seed), self.pipeline, self.partition)
+    def _split(self, labels: Shaped[np.ndarray, "n ..."]) -> list[Int64[np.ndarray, "_"]]:
+        n = len(labels)
+        if isinstance(self.partition, ColumnPartition):
+            labels = self.partition.column(self.task)
+            if len(labels) != n:
+                raise ValueError(
+                    f"the column that {self.partition} parts by has {len(labels)} rows, and train() of the task "
+                    f"{self.task.name!r} has {n} examples: give a row for each example"
+                )
+        parts = [np.asarray(part) for part in self.partition.part(labels, self.clients, self.seed)]
+        parts = [part if len(part) else np.empty(0, np.int64) for part in parts]
+        _check_form(parts, n, self.clients, self.partition)
+        return _disjoint(parts, self.pipeline, self.partition)
+
+
+def _check_form(parts: list[Int64[np.ndarray, "_"]], n: int, clients: int, partition: Partition) -> None:
+    """Refuse a partition of a user's own that gives other clients, or positions beyond the examples."""
+    if len(parts) != clients:
+        raise ValueError(f"{partition} gave parts for {len(parts)} clients, and the simulation has {clients}")
+    for client, part in enumerate(parts):
+        if part.dtype.kind != "i" or part.ndim != 1 or (len(part) and not 0 <= part.min() <= part.max() < n):
+            raise ValueError(
+                f"{partition} gave client {client} {part.dtype} positions of shape {part.shape}: give an ascending "
+                f"array of whole numbers from 0 to {n - 1}, as np.flatnonzero does"
+            )
 
 
 def _disjoint(

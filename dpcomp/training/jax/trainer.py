@@ -122,11 +122,13 @@ class JaxTrainer:
         self._learning_rate = config.learning_rate
         with jax.enable_x64(False):
             inputs, targets = (np.asarray(array) for array in task.train())
-            parts = federation.split(np.asarray(targets, dtype=np.int64))
+            parts = federation.split(targets)
             parameters = Parameters(task.parameters(federation.seed.number))
-            examples, public = _on_device(inputs, targets), {"test": _on_device(*task.test())}
-            if (held_out := validation_of(task)) is not None:
-                public["validation"] = _on_device(*held_out)
+            given = {"test": task.test(), "validation": validation_of(task)}
+            examples, public = _on_device(inputs, targets), {}
+            for name, held_out in given.items():
+                if held_out is not None:
+                    public[name] = _on_device(*held_out)
 
             def loss(tree: Any, example: Any, target: Any) -> Any:
                 return task.loss(task.apply(tree, example), target)
@@ -158,7 +160,7 @@ class JaxTrainer:
         self.assumptions: tuple[str, ...] = tuple(assumptions)
         self.trained_examples = config.local_steps * sampling.rate * task.population / federation.clients
         self.tested_examples = sum(len(targets) for _, targets in public.values())
-        self._evaluation, self._public_examples = Evaluation(task, parameters), public
+        self._evaluation = Evaluation(task, parameters, public)
 
     def train(self, client: int, start: Float32[np.ndarray, "d"], memory: ClientMemory, ledger: Ledger) -> Update:
         """Train one client for one round on its own examples, and return the change of its model.
@@ -183,15 +185,15 @@ class JaxTrainer:
         return [with_learning_rate(update, rate) for update, rate in zip(updates, public, strict=True)]
 
     def evaluate(self, model: Float32[np.ndarray, "d"]) -> Mapping[str, float]:
-        """Return `test_accuracy` (a share) and `test_loss` (a mean) of a model on the task's test set.
+        """Return `test_loss` (a mean) of a model on the task's test set, and `test_<metric>` for each of its metrics.
 
-        Where the task holds out examples, `validation_accuracy` and `validation_loss` are those on them.
+        The metrics are the task's own (`dpcomp.training.metrics`), or the accuracy (a share) where targets are class
+        numbers. Where the task holds out examples, `validation_…` are those on them.
+
+        Raises:
+            ValueError: Model, loss or metrics fail on these examples.
         """
-        columns: dict[str, float] = {}
-        for name, examples in self._public_examples.items():
-            accuracy, loss = self._evaluation.accuracy_and_loss(model, examples)
-            columns |= {f"{name}_accuracy": accuracy, f"{name}_loss": loss}
-        return columns
+        return self._evaluation.columns(model)
 
 
 def _on_device(inputs: Any, targets: Any) -> tuple[Any, Any]:
