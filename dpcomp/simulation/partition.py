@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from dpcomp.core.checks import real_number
 from dpcomp.core.randomness import PublicSeed
 
 
@@ -79,7 +80,7 @@ class Dirichlet:
     concentration: float
 
     def __post_init__(self):
-        if not self.concentration > 0:
+        if not real_number(self.concentration, "Dirichlet(concentration)", "a number above 0") > 0:
             raise ValueError(f"Dirichlet(concentration) is {self.concentration}: give a number above 0")
 
     def part(self, labels: Shaped[np.ndarray, "n ..."], clients: int, seed: PublicSeed) -> list[Int64[np.ndarray, "_"]]:

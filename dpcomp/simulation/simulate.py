@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import Any
 
-from dpcomp.core.checks import whole_number
+from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.errors import DpcompWarning
 from dpcomp.core.processes import Backend
 from dpcomp.core.randomness import PublicSeed, SecretSeed
@@ -226,6 +226,10 @@ def _opened(
     backend: Backend,
 ) -> Iterator[tuple[SimulatedFederation, Trainer, Watched]]:
     """Open a federation before its first round, after all arguments were checked."""
+    check_type(pipeline, Pipeline, f"simulate(pipeline={pipeline!r}): give a dp.Pipeline(mechanism=..., codec=...)")
+    check_type(server, ServerOptimizer, f"simulate(server={server!r}): give a ServerOptimizer(learning_rate=...)")
+    check_type(faults, Faults, f"simulate(faults={faults!r}): give a Faults(drop=...)")
+    check_type(protocol, ProtocolVariant, f"simulate(protocol={protocol!r}): give Versioned() or Unversioned()")
     clients = whole_number(clients, "simulate(clients)", least=1)
     every = 1 if evaluate_every is None else evaluate_every
     for name, count in (("rounds", rounds), ("evaluate_every", every)):

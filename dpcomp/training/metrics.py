@@ -139,9 +139,7 @@ class _WrongForm(ValueError):
 
 def _numbers(found: Any, member: str) -> dict[str, float]:
     if not isinstance(found, Mapping):
-        raise _WrongForm(
-            f"{member} returned {found!r}: return a dict with a number for each name, {{'auc': …}}"
-        )
+        raise _WrongForm(f"{member} returned {found!r}: return a dict with a number for each name, {{'auc': …}}")
     numbers: dict[str, float] = {}
     for name, value in found.items():
         if not isinstance(name, str) or not name or name == LOSS:

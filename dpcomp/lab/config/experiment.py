@@ -19,12 +19,25 @@ from pathlib import Path
 from typing import Any
 
 from dpcomp.core.calls import check_keys
+from dpcomp.core.checks import real_number, whole_number
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.config.federation_keys import FEDERATION_KEYS, PERMISSIONS
 from dpcomp.lab.config.own_parts import Import, imported
 from dpcomp.lab.results.measure import ACCURACY, FIVE, Criterion, Direction, Measure, Split
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.trust import TrustModel
+
+WHOLE_NUMBERS = frozenset({"clients", "rounds", "local_steps", "evaluate_every", "physical_batch_size"})
+NUMBERS = frozenset({"learning_rate", "momentum", "tail", "server_learning_rate", "server_momentum"})
+CALLED = {  # keys whose values are calls
+    "partition": "{ IID = {} }",
+    "participation": "{ Poisson = { rate = 0.1 } }",
+    "local_sampling": "{ Poisson = { rate = 0.1 } }",
+    "protocol": "{ Versioned = {} }",
+    "faults": "{ Faults = { drop = 0.1 } }",
+    "probes": "[{ Clipping = {} }]",
+    "trainer": "{ PyTorch = {} }",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +82,7 @@ class Experiment:
     imports: tuple[Import, ...] = ()
 
     def __post_init__(self):
+        self._check_types()
         check_keys(self.pipeline, (*(item.name for item in fields(Pipeline)), "unsafe"), "[pipeline]")
         check_keys(self.federation, FEDERATION_KEYS, "[federation]")
         check_keys(self.tune, FEDERATION_KEYS, "[tune]")
@@ -77,6 +91,9 @@ class Experiment:
         for key in ("clients", "rounds"):
             if key not in self.federation:
                 raise ConfigError(f"[federation] has no {key!r}: say how many")
+        tried = ((key, value) for key, values in self.tune.items() for value in values)
+        for key, value in (*self.federation.items(), *tried):
+            _check_value(key, value)
         self._check_measure()
 
     @cached_property
@@ -114,6 +131,31 @@ class Experiment:
         used = {source.name: source.digest for source in self.imports if called & set(source.dataclasses())}
         return {**facts, "imports": used} if used else facts
 
+    def _check_types(self) -> None:
+        """Refuse values that are of another type than their keys, or outside their range."""
+        if not isinstance(self.task, (str, dict)):
+            raise ConfigError(f'task = {self.task!r}: give a name, "digits", or a call, {{ Mine = {{}} }}')
+        for key in ("pipeline", "federation", "tune"):
+            if not isinstance(getattr(self, key), dict):
+                raise ConfigError(f"{key} = {getattr(self, key)!r}: write a table, [{key}], with keys of its own")
+        if not isinstance(self.pipeline.get("mechanism", []), list):
+            raise ConfigError(
+                "[pipeline] mechanism is no list: write its stages in order, "
+                "mechanism = [{ Clip = { norm = 1.0 } }, { Gaussian = { noise_multiplier = 1.0 } }]"
+            )
+        try:
+            for seed in self.seeds:
+                whole_number(seed, "each of `seeds`", least=0, most=2**64 - 1)
+            delta = real_number(self.delta, "delta", "a number in (0, 1), below 1 ÷ the number of units")
+            if not 0 < delta < 1:
+                raise ValueError(f"delta = {delta:g}: give a number in (0, 1), below 1 ÷ the number of units")
+            if self.epsilon is not None:
+                epsilon = real_number(self.epsilon, "epsilon", "a finite number above 0")
+                if not 0 < epsilon < math.inf:
+                    raise ValueError(f"epsilon = {epsilon:g}: give a finite number above 0")
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error)) from error
+
     def _check_measure(self) -> None:
         if self.criterion.measure == "tail" and not all(self._values("tail", 0)):
             raise ConfigError(
@@ -132,6 +174,21 @@ class Experiment:
     def _values(self, key: str, default: Any) -> tuple[Any, ...]:
         """Return the values that trials have at a key of FEDERATION_KEYS."""
         return self.tune.get(key, (self.federation.get(key, default),))
+
+
+def _check_value(key: str, value: Any) -> None:
+    """Refuse the value of a plain number under [federation] or [tune] that is of another type or outside its range."""
+    try:
+        if key in WHOLE_NUMBERS:
+            whole_number(value, f"[federation] {key}", least=1)
+        elif key in NUMBERS and not isinstance(value, dict):
+            number = real_number(value, f"[federation] {key}", "a number from 0 on")
+            if not 0 <= number < math.inf:
+                raise ValueError(f"[federation] {key} is {number:g}: give a finite number from 0 on")
+        elif key in CALLED and not isinstance(value, (dict, list)):
+            raise TypeError(f"[federation] {key} = {value!r}: write a call, such as {key} = {CALLED[key]}")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def load(path: Path) -> Experiment:
@@ -163,6 +220,19 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
+def refuse_imports(path: Path) -> None:
+    """Refuse a file with `imports`, of which nothing is run.
+
+    Raises:
+        ConfigError: It has imports; or as `read`.
+    """
+    if named := read(path).get("imports"):
+        raise ConfigError(
+            f"{path} has imports = {named!r}, files of Python that would be run to read it, and --no-imports refuses "
+            "them: read the files, and leave --no-imports out if you trust them"
+        )
+
+
 def experiment_of(facts: dict[str, Any], folder: Path) -> Experiment:
     """Make an experiment of the content of a TOML file.
 
@@ -177,6 +247,8 @@ def experiment_of(facts: dict[str, Any], folder: Path) -> Experiment:
     missing = {"task", "pipeline", "federation"} - set(facts)
     if missing:
         raise ConfigError(f"it has no {', '.join(sorted(missing))}")
+    if not isinstance(facts.get("tune", {}), dict):
+        raise ConfigError(f"tune = {facts['tune']!r}: write a table, [tune], with a list of values for each key")
     given = {
         **facts,
         "seeds": tuple(_listed(facts.get("seeds", [0]), "seeds")),

@@ -67,7 +67,7 @@ class Import:
         return module
 
 
-def imported(name: str, folder: Path) -> Import:
+def imported(name: object, folder: Path) -> Import:
     """Return a file of `imports` with the digest of its present content.
 
     Args:
@@ -77,6 +77,8 @@ def imported(name: str, folder: Path) -> Import:
     Raises:
         ConfigError: The file cannot be read.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f'imports has {name!r}: give paths of Python files, such as imports = ["mine.py"]')
     path = (folder / name).absolute()  # a worker may stand in another folder
     return Import(name=name, path=path, digest=hashlib.sha256(_content(name, path)).hexdigest())
 

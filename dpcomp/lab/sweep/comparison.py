@@ -78,7 +78,9 @@ def notes(standings: Sequence[Standing]) -> list[str]:
 
     That is: results that do not count, tunings at the edge of their grid, warnings, and code that differed.
     """
-    lines = [note for standing in standings for note in (*standing.notes(), *standing.edges())]
+    lines = [
+        note for standing in standings for note in (*standing.notes(), *standing.edges(), *standing.choices_on_test())
+    ]
     for standing in standings:
         said = Counter(text for report in standing.finished.values() for text in report.get("warnings", ()))
         lines += [f"{standing.results.path}: {number} of the results: {text}" for text, number in sorted(said.items())]

@@ -164,6 +164,19 @@ class Standing:
                 )
         return lines
 
+    def choices_on_test(self) -> list[str]:
+        """Return a line if a tuning was chosen on test examples and the config does not say so."""
+        for trials in self.points:
+            criterion = trials.point.experiment.criterion
+            first = [self.finished.get(seeds[0].name) for seeds in trials.by_tuning.values()]
+            reports = [report for report in first if report is not None]
+            if len(first) > 1 and reports and criterion.tune_on is None and tuned_on(reports[0], criterion) == "test":
+                return [
+                    f"{self.config}: the tuning was chosen on the test set, since the task holds out no validation "
+                    'examples: let it have validation(), or say tune_on = "test"'
+                ]
+        return []
+
     def _outcome(self, trials: PointTrials) -> Outcome:
         best = self._best(trials)
         named = [] if best is None else [trial.name for trial in trials.by_tuning[best]]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from dpcomp.core.checks import missing_members
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.simulation.partition import ColumnPartition, Partition
@@ -43,6 +44,8 @@ class TrainerRecipe:
             TypeError, ValueError: The task does not suit the trainer, or the model not the layout.
             NotPrivate: The model mixes examples.
         """
+        _check_instance(self.trainer, TrainerConfig, "trainer", "PyTorch(local_steps=1)")
+        _check_instance(self.partition, Partition, "partition", "IID() or Dirichlet(0.5)")
         made = self.trainer.make_trainer(
             Federation(
                 task=self.task,
@@ -74,6 +77,14 @@ class TrainerRecipe:
         parts = [part if len(part) else np.empty(0, np.int64) for part in parts]
         _check_form(parts, n, self.clients, self.partition)
         return _disjoint(parts, self.pipeline, self.partition)
+
+
+def _check_instance(value: object, protocol: type, name: str, example: str) -> None:
+    """Refuse a class, and what lacks members of a protocol."""
+    if isinstance(value, type):
+        raise TypeError(f"simulate({name}) is the class {value.__name__}: give an instance of it, such as {example}")
+    if missing := missing_members(value, protocol):
+        raise TypeError(f"simulate({name}={value!r}) has no {' and no '.join(missing)}: give one such as {example}")
 
 
 def _check_form(parts: list[Int64[np.ndarray, "_"]], n: int, clients: int, partition: Partition) -> None:

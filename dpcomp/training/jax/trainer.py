@@ -9,7 +9,7 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Float32
 
-from dpcomp.core.checks import missing_members, whole_number
+from dpcomp.core.checks import check_type, missing_members, real_number, whole_number
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.training.jax.batches import Batches
@@ -70,15 +70,21 @@ class JAX:
     def __post_init__(self):
         whole_number(self.local_steps, "JAX(local_steps)", least=1)
         whole_number(self.physical_batch_size, "JAX(physical_batch_size)", least=1)
-        if not isinstance(self.learning_rate, Schedule) and not self.learning_rate >= 0:
+        allowed = "a number from 0 on, or a schedule"
+        if not isinstance(self.learning_rate, Schedule) and not (
+            real_number(self.learning_rate, "JAX(learning_rate)", allowed) >= 0
+        ):
             raise ValueError(f"JAX(learning_rate) is {self.learning_rate}: give a number from 0 on, or a schedule")
-        if not 0 <= self.momentum < 1:
+        if not 0 <= real_number(self.momentum, "JAX(momentum)", "a number in [0, 1)") < 1:
             raise ValueError(f"JAX(momentum) is {self.momentum}: give a number in [0, 1)")
-        if self.expected_batch_size is not None and not self.expected_batch_size > 0:
+        size = self.expected_batch_size
+        if size is not None and not real_number(size, "JAX(expected_batch_size)", "a number above 0, or None") > 0:
             raise ValueError(
                 f"JAX(expected_batch_size) is {self.expected_batch_size}: it divides sums, so give a public number "
                 "above 0, or None for the sampling rate × population ÷ clients"
             )
+        sampling = self.local_sampling
+        check_type(sampling, Poisson, f"JAX(local_sampling={sampling!r}): give dp.Poisson(rate)")
 
     def make_trainer(self, federation: Federation) -> "JaxTrainer":
         """Return the trainer of a federation.

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
-from dpcomp.core.checks import whole_number
+from dpcomp.core.checks import check_type, real_number, whole_number
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.training.pytorch.channels_last import set_channels_last, takes_channels_last
@@ -74,15 +74,21 @@ class PyTorch:
     def __post_init__(self):
         whole_number(self.local_steps, "PyTorch(local_steps)", least=1)
         whole_number(self.physical_batch_size, "PyTorch(physical_batch_size)", least=1)
-        if not isinstance(self.learning_rate, Schedule) and not self.learning_rate >= 0:
+        allowed = "a number from 0 on, or a schedule"
+        if not isinstance(self.learning_rate, Schedule) and not (
+            real_number(self.learning_rate, "PyTorch(learning_rate)", allowed) >= 0
+        ):
             raise ValueError(f"PyTorch(learning_rate) is {self.learning_rate}: give a number from 0 on, or a schedule")
-        if not 0 <= self.momentum < 1:
+        if not 0 <= real_number(self.momentum, "PyTorch(momentum)", "a number in [0, 1)") < 1:
             raise ValueError(f"PyTorch(momentum) is {self.momentum}: give a number in [0, 1)")
-        if self.expected_batch_size is not None and not self.expected_batch_size > 0:
+        size = self.expected_batch_size
+        if size is not None and not real_number(size, "PyTorch(expected_batch_size)", "a number above 0, or None") > 0:
             raise ValueError(
                 f"PyTorch(expected_batch_size) is {self.expected_batch_size}: it divides sums, so give a public number "
                 "above 0, or None for the sampling rate × population ÷ clients"
             )
+        sampling = self.local_sampling
+        check_type(sampling, Poisson, f"PyTorch(local_sampling={sampling!r}): give dp.Poisson(rate)")
 
     def make_trainer(self, federation: Federation) -> "TorchTrainer":
         """Return the trainer of a federation.
