@@ -53,8 +53,8 @@ class Layout:
             return cls((("update", (operator.index(layers),)),))
         except TypeError as error:
             raise TypeError(
-                f"a value of type {type(layers).__name__} is no layout: give the number of coordinates, or a mapping from "
-                "the name of each layer to its shape, such as {name: tuple(p.shape) for name, p in "
+                f"a value of type {type(layers).__name__} is no layout: give the number of coordinates, or a mapping "
+                "from the name of each layer to its shape, such as {name: tuple(p.shape) for name, p in "
                 "module.named_parameters()}"
             ) from error
 

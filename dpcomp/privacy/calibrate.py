@@ -88,8 +88,8 @@ def check_target(make_pipeline: Callable[[float], HasCost], *, epsilon: float, d
     """
     if not callable(make_pipeline):
         raise TypeError(
-            f"calibrate(make_pipeline) is a {type(make_pipeline).__name__}: give a function from the noise multiplier to "
-            "the pipeline, such as lambda z: dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(z)))"
+            f"calibrate(make_pipeline) is a {type(make_pipeline).__name__}: give a function from the noise multiplier "
+            "to the pipeline, such as lambda z: dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(z)))"
         )
     epsilon = real_number(epsilon, "calibrate(epsilon)", "a finite number above 0")
     if not (epsilon > 0 and math.isfinite(epsilon)):

@@ -127,7 +127,7 @@ class OwnMetrics:
                 raise
             raise ValueError(
                 f"{member}() of the task {self._task.name!r} fails on {said} of {place}(): "
-                f"{named_error(error)}. It gets what the model returns, and must return a dict with a number for each name"
+                f"{named_error(error)}. It gets what the model returns, and returns a dict with a number for each name"
             ) from error
         self._measured[place] = list(found)
         return found

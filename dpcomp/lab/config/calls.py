@@ -8,7 +8,7 @@ from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.late import Reject, Weigh
 from dpcomp.lab.config.experiment import Experiment
 from dpcomp.pipeline import PARTS
-from dpcomp.simulation import IID, Dirichlet, Faults, Fixed, Versioned
+from dpcomp.simulation import IID, ByClientId, Dirichlet, Faults, Fixed, Versioned
 from dpcomp.simulation.probes import Clipping, SignalToNoise, TopKOverlap
 from dpcomp.simulation.unversioned import Unversioned
 from dpcomp.training.schedule import Cosine
@@ -16,7 +16,7 @@ from dpcomp.training.schedule import Cosine
 CALLS: dict[str, Callable[..., Any]] = PARTS | {
     call.__name__: call
     for call in (
-        *(IID, Dirichlet, Fixed, TopKOverlap, Clipping, SignalToNoise, Cosine),
+        *(IID, Dirichlet, ByClientId, Fixed, TopKOverlap, Clipping, SignalToNoise, Cosine),
         *(Faults, Versioned, Unversioned, Keep, Decay, Drop, Reject, Weigh),
     )
 }
