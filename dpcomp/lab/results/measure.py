@@ -15,13 +15,12 @@ from typing import Literal, get_args
 
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.results.results_file import Report
-from dpcomp.training.metrics import LOSS
 
 Measure = Literal["last", "last_five", "tail"]
 Direction = Literal["higher", "lower"]
 Split = Literal["validation", "test"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-ACCURACY = "accuracy"
+ACCURACY, LOSS = "accuracy", "loss"  # the metrics that trainers measure themselves
 KNOWN_DIRECTIONS: dict[str, Direction] = {ACCURACY: "higher", LOSS: "lower"}  # of what dpcomp itself measures
 FIVE = 5
 

@@ -11,11 +11,10 @@ import pandas as pd
 
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.results.frames import curves, summary
-from dpcomp.lab.results.measure import ACCURACY, metric_of, others_in
+from dpcomp.lab.results.measure import ACCURACY, LOSS, Measure, metric_of, others_in
 from dpcomp.lab.results.provenance import origins
 from dpcomp.lab.sweep.paired import paired_difference
 from dpcomp.lab.sweep.plan import Outcome, Standing, configs_in, standing_of
-from dpcomp.training.metrics import LOSS
 
 JUDGED = ("deviation", "difference", "half_interval")  # in the unit of the metric
 COSTS = ("payload_bytes", "compression_ratio", "uplink_bytes", "downlink_bytes", "total_ratio", "epsilon")
@@ -193,7 +192,7 @@ def _rounds_behind(outcome: Outcome, reference: Outcome | None) -> float:
     return math.nan if own.empty or others.empty else rounds_behind(sign * own, sign * others)
 
 
-def _declared(outcome: Outcome) -> tuple[str, str]:
+def _declared(outcome: Outcome) -> tuple[str, Measure]:
     return outcome.point.experiment.metric, outcome.point.experiment.measure
 
 

@@ -82,7 +82,7 @@ def printed(table: pd.DataFrame, decimals: int | None = 2) -> str:
             _printed_epsilon(value) if n else "" for value, n in zip(shown["epsilon"], seeds, strict=True)
         ]
     numbers = None if decimals is None else f"{{:.{decimals}f}}".format
-    formatters = {} if decimals is None else dict.fromkeys(_in_units_of_metrics(shown), _metric_text)
+    formatters: Any = {} if decimals is None else dict.fromkeys(_in_units_of_metrics(shown), _metric_text)
     return shown.to_string(index=False, float_format=numbers, formatters=formatters, na_rep="")
 
 

@@ -21,7 +21,7 @@ from dpcomp.training.pytorch.rows.parameters import layout_of, read
 from dpcomp.training.pytorch.tasks.evaluation import Evaluation
 from dpcomp.training.pytorch.tasks.examples import Examples, examples_of
 from dpcomp.training.pytorch.tasks.fits import check_members, check_task, first_model
-from dpcomp.training.pytorch.tasks.supervised import Collates
+from dpcomp.training.pytorch.tasks.supervised import collate_of
 from dpcomp.training.schedule import Schedule, public_rate, rate_of
 from dpcomp.training.trainer import Federation, validation_of
 from dpcomp.wire.memory import ClientMemory
@@ -113,7 +113,7 @@ class TorchTrainer:
     def __init__(self, config: PyTorch, federation: Federation):
         task, device = federation.task, device_of(config.device)
         check_members(task)
-        collate = task.collate if isinstance(task, Collates) else None
+        collate = collate_of(task)
         everything = examples_of(task.train(), collate, "train()", device)
         evaluated, labels = first_model(task, federation.seed.number).to(device), everything.labels()
         check_precision(evaluated)

@@ -254,7 +254,8 @@ def examples_of(given: Any, collate: Collate | None, place: str, device: torch.d
     if collate is not None:
         dataset = _RowsOfArrays(inputs, targets)
         return CollatedExamples(dataset, collate, np.arange(len(dataset), dtype=np.int64), device)
-    return ArrayExamples(*to((inputs, targets), device=device), device)
+    inputs, targets = to((inputs, targets), device=device)
+    return ArrayExamples(inputs, targets, device)
 
 
 def _is_list_of_examples(given: Any) -> bool:

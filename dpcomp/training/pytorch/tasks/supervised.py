@@ -1,5 +1,6 @@
 """SupervisedTask: what the PyTorch trainer asks of a task."""
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -99,3 +100,8 @@ class Collates(Protocol):
         **Privacy:** with `unit="example"`, the row of an example must be what it is alone: what is padded is masked.
         """
         ...
+
+
+def collate_of(task: object) -> Callable[[list[Any]], Any] | None:
+    """Return the collate function of a task; None if it has none."""
+    return task.collate if isinstance(task, Collates) else None
