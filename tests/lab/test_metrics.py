@@ -257,6 +257,21 @@ class TestAFileOfOnesOwn:
         )
         assert main(["epsilon", str(plain), "--no-imports"]) == 0
 
+    def test_says_which_class_is_no_dataclass(self, mine):
+        config = mine()
+        own = config.parent / "mine.py"
+        own.write_text(
+            MINE.replace("@dataclass(frozen=True, kw_only=True)\nclass Signs", "class Signs"), encoding="utf-8"
+        )
+        with pytest.raises(ConfigError, match=r"Signs in mine.py is no dataclass.*write @dataclass"):
+            checked_points(config, SHIPPED_TASKS)
+
+    def test_that_ends_the_process_is_refused(self, mine):
+        config = mine()
+        (config.parent / "mine.py").write_text("import sys\nsys.exit(3)\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match="can't be run: SystemExit: 3"):
+            checked_points(config, SHIPPED_TASKS)
+
     def test_is_asked_for_its_public_ids(self, mine):
         config = mine(("rounds = 2", "rounds = 2\npartition = { ByClientId = {} }"))
         checked(config)

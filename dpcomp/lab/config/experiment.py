@@ -127,7 +127,7 @@ class Experiment:
         facts = asdict(replace(self, imports=(), federation=federation)) | {"tune": None, "seeds": None}
         for key in ("imports", *(item.name for item in fields(Criterion))):
             del facts[key]
-        called = _names_in((self.task, self.pipeline, self.federation))
+        called = names_in((self.task, self.pipeline, self.federation))
         used = {source.name: source.digest for source in self.imports if called & set(source.dataclasses())}
         return {**facts, "imports": used} if used else facts
 
@@ -264,8 +264,8 @@ def _listed(value: Any, where: str) -> list[Any]:
     return value
 
 
-def _names_in(value: Any) -> set[str]:
+def names_in(value: Any) -> set[str]:
     """Return every key of a TOML value, however deep: the names that it calls are among them."""
     if isinstance(value, dict):
-        return set(value).union(*map(_names_in, value.values()))
-    return set().union(*map(_names_in, value)) if isinstance(value, (list, tuple)) else set()
+        return set(value).union(*map(names_in, value.values()))
+    return set().union(*map(names_in, value)) if isinstance(value, (list, tuple)) else set()

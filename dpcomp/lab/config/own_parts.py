@@ -33,20 +33,25 @@ class Import:
         Raises:
             ConfigError: The file was changed since, can't be run, or defines none.
         """
-        module = self._module()
-        found = {
-            name: value
-            for name, value in vars(module).items()
-            if isinstance(value, type)
-            and is_dataclass(value)
-            and value.__module__ == module.__name__
-            and name[0] != "_"
-        }
+        found = {name: value for name, value in self._classes().items() if is_dataclass(value)}
         if not found:
             raise ConfigError(
                 f"imports: {self.name} defines no dataclass: write @dataclass(frozen=True) over its class"
             )
         return found
+
+    def plain_classes(self) -> set[str]:
+        """Return the names of its other public classes, which a config cannot call. Raises as `dataclasses` does."""
+        return {name for name, value in self._classes().items() if not is_dataclass(value)}
+
+    def _classes(self) -> dict[str, type]:
+        """Return the public classes that the file defines, by name."""
+        module = self._module()
+        return {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__ and name[0] != "_"
+        }
 
     def _module(self) -> ModuleType:
         """Import the file, once a process; its name holds the digest of its content, so versions do not mix."""
@@ -61,7 +66,7 @@ class Import:
         sys.modules[name] = module  # dataclasses look their module up while they are made
         try:
             exec(compile(source, self.path, "exec"), vars(module))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise ConfigError(f"imports: {self.name} can't be run: {type(error).__name__}: {error}") from error
         return module

@@ -10,6 +10,7 @@ from jax import numpy as jnp
 from jaxtyping import Float32
 
 from dpcomp.core.checks import check_type, missing_members, real_number, whole_number
+from dpcomp.core.errors import named_error
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.training.jax.batches import Batches
@@ -108,6 +109,8 @@ class JaxTrainer:
 
     def __init__(self, config: JAX, federation: Federation):
         task, pipeline = federation.task, federation.pipeline
+        if isinstance(task, type):
+            raise TypeError(f"the task is the class {task.__name__}: give an instance of it, {task.__name__}(...)")
         if missing := missing_members(task, JaxTask):
             raise TypeError(
                 f"JAX cannot train {task!r}, which has no {' and no '.join(missing)}: give a task with all members of "
@@ -128,6 +131,11 @@ class JaxTrainer:
         self._learning_rate = config.learning_rate
         with jax.enable_x64(False):
             inputs, targets = (np.asarray(array) for array in task.train())
+            if len(inputs) != len(targets) or not len(targets):
+                raise ValueError(
+                    f"train() of the task {task.name!r} returned {len(inputs)} inputs and {len(targets)} targets: give "
+                    "as many of each, those of all clients together"
+                )
             parts = federation.split(targets)
             parameters = Parameters(task.parameters(federation.seed.number))
             given = {"test": task.test(), "validation": validation_of(task)}
@@ -140,6 +148,7 @@ class JaxTrainer:
                 return task.loss(task.apply(tree, example), target)
 
             first = parameters.tree(jnp.asarray(parameters.first))
+            _try(task, loss, first, examples)
             closes_over = check_pure(loss, first, (examples[0][0], examples[1][0]), examples)
         self.layout, self.initial_model = parameters.layout, parameters.first
         model = Model(parameters, loss, config.physical_batch_size)
@@ -200,6 +209,25 @@ class JaxTrainer:
             ValueError: Model, loss or metrics fail on these examples.
         """
         return self._evaluation.columns(model)
+
+
+def _try(task: JaxTask, loss: Any, first: Any, examples: tuple[Any, Any]) -> None:
+    """Raise where the model and the loss do not take an example.
+
+    Raises:
+        ValueError: Naming the shapes.
+    """
+    inputs, targets = examples
+    try:
+        jax.eval_shape(loss, first, inputs[0], targets[0])
+    except NameError:  # of an axis, which is looked at with what else ties examples
+        return
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"apply and loss of the task {task.name!r} fail on an example of train() with inputs {inputs.dtype} "
+            f"{inputs.shape[1:]} and target {targets.dtype} {targets.shape[1:]}: {named_error(error)}. Let apply take "
+            "the inputs of one example, without a batch axis"
+        ) from error
 
 
 def _on_device(inputs: Any, targets: Any) -> tuple[Any, Any]:
