@@ -6,8 +6,11 @@
     [pipeline]
     codec = { Codec = { sparsify = { BlockTopK = { fraction = 0.01 } } } }
 
-A report of a trial that calls such a name holds the digest of the file; trials that call none of them do not change
-with it.
+    [federation]
+    partition = { ByRegion = {} }                                      # and trainer = { Mine = {} }
+
+The files are run by whatever reads the config. A report of a trial that calls such a name holds the digest of the file;
+trials that call none of them do not change with it.
 """
 
 import hashlib
