@@ -136,6 +136,8 @@ class TestTheCriterion:
 
     def test_a_metric_of_a_model_that_diverged_is_nan(self):
         report = {"curves": {"test_auc": [0.9, 0.8, None], "tail_test_auc": [None, None, 0.7]}}
+        assert metric_of(report, "auc") == 0.8  # nothing says that the last row was evaluated
+        report["curves"]["test_loss"] = [1.0, 1.0, None]
         assert math.isnan(metric_of(report, "auc")) and math.isnan(metric_of(report, "auc", "last_five"))
         assert metric_of(report, "auc", "tail") == 0.7
         assert math.isnan(metric_of(report, "auc", examples="validation"))  # no such examples
@@ -145,7 +147,10 @@ class TestTheCriterion:
 
 def curves_of(validation, test, **more):
     return (
-        given(validation=[0.5] * ROUNDS) | {"validation_auc": [validation] * ROUNDS, "test_auc": [test] * ROUNDS} | more
+        given(validation=[0.5] * ROUNDS)
+        | {"validation_auc": [validation] * ROUNDS, "test_auc": [test] * ROUNDS}
+        | {"validation_loss": [1.0] * ROUNDS, "test_loss": [1.0] * ROUNDS}
+        | more
     )
 
 

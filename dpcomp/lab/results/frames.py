@@ -60,7 +60,6 @@ def summary(
                     "method": method,
                     "seed": report["seed"],
                     f"test_{metric}": metric_of(report, metric, measure),
-                    **{f"test_{other}": metric_of(report, other, measure) for other in others_in(report, metric)},
                     "epsilon": report["guarantee"]["epsilon"],
                     "payload_bytes": payload_bytes,
                     "compression_ratio": 4 * report["coordinates"] / payload_bytes,
@@ -68,6 +67,7 @@ def summary(
                     "downlink_bytes": downlink,
                     "total_ratio": 4 * report["coordinates"] * _vectors(report) / (uplink + downlink),
                     "top_k_overlap": table["top_k_overlap"].mean() if "top_k_overlap" in table else float("nan"),
+                    **{f"test_{other}": metric_of(report, other, measure) for other in others_in(report, metric)},
                 }
             )
     return pd.DataFrame(rows)

@@ -130,7 +130,8 @@ def metric_of(report: Report, metric: str = ACCURACY, measure: Measure = "last",
     values = curves.get(column, ())
     if not values and not any(name.startswith(f"{examples}_") for name in curves):
         return math.nan
-    if values and values[-1] is None:  # the last round is always evaluated
+    # The last round is always evaluated, and trainers measure the loss then, so what is missing was not finite.
+    if values and values[-1] is None and f"{examples}_{LOSS}" in curves:
         return math.nan
     values = [value for value in values if value is not None]
     wanted = FIVE if measure == "last_five" else 1
