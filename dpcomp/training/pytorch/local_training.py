@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class ExampleLevel:
         module: The model; it is inspected with the loss.
         loss: Mean loss over a batch.
         pipeline: Clips and releases; its `sampling` draws the batches.
-        examples: All training examples, on some of which model and loss are tried.
+        examples: A few inputs and targets, on which model and loss are tried.
         engine: How per-example gradients are taken.
         make_optimizer: Makes the local optimiser of a round.
         secret: Where batches, noise and dropout are drawn from.
@@ -63,7 +63,7 @@ class ExampleLevel:
         loss: Loss,
         pipeline: Pipeline,
         *,
-        examples: Examples,
+        examples: tuple[Any, Any],
         engine: Engine | Literal["auto"],
         make_optimizer: MakeOptimizer,
         secret: SecretSeed,
@@ -71,11 +71,20 @@ class ExampleLevel:
         expected_batch_size: float,
         physical_batch_size: int,
     ):
-        self._model = private_model(module.to(examples.device), loss, *examples.some(), engine=engine)
-        examples.refuse_ties(self._model)
-        self._loss, self._pipeline = loss, pipeline
+        self._model, self._loss, self._pipeline = private_model(module, loss, *examples, engine=engine), loss, pipeline
         self._make_optimizer, self._secret, self._local_steps = make_optimizer, secret, local_steps
         self._expected_batch_size, self._physical_batch_size = expected_batch_size, physical_batch_size
+
+    def refuse_ties(self, examples: Examples) -> None:
+        """Refuse examples in whose batches a row depends on other examples.
+
+        Args:
+            examples: All training examples.
+
+        Raises:
+            NotPrivate: Their collate function pads what the model reads, mixes or normalises.
+        """
+        examples.refuse_ties(self._model)
 
     def train(
         self, start: Float32[np.ndarray, "d"], examples: Examples, memory: ClientMemory, ledger: Ledger
@@ -132,7 +141,7 @@ class ClientLevel:
         module: The model.
         loss: Mean loss over a batch.
         pipeline: Clips and releases, where nobody is trusted.
-        examples: All training examples, on some of which model and loss are tried.
+        examples: A few inputs and targets, on which model and loss are tried.
         make_optimizer: Makes the local optimiser of a round.
         secret: Where batches, noise and dropout are drawn from.
         local_steps: Steps in a round.
@@ -149,16 +158,15 @@ class ClientLevel:
         loss: Loss,
         pipeline: Pipeline,
         *,
-        examples: Examples,
+        examples: tuple[Any, Any],
         make_optimizer: MakeOptimizer,
         secret: SecretSeed,
         local_steps: int,
         local_sampling: Poisson,
     ):
         check_precision(module)
-        inputs, targets = examples.some()
-        check_statistics(module.to(examples.device), loss, inputs, targets)
-        self._channels_last = takes_channels_last(module, inputs)
+        check_statistics(module, loss, *examples)
+        self._channels_last = takes_channels_last(module, examples[0])
         if self._channels_last:
             set_channels_last(module)
         self._module, self._loss, self._pipeline = module, loss, pipeline

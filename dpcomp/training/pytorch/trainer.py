@@ -132,6 +132,7 @@ class TorchTrainer:
         if federation.pipeline.trust_model.releases_local_steps:
             divisor = config.expected_batch_size or federation.expected_batch_size
             self._local = _example_level(config, federation, divisor, everything)
+            self._local.refuse_ties(everything)
             self.assumptions: tuple[str, ...] = (f"the number of examples, {task.population:,}, is public",)
         else:
             if config.expected_batch_size is not None:
@@ -172,10 +173,10 @@ class TorchTrainer:
 
 def _example_level(config: PyTorch, federation: Federation, divisor: float, examples: Examples) -> ExampleLevel:
     return ExampleLevel(
-        first_model(federation.task, federation.seed.number),
+        first_model(federation.task, federation.seed.number).to(examples.device),
         federation.task.loss,
         federation.pipeline,
-        examples=examples,
+        examples=examples.some(),
         engine=config.engine,
         make_optimizer=_sgd(config),
         secret=federation.secret,
@@ -187,10 +188,10 @@ def _example_level(config: PyTorch, federation: Federation, divisor: float, exam
 
 def _client_level(config: PyTorch, federation: Federation, examples: Examples) -> ClientLevel:
     return ClientLevel(
-        first_model(federation.task, federation.seed.number),
+        first_model(federation.task, federation.seed.number).to(examples.device),
         federation.task.loss,
         federation.pipeline,
-        examples=examples,
+        examples=examples.some(),
         make_optimizer=_sgd(config),
         secret=federation.secret,
         local_steps=config.local_steps,
