@@ -24,12 +24,16 @@ def rounds_of(config: Path) -> pd.DataFrame:
 def trials_of(config: Path) -> pd.DataFrame:
     """Return one row for each trial that counts in a config's grid, at its point's best tuning, with its labels.
 
-    The accuracy is the one by the config's measure.
+    The metrics are those by the config's measure.
 
     Raises:
         ConfigError: No trial is finished.
     """
-    return _of_points(config, lambda outcome: summary(_named(outcome), outcome.point.experiment.measure))
+
+    def by_measure(outcome: Outcome) -> pd.DataFrame:
+        return summary(_named(outcome), outcome.point.experiment.metric, outcome.point.experiment.measure)
+
+    return _of_points(config, by_measure)
 
 
 def trials_below(folder: Path) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from typing import Any
 
 from dpcomp.core.errors import ConfigError
 
+STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 Calls = Mapping[str, Callable[..., Any]]
 
 
@@ -144,7 +145,11 @@ def from_table(value: Any, where: str, calls: Calls) -> Any:
     if not isinstance(arguments, dict):
         raise ConfigError(f"{where}.{name} is {arguments!r}; arguments have names: {{ {name} = {{ argument = … }} }}")
     call = calls[name]
-    check_keys(arguments, inspect.signature(call).parameters, f"{where}.{name}")
+    taken = inspect.signature(call).parameters
+    check_keys(arguments, taken, f"{where}.{name}")
+    for key, parameter in taken.items():
+        if parameter.default is parameter.empty and parameter.kind not in STARRED and key not in arguments:
+            raise ConfigError(f"{where}.{name} has no {key!r}, which it needs: write {{ {name} = {{ {key} = … }} }}")
     try:
         return call(**{key: from_table(item, f"{where}.{name}.{key}", calls) for key, item in arguments.items()})
     except (TypeError, ValueError) as error:

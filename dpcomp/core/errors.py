@@ -61,3 +61,15 @@ class BudgetExhausted(DpcompError):
 
     No noise was drawn. Stop, charge fewer steps, or use more noise; a ledger's budget cannot be raised afterwards.
     """
+
+
+def named_error(error: Exception) -> str:
+    """Return the class and the first line of an error of another library, some of which fill a page.
+
+    Examples:
+        >>> from dpcomp.core.errors import named_error
+        >>> named_error(RuntimeError("shapes differ.\\nAt line 3"))
+        'RuntimeError: shapes differ'
+    """
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}".rstrip(": .")

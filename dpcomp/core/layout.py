@@ -41,12 +41,22 @@ class Layout:
         """Make a layout from a mapping of names to shapes, or from a number of coordinates as one layer.
 
         A layout is returned unchanged, so that functions can take any of the three.
+
+        Raises:
+            TypeError: It is none of the three.
         """
         if isinstance(layers, Layout):
             return layers
-        if isinstance(layers, Mapping):
-            return cls(tuple((str(name), tuple(map(operator.index, shape))) for name, shape in layers.items()))
-        return cls((("update", (operator.index(layers),)),))
+        try:
+            if isinstance(layers, Mapping):
+                return cls(tuple((str(name), tuple(map(operator.index, shape))) for name, shape in layers.items()))
+            return cls((("update", (operator.index(layers),)),))
+        except TypeError as error:
+            raise TypeError(
+                f"a value of type {type(layers).__name__} is no layout: give the number of coordinates, or a mapping "
+                "from the name of each layer to its shape, such as {name: tuple(p.shape) for name, p in "
+                "module.named_parameters()}"
+            ) from error
 
     def __post_init__(self):
         if self.size < 1 or any(side < 0 for _, shape in self.shapes for side in shape):

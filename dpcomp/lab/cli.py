@@ -5,8 +5,11 @@ It imports what a command needs when the command runs, so that `--help` is there
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if the command did its work, 1 if something was refused or failed, or an audit contradicted a claim, 130 if it
-        was interrupted. What argparse refuses exits with 2.
+        was interrupted, 143 if it was asked to end (SIGTERM). What argparse refuses exits with 2.
     """
     parser, _ = make_parser("dpcomp", _shipped_tasks)
     return run_command(parser, arguments)
@@ -87,6 +90,9 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
     table.set_defaults(command=_table)
     epsilon = commands.add_parser("epsilon", help="print the guarantee of each experiment of a config; nothing is run")
     epsilon.add_argument("config", type=Path, metavar="CONFIG")
+    epsilon.add_argument(
+        "--no-imports", action="store_true", help="refuse a config with `imports`, whose files are run to read it"
+    )
     epsilon.set_defaults(command=_epsilon)
     _add_ledger(commands)
     audit = commands.add_parser(
@@ -179,8 +185,9 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     """
     options = parser.parse_args(arguments)
     try:
-        require("lab", *options.packages)
-        return options.command(options)
+        with _terminated_by_exception():
+            require("lab", *options.packages)
+            return options.command(options)
     except (DpcompError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
@@ -190,6 +197,34 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; the same command goes on from what is finished", file=sys.stderr)
         return 130
+    except _Terminated:
+        print(f"{parser.prog}: ended by SIGTERM; the same command goes on from what is finished", file=sys.stderr)
+        return 143
+
+
+class _Terminated(BaseException):
+    """This process was asked to end."""
+
+
+@contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """Raise _Terminated where SIGTERM arrives, so that worker processes end and finished results are kept.
+
+    Later ones are ignored meanwhile: a system that cannot wait kills.
+    """
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only the main one may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Version(argparse.Action):
@@ -221,6 +256,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from dpcomp.lab.config.experiment import load
     from dpcomp.lab.results.frames import summary
+    from dpcomp.lab.sweep.comparison import notes
     from dpcomp.lab.sweep.sweep import run
     from dpcomp.lab.sweep.table import printed, write_figures
 
@@ -228,14 +264,16 @@ def _run(options: argparse.Namespace) -> int:
     standing = run(options.config, options.load_tasks(), jobs=options.jobs)
     (outcome,) = standing.outcomes()
     reports = {options.config.stem: outcome.reports}
-    write_figures(standing.results.path, reports)
-    print(printed(summary(reports, outcome.point.experiment.measure), decimals=None))
+    judged = outcome.point.experiment
+    write_figures(standing.results.path, reports, judged.metric)
+    print(printed(summary(reports, judged.metric, judged.measure), decimals=None))
     print(outcome.reports[0]["guarantee"]["text"])
-    _note([*standing.notes(), *standing.edges()])
+    _note(notes([standing]))
     return 0
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from dpcomp.lab.sweep.comparison import notes
     from dpcomp.lab.sweep.plan import configs_in
     from dpcomp.lab.sweep.sweep import failure_text, sweep
     from dpcomp.lab.sweep.table import printed, table, write
@@ -251,8 +289,7 @@ def _sweep(options: argparse.Namespace) -> int:
         names = [outcome.point.config.relative_to(options.target).with_suffix("") for outcome in swept.outcomes]
         rows.insert(0, "config", names)
     print(printed(rows))
-    for standing in swept.standings:
-        _note([*standing.notes(), *standing.edges()])
+    _note(notes(swept.standings))
     if swept.failures:
         _note([failure_text(swept.failures)])
     return 1 if swept.failures else 0
@@ -270,7 +307,10 @@ def _table(options: argparse.Namespace) -> int:
 
 def _epsilon(options: argparse.Namespace) -> int:
     from dpcomp.lab.config.build import checked_points, make_pipeline, make_task
+    from dpcomp.lab.config.experiment import refuse_imports
 
+    if options.no_imports:
+        refuse_imports(options.config)
     tasks = options.load_tasks()
     for point in checked_points(options.config, tasks):
         if point.labels:

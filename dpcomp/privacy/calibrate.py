@@ -86,6 +86,11 @@ def check_target(make_pipeline: Callable[[float], HasCost], *, epsilon: float, d
         TypeError: `epsilon` or `delta` is not a number, or `steps` not a whole number.
         ValueError: One of them lies outside its range, or no noise multiplier reaches the target.
     """
+    if not callable(make_pipeline):
+        raise TypeError(
+            f"calibrate(make_pipeline) is a {type(make_pipeline).__name__}: give a function from the noise multiplier "
+            "to the pipeline, such as lambda z: dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(z)))"
+        )
     epsilon = real_number(epsilon, "calibrate(epsilon)", "a finite number above 0")
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise ValueError(f"calibrate(epsilon={epsilon!r}): the target is a finite number above 0")

@@ -3,6 +3,7 @@
 from dpcomp.federated.cohort import Fixed as Fixed
 from dpcomp.simulation.faulty_network import Faults as Faults
 from dpcomp.simulation.partition import IID as IID
+from dpcomp.simulation.partition import ByClientId as ByClientId
 from dpcomp.simulation.partition import Dirichlet as Dirichlet
 from dpcomp.simulation.probes import Clipping as Clipping
 from dpcomp.simulation.probes import SignalToNoise as SignalToNoise

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpcomp.core.checks import whole_number
+from dpcomp.core.checks import real_number, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Faults:
     def __post_init__(self):
         for name in ("drop", "duplicate", "corrupt", "reorder", "crash", "absence", "server_restart"):
             probability = getattr(self, name)
-            if not 0 <= probability <= 1:
+            if not 0 <= real_number(probability, f"Faults({name})", "a probability in [0, 1]") <= 1:
                 raise ValueError(f"Faults({name}) is {probability!r}: give a probability in [0, 1]")
         for name in ("delay", "absence_rounds", "patience", "retry"):
             whole_number(getattr(self, name), f"Faults({name})", least=1)

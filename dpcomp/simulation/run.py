@@ -29,8 +29,8 @@ class Run:
     | `control_bytes` | questions and replies, summed over clients |
     | `payload_bytes`, `compression_ratio` | mean over accepted payloads, if there are any |
     | `bits of <layer>` | bits a value that the codec's allocator spends on a layer, mean over clients |
-    | `test_accuracy`, `test_loss` | what the trainer measures, in the rounds that are evaluated |
-    | `validation_accuracy`, `validation_loss` | the same on the examples that the task holds out, if it does |
+    | `test_<metric>`, `test_loss` | accuracy or the task's own metrics, and loss, in the rounds that are evaluated |
+    | `validation_<metric>`, `validation_loss` | the same on the examples that the task holds out, if it does |
     | `tail_<column>` | in the last round: what the trainer measures of `tail_model`, if there is one |
     | `refused_<reason>`, `away` | with faults: refused messages by reason, and clients that were away |
     | `seconds` | wall time of the round |

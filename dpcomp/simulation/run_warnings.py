@@ -47,7 +47,7 @@ def run_warnings(
             "for an overflow, a division by zero or a large learning rate. The number is private: do not publish it"
         )
     last = rows[-1]
-    if unmeasurable := [name for name in first if not math.isfinite(last[name])]:
+    if unmeasurable := [name for name in first if math.isfinite(first[name]) and not math.isfinite(last[name])]:
         found.append(
             f"the last {', '.join(unmeasurable)} is not finite: the training diverged. Lower the learning rate"
         )

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import Any
 
-from dpcomp.core.checks import whole_number
+from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.errors import DpcompWarning
 from dpcomp.core.processes import Backend
 from dpcomp.core.randomness import PublicSeed, SecretSeed
@@ -66,7 +66,8 @@ def simulate(
         trainer: How clients train: a framework with its local steps and learning rate, or a trainer of your own. None:
             `PyTorch()` of `dpcomp.training.pytorch`.
         server: Makes the server's step of the mean update: its learning rate and momentum.
-        partition: Cuts the examples among the clients: `IID()` or `Dirichlet(concentration)`.
+        partition: Cuts the examples among the clients: `IID()`, `Dirichlet(concentration)`, or `ByClientId()` by a
+            column of the task.
         participation: With `unit="example"`, the clients that a round asks: `Poisson(rate)` each with a probability,
             `Fixed(count)` so many of them; None asks all. It amplifies nothing, since the server sees who sends. With
             `unit="client"`, `pipeline.sampling` draws them.
@@ -146,6 +147,7 @@ def simulate(
         jobs=jobs,
         backend=backend,
     ) as (federation, local, watched):
+        first = local.evaluate(local.initial_model)  # before anything is spent: it tries test set and metrics too
         rows: list[dict[str, float]] = []
         average = TailAverage(tail=tail, rounds=rounds)
         between = rounds_between(local, expected_in_a_round(pipeline, participation, clients))
@@ -165,7 +167,7 @@ def simulate(
     if tail_model is not None:
         rows[-1] |= {f"tail_{name}": value for name, value in local.evaluate(tail_model).items()}
     units = {"example": task.population, "client": clients}[pipeline.unit]
-    wrong = run_warnings(rows, local.evaluate(local.initial_model), watched, delta=delta, units=units)
+    wrong = run_warnings(rows, first, watched, delta=delta, units=units)
     warn_of(wrong)
     with warnings.catch_warnings(action="ignore", category=DpcompWarning):  # of δ, as above
         guarantee = run_guarantee(
@@ -224,6 +226,10 @@ def _opened(
     backend: Backend,
 ) -> Iterator[tuple[SimulatedFederation, Trainer, Watched]]:
     """Open a federation before its first round, after all arguments were checked."""
+    check_type(pipeline, Pipeline, f"simulate(pipeline={pipeline!r}): give a dp.Pipeline(mechanism=..., codec=...)")
+    check_type(server, ServerOptimizer, f"simulate(server={server!r}): give a ServerOptimizer(learning_rate=...)")
+    check_type(faults, Faults, f"simulate(faults={faults!r}): give a Faults(drop=...)")
+    check_type(protocol, ProtocolVariant, f"simulate(protocol={protocol!r}): give Versioned() or Unversioned()")
     clients = whole_number(clients, "simulate(clients)", least=1)
     every = 1 if evaluate_every is None else evaluate_every
     for name, count in (("rounds", rounds), ("evaluate_every", every)):

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 class Task(Protocol):
     """The public facts that `simulate` asks of a task.
 
-    The trainer asks for more, such as data, a model and a loss: for `PyTorch` these are the members of
+    The trainer asks for more, such as data, a model, a loss and perhaps metrics: for `PyTorch` these are the members of
     `dpcomp.training.pytorch.SupervisedTask`.
     """
 

@@ -1,5 +1,7 @@
 """Training of a client's model: the seam that `simulate` uses, and a folder for each framework behind it."""
 
+from dpcomp.training.metrics import MeasuresBySums as MeasuresBySums
+from dpcomp.training.metrics import MeasuresWhole as MeasuresWhole
 from dpcomp.training.schedule import Cosine as Cosine
 from dpcomp.training.schedule import Schedule as Schedule
 from dpcomp.training.trainer import CohortTrainer as CohortTrainer

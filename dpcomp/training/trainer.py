@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Shaped
 
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import PublicSeed, SecretSeed
@@ -14,7 +14,7 @@ from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
-Split = Callable[[Int64[np.ndarray, "n"]], Sequence[Int64[np.ndarray, "_"]]]
+Split = Callable[[Shaped[np.ndarray, "n ..."]], Sequence[Int64[np.ndarray, "_"]]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,8 +26,8 @@ class Federation:
             `population`; `PyTorch` asks for the members of `SupervisedTask`.
         pipeline: Clips and releases. With probes it is a pipeline that also shows its releases to them.
         clients: The number of clients; they are numbered from 0.
-        split: Cuts the examples: from their (n,) integer labels to the positions of each client's, in order of the
-            clients, disjoint and complete.
+        split: Cuts the examples: from their (n, …) targets to the positions of each client's, in order of the clients,
+            disjoint and complete. Class numbers are integers of shape (n,).
         seed: Public: first weights are drawn from it.
         secret: Where batches, noise and dropout are drawn from.
     """
@@ -149,19 +149,19 @@ class ParallelTrainer(Trainer, Protocol):
 class HoldsOut(Protocol):
     """What a task may have besides: examples that are held out of its training set, to choose settings by.
 
-    `PyTorch` and `JAX` then report `validation_accuracy` and `validation_loss` beside those of the test set.
+    `PyTorch` and `JAX` then report `validation_loss` and `validation_<metric>` beside those of the test set.
 
     **Privacy:** held-out examples are no client's: `train` does not return them, `population` does not count them, and
     no guarantee covers them. They are public, as the test set is.
     """
 
-    def validation(self) -> tuple[Any, Any] | None:
-        """Return public (v, …) inputs and (v,) integer targets, as `test` does; None where nothing is held out."""
+    def validation(self) -> Any:
+        """Return public examples, as `test` does: (v, …) inputs and targets; None where nothing is held out."""
         ...
 
 
-def validation_of(task: object) -> tuple[Any, Any] | None:
-    """Return the (v, …) inputs and (v,) targets that a task holds out; None if it holds out none."""
+def validation_of(task: object) -> Any:
+    """Return the examples that a task holds out, as its `validation` does; None if it holds out none."""
     return task.validation() if isinstance(task, HoldsOut) else None
 
 

@@ -9,7 +9,7 @@ from analysis.tables.trials import trials_of
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.config.build import make_task
 from dpcomp.lab.config.experiment import load
-from dpcomp.lab.results.measure import accuracy_of
+from dpcomp.lab.results.measure import metric_of
 from dpcomp.lab.sweep.comparison import compare, measured
 from dpcomp.lab.sweep.paired import paired_difference
 from dpcomp.lab.sweep.plan import outcomes, standing_of
@@ -122,10 +122,10 @@ class TestTheChoice:
 
 def test_a_measure_is_of_evaluated_rounds_alone():
     report = {"curves": {"test_accuracy": [0.1, None, 0.2, 0.3, None, 0.4, 0.5, 0.6]}}
-    assert accuracy_of(report, "last") == 0.6
-    assert accuracy_of(report, "last_five") == pytest.approx(0.4)
+    assert metric_of(report) == 0.6
+    assert metric_of(report, measure="last_five") == pytest.approx(0.4)
     with pytest.raises(ConfigError, match="tail_test_accuracy"):
-        accuracy_of(report, "tail")
+        metric_of(report, measure="tail")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,8 @@ def test_a_real_trial_has_every_measure_and_its_choice_is_by_validation(tmp_path
     standing = run(config, SHIPPED_TASKS, progress=False)
     (outcome,) = standing.outcomes()
     scores = {
-        name.split("/")[0]: accuracy_of(report, "tail", "validation") for name, report in standing.finished.items()
+        name.split("/")[0]: metric_of(report, measure="tail", examples="validation")
+        for name, report in standing.finished.items()
     }
     assert len(scores) == 3
     assert outcome.tuning == max(scores, key=scores.__getitem__)

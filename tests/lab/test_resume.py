@@ -66,6 +66,42 @@ def test_a_sweep_killed_in_the_middle_ends_as_one_that_was_not_and_trains_nothin
     assert not [path for path in killed.parent.rglob("*") if path.name == LOCK or path.suffix in (".part", ".running")]
 
 
+@pytest.mark.slow
+def test_sigterm_ends_a_sweep_with_its_processes_and_keeps_what_is_finished(tmp_path):
+    ended = config_in(tmp_path / "ended")
+    ended.write_text(ended.read_text().replace("rounds = 2", "rounds = 40"), encoding="utf-8")
+    child = subprocess.Popen([*COMMAND, str(ended), "--jobs", "2"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not finished(ended):
+        assert child.poll() is None
+        time.sleep(0.05)
+    workers = _children_of(child.pid)
+    assert workers
+    child.terminate()
+    assert child.wait(timeout=60) == 143
+    assert child.stderr is not None
+    assert "ended by SIGTERM" in child.stderr.read()
+    kept = finished(ended)
+    assert 1 <= len(kept) < 6
+    assert ended.with_suffix(".jsonl").read_text().count("\n") == len(kept)  # folded in
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def _children_of(parent: int) -> list[int]:
+    """Return the processes that a process started, as Linux tells."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, rest = stat.read_text().split(" ", 1)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(rest.rpartition(")")[2].split()[1]) == parent:
+            found.append(int(pid))
+    return found
+
+
 def test_a_report_that_is_torn_is_not_taken_for_a_finished_one(swept):
     config = swept
     before, results = finished(config), results_of(config)

@@ -10,7 +10,7 @@ from dpcomp.core.calls import as_table
 from dpcomp.lab.cli import main
 from dpcomp.lab.config.build import checked_points, make_pipeline
 from dpcomp.lab.config.experiment import load
-from dpcomp.lab.results.measure import accuracy_of
+from dpcomp.lab.results.measure import metric_of
 from dpcomp.lab.results.results_file import results_of
 from dpcomp.lab.sweep.plan import standing_of
 from dpcomp.lab.sweep.sweep import run
@@ -64,7 +64,7 @@ def test_every_tuning_is_tried_once_and_the_best_goes_on_with_every_seed(config)
     reports = counted(config)
     tried = [report for report in results_of(config).read() if report["seed"] == 0]
     assert len(tried) == 2
-    assert reports[0] == max(tried, key=lambda report: accuracy_of(report, "last"))
+    assert reports[0] == max(tried, key=lambda report: metric_of(report))
     best = reports[0]["trial"].removesuffix("/seed-0")
     assert [report["trial"] for report in reports] == [f"{best}/seed-0", f"{best}/seed-1"]
 

@@ -5,7 +5,7 @@ import pytest
 
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.cli import main
-from dpcomp.lab.results.measure import accuracy_of
+from dpcomp.lab.results.measure import metric_of
 from dpcomp.lab.results.results_file import results_of
 from dpcomp.lab.sweep.sweep import sweep
 from dpcomp.lab.sweep.trial import TRACEBACK
@@ -110,8 +110,8 @@ def test_every_point_is_tuned_and_the_table_has_a_row_for_each(config, capsys):
         assert [facts["seed"] for facts in reports] == [0, 1]
         point = row["trials"].split("/")[0]
         tried = [facts for name, facts in every.items() if name.startswith(f"{point}/") and facts["seed"] == 0]
-        assert accuracy_of(reports[0], "last") == max(accuracy_of(facts, "last") for facts in tried)
-        accuracies = pd.Series([100 * accuracy_of(facts, "last") for facts in reports])
+        assert metric_of(reports[0]) == max(metric_of(facts) for facts in tried)
+        accuracies = pd.Series([100 * metric_of(facts) for facts in reports])
         assert row["accuracy_percent"] == pytest.approx(accuracies.mean())
         assert row["deviation"] == pytest.approx(accuracies.std())
         assert row["payload_bytes"] == pytest.approx(

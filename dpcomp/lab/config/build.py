@@ -1,5 +1,6 @@
 """Builds what an experiment describes: its task, its pipeline, and the arguments of its simulation."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import dpcomp as dp
-from dpcomp.core.calls import check_known, from_table
+from dpcomp.core.calls import check_keys, check_known, from_table
 from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import ConfigError, DpcompError
+from dpcomp.core.extras import require
 from dpcomp.federated import ServerOptimizer
 from dpcomp.lab.config.calls import calls_of
 from dpcomp.lab.config.experiment import Experiment
@@ -21,7 +23,7 @@ from dpcomp.privacy.calibrate import check_target
 from dpcomp.simulation import Task
 from dpcomp.simulation.simulate import check_simulation
 from dpcomp.training.pytorch import PyTorch, SupervisedTask
-from dpcomp.training.trainer import Federation, Trainer, TrainerConfig
+from dpcomp.training.trainer import Federation, ParallelTrainer, Trainer, TrainerConfig
 
 BLANK = {"Gaussian": {}}
 Tasks = Mapping[str, Callable[..., Task]]
@@ -36,13 +38,15 @@ def make_task(experiment: Experiment, tasks: Tasks) -> Task:
             processes find them.
 
     Raises:
-        ConfigError: The name is not known, the call is refused, or what it makes lacks a member of `SupervisedTask`.
+        ConfigError: The name is not known, the call is refused, or what it makes lacks a member of `SupervisedTask`; or
+            of `dpcomp.simulation.Task`, where another trainer than PyTorch says what it needs besides.
     """
     if isinstance(experiment.task, str):
         check_known(experiment.task, tasks, "task")
         return tasks[experiment.task]()
     task = from_table(experiment.task, "task", {**tasks, **calls_of(experiment)})
-    if missing := missing_members(task, SupervisedTask):
+    needed = Task if set(_trainer_call(experiment)) != {"PyTorch"} else SupervisedTask
+    if missing := missing_members(task, needed):
         raise ConfigError(
             f"task = {task!r}, which is no task, since it has no {' and no '.join(missing)}: a task has name, "
             "population, train, test, model and loss, as dpcomp.training.pytorch.SupervisedTask says. Add what is "
@@ -75,8 +79,55 @@ def make_arguments(experiment: Experiment) -> dict[str, Any]:
         ConfigError: A part is unknown or refused.
     """
     calls = calls_of(experiment)
-    values = {key: from_table(value, key, calls) for key, value in experiment.federation.items()}
-    return {"delta": experiment.delta, **simulation_arguments(values)}
+    values = {
+        key: from_table(value, f"[federation] {key}", calls)
+        for key, value in experiment.federation.items()
+        if key != "trainer"
+    }
+    return {"delta": experiment.delta, **simulation_arguments(values, partial(_trainer, experiment))}
+
+
+def _trainer_call(experiment: Experiment) -> dict[str, Any]:
+    """Return the call of the trainer: that of PyTorch, where a config says none."""
+    call = experiment.federation.get("trainer", {"PyTorch": {}})
+    if not isinstance(call, dict):
+        raise ConfigError(f"[federation] trainer = {call!r}: write a call, such as trainer = {{ PyTorch = {{}} }}")
+    return call
+
+
+def _trainer(experiment: Experiment, **arguments: Any) -> TrainerConfig:
+    """Return the trainer that a config calls, with its arguments and those that stand under [federation]."""
+    call, where = _trainer_call(experiment), "[federation] trainer"
+    calls: dict[str, Callable[..., Any]] = {"PyTorch": PyTorch}
+    calls |= {name: value for name, value in calls_of(experiment).items() if hasattr(value, "make_trainer")}
+    if "JAX" in call:
+        require("jax", "jax")
+        from dpcomp.training.jax import JAX  # here: who trains with PyTorch needs no JAX
+
+        calls["JAX"] = JAX
+    if len(call) != 1:
+        raise ConfigError(f"{where} = {call}: write one call, such as {{ PyTorch = {{}} }}")
+    ((name, own),) = call.items()
+    check_known(name, {*calls, "JAX"}, where)
+    keys = {destination.argument: key for key, destination in FEDERATION_KEYS.items() if destination.owner == "trainer"}
+    if isinstance(own, dict) and (misplaced := sorted(set(own) & set(keys))):
+        raise ConfigError(f"{where}.{name} has {misplaced[0]!r}: write {keys[misplaced[0]]} under [federation] itself")
+    taken = inspect.signature(calls[name]).parameters
+    if unknown := sorted(set(arguments) - set(taken)):
+        raise ConfigError(
+            f"[federation] has {keys[unknown[0]]!r}, which the trainer {name} does not take: it takes "
+            f"{', '.join(sorted(taken)) or 'no arguments'}"
+        )
+    if "local_steps" in taken:  # never the trainer's own default, which the calibration would not know
+        arguments = {"local_steps": 1, **arguments}
+    if not isinstance(own, dict):
+        raise ConfigError(f"{where}.{name} is {own!r}; arguments have names: {{ {name} = {{ argument = … }} }}")
+    check_keys(own, taken, f"{where}.{name}")
+    given = {key: from_table(value, f"{where}.{name}.{key}", calls_of(experiment)) for key, value in own.items()}
+    try:
+        return calls[name](**arguments, **given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"[federation] {error}") from error
 
 
 def checked_points(config: Path, tasks: Tasks) -> tuple[Point, ...]:
@@ -106,7 +157,7 @@ def check_trials(trials: Iterable[tuple[str, Experiment, int]], tasks: Tasks) ->
     Raises:
         ConfigError: A trial can't begin; the message names it.
     """
-    made: dict[str, Trainer] = {}
+    made: dict[str, _Made] = {}
     for name, experiment, seed in trials:
         with _named(name):
             for each in experiment.seeds:
@@ -117,7 +168,30 @@ def check_trials(trials: Iterable[tuple[str, Experiment, int]], tasks: Tasks) ->
             pipeline = _pipeline(experiment, None if experiment.epsilon is None else 1.0)
             arguments = make_arguments(experiment)
             trainer = _Shared(arguments.pop("trainer"), made, _made_of(experiment))
-            check_simulation(make_task(experiment, tasks), pipeline, trainer=trainer, seed=seed, **arguments)
+            task = make_task(experiment, tasks)
+            check_simulation(task, pipeline, trainer=trainer, seed=seed, **arguments)
+            _check_releases(experiment, trainer.found.trainer)
+            tuned = any(len(values) > 1 for values in experiment.tune.values())
+            experiment.criterion.check_measured(trainer.found.columns, task.name, tuned=tuned)
+
+
+def _check_releases(experiment: Experiment, trainer: Trainer) -> None:
+    """Refuse a trainer of a user's own that releases more often than a calibration of its noise would assume."""
+    if "trainer" not in experiment.federation or experiment.epsilon is None:
+        return
+    local_steps, (name, *_) = experiment.local_steps, experiment.federation["trainer"]
+    if not isinstance(trainer, ParallelTrainer):
+        raise ConfigError(
+            f"epsilon = {experiment.epsilon:g} is calibrated for {local_steps} releases of a client in a round, and "
+            f"the trainer of {name} does not say how many it makes: give it the attribute `releases`, as "
+            "dpcomp.training.ParallelTrainer says, or give the noise in place of epsilon"
+        )
+    if trainer.releases > local_steps:
+        raise ConfigError(
+            f"epsilon = {experiment.epsilon:g} is calibrated for {local_steps} releases of a client in a round, and "
+            f"the trainer of {name} makes {trainer.releases}: let it have the field local_steps, or give the noise in "
+            "place of epsilon"
+        )
 
 
 @contextmanager
@@ -129,32 +203,47 @@ def _named(place: str) -> Iterator[None]:
         raise ConfigError(f"{place}: {error}") from error
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Made:
+    """A trainer, and what it measured of its first model."""
+
+    trainer: Trainer
+    columns: dict[str, float]
+
+
 @dataclass(frozen=True, eq=False)
 class _Shared:
     """A way to train whose trainer is made once for all points of a grid that it fits; it only checks, never trains.
 
     Args:
         config: The way to train.
-        made: The trainers that were made, by what they were made of.
+        made: What was made, by what it was made of.
         made_of: What this one is made of.
     """
 
     config: TrainerConfig
-    made: dict[str, Trainer]
+    made: dict[str, _Made]
     made_of: str
 
-    def make_trainer(self, federation: Federation) -> Trainer:
-        """Return the trainer."""
-        if self.made_of not in self.made:
-            self.made[self.made_of] = self.config.make_trainer(federation)
+    @property
+    def found(self) -> _Made:
+        """What was made."""
         return self.made[self.made_of]
+
+    def make_trainer(self, federation: Federation) -> Trainer:
+        """Return the trainer, which has evaluated its first model: test set and metrics are tried, too."""
+        if self.made_of not in self.made:
+            trainer = self.config.make_trainer(federation)
+            self.made[self.made_of] = _Made(trainer=trainer, columns=dict(trainer.evaluate(trainer.initial_model)))
+        return self.found.trainer
 
 
 def _made_of(experiment: Experiment) -> str:
     """Return what decides whether a trainer can be made, without numbers that do not, so that grids share trainers."""
     free = {"learning_rate", "momentum", "local_steps"}
+    free = set() if "trainer" in experiment.federation else free
     keys = [key for key, (owner, _) in FEDERATION_KEYS.items() if owner == "trainer" and key not in free]
-    federation = {key: experiment.federation.get(key) for key in (*keys, "clients", "partition")}
+    federation = {key: experiment.federation.get(key) for key in (*keys, "trainer", "clients", "partition")}
     sampling = experiment.pipeline.get("sampling")
     return json.dumps([experiment.task, astuple(experiment.trust_model), sampling, federation], default=repr)
 
@@ -189,16 +278,19 @@ def _pipeline(experiment: Experiment, noise_multiplier: float | None) -> dp.Pipe
     return dp.Pipeline(mechanism=mechanism, **parts)
 
 
-def simulation_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+def simulation_arguments(
+    values: Mapping[str, Any], make_trainer: Callable[..., TrainerConfig] = PyTorch
+) -> dict[str, Any]:
     """Arrange the values of [federation] as arguments of `simulate`: a trainer and a server are made of theirs.
 
     Args:
-        values: Built values, not tables, by the keys of FEDERATION_KEYS.
+        values: Built values, not tables, by the keys of FEDERATION_KEYS, but for "trainer".
+        make_trainer: Called with the values that are the trainer's.
     """
     # Without a word a config is evaluated after every round: results hold that meaning, and their configs don't say it.
     by_owner: dict[Owner, dict[str, Any]] = {"simulate": {"evaluate_every": 1}, "trainer": {}, "server": {}}
     for key, value in values.items():
         owner, argument = FEDERATION_KEYS[key]
         by_owner[owner][argument] = value
-    trainer, server = PyTorch(**by_owner["trainer"]), ServerOptimizer(**by_owner["server"])
+    trainer, server = make_trainer(**by_owner["trainer"]), ServerOptimizer(**by_owner["server"])
     return {**by_owner["simulate"], "trainer": trainer, "server": server}

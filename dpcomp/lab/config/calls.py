@@ -6,9 +6,9 @@ from typing import Any
 from dpcomp.core.errors import ConfigError
 from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.late import Reject, Weigh
-from dpcomp.lab.config.experiment import Experiment
+from dpcomp.lab.config.experiment import Experiment, names_in
 from dpcomp.pipeline import PARTS
-from dpcomp.simulation import IID, Dirichlet, Faults, Fixed, Versioned
+from dpcomp.simulation import IID, ByClientId, Dirichlet, Faults, Fixed, Versioned
 from dpcomp.simulation.probes import Clipping, SignalToNoise, TopKOverlap
 from dpcomp.simulation.unversioned import Unversioned
 from dpcomp.training.schedule import Cosine
@@ -16,7 +16,7 @@ from dpcomp.training.schedule import Cosine
 CALLS: dict[str, Callable[..., Any]] = PARTS | {
     call.__name__: call
     for call in (
-        *(IID, Dirichlet, Fixed, TopKOverlap, Clipping, SignalToNoise, Cosine),
+        *(IID, Dirichlet, ByClientId, Fixed, TopKOverlap, Clipping, SignalToNoise, Cosine),
         *(Faults, Versioned, Unversioned, Keep, Decay, Drop, Reject, Weigh),
     )
 }
@@ -26,11 +26,18 @@ def calls_of(experiment: Experiment) -> dict[str, Callable[..., Any]]:
     """Return what the experiment's tables may call, by name: CALLS, and the dataclasses of its imports.
 
     Raises:
-        ConfigError: An import can't be run, or defines a name that is dpcomp's or another file's.
+        ConfigError: An import can't be run, defines a name that is dpcomp's or another file's, or a class that is
+            called and is no dataclass.
     """
     calls = dict(CALLS)
+    named = names_in((experiment.task, experiment.pipeline, experiment.federation)) if experiment.imports else set()
     for source in experiment.imports:
         own = source.dataclasses()
+        if plain := sorted(named & source.plain_classes()):
+            raise ConfigError(
+                f"imports: {plain[0]} in {source.name} is no dataclass, so a config cannot call it: write "
+                "@dataclass(frozen=True, kw_only=True) over the class, and its arguments as fields"
+            )
         if taken := sorted(set(own) & set(CALLS)):
             raise ConfigError(f"imports: {source.name} defines {taken[0]}, which is dpcomp's own: give it another name")
         if twice := sorted(set(own) & set(calls)):

@@ -26,6 +26,7 @@ FEDERATION_KEYS: Mapping[str, Destination] = {
     "protocol": Destination("simulate", "protocol"),
     "faults": Destination("simulate", "faults"),
     "probes": Destination("simulate", "probes"),
+    "trainer": Destination("simulate", "trainer"),
     "local_steps": Destination("trainer", "local_steps"),
     "learning_rate": Destination("trainer", "learning_rate"),
     "momentum": Destination("trainer", "momentum"),

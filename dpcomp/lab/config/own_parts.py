@@ -6,8 +6,11 @@
     [pipeline]
     codec = { Codec = { sparsify = { BlockTopK = { fraction = 0.01 } } } }
 
-A report of a trial that calls such a name holds the digest of the file; trials that call none of them do not change
-with it.
+    [federation]
+    partition = { ByRegion = {} }                                      # and trainer = { Mine = {} }
+
+The files are run by whatever reads the config. A report of a trial that calls such a name holds the digest of the file;
+trials that call none of them do not change with it.
 """
 
 import hashlib
@@ -33,20 +36,25 @@ class Import:
         Raises:
             ConfigError: The file was changed since, can't be run, or defines none.
         """
-        module = self._module()
-        found = {
-            name: value
-            for name, value in vars(module).items()
-            if isinstance(value, type)
-            and is_dataclass(value)
-            and value.__module__ == module.__name__
-            and name[0] != "_"
-        }
+        found = {name: value for name, value in self._classes().items() if is_dataclass(value)}
         if not found:
             raise ConfigError(
                 f"imports: {self.name} defines no dataclass: write @dataclass(frozen=True) over its class"
             )
         return found
+
+    def plain_classes(self) -> set[str]:
+        """Return the names of its other public classes, which a config cannot call. Raises as `dataclasses` does."""
+        return {name for name, value in self._classes().items() if not is_dataclass(value)}
+
+    def _classes(self) -> dict[str, type]:
+        """Return the public classes that the file defines, by name."""
+        module = self._module()
+        return {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__ and name[0] != "_"
+        }
 
     def _module(self) -> ModuleType:
         """Import the file, once a process; its name holds the digest of its content, so versions do not mix."""
@@ -61,13 +69,13 @@ class Import:
         sys.modules[name] = module  # dataclasses look their module up while they are made
         try:
             exec(compile(source, self.path, "exec"), vars(module))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise ConfigError(f"imports: {self.name} can't be run: {type(error).__name__}: {error}") from error
         return module
 
 
-def imported(name: str, folder: Path) -> Import:
+def imported(name: object, folder: Path) -> Import:
     """Return a file of `imports` with the digest of its present content.
 
     Args:
@@ -77,6 +85,8 @@ def imported(name: str, folder: Path) -> Import:
     Raises:
         ConfigError: The file cannot be read.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f'imports has {name!r}: give paths of Python files, such as imports = ["mine.py"]')
     path = (folder / name).absolute()  # a worker may stand in another folder
     return Import(name=name, path=path, digest=hashlib.sha256(_content(name, path)).hexdigest())
 

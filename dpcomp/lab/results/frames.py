@@ -1,11 +1,12 @@
 """Reports as one table: one row for each round, or one row for each trial."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from dpcomp.lab.results.measure import Measure, accuracy_of
+from dpcomp.lab.results.measure import ACCURACY, Measure, metric_of, others_in
 
 
 def curves(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
@@ -26,22 +27,26 @@ def curves(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def summary(reports: Mapping[str, Iterable[Mapping[str, Any]]], measure: Measure = "last") -> pd.DataFrame:
-    """Summarise each report: its accuracy, its ε and its bytes.
+def summary(
+    reports: Mapping[str, Iterable[Mapping[str, Any]]], metric: str = ACCURACY, measure: Measure = "last"
+) -> pd.DataFrame:
+    """Summarise each report: its metrics, its ε and its bytes.
 
     Args:
         reports: From a method's name to the reports of its seeds.
-        measure: Which accuracy of a trial counts.
+        metric: Which metric counts.
+        measure: Of which model metrics are given.
 
     Returns:
-        One row for each report, with the columns `method`, `seed`, `test_accuracy` (by the measure), `epsilon` (None
+        One row for each report, with the columns `method`, `seed`, `test_accuracy` or another metric that counts, those
+        of the other metrics and `test_loss` (where the task has no test set there are none), `epsilon` (None
         without a guarantee), `payload_bytes`, `compression_ratio` and `top_k_overlap` (means over the rounds),
         `uplink_bytes` and `downlink_bytes` (sums over clients and rounds), and `total_ratio` (the bytes of both where
         updates and broadcasts are dense float32, divided by theirs; NaN where the report does not say how many updates
         and clients there were).
 
     Raises:
-        ConfigError: A trial did not measure that accuracy.
+        ConfigError: A trial did not measure the metric that counts.
     """
     rows = []
     for method, group in reports.items():
@@ -54,7 +59,7 @@ def summary(reports: Mapping[str, Iterable[Mapping[str, Any]]], measure: Measure
                 {
                     "method": method,
                     "seed": report["seed"],
-                    "test_accuracy": accuracy_of(report, measure),
+                    f"test_{metric}": metric_of(report, metric, measure),
                     "epsilon": report["guarantee"]["epsilon"],
                     "payload_bytes": payload_bytes,
                     "compression_ratio": 4 * report["coordinates"] / payload_bytes,
@@ -62,6 +67,7 @@ def summary(reports: Mapping[str, Iterable[Mapping[str, Any]]], measure: Measure
                     "downlink_bytes": downlink,
                     "total_ratio": 4 * report["coordinates"] * _vectors(report) / (uplink + downlink),
                     "top_k_overlap": table["top_k_overlap"].mean() if "top_k_overlap" in table else float("nan"),
+                    **{f"test_{other}": metric_of(report, other, measure) for other in others_in(report, metric)},
                 }
             )
     return pd.DataFrame(rows)
@@ -84,6 +90,6 @@ def columns(table: pd.DataFrame) -> dict[str, list[float | int | str | None]]:
 
 
 def _rounded(value: float) -> float | int | None:
-    if pd.isna(value):
+    if pd.isna(value) or math.isinf(value):  # JSON has no infinity
         return None
     return int(value) if float(value).is_integer() else float(f"{value:.6g}")

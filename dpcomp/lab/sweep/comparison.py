@@ -11,15 +11,14 @@ import pandas as pd
 
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.results.frames import curves, summary
-from dpcomp.lab.results.measure import accuracy_of
+from dpcomp.lab.results.measure import ACCURACY, LOSS, Measure, metric_of, others_in
 from dpcomp.lab.results.provenance import origins
 from dpcomp.lab.sweep.paired import paired_difference
 from dpcomp.lab.sweep.plan import Outcome, Standing, configs_in, standing_of
 
-MEASURED = (
-    *("seeds", "measure", "accuracy_percent", "deviation", "difference", "half_interval"),
-    *("payload_bytes", "compression_ratio", "uplink_bytes", "downlink_bytes", "total_ratio", "epsilon"),
-)
+JUDGED = ("deviation", "difference", "half_interval")  # in the unit of the metric
+COSTS = ("payload_bytes", "compression_ratio", "uplink_bytes", "downlink_bytes", "total_ratio", "epsilon")
+MEASURED = ("seeds", "metric", "measure", *JUDGED, *COSTS)  # and a column of the metric, behind `measure`
 REFERENCE = "dense"  # the config beside a method's, or the label in its grid, that it is compared with
 
 
@@ -43,7 +42,7 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
 
     A method is a point of a config, with its best tuning. Columns: method, tuning, tried (the number of tunings that
     were tried), MEASURED, and rounds_behind: how many rounds before its own last round the method's reference reached
-    the final accuracy of the method (mean over seeds). `reference_of` says which method that is.
+    the final value of the method's metric (mean over seeds). `reference_of` says which method that is.
 
     Args:
         standings: What `standings_in(target)` returned.
@@ -64,9 +63,7 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
                 "tuning": outcome.tuning or "none",
                 "tried": outcome.tried,
                 **measured(outcome, reference),
-                "rounds_behind": rounds_behind(
-                    _mean_accuracy(outcome), None if reference is None else _mean_accuracy(reference)
-                ),
+                "rounds_behind": _rounds_behind(outcome, reference),
             }
         )
     if not rows:
@@ -80,7 +77,9 @@ def notes(standings: Sequence[Standing]) -> list[str]:
 
     That is: results that do not count, tunings at the edge of their grid, warnings, and code that differed.
     """
-    lines = [note for standing in standings for note in (*standing.notes(), *standing.edges())]
+    lines = [
+        note for standing in standings for note in (*standing.notes(), *standing.edges(), *standing.choices_on_test())
+    ]
     for standing in standings:
         said = Counter(text for report in standing.finished.values() for text in report.get("warnings", ()))
         lines += [f"{standing.results.path}: {number} of the results: {text}" for text, number in sorted(said.items())]
@@ -111,22 +110,27 @@ def reference_of(outcome: Outcome, outcomes: Sequence[Outcome]) -> Outcome | Non
     return None
 
 
+def column_of(metric: str) -> str:
+    """Return the column of a metric in a table: accuracies are given in percent, other metrics as they are."""
+    return "accuracy_percent" if metric == ACCURACY else metric
+
+
 def measured(outcome: Outcome, reference: Outcome | None) -> dict[str, Any]:
-    """Return MEASURED of a point: of the trials of its best tuning, a seed each.
+    """Return MEASURED of a point, and its metrics: of the trials of its best tuning, a seed each.
 
     Args:
         outcome: The results of the point; there may be no finished trial.
         reference: The results of what it is compared with; None if there are none.
 
     Returns:
-        A value for each of MEASURED; what no trial has measured is NaN:
+        A value for each of MEASURED and of the metrics; what no trial has measured is NaN:
 
         - `seeds`: the number of trials;
-        - `measure`: which test accuracy of a trial counts, as the config declares it;
-        - `accuracy_percent`: the mean of these accuracies, in percent;
-        - `deviation`: their standard deviation over the seeds, in percentage points;
-        - `difference`: their mean difference to the reference, paired by seed, in percentage points; NaN where the two
-          have different measures, and of the reference itself;
+        - `metric`, `measure`: which test metric of a trial counts, and of which model, as the config declares it;
+        - `accuracy_percent`, or the name of another metric: the mean of these metrics; of accuracies, in percent;
+        - `deviation`: their standard deviation over the seeds, in the same unit;
+        - `difference`: their mean difference to the reference, paired by seed, in the same unit; NaN where the two
+          have different metrics or measures, and of the reference itself;
         - `half_interval`: half the width of its 95 % interval: it is `difference` ± `half_interval`;
         - `payload_bytes`: the mean bytes of a client's payload;
         - `compression_ratio`: the bytes of the update as float32, divided by those of its payload;
@@ -134,54 +138,84 @@ def measured(outcome: Outcome, reference: Outcome | None) -> dict[str, Any]:
         - `total_ratio`: the bytes of uplink and downlink together where updates and broadcasts are dense float32,
           divided by theirs;
         - `epsilon`: the largest ε of the trials; that of a trial is the maximum over its clients. Infinite without a
-          guarantee.
+          guarantee;
+        - `test_<metric>`: the mean of each other metric of the task, but for the loss.
     """
-    measure = outcome.point.experiment.measure
+    criterion = outcome.point.experiment.criterion
+    metric, measure = criterion.metric, criterion.measure
+    declared = {"metric": metric, "measure": measure}
     if not outcome.reports:
-        return {name: {"seeds": 0, "measure": measure}.get(name, math.nan) for name in MEASURED}
-    trials = summary({"": outcome.reports}, measure)
-    accuracy = 100 * trials["test_accuracy"]
-    means = [
-        trials[name].mean()
-        for name in ("payload_bytes", "compression_ratio", "uplink_bytes", "downlink_bytes", "total_ratio")
-    ]
+        blank = dict.fromkeys((column_of(metric), *JUDGED, *COSTS), math.nan)
+        return {"seeds": 0, **declared, **blank}
+    trials = summary({"": outcome.reports}, metric, measure)
+    values = _scale(metric) * trials[f"test_{metric}"]
     epsilon = max(math.inf if pd.isna(spent) else spent for spent in trials["epsilon"])
-    comparable = reference is not None and reference is not outcome and reference.point.experiment.measure == measure
-    others = _accuracies(reference) if reference is not None and comparable else {}
-    difference = paired_difference(_accuracies(outcome), others)
-    found = (len(trials), measure, accuracy.mean(), accuracy.std(ddof=1), *difference, *means, epsilon)
-    return dict(zip(MEASURED, found, strict=True))
+    comparable = reference is not None and reference is not outcome and _declared(reference) == _declared(outcome)
+    others = _values(reference) if reference is not None and comparable else {}
+    judged = (values.std(ddof=1), *paired_difference(_values(outcome), others))
+    return {
+        "seeds": len(trials),
+        **declared,
+        column_of(metric): values.mean(),
+        **dict(zip(JUDGED, judged, strict=True)),
+        **{name: trials[name].mean() for name in COSTS if name != "epsilon"},
+        "epsilon": epsilon,
+        **{f"test_{name}": trials[f"test_{name}"].mean() for name in _others(outcome)},
+    }
 
 
-def rounds_behind(accuracy: pd.Series, reference: pd.Series | None) -> float:
-    """Return how many rounds before its last round the reference first reached the final accuracy of a method.
+def rounds_behind(values: pd.Series, reference: pd.Series | None) -> float:
+    """Return how many rounds before its last round the reference first reached the final value of a method.
 
-    Between evaluations it is interpolated. It is never negative, and NaN if the reference never reached that accuracy
+    Between evaluations it is interpolated. It is never negative, and NaN if the reference never reached that value
     or there is no reference.
 
     Args:
-        accuracy: The method's accuracy, indexed by round.
-        reference: The accuracy of the method that it is compared with, indexed by round.
+        values: What is the higher the better of the method, indexed by round.
+        reference: The same of the method that it is compared with, indexed by round.
     """
-    if reference is None or reference.max() < accuracy.iloc[-1]:
+    if reference is None or not reference.max() >= values.iloc[-1]:
         return float("nan")
     rounds, reached = reference.index.to_numpy(dtype=float), reference.to_numpy(dtype=float)
-    first = int(np.argmax(reached >= accuracy.iloc[-1]))
+    first = int(np.argmax(reached >= values.iloc[-1]))
     if first == 0:
         return float(rounds[-1] - rounds[0])
-    return float(
-        rounds[-1] - np.interp(accuracy.iloc[-1], reached[first - 1 : first + 1], rounds[first - 1 : first + 1])
-    )
+    return float(rounds[-1] - np.interp(values.iloc[-1], reached[first - 1 : first + 1], rounds[first - 1 : first + 1]))
 
 
-def _accuracies(outcome: Outcome) -> dict[int, float]:
-    """Return seed → the test accuracy that counts, in percent."""
-    measure = outcome.point.experiment.measure
-    return {report["seed"]: 100 * accuracy_of(report, measure) for report in outcome.reports}
+def _rounds_behind(outcome: Outcome, reference: Outcome | None) -> float:
+    metric = outcome.point.experiment.metric
+    if reference is None or reference.point.experiment.metric != metric:
+        return math.nan
+    sign = -1 if outcome.point.experiment.criterion.lower_is_better else 1
+    own, others = (_means_by_round(each, metric) for each in (outcome, reference))
+    return math.nan if own.empty or others.empty else rounds_behind(sign * own, sign * others)
 
 
-def _mean_accuracy(outcome: Outcome) -> pd.Series:
-    """Return round → test accuracy, mean over seeds, where it was evaluated."""
+def _declared(outcome: Outcome) -> tuple[str, Measure]:
+    return outcome.point.experiment.metric, outcome.point.experiment.measure
+
+
+def _scale(metric: str) -> float:
+    return 100 if metric == ACCURACY else 1
+
+
+def _others(outcome: Outcome) -> list[str]:
+    metric = outcome.point.experiment.metric
+    names = [name for report in outcome.reports for name in others_in(report, metric) if name != LOSS]
+    return list(dict.fromkeys(names))
+
+
+def _values(outcome: Outcome) -> dict[int, float]:
+    """Return seed → the test metric that counts, in the unit of the table."""
+    metric, measure = _declared(outcome)
+    return {report["seed"]: _scale(metric) * metric_of(report, metric, measure) for report in outcome.reports}
+
+
+def _means_by_round(outcome: Outcome, metric: str) -> pd.Series:
+    """Return round → test metric, mean over seeds, where it was evaluated."""
     table = curves({"": outcome.reports})
-    evaluated = table[table["test_accuracy"].notna()]
-    return pd.Series(evaluated.groupby("round")["test_accuracy"].mean())
+    if f"test_{metric}" not in table:
+        return pd.Series(dtype=float)
+    evaluated = table[table[f"test_{metric}"].notna()]
+    return pd.Series(evaluated.groupby("round")[f"test_{metric}"].mean())

@@ -1,8 +1,8 @@
 """Which trials a config has, and which results count: the one place that decides it, for sweep, table and figures.
 
 A point is an experiment of a config's grid; a config without grid is one point. Every combination of its [tune] is
-tried with its first seed, and its other seeds run the one with the best accuracy by the config's `measure`, on the
-examples that the task holds out, or on the test set of a task that holds out none. A trial is called
+tried with its first seed, and its other seeds run the best one by the config's `metric` and `measure`, on the examples
+that the task holds out, or on the test set of a task that holds out none. A trial is called
 [<point>/][<tuning>/]seed-<n>, which does not change when a grid gets more values. A result counts if the config, as it
 stands now, has a trial of its name and settings.
 """
@@ -20,7 +20,7 @@ from dpcomp.core.errors import ConfigError
 from dpcomp.lab.config.experiment import Experiment
 from dpcomp.lab.config.grid import Point, points
 from dpcomp.lab.config.labels import folder_name, label
-from dpcomp.lab.results.measure import tuned_accuracy
+from dpcomp.lab.results.measure import metric_of, tuned_on
 from dpcomp.lab.results.results_file import Report, ResultsFile, results_of
 
 LEAST: Mapping[str, float] = {"momentum": 0, "server_momentum": 0, "tail": 0, "local_steps": 1, "evaluate_every": 1}
@@ -164,6 +164,19 @@ class Standing:
                 )
         return lines
 
+    def choices_on_test(self) -> list[str]:
+        """Return a line if a tuning was chosen on test examples and the config does not say so."""
+        for trials in self.points:
+            criterion = trials.point.experiment.criterion
+            first = [self.finished.get(seeds[0].name) for seeds in trials.by_tuning.values()]
+            reports = [report for report in first if report is not None]
+            if len(first) > 1 and reports and criterion.tune_on is None and tuned_on(reports[0], criterion) == "test":
+                return [
+                    f"{self.config}: the tuning was chosen on the test set, since the task holds out no validation "
+                    'examples: let it have validation(), or say tune_on = "test"'
+                ]
+        return []
+
     def _outcome(self, trials: PointTrials) -> Outcome:
         best = self._best(trials)
         named = [] if best is None else [trial.name for trial in trials.by_tuning[best]]
@@ -176,12 +189,16 @@ class Standing:
         )
 
     def _best(self, trials: PointTrials) -> str | None:
-        """Return the tuning with the best accuracy of the first seed, of those that ended."""
+        """Return the tuning with the best metric of the first seed, of those that ended."""
         if len(trials.by_tuning) == 1:
             return next(iter(trials.by_tuning))
         ended = {tuning: self.finished.get(seeds[0].name) for tuning, seeds in trials.by_tuning.items()}
-        measure = trials.point.experiment.measure
-        scores = {tuning: tuned_accuracy(report, measure) for tuning, report in ended.items() if report is not None}
+        criterion = trials.point.experiment.criterion
+        scores = {
+            tuning: criterion.score(metric_of(report, criterion.metric, criterion.measure, tuned_on(report, criterion)))
+            for tuning, report in ended.items()
+            if report is not None
+        }
         return max(scores, key=scores.__getitem__, default=None)
 
     def _of_best(self, trials: PointTrials) -> Sequence[Trial]:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from dpcomp.core.storage import write_whole
 from dpcomp.lab.figures import scrambling, training
 from dpcomp.lab.results.frames import curves
-from dpcomp.lab.sweep.comparison import MEASURED, measured, reference_of
+from dpcomp.lab.results.measure import ACCURACY
+from dpcomp.lab.sweep.comparison import JUDGED, MEASURED, column_of, measured, reference_of
 from dpcomp.lab.sweep.plan import Outcome, Standing
 from dpcomp.privacy.guarantee import rounded_up
 
@@ -23,16 +24,18 @@ COLUMNS = ("config", "tuning", "tried", *MEASURED, "trials")
 def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """Return one row for each point: its label on each axis, its best tuning, and what that tuning measured.
 
-    The other columns are `tuning`, `tried` (the number of tunings that were tried), MEASURED and `trials`. A point is
+    The other columns are `tuning`, `tried` (the number of tunings that were tried), what `measured` returns, and
+    `trials`. A point is
     compared with that one of these outcomes which `reference_of` gives.
     An axis that has the name of another column is called `grid.<name>`. `trials` is what the names begin with, before
     the seed; it is empty where nothing is finished.
     """
     rows = []
     for outcome in outcomes:
-        labels = {f"grid.{name}" if name in COLUMNS else name: text for name, text in outcome.point.labels.items()}
         trials = outcome.trials if outcome.reports else ""
         about = measured(outcome, reference_of(outcome, outcomes))
+        taken = {*COLUMNS, *about}
+        labels = {f"grid.{name}" if name in taken else name: text for name, text in outcome.point.labels.items()}
         rows.append({**labels, "tuning": outcome.tuning, "tried": outcome.tried, **about, "trials": trials})
     return pd.DataFrame(rows)
 
@@ -41,21 +44,24 @@ def write(standing: Standing) -> None:
     """Write a config's table beside its results, as `<config>.csv`, and its figures, of what is finished."""
     outcomes = standing.outcomes()
     write_whole(standing.results.path.with_suffix(".csv"), table(outcomes).to_csv(index=False).encode())
-    write_figures(standing.results.path, {found.point.title: found.reports for found in outcomes if found.reports})
+    reports = {found.point.title: found.reports for found in outcomes if found.reports}
+    write_figures(standing.results.path, reports, outcomes[0].point.experiment.metric)
 
 
-def write_figures(results: Path, reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def write_figures(results: Path, reports: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = ACCURACY) -> None:
     """Draw curves by title, as `<config>.training.png` and `<config>.scrambling.png`.
 
     Args:
         results: The file of the results, which the figures lie beside.
         reports: Title → the reports of its seeds; of more than MOST_LINES titles nothing is drawn, for nobody could
             tell them apart.
+        metric: Which test metric is drawn. Where nothing was tested, no figure of it is drawn.
     """
     if not 0 < len(reports) <= MOST_LINES:
         return
     rounds = curves(reports)
-    _save(training.draw(rounds), results.with_suffix(".training.png"))
+    if f"test_{metric}" in rounds:
+        _save(training.draw(rounds, metric), results.with_suffix(".training.png"))
     fractions = {_probed_fraction(facts) for group in reports.values() for facts in group}
     fraction = fractions.pop()
     if fraction is not None and not fractions:
@@ -76,7 +82,20 @@ def printed(table: pd.DataFrame, decimals: int | None = 2) -> str:
             _printed_epsilon(value) if n else "" for value, n in zip(shown["epsilon"], seeds, strict=True)
         ]
     numbers = None if decimals is None else f"{{:.{decimals}f}}".format
-    return shown.to_string(index=False, float_format=numbers, na_rep="")
+    formatters: Any = {} if decimals is None else dict.fromkeys(_in_units_of_metrics(shown), _metric_text)
+    return shown.to_string(index=False, float_format=numbers, formatters=formatters, na_rep="")
+
+
+def _in_units_of_metrics(table: pd.DataFrame) -> list[str]:
+    """Return the columns that hold metrics other than an accuracy in percent."""
+    metrics = [] if "metric" not in table else list(dict.fromkeys(table["metric"]))
+    others = [column_of(metric) for metric in metrics if metric != ACCURACY]
+    judged = JUDGED if others else ()
+    return [str(name) for name in table if name in others or name in judged or str(name).startswith("test_")]
+
+
+def _metric_text(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.4g}"
 
 
 def _printed_epsilon(value: float) -> str:

@@ -10,7 +10,7 @@ import joblib
 from dpcomp.lab.config.build import Tasks, make_task
 from dpcomp.lab.sweep.plan import Trial
 from dpcomp.lab.sweep.trial import LOCK, Attempt, attempt, finished
-from dpcomp.training.pytorch.task import SupervisedTask
+from dpcomp.training.pytorch.tasks.supervised import SupervisedTask
 
 
 def finish(

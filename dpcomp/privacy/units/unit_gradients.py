@@ -73,9 +73,15 @@ class Units(_Layers):
             layout: The layers of the whole vector.
 
         Raises:
+            TypeError: The block holds no arrays.
             ValueError: The shapes do not fit the layout, or the arrays do not hold floats.
         """
         arrays = tuple(cast(Sequence[Any], block)) if isinstance(block, (tuple, list)) else (block,)
+        if not all(hasattr(array, "shape") and hasattr(array, "ndim") for array in arrays):
+            raise TypeError(
+                f"a block holds {', '.join(sorted({type(array).__name__ for array in arrays}))}: give arrays of NumPy, "
+                "PyTorch or JAX, an (n, …) array a layer"
+            )
         given = [math.prod(array.shape[1:]) if array.ndim else -1 for array in arrays]
         expected = [layout.size] if len(arrays) == 1 else list(layout.sizes)
         if given != expected or len({array.shape[0] for array in arrays}) != 1:

@@ -3,7 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Shaped
 
 
 @runtime_checkable
@@ -16,10 +16,10 @@ class JaxTask(Protocol):
     |---|---|
     | `name` | the name of the task in progress bars and reports |
     | `population` | the public number of training examples |
-    | `train()` | the private (n, …) inputs and (n,) integer targets, as arrays of NumPy or JAX |
-    | `test()` | public (m, …) inputs and (m,) integer targets to evaluate on |
+    | `train()` | the private (n, …) inputs and (n, …) targets, as arrays of NumPy or JAX |
+    | `test()` | public (m, …) inputs and (m, …) targets to evaluate on; there may be none |
     | `parameters(seed)` | the first parameters: a pytree of float32 arrays |
-    | `apply(parameters, example)` | the (classes,) outputs of one example, from its (…) inputs |
+    | `apply(parameters, example)` | the outputs of one example, from its (…) inputs |
     | `loss(outputs, target)` | the loss of one example, as a scalar |
 
     There is no batch in it: the trainer maps over examples by `jax.vmap`.
@@ -28,7 +28,9 @@ class JaxTask(Protocol):
     nnx.split(model)`. One of equinox is `eqx.combine(parameters, static)(example)`, where `parameters, static =
     eqx.partition(model, eqx.is_inexact_array)`.
 
-    A task that also has `validation()` is a `dpcomp.training.HoldsOut`, and is evaluated on these examples too.
+    A task that also has `validation()` is a `dpcomp.training.HoldsOut`, and is evaluated on these examples too. It may
+    say what is measured, as `dpcomp.training.metrics` says: where it does not, and targets are class numbers, that is
+    the accuracy. `client_ids()` is the column that `ByClientId()` of `dpcomp.simulation` parts the examples by.
 
     Examples:
         A task of 60 made-up examples in two classes:
@@ -63,29 +65,29 @@ class JaxTask(Protocol):
         """The number of training examples as a public constant: it is not computed from the private data."""
         ...
 
-    def train(self) -> tuple[Shaped[Any, "n ..."], Int[Any, "n"]]:
-        """Return the private inputs (n, …) and integer targets (n,), which are cut among the clients."""
+    def train(self) -> tuple[Shaped[Any, "n ..."], Shaped[Any, "n ..."]]:
+        """Return the private inputs (n, …) and targets (n, …), which are cut among the clients."""
         ...
 
-    def test(self) -> tuple[Shaped[Any, "m ..."], Int[Any, "m"]]:
-        """Return public inputs (m, …) and integer targets (m,) to evaluate on."""
+    def test(self) -> tuple[Shaped[Any, "m ..."], Shaped[Any, "m ..."]] | None:
+        """Return public inputs (m, …) and targets (m, …) to evaluate on; arrays of length 0, or None, for none."""
         ...
 
     def parameters(self, seed: int) -> Any:
         """Return the first parameters, a pytree of float32 arrays; the public seed decides them."""
         ...
 
-    def apply(self, parameters: Any, example: Shaped[Array, "..."]) -> Float[Array, "classes"]:
-        """Return the (classes,) outputs of one example.
+    def apply(self, parameters: Any, example: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        """Return the outputs of one example, such as (classes,).
 
         **Privacy:** a pure function of its two arguments. Arrays that it closes over are constants that everybody may
         know; it asks the host nothing.
         """
         ...
 
-    def loss(self, outputs: Float[Array, "classes"], target: Int[Array, ""]) -> Float[Array, ""]:
+    def loss(self, outputs: Float[Array, "..."], target: Shaped[Array, "..."]) -> Float[Array, ""]:
         """Return the loss of one example as a scalar; as pure as `apply`."""
         ...
 
 
-Examples = tuple[Shaped[np.ndarray, "n ..."], Int[np.ndarray, "n"]]
+Examples = tuple[Shaped[np.ndarray, "n ..."], Shaped[np.ndarray, "n ..."]]

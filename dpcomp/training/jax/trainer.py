@@ -9,7 +9,8 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Float32
 
-from dpcomp.core.checks import missing_members, whole_number
+from dpcomp.core.checks import check_type, missing_members, real_number, whole_number
+from dpcomp.core.errors import named_error
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.training.jax.batches import Batches
@@ -70,15 +71,21 @@ class JAX:
     def __post_init__(self):
         whole_number(self.local_steps, "JAX(local_steps)", least=1)
         whole_number(self.physical_batch_size, "JAX(physical_batch_size)", least=1)
-        if not isinstance(self.learning_rate, Schedule) and not self.learning_rate >= 0:
+        allowed = "a number from 0 on, or a schedule"
+        if not isinstance(self.learning_rate, Schedule) and not (
+            real_number(self.learning_rate, "JAX(learning_rate)", allowed) >= 0
+        ):
             raise ValueError(f"JAX(learning_rate) is {self.learning_rate}: give a number from 0 on, or a schedule")
-        if not 0 <= self.momentum < 1:
+        if not 0 <= real_number(self.momentum, "JAX(momentum)", "a number in [0, 1)") < 1:
             raise ValueError(f"JAX(momentum) is {self.momentum}: give a number in [0, 1)")
-        if self.expected_batch_size is not None and not self.expected_batch_size > 0:
+        size = self.expected_batch_size
+        if size is not None and not real_number(size, "JAX(expected_batch_size)", "a number above 0, or None") > 0:
             raise ValueError(
                 f"JAX(expected_batch_size) is {self.expected_batch_size}: it divides sums, so give a public number "
                 "above 0, or None for the sampling rate × population ÷ clients"
             )
+        sampling = self.local_sampling
+        check_type(sampling, Poisson, f"JAX(local_sampling={sampling!r}): give dp.Poisson(rate)")
 
     def make_trainer(self, federation: Federation) -> "JaxTrainer":
         """Return the trainer of a federation.
@@ -102,6 +109,8 @@ class JaxTrainer:
 
     def __init__(self, config: JAX, federation: Federation):
         task, pipeline = federation.task, federation.pipeline
+        if isinstance(task, type):
+            raise TypeError(f"the task is the class {task.__name__}: give an instance of it, {task.__name__}(...)")
         if missing := missing_members(task, JaxTask):
             raise TypeError(
                 f"JAX cannot train {task!r}, which has no {' and no '.join(missing)}: give a task with all members of "
@@ -122,16 +131,24 @@ class JaxTrainer:
         self._learning_rate = config.learning_rate
         with jax.enable_x64(False):
             inputs, targets = (np.asarray(array) for array in task.train())
-            parts = federation.split(np.asarray(targets, dtype=np.int64))
+            if len(inputs) != len(targets) or not len(targets):
+                raise ValueError(
+                    f"train() of the task {task.name!r} returned {len(inputs)} inputs and {len(targets)} targets: give "
+                    "as many of each, those of all clients together"
+                )
+            parts = federation.split(targets)
             parameters = Parameters(task.parameters(federation.seed.number))
-            examples, public = _on_device(inputs, targets), {"test": _on_device(*task.test())}
-            if (held_out := validation_of(task)) is not None:
-                public["validation"] = _on_device(*held_out)
+            given = {"test": task.test(), "validation": validation_of(task)}
+            examples, public = _on_device(inputs, targets), {}
+            for name, held_out in given.items():
+                if held_out is not None:
+                    public[name] = _on_device(*held_out)
 
             def loss(tree: Any, example: Any, target: Any) -> Any:
                 return task.loss(task.apply(tree, example), target)
 
             first = parameters.tree(jnp.asarray(parameters.first))
+            _try(task, loss, first, examples)
             closes_over = check_pure(loss, first, (examples[0][0], examples[1][0]), examples)
         self.layout, self.initial_model = parameters.layout, parameters.first
         model = Model(parameters, loss, config.physical_batch_size)
@@ -158,7 +175,7 @@ class JaxTrainer:
         self.assumptions: tuple[str, ...] = tuple(assumptions)
         self.trained_examples = config.local_steps * sampling.rate * task.population / federation.clients
         self.tested_examples = sum(len(targets) for _, targets in public.values())
-        self._evaluation, self._public_examples = Evaluation(task, parameters), public
+        self._evaluation = Evaluation(task, parameters, public)
 
     def train(self, client: int, start: Float32[np.ndarray, "d"], memory: ClientMemory, ledger: Ledger) -> Update:
         """Train one client for one round on its own examples, and return the change of its model.
@@ -183,15 +200,34 @@ class JaxTrainer:
         return [with_learning_rate(update, rate) for update, rate in zip(updates, public, strict=True)]
 
     def evaluate(self, model: Float32[np.ndarray, "d"]) -> Mapping[str, float]:
-        """Return `test_accuracy` (a share) and `test_loss` (a mean) of a model on the task's test set.
+        """Return `test_loss` (a mean) of a model on the task's test set, and `test_<metric>` for each of its metrics.
 
-        Where the task holds out examples, `validation_accuracy` and `validation_loss` are those on them.
+        The metrics are the task's own (`dpcomp.training.metrics`), or the accuracy (a share) where targets are class
+        numbers. Where the task holds out examples, `validation_…` are those on them.
+
+        Raises:
+            ValueError: Model, loss or metrics fail on these examples.
         """
-        columns: dict[str, float] = {}
-        for name, examples in self._public_examples.items():
-            accuracy, loss = self._evaluation.accuracy_and_loss(model, examples)
-            columns |= {f"{name}_accuracy": accuracy, f"{name}_loss": loss}
-        return columns
+        return self._evaluation.columns(model)
+
+
+def _try(task: JaxTask, loss: Any, first: Any, examples: tuple[Any, Any]) -> None:
+    """Raise where the model and the loss do not take an example.
+
+    Raises:
+        ValueError: Naming the shapes.
+    """
+    inputs, targets = examples
+    try:
+        jax.eval_shape(loss, first, inputs[0], targets[0])
+    except NameError:  # of an axis, which is looked at with what else ties examples
+        return
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"apply and loss of the task {task.name!r} fail on an example of train() with inputs {inputs.dtype} "
+            f"{inputs.shape[1:]} and target {targets.dtype} {targets.shape[1:]}: {named_error(error)}. Let apply take "
+            "the inputs of one example, without a batch axis"
+        ) from error
 
 
 def _on_device(inputs: Any, targets: Any) -> tuple[Any, Any]:

@@ -12,5 +12,5 @@ from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer as Privat
 from dpcomp.training.pytorch.rows.book_keeping.engine import BookKeeping as BookKeeping
 from dpcomp.training.pytorch.rows.isolated import Isolated as Isolated
 from dpcomp.training.pytorch.rows.opacus_hooks import Opacus as Opacus
-from dpcomp.training.pytorch.task import SupervisedTask as SupervisedTask
+from dpcomp.training.pytorch.tasks.supervised import SupervisedTask as SupervisedTask
 from dpcomp.training.pytorch.trainer import PyTorch as PyTorch

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from dpcomp.core.errors import DpcompError, NotPrivate
+from dpcomp.core.errors import DpcompError, NotPrivate, named_error
 from dpcomp.training.pytorch.checks.batch_form import check_batch
 from dpcomp.training.pytorch.checks.trial_batches import GROWING, TrialBatch, grown, trial_batches
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
@@ -97,7 +97,7 @@ def _tried(module: nn.Module, loss: Loss, engine: Engine, inputs: Any, targets: 
         raise
     except Exception as error:
         raise NotPrivate(
-            f"a trial of model and loss on {count(inputs)} examples fails with {_named_error(error)}. Mend the model, "
+            f"a trial of model and loss on {count(inputs)} examples fails with {named_error(error)}. Mend the model, "
             "or the loss"
         ) from error
     model.check.copies = model.engine.copies = trial.model.engine.copies
@@ -165,7 +165,7 @@ def check_layers(module: nn.Module) -> None:
                 )
 
 
-def check_statistics(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> None:
+def check_statistics(module: nn.Module, loss: Loss, inputs: Any, targets: Any) -> None:
     """Refuse a module or a loss whose pass writes buffers, parameters or attributes: they are never sent.
 
     This is for client-level training, where layers may mix the examples of the client.
@@ -173,7 +173,7 @@ def check_statistics(module: nn.Module, loss: Loss, inputs: Tensor, targets: Ten
     Args:
         module: The model; a copy is tried.
         loss: The mean loss of a batch.
-        inputs: A few examples.
+        inputs: A few examples, as the model gets them.
         targets: Their targets.
 
     Raises:
@@ -183,7 +183,8 @@ def check_statistics(module: nn.Module, loss: Loss, inputs: Tensor, targets: Ten
     guard = Unmoved(subject, loss)
     with _fork_of_generators(inputs):
         for factor in (1.0, *GROWING):  # a maximum moves only for larger values
-            loss(subject(mapped(lambda part, by=factor: grown(part, by), inputs)), targets).backward()
+            args, kwargs = call_of(mapped(lambda part, by=factor: grown(part, by), inputs))
+            loss(subject(*args, **kwargs), targets).backward()
             refuse_statistics(guard.moved())
 
 
@@ -415,7 +416,7 @@ class _Trial:
             if any(True for _ in layer.parameters(recurse=False))
         ]
         return (
-            f"a training step on {batch.what} ({count(batch.inputs)} in the batch) fails with {_named_error(error)}. "
+            f"a training step on {batch.what} ({count(batch.inputs)} in the batch) fails with {named_error(error)}. "
             "The model is called with the inputs of a batch, and the loss with its outputs and the batch's targets"
             f"{self._in_place()}. Mend the layer among {layers}, or the loss{other}"
         )
@@ -458,12 +459,6 @@ def _wrapped(module: nn.Module, loss: Loss, engine: Engine, inputs: Any) -> Priv
 def _fork_of_generators(inputs: Any) -> Iterator[None]:
     with torch.random.fork_rng(devices=_cuda_devices(inputs)):
         yield
-
-
-def _named_error(error: Exception) -> str:
-    """Return the class and the first line of an error."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first}".rstrip(": .")
 
 
 def _versions(value: Any) -> list[int]:

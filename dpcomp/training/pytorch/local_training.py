@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from dpcomp.training.pytorch.inspection import (
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
 from dpcomp.training.pytorch.rows.parameters import read, write
+from dpcomp.training.pytorch.rows.structures import call_of, inputs_and_targets, to
+from dpcomp.training.pytorch.tasks.examples import Examples
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
@@ -61,7 +63,7 @@ class ExampleLevel:
         loss: Loss,
         pipeline: Pipeline,
         *,
-        examples: tuple[Tensor, Tensor],
+        examples: tuple[Any, Any],
         engine: Engine | Literal["auto"],
         make_optimizer: MakeOptimizer,
         secret: SecretSeed,
@@ -73,15 +75,25 @@ class ExampleLevel:
         self._make_optimizer, self._secret, self._local_steps = make_optimizer, secret, local_steps
         self._expected_batch_size, self._physical_batch_size = expected_batch_size, physical_batch_size
 
+    def refuse_ties(self, examples: Examples) -> None:
+        """Refuse examples in whose batches a row depends on other examples.
+
+        Args:
+            examples: All training examples.
+
+        Raises:
+            NotPrivate: Their collate function pads what the model reads, mixes or normalises.
+        """
+        examples.refuse_ties(self._model)
+
     def train(
-        self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
+        self, start: Float32[np.ndarray, "d"], examples: Examples, memory: ClientMemory, ledger: Ledger
     ) -> Update:
         """Charge the round, take its steps, and return the change of the model.
 
         Args:
             start: The parameters to start from.
-            inputs: The client's (n, …) inputs, on the device to train on.
-            targets: Its (n,) targets.
+            examples: Those of the client.
             memory: Its memory, whose address is charged.
             ledger: Its ledger.
 
@@ -89,7 +101,7 @@ class ExampleLevel:
             BudgetExhausted: The address was charged before, or the budget does not allow the charge.
         """
         permit = ledger.charge(self._pipeline.cost, memory.address, steps=self._local_steps)
-        write(self._model.to(inputs.device), start)
+        write(self._model.to(examples.device), start)
         optimizer = PrivateOptimizer(
             self._make_optimizer(self._model, memory.address.round),
             self._model,
@@ -100,17 +112,19 @@ class ExampleLevel:
         optimizer.begin(memory, permit)
         self._model.train()
         sampling = self._pipeline.sampling or Poisson(1.0)
-        with hooks_on_inputs(), _dropout_of(self._secret, memory.address, inputs.device):
+        with hooks_on_inputs(), _dropout_of(self._secret, memory.address, examples.device):
             for step in range(self._local_steps):
-                chosen = _drawn_batch(sampling, inputs, self._secret, memory.address, step)
+                chosen = _drawn_batch(sampling, examples, self._secret, memory.address, step)
                 chunks = chosen.split(self._physical_batch_size)
-                tickets = optimizer.draws.draw(chosen.tolist(), len(inputs))
+                tickets = optimizer.draws.draw(chosen.tolist(), len(examples))
                 for number, chunk in enumerate(chunks, start=1):
-                    some, truth = inputs[chunk], targets[chunk]
-                    optimizer.draws.arrive(tickets[: len(chunk)], (some, truth))
+                    batch, alone = examples.drawn(chunk)
+                    optimizer.draws.arrive(tickets[: len(chunk)], batch, alone)
                     tickets = tickets[len(chunk) :]
                     if len(chunk):
-                        self._loss(self._model(some), truth).backward()
+                        some, truth = to(inputs_and_targets(batch), device=examples.device)
+                        args, kwargs = call_of(some)
+                        self._loss(self._model(*args, **kwargs), truth).backward()
                     optimizer.signal_skip_step(do_skip=number < len(chunks))
                     optimizer.step()
         return optimizer.update()
@@ -144,7 +158,7 @@ class ClientLevel:
         loss: Loss,
         pipeline: Pipeline,
         *,
-        examples: tuple[Tensor, Tensor],
+        examples: tuple[Any, Any],
         make_optimizer: MakeOptimizer,
         secret: SecretSeed,
         local_steps: int,
@@ -161,30 +175,30 @@ class ClientLevel:
         self._unmoved = Unmoved(module, loss)
 
     def train(
-        self, start: Float32[np.ndarray, "d"], inputs: Tensor, targets: Tensor, memory: ClientMemory, ledger: Ledger
+        self, start: Float32[np.ndarray, "d"], examples: Examples, memory: ClientMemory, ledger: Ledger
     ) -> Update:
         """Take the steps of a round, and return the change of the model: released, or clean for a trusted server.
 
         Args:
             start: The parameters to start from.
-            inputs: The client's (n, …) inputs, on the device to train on.
-            targets: Its (n,) targets.
+            examples: Those of the client.
             memory: Its memory, whose address is charged where nobody is trusted.
             ledger: Its ledger.
 
         Raises:
             BudgetExhausted: The address was charged before, or the budget does not allow the charge.
         """
-        write(self._module.to(inputs.device), start)
+        write(self._module.to(examples.device), start)
         self._module.train()
         optimizer = self._make_optimizer(self._module, memory.address.round)
-        with _dropout_of(self._secret, memory.address, inputs.device):
+        with _dropout_of(self._secret, memory.address, examples.device):
             for step in range(self._local_steps):
-                chosen = _drawn_batch(self._local_sampling, inputs, self._secret, memory.address, step)
+                chosen = _drawn_batch(self._local_sampling, examples, self._secret, memory.address, step)
                 if len(chosen):
                     optimizer.zero_grad()
-                    some = with_channels_last(inputs[chosen]) if self._channels_last else inputs[chosen]
-                    self._loss(self._module(some), targets[chosen]).backward()
+                    some, truth = to(inputs_and_targets(examples.drawn(chosen)[0]), device=examples.device)
+                    args, kwargs = call_of(with_channels_last(some) if self._channels_last else some)
+                    self._loss(self._module(*args, **kwargs), truth).backward()
                     optimizer.step()
         self._unmoved.remember_trained()
         refuse_statistics(self._unmoved.moved())
@@ -204,7 +218,7 @@ def _dropout_of(secret: SecretSeed, place: Address, device: torch.device) -> Abs
     return lent_generator(device, int(stream.integers(2**63)))
 
 
-def _drawn_batch(sampling: Poisson, inputs: Tensor, secret: SecretSeed, place: Address, step: int) -> Tensor:
+def _drawn_batch(sampling: Poisson, examples: Examples, secret: SecretSeed, place: Address, step: int) -> Tensor:
     """Return the positions of the examples that take part in a step."""
     stream = secret.stream("sample", place.run, place.client, place.round, step)
-    return torch.from_numpy(sampling.draw(len(inputs), stream)).to(inputs.device)
+    return torch.from_numpy(sampling.draw(len(examples), stream)).to(examples.device)

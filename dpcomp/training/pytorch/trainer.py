@@ -7,20 +7,21 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import Tensor, nn
+from torch import nn
 
-from dpcomp.core.checks import missing_members, whole_number
+from dpcomp.core.checks import check_type, real_number, whole_number
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger.ledger import Ledger
-from dpcomp.training.pytorch.channels_last import set_channels_last, takes_channels_last, with_channels_last
-from dpcomp.training.pytorch.checks.trial_batches import MOST_EXAMPLES
-from dpcomp.training.pytorch.devices import device_of, to_device
-from dpcomp.training.pytorch.evaluation import accuracy_and_loss
+from dpcomp.training.pytorch.channels_last import set_channels_last, takes_channels_last
+from dpcomp.training.pytorch.devices import device_of
 from dpcomp.training.pytorch.inspection import check_precision
 from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel, MakeOptimizer
 from dpcomp.training.pytorch.rows.engine import Engine
 from dpcomp.training.pytorch.rows.parameters import layout_of, read
-from dpcomp.training.pytorch.task import SupervisedTask
+from dpcomp.training.pytorch.tasks.evaluation import Evaluation
+from dpcomp.training.pytorch.tasks.examples import Examples, examples_of
+from dpcomp.training.pytorch.tasks.fits import check_members, check_task, first_model
+from dpcomp.training.pytorch.tasks.supervised import collate_of
 from dpcomp.training.schedule import Schedule, public_rate, rate_of
 from dpcomp.training.trainer import Federation, validation_of
 from dpcomp.wire.memory import ClientMemory
@@ -73,15 +74,21 @@ class PyTorch:
     def __post_init__(self):
         whole_number(self.local_steps, "PyTorch(local_steps)", least=1)
         whole_number(self.physical_batch_size, "PyTorch(physical_batch_size)", least=1)
-        if not isinstance(self.learning_rate, Schedule) and not self.learning_rate >= 0:
+        allowed = "a number from 0 on, or a schedule"
+        if not isinstance(self.learning_rate, Schedule) and not (
+            real_number(self.learning_rate, "PyTorch(learning_rate)", allowed) >= 0
+        ):
             raise ValueError(f"PyTorch(learning_rate) is {self.learning_rate}: give a number from 0 on, or a schedule")
-        if not 0 <= self.momentum < 1:
+        if not 0 <= real_number(self.momentum, "PyTorch(momentum)", "a number in [0, 1)") < 1:
             raise ValueError(f"PyTorch(momentum) is {self.momentum}: give a number in [0, 1)")
-        if self.expected_batch_size is not None and not self.expected_batch_size > 0:
+        size = self.expected_batch_size
+        if size is not None and not real_number(size, "PyTorch(expected_batch_size)", "a number above 0, or None") > 0:
             raise ValueError(
                 f"PyTorch(expected_batch_size) is {self.expected_batch_size}: it divides sums, so give a public number "
                 "above 0, or None for the sampling rate × population ÷ clients"
             )
+        sampling = self.local_sampling
+        check_type(sampling, Poisson, f"PyTorch(local_sampling={sampling!r}): give dp.Poisson(rate)")
 
     def make_trainer(self, federation: Federation) -> "TorchTrainer":
         """Return the trainer of a federation.
@@ -105,30 +112,27 @@ class TorchTrainer:
 
     def __init__(self, config: PyTorch, federation: Federation):
         task, device = federation.task, device_of(config.device)
-        if missing := missing_members(task, SupervisedTask):
-            raise TypeError(
-                f"PyTorch cannot train {task!r}, which has no {' and no '.join(missing)}: give a task with all members "
-                "of dpcomp.training.pytorch.SupervisedTask"
-            )
-        inputs, targets = task.train()
-        parts = federation.split(targets.numpy())
-        self._examples = [to_device(device, inputs[part], targets[part]) for part in parts]
+        check_members(task)
+        collate = collate_of(task)
+        everything = examples_of(task.train(), collate, "train()", device)
+        evaluated, labels = first_model(task, federation.seed.number).to(device), everything.labels()
+        check_precision(evaluated)
+        check_task(task, evaluated, everything, labels)
+        self._examples = [everything.part(part) for part in federation.split(labels)]
         self._learning_rate = config.learning_rate
-        self._loss, self._evaluated = task.loss, task.model(federation.seed.number)
-        public = {"test": task.test()}
-        if (held_out := validation_of(task)) is not None:
-            public["validation"] = held_out
-        if takes_channels_last(self._evaluated, public["test"][0]):
-            set_channels_last(self._evaluated)
-            public = {name: (with_channels_last(inputs), targets) for name, (inputs, targets) in public.items()}
-        self._public_examples = {name: to_device(device, *examples) for name, examples in public.items()}
-        check_precision(self._evaluated)
-        self.layout, self.initial_model = layout_of(self._evaluated), read(self._evaluated)
-        spread = torch.linspace(0, len(inputs) - 1, min(len(inputs), MOST_EXAMPLES)).long()
-        examples = inputs[spread], targets[spread]
+        self.layout, self.initial_model = layout_of(evaluated), read(evaluated)
+        given = {"test": task.test(), "validation": validation_of(task)}
+        public = {
+            name: examples_of(found, collate, f"{name}()", device) for name, found in given.items() if found is not None
+        }
+        if takes_channels_last(evaluated, everything.batch([0, len(everything) - 1])[0]):
+            set_channels_last(evaluated)
+            public = {name: found.with_channels_last() for name, found in public.items()}
+        self._evaluation = Evaluation(task, evaluated, public)
         if federation.pipeline.trust_model.releases_local_steps:
             divisor = config.expected_batch_size or federation.expected_batch_size
-            self._local = _example_level(config, federation, divisor, examples)
+            self._local = _example_level(config, federation, divisor, everything)
+            self._local.refuse_ties(everything)
             self.assumptions: tuple[str, ...] = (f"the number of examples, {task.population:,}, is public",)
         else:
             if config.expected_batch_size is not None:
@@ -137,14 +141,14 @@ class TorchTrainer:
                     f"unit={federation.pipeline.unit!r}: it divides the clipped sum of a local step, and only "
                     "unit='example' has such sums. Leave it out"
                 )
-            self._local = _client_level(config, federation, examples)
+            self._local = _client_level(config, federation, everything)
             self.assumptions = ()
         trust = federation.pipeline.trust_model
         self.releases = config.local_steps if trust.releases_local_steps else int(not trust.server_sees_clean)
         sampling = federation.pipeline.sampling or Poisson(1.0)
         rate = (sampling if trust.releases_local_steps else config.local_sampling).rate
         self.trained_examples = config.local_steps * rate * task.population / federation.clients
-        self.tested_examples = sum(len(targets) for _, targets in self._public_examples.values())
+        self.tested_examples = sum(map(len, public.values()))
 
     def train(self, client: int, start: Float32[np.ndarray, "d"], memory: ClientMemory, ledger: Ledger) -> Update:
         """Train a client for one round on its own examples, and return the change of its model.
@@ -152,29 +156,27 @@ class TorchTrainer:
         Args, results and errors are those of `Trainer.train`: the ledger is charged for the round before any noise is
         drawn, and the update is released unless the server is trusted.
         """
-        update = self._local.train(start, *self._examples[client], memory, ledger)
+        update = self._local.train(start, self._examples[client], memory, ledger)
         return with_learning_rate(update, public_rate(self._learning_rate, memory.address.round))
 
     def evaluate(self, model: Float32[np.ndarray, "d"]) -> Mapping[str, float]:
-        """Return `test_accuracy` (a share) and `test_loss` (a mean) of a model on the task's test set.
+        """Return `test_loss` (a mean) of a model on the task's test set, and `test_<metric>` for each of its metrics.
 
-        Where the task holds out examples, `validation_accuracy` and `validation_loss` are those on them.
+        The metrics are the task's own (`dpcomp.training.metrics`), or the accuracy (a share) where targets are class
+        numbers. Where the task holds out examples, `validation_…` are those on them.
+
+        Raises:
+            ValueError: Model, loss or metrics fail on these examples.
         """
-        columns: dict[str, float] = {}
-        for name, examples in self._public_examples.items():
-            accuracy, loss = accuracy_and_loss(self._evaluated, self._loss, model, *examples)
-            columns |= {f"{name}_accuracy": accuracy, f"{name}_loss": loss}
-        return columns
+        return self._evaluation.columns(model)
 
 
-def _example_level(
-    config: PyTorch, federation: Federation, divisor: float, examples: tuple[Tensor, Tensor]
-) -> ExampleLevel:
+def _example_level(config: PyTorch, federation: Federation, divisor: float, examples: Examples) -> ExampleLevel:
     return ExampleLevel(
-        federation.task.model(federation.seed.number),
+        first_model(federation.task, federation.seed.number).to(examples.device),
         federation.task.loss,
         federation.pipeline,
-        examples=examples,
+        examples=examples.some(),
         engine=config.engine,
         make_optimizer=_sgd(config),
         secret=federation.secret,
@@ -184,12 +186,12 @@ def _example_level(
     )
 
 
-def _client_level(config: PyTorch, federation: Federation, examples: tuple[Tensor, Tensor]) -> ClientLevel:
+def _client_level(config: PyTorch, federation: Federation, examples: Examples) -> ClientLevel:
     return ClientLevel(
-        federation.task.model(federation.seed.number),
+        first_model(federation.task, federation.seed.number).to(examples.device),
         federation.task.loss,
         federation.pipeline,
-        examples=examples,
+        examples=examples.some(),
         make_optimizer=_sgd(config),
         secret=federation.secret,
         local_steps=config.local_steps,

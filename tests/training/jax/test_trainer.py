@@ -277,3 +277,55 @@ def test_a_task_without_float32_parameters_is_refused():
 
     with pytest.raises(TypeError, match=r"layer\.count is int32"):
         trainer_of(pipeline_of(), task=Counts())
+
+
+def norms(outputs):
+    return np.linalg.norm(np.asarray(outputs), axis=1)
+
+
+def test_metrics_of_the_task_are_those_of_torch_and_a_regression_has_no_accuracy():
+    class Measured:
+        def metrics(self, outputs, targets):
+            return {"largest": norms(outputs).max(), "n": len(targets)}
+
+    class Summed:
+        def metric_sums(self, outputs, targets):
+            return {"norms": norms(outputs).sum(), "n": len(targets)}
+
+        def metrics_of_sums(self, sums):
+            return {"mean": sums["norms"] / sums["n"]}
+
+    class Regression(JaxLinear):
+        def loss(self, outputs, target):
+            return (outputs[0] - target) ** 2
+
+        def train(self):
+            inputs, targets = super().train()
+            return inputs, targets + 0.5
+
+        test = train
+
+    start = trainer_of(pipeline_of()).initial_model
+    for members, names in ((Measured, {"test_largest", "test_n"}), (Summed, {"test_mean"})):
+        in_torch = trainer_of(pipeline_of(**CLIENT), PyTorch(), type("T", (members, TorchLinear), {})())
+        in_jax = trainer_of(pipeline_of(**CLIENT), JAX(), type("J", (members, JaxLinear), {})())
+        found, expected = (dict(each.evaluate(start)) for each in (in_jax, in_torch))
+        assert found == pytest.approx(expected, rel=1e-4)
+        assert set(found) == {*names, "test_loss"}
+    assert list(trainer_of(pipeline_of(**CLIENT), task=Regression()).evaluate(start)) == ["test_loss"]
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "said"),
+    [
+        (
+            "apply",
+            lambda self, parameters, example: parameters[0] @ example,
+            r"train\(\) with inputs float32 \(1, 6, 6\)",
+        ),
+        ("train", lambda self: (np.zeros((4, 1, 6, 6)), np.zeros(3, int)), "4 inputs and 3 targets"),
+    ],
+)
+def test_what_does_not_fit_is_named(member, value, said):
+    with pytest.raises(ValueError, match=said):
+        trainer_of(pipeline_of(**CLIENT), task=type("Wrong", (JaxLinear,), {member: value})())
