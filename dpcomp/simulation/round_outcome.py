@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpcomp.core.layout import Layout
-from dpcomp.simulation.traffic import ByteCounts
+from dpcomp.simulation.network.traffic import ByteCounts
 
 BITS_OF, REFUSED = "bits of ", "refused_"  # how the columns of a layer, and of a reason, begin
 

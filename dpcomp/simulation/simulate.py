@@ -20,11 +20,11 @@ from dpcomp.simulation.clients.participation import check_participation, expecte
 from dpcomp.simulation.clients.side_by_side import opened_side_by_side
 from dpcomp.simulation.clients.trainer_recipe import TrainerRecipe
 from dpcomp.simulation.evaluation_rounds import TailAverage, evaluated, rounds_between
-from dpcomp.simulation.faulty_network import Faults
+from dpcomp.simulation.network.faulty_network import Faults
+from dpcomp.simulation.network.protocol import ProtocolVariant, Versioned
 from dpcomp.simulation.partition import IID, Partition
 from dpcomp.simulation.probes import Probe, Watched
 from dpcomp.simulation.progress import numbered_rounds
-from dpcomp.simulation.protocol import ProtocolVariant, Versioned
 from dpcomp.simulation.run import Run
 from dpcomp.simulation.run_guarantee import columns_of_clean_data, run_guarantee
 from dpcomp.simulation.run_warnings import run_warnings, warn_of

@@ -16,11 +16,11 @@ from dpcomp.simulation.clients.participation import public_cohort
 from dpcomp.simulation.clients.residuals import Residuals
 from dpcomp.simulation.clients.side_by_side import SideBySide
 from dpcomp.simulation.clients.simulated_clients import SimulatedClients
-from dpcomp.simulation.crashes import Crashes
-from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.protocol import ProtocolVariant
+from dpcomp.simulation.network.crashes import Crashes
+from dpcomp.simulation.network.faulty_network import Faults
+from dpcomp.simulation.network.protocol import ProtocolVariant
+from dpcomp.simulation.network.traffic import Traffic
 from dpcomp.simulation.round_outcome import RoundOutcome
-from dpcomp.simulation.traffic import Traffic
 from dpcomp.training.trainer import CohortTrainer, LocalWork, Trainer
 from dpcomp.wire.bits_by_part import layer_bits
 from dpcomp.wire.update import Update

@@ -35,7 +35,7 @@ from dpcomp.federated.phases import (
     Trained,
 )
 from dpcomp.federated.server import Server, TrustedRelease
-from dpcomp.simulation.faulty_network import damaged
+from dpcomp.simulation.network.faulty_network import damaged
 from dpcomp.wire.frame import PAYLOAD
 from dpcomp.wire.headers import is_payload, tag_of
 

@@ -11,8 +11,8 @@ from dpcomp.lab.config.experiment import load
 from dpcomp.lab.config.federation_keys import FEDERATION_KEYS
 from dpcomp.lab.tasks import SHIPPED_TASKS
 from dpcomp.simulation import Dirichlet, Faults, simulate
+from dpcomp.simulation.network.unversioned import Unversioned
 from dpcomp.simulation.probes import TopKOverlap
-from dpcomp.simulation.unversioned import Unversioned
 from dpcomp.training.schedule import Cosine
 
 TEXT = """

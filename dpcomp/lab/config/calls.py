@@ -9,8 +9,8 @@ from dpcomp.federated.late import Reject, Weigh
 from dpcomp.lab.config.experiment import Experiment
 from dpcomp.pipeline import PARTS
 from dpcomp.simulation import IID, Dirichlet, Faults, Fixed, Versioned
+from dpcomp.simulation.network.unversioned import Unversioned
 from dpcomp.simulation.probes import Clipping, SignalToNoise, TopKOverlap
-from dpcomp.simulation.unversioned import Unversioned
 from dpcomp.training.schedule import Cosine
 
 CALLS: dict[str, Callable[..., Any]] = PARTS | {

@@ -14,8 +14,8 @@ from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.simulation.clients.followed_once import FollowedOnce
 from dpcomp.simulation.clients.residuals import Residuals
-from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.protocol import ProtocolVariant
+from dpcomp.simulation.network.faulty_network import Faults
+from dpcomp.simulation.network.protocol import ProtocolVariant
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.links import Link
 from dpcomp.wire.memory import ClientMemory
