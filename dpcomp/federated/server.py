@@ -23,7 +23,6 @@ from dpcomp.federated.aggregation import (
     ClippedSum,
     ReleasedSum,
     RoundSum,
-    ServerOptimizer,
     TrustedRelease,
     estimate_after,
     mean_of_released,
@@ -50,6 +49,7 @@ from dpcomp.federated.messages import (
     write_snapshot,
 )
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
+from dpcomp.federated.server_optimizers import Moments, ServerOptimizer, ServerRule
 from dpcomp.wire import checkpoint, exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint
@@ -158,7 +158,7 @@ class Server:
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
         *,
-        optimizer: ServerOptimizer = ServerOptimizer(),
+        optimizer: ServerRule = ServerOptimizer(),
         late_policy: LatePolicy = Reject(),
         trusted_release: TrustedRelease | None = None,
         clients: int = SERVER,
@@ -193,7 +193,7 @@ class Server:
         self._interrupted = False
         self.refusals: Counter[str] = Counter()
         self._optimizer = optimizer
-        self._begin(memory.with_first_model(model), model, None, None, [])
+        self._begin(memory.with_first_model(model), model, {}, None, [])
         self._genesis = self.memory.genesis
         if folder is None:
             self._draw_run_id()
@@ -275,7 +275,7 @@ class Server:
             if self._channel.sends_differences:
                 mean = estimate_after(mean, self._estimate)
                 estimate = mean.dense()
-            step, velocity = self._optimizer.step(mean, self._velocity)
+            step, moments = self._optimizer.step(mean, self._moments)
             broadcast, memory = exchange.broadcast(self._channel, step, self.memory)
             assert memory.step is not None
             model, history = self.model + memory.step.dense(), [*self._history, broadcast]
@@ -283,11 +283,11 @@ class Server:
             while sum(BROADCAST_BYTES + len(kept.body) for kept in history) > self._least_snapshot_bytes:
                 del history[0]
             if self._journal is not None:
-                self._save(memory, model, velocity, estimate, history)  # first: an unsaved round must not be broadcast
+                self._save(memory, model, moments, estimate, history)  # first: an unsaved round must not be broadcast
                 self._forget(self._journal, memory.shared.version)
             oldest = self._oldest_cohort(memory.shared.version)
             self._cohorts = {version: drawn for version, drawn in self._cohorts.items() if version >= oldest}
-            self._begin(memory, model, velocity, estimate, history)
+            self._begin(memory, model, moments, estimate, history)
             return broadcast.message
 
     def restart(self) -> None:
@@ -313,13 +313,13 @@ class Server:
         self,
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
-        velocity: Float32[np.ndarray, "d"] | None,
+        moments: Moments,
         estimate: Float32[np.ndarray, "d"] | None,
         history: list[Payload],
     ) -> None:
         """Begin a round without updates."""
         self.memory, self.model = memory, model
-        self._velocity = velocity  # the optimiser's, after the last round
+        self._moments = moments  # the optimiser's, after the last round
         self._estimate = estimate  # of the mean update, where clients send differences
         self._history = history  # the last broadcasts, as long as they are shorter than a snapshot
         self._snapshot: bytes | None = None  # made once a version, for the first client that needs it
@@ -588,13 +588,13 @@ class Server:
             )
         self.memory = self.memory.with_genesis(replace(self._genesis, run_id=journal.run_id))
         refuse_other_genesis(folder, self.memory, self._genesis)
-        self._save(self.memory, self.model, self._velocity, self._estimate, self._history)
+        self._save(self.memory, self.model, self._moments, self._estimate, self._history)
 
     def _save(
         self,
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
-        velocity: Float32[np.ndarray, "d"] | None,
+        moments: Moments,
         estimate: Float32[np.ndarray, "d"] | None,
         history: list[Payload],
     ) -> None:
@@ -603,8 +603,7 @@ class Server:
         arrays: dict[str, np.ndarray] = {"accepted": np.array([self._journal.count], dtype=np.int64)}
         if self._trusted_release is not None:
             arrays |= ledger_arrays(self._trusted_release.ledger)
-        if velocity is not None:
-            arrays["velocity"] = velocity
+        arrays |= moments
         if estimate is not None:
             arrays["estimate"] = estimate
         for place, broadcast in enumerate(history):
@@ -638,7 +637,8 @@ class Server:
         if self._trusted_release is not None:
             self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
         memory = replace(memory, older=self._still_received(memory.older), dither_keys=self.memory.dither_keys)
-        self._begin(memory, model, arrays.get("velocity"), arrays.get("estimate"), _broadcasts(arrays, memory))
+        moments = {name: arrays[name] for name in self._optimizer.moments if name in arrays}
+        self._begin(memory, model, moments, arrays.get("estimate"), _broadcasts(arrays, memory))
         self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
         self._cohorts = journal.cohorts()
         counted, self.refusals = self.refusals, Counter()

@@ -11,8 +11,8 @@ from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import DpcompWarning
 from dpcomp.core.processes import Backend
 from dpcomp.core.randomness import PublicSeed, SecretSeed
-from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.federated.cohort import Fixed
+from dpcomp.federated.server_optimizers import ServerOptimizer, ServerRule
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.accounting.epsilon import check_delta
@@ -40,7 +40,7 @@ def simulate(
     clients: int,
     rounds: int,
     trainer: TrainerConfig | None = None,
-    server: ServerOptimizer = ServerOptimizer(),
+    server: ServerRule = ServerOptimizer(),
     partition: Partition = IID(),
     participation: Poisson | Fixed | None = None,
     seed: int = 0,
@@ -65,7 +65,8 @@ def simulate(
         rounds: The number of rounds.
         trainer: How clients train: a framework with its local steps and learning rate, or a trainer of your own. None:
             `PyTorch()` of `dpcomp.training.pytorch`.
-        server: Makes the server's step of the mean update: its learning rate and momentum.
+        server: Makes the server's step of the mean update: `ServerOptimizer(learning_rate=..., momentum=...)`,
+            `ServerAdam()`, `ServerYogi()` or `ServerAdagrad()` of `dpcomp.federated`.
         partition: Cuts the examples among the clients: `IID()` or `Dirichlet(concentration)`.
         participation: With `unit="example"`, the clients that a round asks: `Poisson(rate)` each with a probability,
             `Fixed(count)` so many of them; None asks all. It amplifies nothing, since the server sees who sends. With
@@ -208,7 +209,7 @@ def _opened(
     clients: int,
     rounds: int,
     trainer: TrainerConfig | None,
-    server: ServerOptimizer,
+    server: ServerRule,
     partition: Partition,
     participation: Poisson | Fixed | None,
     seed: int,
@@ -271,9 +272,9 @@ def _opened(
         yield federation, local, watched
 
 
-def _check_server(pipeline: Pipeline, server: ServerOptimizer) -> None:
+def _check_server(pipeline: Pipeline, server: ServerRule) -> None:
     """Refuse a server optimiser that the codec cannot work with."""
-    if pipeline.codec.averaged_clients and (server.learning_rate, server.momentum) != (1.0, 0.0):
+    if pipeline.codec.averaged_clients and server not in (ServerOptimizer(), ServerOptimizer(behind_feedback=True)):
         raise ValueError(
             f"server={server} beside {pipeline.codec.quantize}, which takes broadcasts for means of updates: use "
             "server=ServerOptimizer(learning_rate=1.0, momentum=0.0), or leave out clients= of the allocator"

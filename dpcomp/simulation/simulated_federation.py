@@ -7,9 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dpcomp.core.randomness import DitherKeys, PublicSeed, SecretSeed
-from dpcomp.federated.aggregation import ServerOptimizer, TrustedRelease
+from dpcomp.federated.aggregation import TrustedRelease
 from dpcomp.federated.cohort import Draw
 from dpcomp.federated.server import Server
+from dpcomp.federated.server_optimizers import ServerRule
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.simulation.clients.participation import public_cohort
@@ -113,7 +114,7 @@ def opened_federation(
     trainer: Trainer,
     *,
     clients: int,
-    optimizer: ServerOptimizer,
+    optimizer: ServerRule,
     participation: Draw | None,
     protocol: ProtocolVariant,
     faults: Faults,

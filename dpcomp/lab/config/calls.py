@@ -6,6 +6,7 @@ from typing import Any
 from dpcomp.core.errors import ConfigError
 from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.late import Reject, Weigh
+from dpcomp.federated.server_optimizers import ServerAdagrad, ServerAdam, ServerOptimizer, ServerYogi
 from dpcomp.lab.config.experiment import Experiment
 from dpcomp.pipeline import PARTS
 from dpcomp.simulation import IID, Dirichlet, Faults, Fixed, Versioned
@@ -17,6 +18,7 @@ CALLS: dict[str, Callable[..., Any]] = PARTS | {
     call.__name__: call
     for call in (
         *(IID, Dirichlet, Fixed, TopKOverlap, Clipping, SignalToNoise, Cosine),
+        *(ServerOptimizer, ServerAdam, ServerYogi, ServerAdagrad),
         *(Faults, Versioned, Unversioned, Keep, Decay, Drop, Reject, Weigh),
     )
 }

@@ -33,6 +33,7 @@ FEDERATION_KEYS: Mapping[str, Destination] = {
     "local_sampling": Destination("trainer", "local_sampling"),
     "physical_batch_size": Destination("trainer", "physical_batch_size"),
     "device": Destination("trainer", "device"),
+    "server": Destination("simulate", "server"),
     "server_learning_rate": Destination("server", "learning_rate"),
     "server_momentum": Destination("server", "momentum"),
     "server_momentum_behind_feedback": Destination("server", "behind_feedback"),
