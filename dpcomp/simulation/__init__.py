@@ -1,6 +1,12 @@
 """Simulation of a federation on one machine: real clients, real payloads, and faults as they are configured."""
 
 from dpcomp.federated.cohort import Fixed as Fixed
+from dpcomp.simulation.callbacks import Callback as Callback
+from dpcomp.simulation.callbacks import MLflow as MLflow
+from dpcomp.simulation.callbacks import RunInProgress as RunInProgress
+from dpcomp.simulation.callbacks import StopEarly as StopEarly
+from dpcomp.simulation.callbacks import TensorBoard as TensorBoard
+from dpcomp.simulation.callbacks import WeightsAndBiases as WeightsAndBiases
 from dpcomp.simulation.network.faulty_network import Faults as Faults
 from dpcomp.simulation.network.protocol import Versioned as Versioned
 from dpcomp.simulation.network.unversioned import Unversioned as Unversioned

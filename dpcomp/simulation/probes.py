@@ -5,7 +5,7 @@ The columns that they fill are listed in `Run.probed`.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
@@ -208,6 +208,16 @@ class Watched(Pipeline):
             self._values.setdefault(column, []).extend(values)
             self._columns.add(column)
         self._counts.update(seen.counts)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many units there were, and how many of them counted as zero."""
+        return dict(self._counts)
+
+    def go_on(self, counts: Mapping[str, int], columns: Iterable[str]) -> None:
+        """Count on from what another one of the same run had counted, and know the columns that it had filled."""
+        self._counts.update(counts)
+        self._columns.update(columns)
 
     def take_means(self) -> dict[str, float]:
         """Return the mean of each column since the last call, and begin again."""
