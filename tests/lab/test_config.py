@@ -129,6 +129,7 @@ VALUES = {  # no value is a default's, and no two of one type are equal
     "local_steps": 3,
     "learning_rate": 0.25,
     "momentum": 0.125,
+    "proximal": 0.0625,
     "expected_batch_size": 17.0,
     "local_sampling": dp.Poisson(0.4),
     "physical_batch_size": 19,

@@ -29,6 +29,7 @@ FEDERATION_KEYS: Mapping[str, Destination] = {
     "local_steps": Destination("trainer", "local_steps"),
     "learning_rate": Destination("trainer", "learning_rate"),
     "momentum": Destination("trainer", "momentum"),
+    "proximal": Destination("trainer", "proximal"),
     "expected_batch_size": Destination("trainer", "expected_batch_size"),
     "local_sampling": Destination("trainer", "local_sampling"),
     "physical_batch_size": Destination("trainer", "physical_batch_size"),
