@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -55,9 +55,18 @@ class Releases(Protocol):
         """Add noise to a total; `Pipeline.noise` explains the arguments."""
         ...
 
+    def clip_norm_after(self, released: Update, memory: ServerMemory, expected: float) -> float | None:
+        """Return the clip norm of the next round; `Pipeline.clip_norm_after` explains the arguments."""
+        ...
+
 
 class RoundSum(Protocol):
     """The sum of the updates of a round, to which each is added as it comes, in any order."""
+
+    @property
+    def next_clip_norm(self) -> float | None:
+        """The clip norm of the next round, once `mean` has released it; None where it stays as it is."""
+        ...
 
     def add(self, update: Update, weight: float) -> None:
         """Add an update with a public weight."""
@@ -76,6 +85,8 @@ class ReleasedSum:
         memory: The server's memory in this round.
         divisor: What the sum is divided by; None for the number of updates.
     """
+
+    next_clip_norm: ClassVar[None] = None
 
     def __init__(self, channel: Channel, memory: ServerMemory, divisor: int | None = None):
         self._channel, self._memory, self._divisor = channel, memory, divisor
@@ -166,6 +177,7 @@ class ClippedSum:
 
     def __init__(self, release: TrustedRelease, memory: ServerMemory):
         self._release, self._memory = release, memory
+        self.next_clip_norm: float | None = None
         self._sum = SumOfTotals(release.pipeline.empty_total(memory))
 
     def add(self, update: Update, weight: float = 1.0) -> None:
@@ -186,6 +198,7 @@ class ClippedSum:
         release, memory = self._release, self._memory
         permit = release.ledger.charge(release.pipeline.cost, memory.address)
         released = release.pipeline.noise(self._sum.total(), memory, release.secret, permit)
+        self.next_clip_norm = release.pipeline.clip_norm_after(released, memory, release.divisor)
         return released.derive(released.dense() / np.float32(release.divisor))
 
 

@@ -280,6 +280,8 @@ class Server:
             assert memory.step is not None
             model, history = self.model + memory.step.dense(), [*self._history, broadcast]
             memory = replace(memory, older=self._still_received((*self.memory.older, self.memory.shared)))
+            if self._sum.next_clip_norm is not None:
+                memory = replace(memory, clip_norm=self._sum.next_clip_norm)
             while sum(BROADCAST_BYTES + len(kept.body) for kept in history) > self._least_snapshot_bytes:
                 del history[0]
             if self._journal is not None:

@@ -36,6 +36,7 @@ class Run:
     | `test_accuracy`, `test_loss` | what the trainer measures, in the rounds that are evaluated |
     | `validation_accuracy`, `validation_loss` | the same on the examples that the task holds out, if it does |
     | `tail_<column>` | in the last round: what the trainer measures of `tail_model`, if there is one |
+    | `clip_norm` | with `dp.AdaptiveClip`: the norm of the round |
     | `refused_<reason>` | messages that the server refused, by reason, in the rounds in which it refused any |
     | `away` | with faults: clients that were away |
     | `seconds` | wall time of the round |

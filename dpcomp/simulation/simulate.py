@@ -204,12 +204,15 @@ def simulate(
         with shown_rounds(rounds, task.name, done=len(rows), shown=progress) as bar:
             while len(rows) < rounds and not stopped:
                 number, started = len(rows) + 1, time.perf_counter()
+                clip_norm = federation.server.memory.clip_norm
                 outcome = federation.play_round()
                 average.take(number, federation.server.model)
                 row: dict[str, float] = {"round": number, **outcome.columns(local.layout)}
                 measured = evaluated(number, rounds, evaluate_every, between)
                 if measured:
                     row |= local.evaluate(federation.server.model)
+                if clip_norm is not None:
+                    row["clip_norm"] = clip_norm
                 if faults != Faults():
                     row["away"] = outcome.away
                 row["seconds"] = time.perf_counter() - started

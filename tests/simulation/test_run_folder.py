@@ -66,6 +66,10 @@ KINDS = {
     "asked for three": (pipeline(rate=None), {"participation": Fixed(2), "memory_budget": 0}),
     "own noise of a client": (pipeline("client"), {"server": ServerOptimizer(momentum=0.5, behind_feedback=True)}),
     "trusted server": (pipeline(**TRUSTED), {"server": ServerAdam(behind_feedback=True), "tail": 0.5}),
+    "norm that adapts": (
+        dp.Pipeline(mechanism=(dp.AdaptiveClip(initial=0.1), dp.Gaussian(1.0)), codec=TOP, **TRUSTED),
+        {},
+    ),
     "mask first": (pipeline(order="mask first"), {"partition": Dirichlet(0.5), "probes": (Clipping(),)}),
     "momentum": (dp.Pipeline(mechanism=NOISE, codec=TOP, feedback=dp.MomentumCorrection(momentum=0.5)), {}),
     "differences": (dp.Pipeline(mechanism=NOISE, codec=TOP, feedback=dp.EF21(weight=0.5)), {"memory_budget": 400}),
