@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -86,13 +86,16 @@ class ReleasedSum:
         divisor: What the sum is divided by; None for the number of updates.
     """
 
-    next_clip_norm: ClassVar[None] = None
-
     def __init__(self, channel: Channel, memory: ServerMemory, divisor: int | None = None):
         self._channel, self._memory, self._divisor = channel, memory, divisor
         self._sum, self._count = ExactSum(memory.layout.size), 0
         self._support: Support | None = None  # of the first update; everywhere, where others have other ones
         self._places = set[int]()  # of all own supports that one permutation dealt
+
+    @property
+    def next_clip_norm(self) -> None:
+        """No clip norm: clients have clipped."""
+        return None
 
     def add(self, update: Update, weight: float = 1.0) -> None:
         """Add weight · update; the product is rounded to float32, and the sum is exact.
@@ -177,8 +180,13 @@ class ClippedSum:
 
     def __init__(self, release: TrustedRelease, memory: ServerMemory):
         self._release, self._memory = release, memory
-        self.next_clip_norm: float | None = None
+        self._next_clip_norm: float | None = None
         self._sum = SumOfTotals(release.pipeline.empty_total(memory))
+
+    @property
+    def next_clip_norm(self) -> float | None:
+        """The clip norm of the next round, once `mean` has released it; None where it stays as it is."""
+        return self._next_clip_norm
 
     def add(self, update: Update, weight: float = 1.0) -> None:
         """Add an update, as `total_of` bounds it; a trusted server accepts none that is late, so the weight is 1."""
@@ -198,7 +206,7 @@ class ClippedSum:
         release, memory = self._release, self._memory
         permit = release.ledger.charge(release.pipeline.cost, memory.address)
         released = release.pipeline.noise(self._sum.total(), memory, release.secret, permit)
-        self.next_clip_norm = release.pipeline.clip_norm_after(released, memory, release.divisor)
+        self._next_clip_norm = release.pipeline.clip_norm_after(released, memory, release.divisor)
         return released.derive(released.dense() / np.float32(release.divisor))
 
 

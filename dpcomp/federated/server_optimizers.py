@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -79,8 +79,6 @@ class ServerOptimizer:
     momentum: float = 0.0
     behind_feedback: bool = False
 
-    moments: ClassVar[tuple[str, ...]] = ("velocity",)
-
     def __post_init__(self):
         check_type(
             self.behind_feedback, bool, f"ServerOptimizer(behind_feedback={self.behind_feedback!r}): give True or False"
@@ -89,6 +87,11 @@ class ServerOptimizer:
         momentum = real_number(self.momentum, "ServerOptimizer(momentum)", "a number in [0, 1)")
         if not 0 <= rate < np.inf or not 0 <= momentum < 1:
             raise ValueError(f"{self}: the learning rate is a finite number from 0 on, the momentum one in [0, 1)")
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The name of the velocity, which is kept from round to round."""
+        return ("velocity",)
 
     def refuse_feedback(self, channel: Channel) -> None:
         """Refuse momentum behind the feedback of clients, unless it was asked for.
@@ -135,8 +138,6 @@ class _Adaptive(ABC):
     adaptivity: float = 1e-3
     behind_feedback: bool = False
 
-    moments: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
-
     def __post_init__(self):
         name = type(self).__name__
         check_type(self.behind_feedback, bool, f"{name}(behind_feedback={self.behind_feedback!r}): give True or False")
@@ -164,6 +165,11 @@ class _Adaptive(ABC):
                 "second moment in between, so what waited in a residual is scaled up when it comes. Use "
                 "Pipeline(feedback=False), or server=ServerOptimizer(); or ask for it with behind_feedback=True"
             )
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The names of both moments, which are kept from round to round."""
+        return ("first_moment", "second_moment")
 
     @abstractmethod
     def _second_moment(

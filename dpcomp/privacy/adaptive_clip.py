@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -46,7 +45,7 @@ class AdaptiveClip:
     Args:
         initial: C before the first round, from 10⁻²⁰ to 10²⁰; a public number.
         quantile: γ, in [0, 1]: the share of clients that are to be no longer than C.
-        learning_rate: η, above 0: C moves by a factor of at most about e^η a round.
+        learning_rate: η, from 10⁻⁹ to 10: C moves by a factor of at most about e^η a round.
         count_noise: σ, the standard deviation of the noise on the count, in clients; more than half the noise
             multiplier. The paper takes a twentieth of the expected cohort. None: five noise multipliers.
 
@@ -76,17 +75,18 @@ class AdaptiveClip:
     count_noise: float | None = None
 
     def __post_init__(self):
-        for name, allowed, fits in (
-            ("initial", f"a number from {SMALLEST_NORM:g} to {LARGEST_NORM:g}", _in(SMALLEST_NORM, LARGEST_NORM)),
-            ("quantile", "a number in [0, 1]", _in(0.0, 1.0)),
-            ("learning_rate", "a number above 0, to 10", _in(1e-9, 10.0)),
-            ("count_noise", "a number above 0, or None", _in(1e-9, 1e9)),
+        for name, least, most in (
+            ("initial", SMALLEST_NORM, LARGEST_NORM),
+            ("quantile", 0.0, 1.0),
+            ("learning_rate", 1e-9, 10.0),
+            ("count_noise", 1e-9, 1e9),
         ):
             value = getattr(self, name)
             if (name, value) == ("count_noise", None):
                 continue
+            allowed = f"a number from {least:g} to {most:g}"
             number = real_number(value, f"AdaptiveClip({name})", allowed)
-            if not fits(number):
+            if not least <= number <= most:
                 raise ValueError(f"AdaptiveClip({name}) is {value!r}: give {allowed}")
             object.__setattr__(self, name, number)
 
@@ -174,7 +174,3 @@ def sum_multiplier(noise_multiplier: float, count_noise: float | None) -> float:
             f"above {noise_multiplier / 2:g}, such as {COUNT_NOISE * noise_multiplier:g}, or None"
         )
     return noise_multiplier / math.sqrt(left)
-
-
-def _in(least: float, most: float) -> Any:
-    return lambda number: least <= number <= most

@@ -53,6 +53,7 @@ class Run:
             beside the guarantee.
         warnings: What is wrong with the run, a sentence each: `simulate` warns of the same. Some depend on clean data,
             and are for research alone.
+        stopped: Why a callback stopped the run before its last round; empty where none did.
     """
 
     rows: tuple[dict[str, float], ...]
@@ -62,6 +63,7 @@ class Run:
     probed: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     tail_model: Float32[np.ndarray, "d"] | None = None
+    stopped: str = ""
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the run to a folder, which is made if it is missing: `model.safetensors` and `run.json`.

@@ -35,15 +35,15 @@ def run_guarantee(
         forgone: The number of rounds that were asked for and not played, since a callback stopped the run.
     """
     guarantee = ledger.guarantee(delta, units)
-    if guarantee.steps == 0 or forgone:
-        # An empty ledger does not know the unit and trust of the pipeline. In each round that did not come, a client
-        # may have been charged as much as it was for any round.
+    if forgone:
+        # In each round that did not come, a client may have been charged as much as it was for any round.
         steps = guarantee.steps + forgone * max(1, ledger.most_steps)
         all_rounds = pipeline.guarantee(steps, delta, units)
         clauses = dict.fromkeys((*all_rounds.assumptions, *guarantee.assumptions))
         guarantee = replace(all_rounds, assumptions=tuple(clauses))
-    if forgone:
         assumptions = (f"the ε is that of all rounds, of which {forgone:,} did not come", *assumptions)
+    elif guarantee.steps == 0:  # an empty ledger does not know the unit and trust of the pipeline
+        guarantee = pipeline.guarantee(0, delta, units)
     if not pipeline.trust_model.releases_local_steps:
         divisor = expected_participants(pipeline, clients)
         assumptions = (*assumptions, f"the divisor {divisor:g} and the number of clients, {clients:,}, are public")

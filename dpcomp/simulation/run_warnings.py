@@ -24,7 +24,6 @@ def run_warnings(
     delta: float,
     units: int,
     model: Float32[np.ndarray, "d"],
-    stopped: str = "",
 ) -> tuple[str, ...]:
     """Say what is wrong with a run.
 
@@ -35,11 +34,10 @@ def run_warnings(
         delta: δ of the guarantee.
         units: The public number of units N.
         model: The last model, as a (d,) vector.
-        stopped: Why a callback stopped the run; empty where none did.
 
     Returns:
         A sentence for each of: δ is not below 1/N; no client took part, in some rounds or all; messages were refused;
-        gradients were not finite; the training diverged; a callback stopped the run.
+        gradients were not finite; the training diverged.
     """
     found: list[str] = []
     if delta * units >= 1:
@@ -81,8 +79,6 @@ def run_warnings(
             f"the last test_loss is {last['test_loss']:.3g}, that of the first model {first['test_loss']:.3g}: the "
             "training diverged. Lower the learning rate, or use less noise"
         )
-    if stopped:
-        found.append(f"a callback stopped the run after {len(rows):,} rounds: {stopped}")
     return tuple(found)
 
 

@@ -37,7 +37,7 @@ from dpcomp.simulation.run import Run
 from dpcomp.simulation.run_guarantee import columns_of_clean_data, run_guarantee
 from dpcomp.simulation.run_warnings import run_warnings, warn_of
 from dpcomp.simulation.saving.run_folder import Facts, RunFolder, RunState, opened_run_folder
-from dpcomp.simulation.saving.settings import described
+from dpcomp.simulation.saving.settings import described, versions
 from dpcomp.simulation.saving.what_is_saved import fingerprint, refuse_unsavable
 from dpcomp.simulation.simulated_federation import SimulatedFederation, opened_federation
 from dpcomp.simulation.task import Task
@@ -245,7 +245,6 @@ def simulate(
             delta=delta,
             units=units,
             model=federation.server.model,
-            stopped=stopped,
         )
         warn_of(wrong)
         assumptions = local.assumptions
@@ -269,6 +268,7 @@ def simulate(
             tail_model=tail_model,
             probed=columns_of_clean_data(pipeline, rows, watched.columns),
             warnings=wrong,
+            stopped=stopped,
         )
         for callback in watching:
             callback.end(run)
@@ -380,6 +380,7 @@ def _opened(
         if folder is not None:
             settings |= {"trainer": trainer, "secret": fingerprint(secret), "first_model": first_model}
             settings |= {"layout": local.layout, "population": task.population, "name": task.name}
+            settings["versions"] = versions()
             run_folder = stack.enter_context(opened_run_folder(folder, described(settings)))
             saved = run_folder.read(watched.channel)
         federation = stack.enter_context(

@@ -87,6 +87,21 @@ def test_sum_and_count_get_the_noise_that_is_charged_and_not_the_same(sigma):
     assert draws[0].noise_stddev == pytest.approx(norm * sum_multiplier(z, sigma))
 
 
+def test_the_pair_tells_neighbours_apart_as_well_as_one_gaussian_of_what_is_charged():
+    """The best test there is, on real releases: its two means lie 1/z of its deviations apart, and no more."""
+    z, sigma, norm, times = 0.5, 0.3, 3.0, 600
+    chosen = pipeline_of(z, count_noise=sigma)
+    memory, scores = memory_of(chosen, norm, 1), []
+    for client, block in enumerate((np.zeros((0, 1), np.float32), np.full((1, 1), norm, np.float32))):
+        permit = dp.Ledger().charge(chosen.cost, replace(memory.address, round=client), steps=times)
+        draws = [chosen.noise(chosen.clip(block, memory), memory, dp.SecretSeed(client), permit) for _ in range(times)]
+        sums = np.array([draw.values[0] for draw in draws]) / norm
+        counts = np.array([draw.noisy_count for draw in draws])
+        scores.append(sums / sum_multiplier(z, sigma) ** 2 + counts / (2 * sigma**2))
+    apart = (scores[1].mean() - scores[0].mean()) / np.concatenate([score - score.mean() for score in scores]).std()
+    assert apart == pytest.approx(1 / z, abs=5 * math.sqrt(2 / times) + 0.05)
+
+
 UNITS = [
     *([0.0] * D, [1e-30] * D, [1e30] * D, [3e38] * D, [np.nan] * D, [np.inf, *[0.0] * (D - 1)], [-np.inf] * D),
     *([2.0, *[0.0] * (D - 1)], [np.nextafter(np.float32(2), np.float32(3)), *[0.0] * (D - 1)], [0.1] * D),

@@ -25,6 +25,7 @@ def a_run(**changes):
         "model": np.arange(7, dtype=np.float32),
         "probed": ("seconds",),
         "warnings": ("a warning",),
+        "stopped": "a reason",
     }
     return Run(**(fields | changes))
 
@@ -45,7 +46,7 @@ def test_a_run_is_read_as_it_was_written(changes, tmp_path):
     assert two.model.tobytes() == one.model.tobytes()
     assert (two.tail_model is None) == (one.tail_model is None)
     assert two.tail_model is None or two.tail_model.tobytes() == one.tail_model.tobytes()
-    for name in ("guarantee", "layout", "probed", "warnings"):
+    for name in ("guarantee", "layout", "probed", "warnings", "stopped"):
         assert getattr(two, name) == getattr(one, name)
     assert str(two.rows) == str(one.rows)
     assert json.loads((tmp_path / "new" / "run.json").read_text())["guarantee"]["text"] == str(one.guarantee)

@@ -19,7 +19,7 @@ import dpcomp as dp
 from dpcomp.federated import ServerAdam, ServerOptimizer
 from dpcomp.privacy.ledger.ledger_copy import copy_of_ledger, ledger_of_copy
 from dpcomp.simulation import Callback, Clipping, Dirichlet, Faults, Fixed, Unversioned
-from dpcomp.simulation.saving import run_folder
+from dpcomp.simulation.saving import run_folder, settings
 from dpcomp.simulation.saving.settings import described, differences
 from dpcomp.training.pytorch import PyTorch
 from dpcomp.wire import exchange
@@ -155,6 +155,15 @@ def test_another_call_is_refused_by_its_difference(other, said, tmp_path):
     assert made(pipeline(), folder=tmp_path).rows == before.rows
 
 
+def test_another_version_of_what_computes_is_refused(tmp_path, monkeypatch):
+    made(pipeline(), folder=tmp_path)
+    monkeypatch.setattr(
+        sys.modules["dpcomp.simulation.simulate"], "versions", lambda: settings.versions() | {"numpy": "1"}
+    )
+    with pytest.raises(dp.DpcompError, match=rf"versions.numpy was {np.__version__} and is 1"):
+        made(pipeline(), folder=tmp_path)
+
+
 def killed(*_, **__):
     raise Killed
 
@@ -259,6 +268,9 @@ def test_values_are_described_alike_in_every_process_and_tell_data_apart():
     task = replace(Blobs(), broken=0.5)
     assert described(task) != described(Blobs())
     assert "0x" not in json.dumps(described((Blobs(), PyTorch(), object(), made, test_a_folder_in_use_is_refused)))
+    used = Blobs()
+    used.model(0)  # which the task keeps
+    assert described(used) == described(Blobs())
     one, other = np.arange(4.0), np.array([0.0, 1.0, 2.0, 3.0 + 1e-9])
     assert described(one) == described(one.copy()) != described(other)
     assert described(np.zeros((2, 3))) != described(np.zeros((3, 2)))

@@ -243,7 +243,8 @@ class SumOfTotals:
     def __init__(self, empty: Total):
         self._clipped_by = empty.clipped_by
         self._empty, self._batches = empty, empty.batches(self._clipped_by)
-        self._sum, self._counts = ExactSum(len(empty.vector())), dict.fromkeys(COUNTS, 0)
+        self._sum = ExactSum(len(empty.vector()))
+        self._counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
 
     def add(self, total: Total) -> None:
         """Add a total.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float32
@@ -41,7 +42,7 @@ class RunInProgress:
         the results (PRIVACY_RULES 23). So nothing is gained in ε, only time.
 
         Args:
-            why: The reason, as a clause; the run's warnings say it.
+            why: The reason, as a clause: `Run.stopped`.
 
         Raises:
             ValueError: The reason is empty.
@@ -106,12 +107,13 @@ def check_callbacks(callbacks: object) -> tuple[Callback, ...]:
         TypeError: It is not an iterable of callbacks.
     """
     several = isinstance(callbacks, Iterable) and not isinstance(callbacks, type)
-    given: tuple[object, ...] = tuple(callbacks) if several else (callbacks,)
-    for each in given:
+    given: list[Callback] = []
+    for each in cast("Iterable[object]", callbacks) if several else (callbacks,):
         if not isinstance(each, Callback):
             what = f"{each!r}, a class: give an instance, {each.__name__}(…)" if isinstance(each, type) else repr(each)
             raise TypeError(
                 f"simulate(callbacks=...) holds {what}: give a tuple of instances of subclasses of "
                 "dpcomp.simulation.Callback"
             )
-    return given
+        given.append(each)
+    return tuple(given)

@@ -53,6 +53,7 @@ def write_run(folder: Path, run: "Run") -> None:
         "layout": run.layout.shapes,
         "probed": run.probed,
         "warnings": run.warnings,
+        "stopped": run.stopped,
         "digests": {name: _digest_of(model) for name, model in models.items()},
     }
     write_whole(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False).encode())
@@ -89,6 +90,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             "tail_model": models.get(TAIL_MODEL),
             "probed": tuple(facts["probed"]),
             "warnings": tuple(facts["warnings"]),
+            "stopped": facts["stopped"],
         }
     except FileNotFoundError as error:
         raise DpcompError(f"{folder} holds no run ({error}): give a folder that Run.save wrote") from error

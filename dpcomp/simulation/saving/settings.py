@@ -2,14 +2,18 @@
 
 import functools
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from importlib.metadata import version
 from numbers import Integral, Real
 from typing import Any, cast
 
 import numpy as np
 from array_api_compat import is_torch_array
 
+# Their arithmetic decides the last bits of a run; those that are not imported decide nothing.
+LIBRARIES = ("dpcomp", "numpy", "scipy", "torch", "jax")
 MOST_NAMED = 3  # differences that an error names
 
 
@@ -17,7 +21,7 @@ def described(value: Any) -> Any:
     """Return a value in types of JSON, the same in every process.
 
     A dataclass is described by its class and fields, an array or tensor by its digest, a function by its name. Of any
-    other object the class alone is described: what it holds is not compared.
+    other object, and of a list that holds such objects and may have grown since, the class alone is described.
 
     Args:
         value: An argument of `simulate`.
@@ -27,7 +31,9 @@ def described(value: Any) -> Any:
     if isinstance(value, (Integral, Real)):
         return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, (tuple, list)):
-        return [described(item) for item in cast("list[Any]", value)]
+        items = cast("list[Any]", value)
+        opaque = isinstance(value, list) and any(isinstance(described(item), _ClassName) for item in items)
+        return _name(list) if opaque else [described(item) for item in items]
     if isinstance(value, Mapping):
         return {str(key): described(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, np.ndarray) or is_torch_array(value):
@@ -37,7 +43,12 @@ def described(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         told = {item.name: described(getattr(value, item.name)) for item in fields(value) if item.init and item.compare}
         return {_name(type(value)): told}
-    return _name(value if hasattr(value, "__qualname__") else type(value))
+    return _name(value) if hasattr(value, "__qualname__") else _ClassName(_name(type(value)))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the imported libraries whose arithmetic a run depends on, by name."""
+    return {name: version(name) for name in LIBRARIES if name in sys.modules}
 
 
 def differences(saved: Any, given: Any) -> str:
@@ -76,6 +87,10 @@ def _described_array(value: Any) -> Any:
         return described(array.tolist())
     digest = hashlib.blake2b(array.view(np.uint8).data if array.size else b"", digest_size=8).hexdigest()
     return f"{array.dtype} {list(np.shape(value))} {digest}"
+
+
+class _ClassName(str):
+    """The name of the class of an object of which nothing else is described."""
 
 
 def _name(value: Any) -> str:
