@@ -182,6 +182,7 @@ def simulate(
         backend=backend,
     ) as opened:
         federation, local, watched = opened.federation, opened.trainer, opened.watched
+        first = local.evaluate(opened.first_model)  # before anything is spent: it tries the test set too
         average, rows, stopped = TailAverage(tail=tail, rounds=rounds), list[dict[str, float]](), ""
         if opened.saved is not None:
             facts = opened.saved.facts
@@ -240,7 +241,7 @@ def simulate(
         units = {"example": task.population, "client": clients}[pipeline.unit]
         wrong = run_warnings(
             rows,
-            local.evaluate(opened.first_model),
+            first,
             watched,
             delta=delta,
             units=units,
