@@ -126,7 +126,7 @@ def test_every_point_is_tuned_and_the_table_has_a_row_for_each(config, capsys):
     }
     for name in finished(config):
         model = load_file(results_of(config).model_of(name))
-        assert {layer: tensor.shape for layer, tensor in model.items()} == {"weight": (10, 64), "bias": (10,)}
+        assert sorted(tensor.shape for tensor in model.values()) == [(10,), (10, 64)]
 
 
 FRAGILE = TEXT.replace("learning_rate = [0.5, 2.0]", "").replace("seeds = [0, 1]", "seeds = [0]").split("[grid]")[0]

@@ -32,8 +32,10 @@ def described(value: Any) -> Any:
         return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, (tuple, list)):
         items = cast("list[Any]", value)
-        opaque = isinstance(value, list) and any(isinstance(described(item), _ClassName) for item in items)
-        return _name(list) if opaque else [described(item) for item in items]
+        told = [described(item) for item in items]
+        # An empty one too, which may be filled as the run goes on.
+        opaque = isinstance(value, list) and (not told or any(isinstance(each, _ClassName) for each in told))
+        return _name(list) if opaque else told
     if isinstance(value, Mapping):
         return {str(key): described(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, np.ndarray) or is_torch_array(value):
