@@ -124,9 +124,10 @@ def test_every_point_is_tuned_and_the_table_has_a_row_for_each(config, capsys):
     assert {path.name for path in config.parent.iterdir()} == {
         *("own.py", "small.toml", "small.jsonl", "small.csv", "small.training.png", "small.models")
     }
-    for name in finished(config):
+    for name, report in finished(config).items():
         model = load_file(results_of(config).model_of(name))
-        assert sorted(tensor.shape for tensor in model.values()) == [(10,), (10, 64)]
+        assert sum(tensor.size for tensor in model.values()) == report["coordinates"]
+        assert model["output.weight"].shape == (10, 160)
 
 
 FRAGILE = TEXT.replace("learning_rate = [0.5, 2.0]", "").replace("seeds = [0, 1]", "seeds = [0]").split("[grid]")[0]
