@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dpcomp.privacy.claim import Unbounded as Unbounded
     from dpcomp.privacy.units.unit_gradients import Total as Total
     from dpcomp.privacy.clip import Clip as Clip
+    from dpcomp.privacy.adaptive_clip import AdaptiveClip as AdaptiveClip
     from dpcomp.privacy.gaussian import Gaussian as Gaussian
     from dpcomp.privacy.sampling import Poisson as Poisson
     from dpcomp.privacy.unsafe import unsafe as unsafe
@@ -95,6 +96,7 @@ _MODULES = {
     **dict.fromkeys(("Bounded", "Released", "Unbounded"), "dpcomp.privacy.claim"),
     "Total": "dpcomp.privacy.units.unit_gradients",
     "Clip": "dpcomp.privacy.clip",
+    "AdaptiveClip": "dpcomp.privacy.adaptive_clip",
     "Gaussian": "dpcomp.privacy.gaussian",
     "Poisson": "dpcomp.privacy.sampling",
     "unsafe": "dpcomp.privacy.unsafe",

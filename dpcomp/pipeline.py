@@ -30,8 +30,9 @@ from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import HasPublicSupport
 from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed, SecretSeed
 from dpcomp.core.support import Everywhere
-from dpcomp.privacy import Clip, Gaussian, Poisson, Unsafe
-from dpcomp.privacy.claim import Bounded, Released, Stage, Transform, claim_after, fold
+from dpcomp.privacy import AdaptiveClip, Clip, Gaussian, Poisson, Unsafe
+from dpcomp.privacy.adaptive_clip import count_stddev, sum_multiplier
+from dpcomp.privacy.claim import Bounded, BoundedWithCount, Released, Stage, Transform, claim_after, fold
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.gaussian import noise_of_step, public_grid
 from dpcomp.privacy.guarantee import Guarantee
@@ -71,7 +72,8 @@ class _Facts:
         claim: On the mechanism's output.
         cost: Of a release.
         l2: The sensitivity that the noise multiplier scales.
-        stddev: The noise's standard deviation.
+        stddev: The noise's standard deviation; with `AdaptiveClip`, in clip norms.
+        count_stddev: That of the noise on the count of `AdaptiveClip`; 0 without one.
         clips_by: What identifies the mechanism whose totals the pipeline may release.
     """
 
@@ -80,6 +82,7 @@ class _Facts:
     cost: Cost
     l2: float
     stddev: float
+    count_stddev: float
     clips_by: Any
 
 
@@ -160,6 +163,7 @@ class Pipeline:
         if self.codec.averaged_clients:
             self._check_estimates()
         self._check_feedback(masks)
+        self._check_adaptive_clip()
         self._check_noise_share()
         if masks and any(codec.predict for codec in codecs):
             raise ValueError(
@@ -235,6 +239,38 @@ class Pipeline:
                     "would set the whole momentum to zero in every round. Use masking=False, or a sparsifier and no "
                     "predict="
                 )
+
+    def _check_adaptive_clip(self) -> None:
+        """Refuse a clip norm that adapts where nobody counts what it follows, or where its claim would not hold."""
+        places = [number for number, stage in enumerate(self.stages) if isinstance(stage, AdaptiveClip)]
+        if not places:
+            return
+        stage = self.stages[places[0]]
+        if isinstance(self.mechanism, Unsafe):
+            raise ValueError(
+                f"dp.unsafe(...) with {stage}: what it charges is proven for its own place alone. Use Clip"
+            )
+        if self.trust_model.noise_at != "server":
+            raise NotPrivate(
+                f"{stage} with unit={self.unit!r} and trust={self.trust!r}: its norm follows a count over all clients, "
+                "which a trusted server alone can make and noise. Use unit='client' and trust='server', or "
+                "dp.Clip(norm)"
+            )
+        if self.codec.noise_share is not None:
+            raise NotPrivate(
+                f"{stage} beside {self.codec.quantize}, whose clients clip to a fixed norm, so that their errors are "
+                "the noise: use dp.Clip(norm), or another quantiser"
+            )
+        if places != [len(self.stages) - 2] or self._noise is None:
+            raise ValueError(
+                f"{stage} does not stand directly before Gaussian: the two share the noise between a sum and a count. "
+                "Write mechanism=(…, dp.AdaptiveClip(…), dp.Gaussian(…)), with a public support before it"
+            )
+
+    @property
+    def _adaptive(self) -> AdaptiveClip | None:
+        stage = self._transforms[-1] if self._transforms else None
+        return stage if isinstance(stage, AdaptiveClip) else None
 
     def _check_noise_share(self) -> None:
         """Refuse a pipeline in which the error of the clients' codec is meant to be noise, and would not hide them."""
@@ -313,6 +349,9 @@ class Pipeline:
             return 0.0
         if not isinstance(self.mechanism, Unsafe):
             before = claim_after(self.stages[:-1])
+            if isinstance(before, BoundedWithCount):
+                multiplier = self._noise.noise_multiplier
+                return before.l2 * sum_multiplier(multiplier, before.count_noise) / multiplier
             if isinstance(before, Bounded):
                 return before.l2
         norms = [stage.norm for stage in self.stages if isinstance(stage, Clip)]
@@ -323,6 +362,12 @@ class Pipeline:
     @property
     def _noise_stddev(self) -> float:
         return self._noise.noise_multiplier * self._noise_l2 if self._noise else 0.0
+
+    @property
+    def _count_stddev(self) -> float:
+        if self._adaptive is None or self._noise is None:
+            return 0.0
+        return count_stddev(self._noise.noise_multiplier, self._adaptive.count_noise)
 
     @property
     def cost(self) -> Cost:
@@ -336,6 +381,8 @@ class Pipeline:
                 event = self.sampling.amplify(event)
         why_unsafe = self.mechanism.why if isinstance(self.mechanism, Unsafe) else ""
         assumed = () if self._shared_noise is None else self._shared_noise.assumed(self.sampling)
+        if self._adaptive is not None:
+            assumed = (*assumed, "the event is that of the sum and of the noisy count that the clip norm follows")
         return Cost(
             event=event, unit=self.unit, trust=self.trust, sampling=sampling, why_unsafe=why_unsafe, assumed=assumed
         )
@@ -388,6 +435,7 @@ class Pipeline:
             cost=self.cost,
             l2=self._noise_l2,
             stddev=self._noise_stddev,
+            count_stddev=self._count_stddev,
             # A stage that was changed equals itself, so the contents too; and the shares of the noise that units have.
             clips_by=(self.mechanism, contents[0], self.codec.noise_share),
         )
@@ -580,7 +628,9 @@ class Pipeline:
         downlink = ErrorFeedback() if self.feedback else None
         genesis = Genesis.of(first_model, run_id)
         return ServerMemory(
-            **self._memory_at_start(Layout.of(layout), seed, genesis, downlink), dither_keys=dither_keys
+            **self._memory_at_start(Layout.of(layout), seed, genesis, downlink),
+            dither_keys=dither_keys,
+            clip_norm=None if self._adaptive is None else self._adaptive.initial,
         )
 
     def _check_keys(self, keys: Any, needed: type, where: str, example: str) -> None:
@@ -739,10 +789,44 @@ class Pipeline:
                 vector = self._noise.release(vector, normal, facts.l2)
             else:
                 vector = shared.completed(vector, total.units, normal)
+        stddev, count = facts.stddev, None
+        if self._adaptive is not None:
+            # The sum was clipped to 1 and noised as such: its unit is a released number.
+            assert isinstance(memory, ServerMemory)
+            assert memory.clip_norm is not None
+            place = (address.run, address.client, address.round, step)
+            count = self._adaptive.noisy_count(
+                total, facts.count_stddev, secret.standard_normal(1, "count noise", *place)
+            )
+            vector, stddev = vector * np.float32(memory.clip_norm), stddev * memory.clip_norm
         update = Update(
-            values=vector, layout=memory.layout, address=address, support=total.support, noise_stddev=facts.stddev
+            values=vector,
+            layout=memory.layout,
+            address=address,
+            support=total.support,
+            noise_stddev=stddev,
+            noisy_count=count,
         )
         return with_claim(update, facts.claim)
+
+    def clip_norm_after(self, released: Update, memory: ServerMemory, expected: float) -> float | None:
+        """Return the clip norm of the round after a release.
+
+        **Privacy:** it is made of the noisy count that was released with the sum, and of public numbers.
+
+        Args:
+            released: What `noise` returned.
+            memory: The server's memory in the round of the release.
+            expected: The expected number of clients in a round, a public constant.
+
+        Returns:
+            The norm; None where the mechanism has no `AdaptiveClip`.
+        """
+        if self._adaptive is None:
+            return None
+        assert memory.clip_norm is not None
+        assert released.noisy_count is not None
+        return self._adaptive.norm_after(memory.clip_norm, released.noisy_count, expected)
 
     def release(
         self, blocks: Iterable[Any], memory: ClientMemory | ServerMemory, secret: SecretSeed, permit: Permit
@@ -1002,7 +1086,7 @@ class Pipeline:
 
 def _refuse_subclass(part: Any) -> None:
     """Refuse a subclass of a part whose proof is in its code: what it overrides would still be charged as before."""
-    for proven in (Clip, Gaussian, Poisson, RandomK, ExactGaussian):
+    for proven in (Clip, AdaptiveClip, Gaussian, Poisson, RandomK, ExactGaussian):
         if isinstance(part, proven) and type(part) is not proven:
             raise TypeError(
                 f"{part!r} is of {type(part).__name__}, a subclass of {proven.__name__}, whose proof is of that class "

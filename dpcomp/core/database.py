@@ -40,6 +40,7 @@ READERS_SHARE = 0.25  # for so much of the time that a change takes, readers of 
 HEADER_BYTES, MAGIC, JOURNAL_MAGIC = 100, b"SQLite format 3\0", bytes.fromhex("d9d505f920a163d7")
 PENDING, RESERVED, SHARED = 2**30, 2**30 + 1, 2**30 + 2
 SHARED_BYTES = 510
+IN_MEMORY = ":memory:"  # the name of a database that has no file
 WAITING = SHARED + SHARED_BYTES  # a byte that SQLite does not lock: here a reader says that it waits
 
 
@@ -181,9 +182,35 @@ def memory_database(kind: DatabaseKind, fill: Callable[[sqlite3.Connection], Non
         kind: What it holds.
         fill: Writes the first rows.
     """
-    database = Database(":memory:", _connect("file::memory:"), None)
+    database = Database(IN_MEMORY, _connect("file::memory:"), None)
     _make_tables(database, kind, fill)
     return database
+
+
+def memory_copy(kind: DatabaseKind, content: bytes) -> Database:
+    """Make a database in memory that holds what another one did.
+
+    Args:
+        kind: What it holds.
+        content: What SQLite's `serialize` returned of the other one.
+
+    Raises:
+        DpcompError: The content is damaged, or of another kind or format.
+    """
+    marked, version = (int.from_bytes(content[place : place + 4], "big") for place in (68, 60))
+    if not content.startswith(MAGIC) or (marked, version) != (kind.application_id, kind.format):
+        raise DpcompError(f"it is no {kind.name} of format {kind.format}")
+    connection = _connect("file::memory:")
+    try:
+        connection.deserialize(content)
+        _refuse_damaged(connection, Path(IN_MEMORY), kind, "integrity_check")
+    except sqlite3.Error as error:
+        connection.close()
+        raise DpcompError(f"it is damaged ({error})") from error
+    except DpcompError:
+        connection.close()
+        raise
+    return Database(IN_MEMORY, connection, None)
 
 
 def create_database(

@@ -69,6 +69,7 @@ class PublicContext:
             runs, so it is None in `HasPublicSupport.public_support` itself.
         previous_support: The last support that was listed on the same link; the entropy coder may code the next one by
             its changes. None before the first.
+        clip_norm: The clip norm of `dp.AdaptiveClip` in this round, in the contexts of stages at the server; else None.
         packed: Whether levels are packed into whole bits, as `dp.FixedWidth` does; the codec sets it.
         noise_share: The only value that is not public: what `dp.ExactGaussian` makes its share of the noise with. None
             where the codec has another quantiser, and in each context of a stage.
@@ -91,6 +92,7 @@ class PublicContext:
     history: Float32[np.ndarray, "h"] | None = None
     public_support: Support | None = None
     previous_support: Listed | None = None
+    clip_norm: float | None = None
     packed: bool = False
     noise_share: NoiseShare | None = None
 

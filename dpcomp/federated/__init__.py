@@ -3,7 +3,6 @@
 from dpcomp.federated.absence import Decay as Decay
 from dpcomp.federated.absence import Drop as Drop
 from dpcomp.federated.absence import Keep as Keep
-from dpcomp.federated.aggregation import ServerOptimizer as ServerOptimizer
 from dpcomp.federated.aggregation import TrustedRelease as TrustedRelease
 from dpcomp.federated.cohort import Cohort as Cohort
 from dpcomp.federated.cohort import Fixed as Fixed
@@ -17,3 +16,8 @@ from dpcomp.federated.phases import Restarted as Restarted
 from dpcomp.federated.phases import TimedOut as TimedOut
 from dpcomp.federated.phases import Trained as Trained
 from dpcomp.federated.server import Server as Server
+from dpcomp.federated.server_optimizers import ServerAdagrad as ServerAdagrad
+from dpcomp.federated.server_optimizers import ServerAdam as ServerAdam
+from dpcomp.federated.server_optimizers import ServerOptimizer as ServerOptimizer
+from dpcomp.federated.server_optimizers import ServerRule as ServerRule
+from dpcomp.federated.server_optimizers import ServerYogi as ServerYogi

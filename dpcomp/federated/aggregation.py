@@ -7,7 +7,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.core.checks import check_type, real_number
 from dpcomp.core.exact_sum import ExactSum
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.core.support import Dealt, Everywhere, Support
@@ -56,9 +55,18 @@ class Releases(Protocol):
         """Add noise to a total; `Pipeline.noise` explains the arguments."""
         ...
 
+    def clip_norm_after(self, released: Update, memory: ServerMemory, expected: float) -> float | None:
+        """Return the clip norm of the next round; `Pipeline.clip_norm_after` explains the arguments."""
+        ...
+
 
 class RoundSum(Protocol):
     """The sum of the updates of a round, to which each is added as it comes, in any order."""
+
+    @property
+    def next_clip_norm(self) -> float | None:
+        """The clip norm of the next round, once `mean` has released it; None where it stays as it is."""
+        ...
 
     def add(self, update: Update, weight: float) -> None:
         """Add an update with a public weight."""
@@ -83,6 +91,11 @@ class ReleasedSum:
         self._sum, self._count = ExactSum(memory.layout.size), 0
         self._support: Support | None = None  # of the first update; everywhere, where others have other ones
         self._places = set[int]()  # of all own supports that one permutation dealt
+
+    @property
+    def next_clip_norm(self) -> None:
+        """No clip norm: clients have clipped."""
+        return None
 
     def add(self, update: Update, weight: float = 1.0) -> None:
         """Add weight · update; the product is rounded to float32, and the sum is exact.
@@ -167,7 +180,13 @@ class ClippedSum:
 
     def __init__(self, release: TrustedRelease, memory: ServerMemory):
         self._release, self._memory = release, memory
+        self._next_clip_norm: float | None = None
         self._sum = SumOfTotals(release.pipeline.empty_total(memory))
+
+    @property
+    def next_clip_norm(self) -> float | None:
+        """The clip norm of the next round, once `mean` has released it; None where it stays as it is."""
+        return self._next_clip_norm
 
     def add(self, update: Update, weight: float = 1.0) -> None:
         """Add an update, as `total_of` bounds it; a trusted server accepts none that is late, so the weight is 1."""
@@ -187,6 +206,7 @@ class ClippedSum:
         release, memory = self._release, self._memory
         permit = release.ledger.charge(release.pipeline.cost, memory.address)
         released = release.pipeline.noise(self._sum.total(), memory, release.secret, permit)
+        self._next_clip_norm = release.pipeline.clip_norm_after(released, memory, release.divisor)
         return released.derive(released.dense() / np.float32(release.divisor))
 
 
@@ -213,89 +233,6 @@ def mean_of_released(
     for update, weight in zip(updates, weights or [1.0] * len(updates), strict=True):
         total.add(update, weight)
     return total.mean()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerOptimizer:
-    """Federated averaging with server momentum: v ← μv + Δ, step = η·v, for the mean Δ of a round's updates.
-
-    The step is added to the model. With the defaults it is plain federated averaging: the step is the mean. Give it to
-    `Server` or `simulate`; the server keeps the velocity v, so several runs may use the same optimiser.
-
-    Momentum behind the feedback of clients is refused, unless `behind_feedback` asks for it: with a sparsifier of
-    density κ a value waits about 1/κ rounds in a residual, and once it is sent, the server applies the sum of these
-    rounds 1/(1 − μ) times over, long after their gradients. `MomentumCorrection` of the pipeline has the momentum in
-    front of the residual instead.
-
-    Source: Hsu, Qi & Brown 2019 (FedAvgM), section 4; Reddi et al. 2021, Algorithm 2. Of momentum and residuals: Lin et
-    al. 2018 (DGC), section 3.1.
-
-    Args:
-        learning_rate: η, the server's learning rate.
-        momentum: μ, in [0, 1); 0 for none.
-        behind_feedback: Whether momentum may stand behind feedback that lets a part of an update wait.
-
-    Raises:
-        TypeError: A rate or momentum is not a number, or `behind_feedback` not a bool.
-        ValueError: A rate or momentum lies outside its range.
-
-    Examples:
-        >>> from dpcomp.federated import ServerOptimizer
-        >>> ServerOptimizer(momentum=0.9)
-        ServerOptimizer(learning_rate=1.0, momentum=0.9, behind_feedback=False)
-    """
-
-    learning_rate: float = 1.0
-    momentum: float = 0.0
-    behind_feedback: bool = False
-
-    def __post_init__(self):
-        check_type(
-            self.behind_feedback, bool, f"ServerOptimizer(behind_feedback={self.behind_feedback!r}): give True or False"
-        )
-        rate = real_number(self.learning_rate, "ServerOptimizer(learning_rate)", "a finite number from 0 on")
-        momentum = real_number(self.momentum, "ServerOptimizer(momentum)", "a number in [0, 1)")
-        if not 0 <= rate < np.inf or not 0 <= momentum < 1:
-            raise ValueError(f"{self}: the learning rate is a finite number from 0 on, the momentum one in [0, 1)")
-
-    def refuse_feedback(self, channel: Channel) -> None:
-        """Refuse momentum behind the feedback of clients, unless it was asked for.
-
-        Args:
-            channel: The channel of both ends: `pipeline.channel`.
-
-        Raises:
-            ValueError: The clients of this channel may send a part of an update in a later round.
-        """
-        if self.momentum and channel.may_wait and not self.behind_feedback:
-            raise ValueError(
-                f"{self} behind feedback={channel.feedback}: a value that waited in a residual for many rounds is "
-                f"applied {1 / (1 - self.momentum):.3g} times over once it is sent. Use momentum=0.0 and "
-                "Pipeline(feedback=dp.MomentumCorrection(...)), or Pipeline(feedback=False); or ask for it with "
-                "behind_feedback=True"
-            )
-
-    def step(
-        self, mean: Update, velocity: Float32[np.ndarray, "d"] | None
-    ) -> tuple[Update, Float32[np.ndarray, "d"] | None]:
-        """Compute the step to broadcast, and the velocity after it.
-
-        **Privacy:** the step is made of released means alone, so it has their claim.
-
-        Args:
-            mean: The mean Δ of a round's updates.
-            velocity: v after the last step, as a (d,) vector; None before the first step.
-
-        Returns:
-            The step η·v on d coordinates, and the new v; without momentum v stays as it was.
-        """
-        if self.momentum == 0:
-            return mean.derive(mean.dense() * np.float32(self.learning_rate)), velocity
-        velocity = mean.dense() if velocity is None else np.float32(self.momentum) * velocity + mean.dense()
-        # Not derive, because the velocity has values outside this mean's support.
-        values = velocity * np.float32(self.learning_rate)
-        step = with_claim(replace(mean, values=values, support=Everywhere(), claim=UNKNOWN), mean.claim)
-        return step, velocity
 
 
 def estimate_after(mean: Update, estimate: Float32[np.ndarray, "d"] | None) -> Update:

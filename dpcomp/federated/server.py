@@ -23,7 +23,6 @@ from dpcomp.federated.aggregation import (
     ClippedSum,
     ReleasedSum,
     RoundSum,
-    ServerOptimizer,
     TrustedRelease,
     estimate_after,
     mean_of_released,
@@ -50,6 +49,7 @@ from dpcomp.federated.messages import (
     write_snapshot,
 )
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
+from dpcomp.federated.server_optimizers import Moments, ServerOptimizer, ServerRule
 from dpcomp.wire import checkpoint, exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint
@@ -158,7 +158,7 @@ class Server:
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
         *,
-        optimizer: ServerOptimizer = ServerOptimizer(),
+        optimizer: ServerRule = ServerOptimizer(),
         late_policy: LatePolicy = Reject(),
         trusted_release: TrustedRelease | None = None,
         clients: int = SERVER,
@@ -193,7 +193,7 @@ class Server:
         self._interrupted = False
         self.refusals: Counter[str] = Counter()
         self._optimizer = optimizer
-        self._begin(memory.with_first_model(model), model, None, None, [])
+        self._begin(memory.with_first_model(model), model, {}, None, [])
         self._genesis = self.memory.genesis
         if folder is None:
             self._draw_run_id()
@@ -275,20 +275,63 @@ class Server:
             if self._channel.sends_differences:
                 mean = estimate_after(mean, self._estimate)
                 estimate = mean.dense()
-            step, velocity = self._optimizer.step(mean, self._velocity)
+            step, moments = self._optimizer.step(mean, self._moments)
             broadcast, memory = exchange.broadcast(self._channel, step, self.memory)
             assert memory.step is not None
             model, history = self.model + memory.step.dense(), [*self._history, broadcast]
             memory = replace(memory, older=self._still_received((*self.memory.older, self.memory.shared)))
+            if self._sum.next_clip_norm is not None:
+                memory = replace(memory, clip_norm=self._sum.next_clip_norm)
             while sum(BROADCAST_BYTES + len(kept.body) for kept in history) > self._least_snapshot_bytes:
                 del history[0]
             if self._journal is not None:
-                self._save(memory, model, velocity, estimate, history)  # first: an unsaved round must not be broadcast
+                self._save(memory, model, moments, estimate, history)  # first: an unsaved round must not be broadcast
                 self._forget(self._journal, memory.shared.version)
             oldest = self._oldest_cohort(memory.shared.version)
             self._cohorts = {version: drawn for version, drawn in self._cohorts.items() if version >= oldest}
-            self._begin(memory, model, velocity, estimate, history)
+            self._begin(memory, model, moments, estimate, history)
             return broadcast.message
+
+    def between_rounds(self) -> Checkpoint:
+        """Return what another server goes on from with `go_on`; the secrets of the clients are left out.
+
+        Raises:
+            DpcompError: This round has an update or a cohort already.
+        """
+        with self._lock:
+            if len(self.accepted) or self.memory.shared.version in self._cohorts:
+                raise DpcompError("the round has begun, so there is no state between two rounds: close it first")
+            return Checkpoint(
+                self.memory,
+                self.model,
+                extra_arrays=_beside(self._moments, self._estimate, self._history),
+            )
+
+    def go_on(self, saved: Checkpoint) -> None:
+        """Begin the round that another server was about to begin, in place of the first one.
+
+        Args:
+            saved: What its `between_rounds` returned.
+
+        Raises:
+            DpcompError: The state is of another federation, or this server has closed a round or has a folder.
+        """
+        with self._lock:
+            memory, model = saved.memory, saved.model
+            if self._folder is not None or self.memory.shared.version:
+                raise DpcompError(
+                    "a server goes on from a state before its first round, and without a folder: make one"
+                )
+            mine = self.memory
+            same = (memory.seed, memory.pipeline, memory.genesis.first_model)
+            if model is None or not isinstance(memory, ServerMemory):
+                raise DpcompError("this is no state of a server: give what between_rounds returned")
+            if same != (mine.seed, mine.pipeline, mine.genesis.first_model):
+                raise DpcompError(
+                    "the state is of another run, pipeline or first model than this server: make the server as the one "
+                    "that it was taken of"
+                )
+            self._take_up(memory, model, saved.extra_arrays)
 
     def restart(self) -> None:
         """Continue from the state in the folder, as a new process does; no accepted payload is lost.
@@ -313,13 +356,13 @@ class Server:
         self,
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
-        velocity: Float32[np.ndarray, "d"] | None,
+        moments: Moments,
         estimate: Float32[np.ndarray, "d"] | None,
         history: list[Payload],
     ) -> None:
         """Begin a round without updates."""
         self.memory, self.model = memory, model
-        self._velocity = velocity  # the optimiser's, after the last round
+        self._moments = moments  # the optimiser's, after the last round
         self._estimate = estimate  # of the mean update, where clients send differences
         self._history = history  # the last broadcasts, as long as they are shorter than a snapshot
         self._snapshot: bytes | None = None  # made once a version, for the first client that needs it
@@ -588,13 +631,13 @@ class Server:
             )
         self.memory = self.memory.with_genesis(replace(self._genesis, run_id=journal.run_id))
         refuse_other_genesis(folder, self.memory, self._genesis)
-        self._save(self.memory, self.model, self._velocity, self._estimate, self._history)
+        self._save(self.memory, self.model, self._moments, self._estimate, self._history)
 
     def _save(
         self,
         memory: ServerMemory,
         model: Float32[np.ndarray, "d"],
-        velocity: Float32[np.ndarray, "d"] | None,
+        moments: Moments,
         estimate: Float32[np.ndarray, "d"] | None,
         history: list[Payload],
     ) -> None:
@@ -603,12 +646,7 @@ class Server:
         arrays: dict[str, np.ndarray] = {"accepted": np.array([self._journal.count], dtype=np.int64)}
         if self._trusted_release is not None:
             arrays |= ledger_arrays(self._trusted_release.ledger)
-        if velocity is not None:
-            arrays["velocity"] = velocity
-        if estimate is not None:
-            arrays["estimate"] = estimate
-        for place, broadcast in enumerate(history):
-            arrays[f"broadcast {place}"] = np.frombuffer(broadcast.in_full(), dtype=np.uint8)
+        arrays |= _beside(moments, estimate, history)
         checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, extra_arrays=arrays))
 
     def _forget(self, journal: Journal, version: int) -> None:
@@ -637,8 +675,7 @@ class Server:
         journal.refuse_other(folder, memory.genesis.run_id, int(arrays["accepted"][0]))
         if self._trusted_release is not None:
             self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
-        memory = replace(memory, older=self._still_received(memory.older), dither_keys=self.memory.dither_keys)
-        self._begin(memory, model, arrays.get("velocity"), arrays.get("estimate"), _broadcasts(arrays, memory))
+        memory = self._take_up(memory, model, arrays)
         self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
         self._cohorts = journal.cohorts()
         counted, self.refusals = self.refusals, Counter()
@@ -654,6 +691,15 @@ class Server:
                 stacklevel=3,
             )
         self.refusals = counted
+
+    def _take_up(
+        self, memory: ServerMemory, model: Float32[np.ndarray, "d"], arrays: Mapping[str, np.ndarray]
+    ) -> ServerMemory:
+        """Begin the round after a saved one, and return the memory at its beginning."""
+        memory = replace(memory, older=self._still_received(memory.older), dither_keys=self.memory.dither_keys)
+        moments = {name: arrays[name] for name in self._optimizer.moments if name in arrays}
+        self._begin(memory, model, moments, arrays.get("estimate"), _broadcasts(arrays, memory))
+        return memory
 
     def _refuse_older_ledger(
         self, folder: Path, memory: ServerMemory, arrays: Mapping[str, np.ndarray], release: TrustedRelease
@@ -709,6 +755,19 @@ def _refuse_differences(channel: Channel, late_policy: LatePolicy, clients: int)
             f"late_policy={late_policy} beside feedback={channel.feedback}: a difference that counts less leaves the "
             "server's estimate apart from the client's for good. Use Reject(), or Weigh(exponent=0.0, max_age=...)"
         )
+
+
+def _beside(
+    moments: Moments, estimate: Float32[np.ndarray, "d"] | None, history: Sequence[Payload]
+) -> dict[str, np.ndarray]:
+    """Return what a server keeps besides memory and model, as arrays by name."""
+    arrays: dict[str, np.ndarray] = dict(moments)
+    if estimate is not None:
+        arrays["estimate"] = estimate
+    return arrays | {
+        f"broadcast {place}": np.frombuffer(broadcast.in_full(), dtype=np.uint8)
+        for place, broadcast in enumerate(history)
+    }
 
 
 def _broadcasts(arrays: Mapping[str, np.ndarray], memory: ServerMemory) -> list[Payload]:

@@ -4,6 +4,7 @@
 `PRIVACY_RULES hazard 10` is hazard 10 of the same page. The page gives the reason of each and what enforces it.
 """
 
+from dpcomp.privacy.adaptive_clip import AdaptiveClip as AdaptiveClip
 from dpcomp.privacy.clip import Clip as Clip
 from dpcomp.privacy.gaussian import Gaussian as Gaussian
 from dpcomp.privacy.sampling import Poisson as Poisson

@@ -58,6 +58,19 @@ class Bounded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoundedWithCount(Bounded):
+    """The claim that one unit moves the value by at most `l2`, and a count that is released with it by at most ½.
+
+    The noise multiplier behind it is that of the pair: the pipeline gives each of the two its share of the noise.
+
+    Args:
+        count_noise: The standard deviation of the noise on the count; None for `AdaptiveClip`'s default.
+    """
+
+    count_noise: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Released:
     """The claim that the value is the output of a mechanism; post-processing of it costs no privacy.
 

@@ -1,7 +1,7 @@
 """The rounds after which the server's model is evaluated, and those whose models are averaged."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -52,11 +52,12 @@ class TailAverage:
     Args:
         tail: The share of the rounds, in [0, 1]; 0 for none, and anything above for one round at least.
         rounds: The number of rounds of the run.
+        sum: The sum of the models so far, as a (d,) vector; None for none.
     """
 
     tail: float
     rounds: int
-    _sum: Float64[np.ndarray, "d"] | None = field(default=None, init=False)
+    sum: Float64[np.ndarray, "d"] | None = None
 
     def __post_init__(self):
         if not 0 <= self.tail <= 1:
@@ -74,8 +75,13 @@ class TailAverage:
         """Take the model after a round, from 1; models of rounds before the tail are left out."""
         if number > self.rounds - self.averaged:
             with np.errstate(invalid="ignore"):  # of a training that diverged
-                self._sum = model.astype(np.float64) if self._sum is None else self._sum + model
+                self.sum = model.astype(np.float64) if self.sum is None else self.sum + model
 
-    def model(self) -> Float32[np.ndarray, "d"] | None:
-        """Return the mean of the models that were taken; None where there is none."""
-        return None if self._sum is None else (self._sum / self.averaged).astype(np.float32)
+    def model(self, played: int) -> Float32[np.ndarray, "d"] | None:
+        """Return the mean of the models that were taken; None where there is none.
+
+        Args:
+            played: The number of rounds that were played: all, or fewer where the run was stopped.
+        """
+        taken = played - (self.rounds - self.averaged)
+        return None if self.sum is None else (self.sum / taken).astype(np.float32)

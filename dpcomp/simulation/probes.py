@@ -5,7 +5,7 @@ The columns that they fill are listed in `Run.probed`.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.core.support import Everywhere
 from dpcomp.pipeline import Pipeline
-from dpcomp.privacy import Clip
+from dpcomp.privacy import AdaptiveClip, Clip
 from dpcomp.privacy.clip import unit_norms
 from dpcomp.privacy.ledger.ledger import Permit
 from dpcomp.privacy.traced.noise import DrawnNoise
@@ -155,10 +155,10 @@ class Watched(Pipeline):
     def _keep(self, block: Any, memory: ClientMemory | ServerMemory) -> None:
         units = block.rows() if isinstance(block, FactoredUnits) else Units.of(block, memory.layout)
         context = self.channel.context(memory)
-        clips = [stage for stage in self.stages if isinstance(stage, Clip)]
+        clips = [Clip(norm) for norm in _clip_norms(self, memory)]
         clean = clips[0].apply(units, context) if clips else units.sum()
         before_clip: Units | Total = units
-        for stage in takewhile(lambda stage: not isinstance(stage, Clip), self._transforms):
+        for stage in takewhile(lambda stage: not isinstance(stage, (Clip, AdaptiveClip)), self._transforms):
             before_clip = stage.apply(before_clip, context)
         layers = before_clip.layers if isinstance(before_clip, Units) else units.layers
         self._blocks.append((clean, unit_norms(layers)))
@@ -171,7 +171,7 @@ class Watched(Pipeline):
         clean = sum((part.vector() for part, _ in self._blocks), start=np.zeros(memory.layout.size))
         norms = np.concatenate([np.asarray(norms, dtype=np.float64) for _, norms in self._blocks])
         self._blocks.clear()
-        clip_norm = next((stage.norm for stage in self.stages if isinstance(stage, Clip)), float("inf"))
+        clip_norm = next(_clip_norms(self, memory), float("inf"))
         seen = Observation(clean=clean.astype(np.float32), norms=norms, clip_norm=clip_norm, released=released)
         for probe in self.probes:
             for column, value in probe.measure(seen).items():
@@ -209,8 +209,27 @@ class Watched(Pipeline):
             self._columns.add(column)
         self._counts.update(seen.counts)
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many units there were, and how many of them counted as zero."""
+        return dict(self._counts)
+
+    def go_on(self, counts: Mapping[str, int], columns: Iterable[str]) -> None:
+        """Count on from what another one of the same run had counted, and know the columns that it had filled."""
+        self._counts.update(counts)
+        self._columns.update(columns)
+
     def take_means(self) -> dict[str, float]:
         """Return the mean of each column since the last call, and begin again."""
         means = {column: float(np.mean(values)) for column, values in self._values.items()}
         self._values.clear()
         return means
+
+
+def _clip_norms(pipeline: Pipeline, memory: ClientMemory | ServerMemory) -> Iterator[float]:
+    """Yield the norms of the pipeline's clips in this round."""
+    for stage in pipeline.stages:
+        if isinstance(stage, Clip):
+            yield stage.norm
+        if isinstance(stage, AdaptiveClip) and isinstance(memory, ServerMemory) and memory.clip_norm is not None:
+            yield memory.clip_norm

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpcomp.core.layout import Layout
-from dpcomp.simulation.traffic import ByteCounts
+from dpcomp.simulation.network.traffic import ByteCounts
 
 BITS_OF, REFUSED = "bits of ", "refused_"  # how the columns of a layer, and of a reason, begin
 
@@ -32,7 +32,7 @@ class RoundOutcome:
     away: int
 
     def columns(self, layout: Layout) -> dict[str, float]:
-        """Return the columns about bytes. Without an accepted payload there is no mean payload."""
+        """Return the columns about bytes and refusals. Without an accepted payload there is no mean payload."""
         accepted = len(self.payload_bytes)
         row: dict[str, float] = {
             "participants": accepted,
@@ -45,9 +45,4 @@ class RoundOutcome:
             row["compression_ratio"] = 4 * layout.size * accepted / sum(self.payload_bytes)
         for name in self.layer_bits[0] if self.layer_bits else ():
             row[BITS_OF + name] = float(np.mean([bits[name] for bits in self.layer_bits]))
-        return row
-
-    def fault_columns(self) -> dict[str, float]:
-        """Return the columns about faults: refusals by reason, and the clients that are away."""
-        refused: dict[str, float] = {REFUSED + reason: count for reason, count in self.refused.items()}
-        return refused | {"away": self.away}
+        return row | {REFUSED + reason: count for reason, count in self.refused.items()}

@@ -1,6 +1,8 @@
 """Run: the result of a simulation."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,9 +11,11 @@ from jaxtyping import Float32
 from dpcomp.core.extras import require
 from dpcomp.core.layout import Layout
 from dpcomp.privacy.guarantee import Guarantee
+from dpcomp.simulation.saving.run_files import read_run, write_run
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +36,9 @@ class Run:
     | `test_<metric>`, `test_loss` | accuracy or the task's own metrics, and loss, in the rounds that are evaluated |
     | `validation_<metric>`, `validation_loss` | the same on the examples that the task holds out, if it does |
     | `tail_<column>` | in the last round: what the trainer measures of `tail_model`, if there is one |
-    | `refused_<reason>`, `away` | with faults: refused messages by reason, and clients that were away |
+    | `clip_norm` | with `dp.AdaptiveClip`: the norm of the round |
+    | `refused_<reason>` | messages that the server refused, by reason, in the rounds in which it refused any |
+    | `away` | with faults: clients that were away |
     | `seconds` | wall time of the round |
     | … | the columns of the probes, mean over the round's releases |
 
@@ -47,6 +53,7 @@ class Run:
             beside the guarantee.
         warnings: What is wrong with the run, a sentence each: `simulate` warns of the same. Some depend on clean data,
             and are for research alone.
+        stopped: Why a callback stopped the run before its last round; empty where none did.
     """
 
     rows: tuple[dict[str, float], ...]
@@ -56,6 +63,75 @@ class Run:
     probed: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     tail_model: Float32[np.ndarray, "d"] | None = None
+    stopped: str = ""
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the run to a folder, which is made if it is missing: `model.safetensors` and `run.json`.
+
+        `model.safetensors` holds each layer of the model under its name and in its shape, which plain PyTorch and JAX
+        read (`safetensors.torch.load_file`); `tail_model.safetensors` likewise, where there is a tail model.
+
+        **Privacy:** `run.json` holds all columns, those of `probed` too.
+
+        Args:
+            folder: Where the files are written; those of another run are replaced.
+
+        Raises:
+            OSError: They cannot be written.
+
+        Examples:
+            >>> import tempfile
+            >>> import numpy as np
+            >>> import dpcomp as dp
+            >>> from dpcomp.simulation import Run
+            >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+            >>> run = Run(
+            ...     rows=({"round": 1, "test_accuracy": 0.5},),
+            ...     guarantee=pipeline.guarantee(steps=1, delta=1e-5),
+            ...     layout=dp.Layout.of({"weight": (3, 2)}),
+            ...     model=np.zeros(6, np.float32),
+            ...     probed=(),
+            ... )
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     run.save(folder)
+            ...     again = Run.load(folder)
+            >>> again.rows == run.rows, again.guarantee == run.guarantee
+            (True, True)
+        """
+        write_run(Path(folder), self)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Run":
+        """Read the run that `save` wrote.
+
+        Args:
+            folder: Where the files are.
+
+        Raises:
+            DpcompError: The folder holds no run, or its files are damaged or of different runs.
+        """
+        return cls(**read_run(Path(folder)))
+
+    def apply(self, module: "torch.nn.Module") -> None:
+        """Write the last model into a PyTorch module, whose other parameters and buffers stay as they are.
+
+        Args:
+            module: A module with the trainable parameters of the task's model.
+
+        Raises:
+            ValueError: Its trainable parameters have other names or shapes.
+        """
+        from dpcomp.training.pytorch.rows.parameters import layout_of, write  # here: a run needs no torch
+
+        if (layout := layout_of(module)) != self.layout:
+            mine, theirs = dict(self.layout.shapes), dict(layout.shapes)
+            differing = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+            said = "; ".join(f"{name} is {theirs.get(name)}, and {mine.get(name)} in the run" for name in differing[:3])
+            raise ValueError(
+                f"the module is not the one that was trained: of its parameters, {said or 'the order differs'}. Give "
+                "a module as the task's model(seed) makes it"
+            )
+        write(module, self.model)
 
     def table(self) -> "pd.DataFrame":
         """Return the rows as a pandas DataFrame, one row for each round.

@@ -18,8 +18,12 @@ def run_guarantee(
     clients: int,
     units: int,
     assumptions: tuple[str, ...],
+    forgone: int = 0,
 ) -> Guarantee:
     """Return the guarantee of a run: the largest ε of those who were charged.
+
+    A run that was stopped by its results is a part of the run of all rounds, whose ε it therefore has; the ε of the
+    rounds that came would take their number for a public constant (PRIVACY_RULES 23).
 
     Args:
         pipeline: What was run.
@@ -28,9 +32,17 @@ def run_guarantee(
         clients: The number of clients.
         units: The public number of units N.
         assumptions: What the trainer assumes.
+        forgone: The number of rounds that were asked for and not played, since a callback stopped the run.
     """
     guarantee = ledger.guarantee(delta, units)
-    if guarantee.steps == 0:  # an empty ledger does not know the unit and trust of the pipeline
+    if forgone:
+        # In each round that did not come, a client may have been charged as much as it was for any round.
+        steps = guarantee.steps + forgone * max(1, ledger.most_steps)
+        all_rounds = pipeline.guarantee(steps, delta, units)
+        clauses = dict.fromkeys((*all_rounds.assumptions, *guarantee.assumptions))
+        guarantee = replace(all_rounds, assumptions=tuple(clauses))
+        assumptions = (f"the ε is that of all rounds, of which {forgone:,} did not come", *assumptions)
+    elif guarantee.steps == 0:  # an empty ledger does not know the unit and trust of the pipeline
         guarantee = pipeline.guarantee(0, delta, units)
     if not pipeline.trust_model.releases_local_steps:
         divisor = expected_participants(pipeline, clients)

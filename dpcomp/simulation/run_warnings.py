@@ -2,11 +2,16 @@
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float32
 
 from dpcomp.core.errors import DpcompWarning
 from dpcomp.privacy.guarantee import delta_note
 from dpcomp.simulation.probes import Watched
+from dpcomp.simulation.round_outcome import REFUSED
 
 DIVERGED = 2.0  # times the loss of the first model
 
@@ -18,6 +23,7 @@ def run_warnings(
     *,
     delta: float,
     units: int,
+    model: Float32[np.ndarray, "d"],
 ) -> tuple[str, ...]:
     """Say what is wrong with a run.
 
@@ -27,18 +33,33 @@ def run_warnings(
         watched: The pipeline of the run, which has counted its units.
         delta: δ of the guarantee.
         units: The public number of units N.
+        model: The last model, as a (d,) vector.
 
     Returns:
-        A sentence for each of: δ is not below 1/N; no client took part; gradients were not finite; the training
-        diverged.
+        A sentence for each of: δ is not below 1/N; no client took part, in some rounds or all; messages were refused;
+        gradients were not finite; the training diverged.
     """
     found: list[str] = []
     if delta * units >= 1:
         found.append(delta_note(delta, units))
-    if not any(row["participants"] for row in rows):
+    empty = sum(not row["participants"] for row in rows)
+    if empty == len(rows):
         found.append(
             f"no client took part in any of the {len(rows)} rounds, so nothing was learned: raise the sampling rate, "
             "the number of clients or of rounds"
+        )
+    elif empty:
+        found.append(
+            f"no client took part in {empty:,} of the {len(rows):,} rounds: their steps are noise or nothing. Raise "
+            "the sampling rate or the number of clients"
+        )
+    refused: Counter[str] = Counter()
+    for row in rows:
+        refused.update({name.removeprefix(REFUSED): int(row[name]) for name in row if name.startswith(REFUSED)})
+    if refused:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(refused.items()))
+        found.append(
+            f"the server refused {refused.total():,} messages ({reasons}): the columns {REFUSED}… say in which rounds"
         )
     not_finite, all_units = watched.not_finite
     if not_finite:
@@ -51,6 +72,8 @@ def run_warnings(
         found.append(
             f"the last {', '.join(unmeasurable)} is not finite: the training diverged. Lower the learning rate"
         )
+    elif not np.isfinite(model).all():
+        found.append("the last model holds values that are not finite: the training diverged. Lower the learning rate")
     elif last.get("test_loss", 0.0) > DIVERGED * first.get("test_loss", math.inf):
         found.append(
             f"the last test_loss is {last['test_loss']:.3g}, that of the first model {first['test_loss']:.3g}: the "

@@ -6,21 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+from jaxtyping import Float32
+
 from dpcomp.core.randomness import DitherKeys, PublicSeed, SecretSeed
-from dpcomp.federated.aggregation import ServerOptimizer, TrustedRelease
+from dpcomp.federated.aggregation import TrustedRelease
 from dpcomp.federated.cohort import Draw
 from dpcomp.federated.server import Server
+from dpcomp.federated.server_optimizers import ServerRule
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.simulation.clients.participation import public_cohort
 from dpcomp.simulation.clients.residuals import Residuals
 from dpcomp.simulation.clients.side_by_side import SideBySide
 from dpcomp.simulation.clients.simulated_clients import SimulatedClients
-from dpcomp.simulation.crashes import Crashes
-from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.protocol import ProtocolVariant
+from dpcomp.simulation.network.crashes import Crashes
+from dpcomp.simulation.network.faulty_network import Faults
+from dpcomp.simulation.network.protocol import ProtocolVariant
+from dpcomp.simulation.network.traffic import Traffic
 from dpcomp.simulation.round_outcome import RoundOutcome
-from dpcomp.simulation.traffic import Traffic
+from dpcomp.simulation.saving.run_folder import CLIENTS, RunState
 from dpcomp.training.trainer import CohortTrainer, LocalWork, Trainer
 from dpcomp.wire.bits_by_part import layer_bits
 from dpcomp.wire.update import Update
@@ -113,7 +118,7 @@ def opened_federation(
     trainer: Trainer,
     *,
     clients: int,
-    optimizer: ServerOptimizer,
+    optimizer: ServerRule,
     participation: Draw | None,
     protocol: ProtocolVariant,
     faults: Faults,
@@ -121,8 +126,10 @@ def opened_federation(
     secret: SecretSeed,
     memory_budget: int,
     side_by_side: SideBySide | None = None,
+    first_model: Float32[np.ndarray, "d"] | None = None,
+    saved: RunState | None = None,
 ) -> Iterator[SimulatedFederation]:
-    """Open a federation before its first round; when the context ends, its server is closed.
+    """Open a federation before its first round, or the one after a saved round; at the end its server is closed.
 
     Args:
         pipeline: The mechanism and codec that the server and all clients use.
@@ -136,17 +143,19 @@ def opened_federation(
         secret: The seed of a trusted server's noise, and of a draw of clients that must be secret.
         memory_budget: The most bytes of clients' residuals in memory.
         side_by_side: Trains clients in other processes; None trains them in this one.
+        first_model: The model of round 1, as a (d,) vector; None for the trainer's own.
+        saved: What was saved after a round of the same run; None to begin anew.
 
     Yields:
         The federation, whose clients have asked the server for its present state.
     """
-    layout, model = trainer.layout, trainer.initial_model
+    layout, model = trainer.layout, trainer.initial_model if first_model is None else first_model
     keys = None if pipeline.largest_cohort is None else DitherKeys.drawn(secret)
     own = None if keys is None else keys.of(0)
-    # The dither depends on it, so a run that can be repeated has the same one again.
-    run_id = seed.key("run id").to_bytes(32, "little")[:8] if keys is not None and keys.seeded else None
+    # Every payload names it, and the dither depends on it: a run that can be repeated has the same one again.
+    run_id = seed.key("run id").to_bytes(32, "little")[:8] if secret.seeded else None
     first = pipeline.init_client(layout, seed=seed, client=0, first_model=model, dither_key=own)
-    ledger, trusted_release = Ledger(), None
+    ledger, trusted_release = Ledger() if saved is None else saved.ledger, None
     if pipeline.trust_model.noise_at == "server":
         divisor = expected_participants(pipeline, clients)
         trusted_release = TrustedRelease(pipeline=pipeline, secret=secret, ledger=ledger, divisor=divisor)
@@ -178,7 +187,12 @@ def opened_federation(
             dither_keys=keys,
         )
         traffic = Traffic(server, simulated, faults, seed.stream("network"))
-        traffic.introduce()  # the bytes of the first questions are a part of the first round's
+        if saved is None:
+            traffic.introduce()  # the bytes of the first questions are a part of the first round's
+        else:
+            server.go_on(saved.server)
+            server.refusals.update(saved.refusals)
+            simulated.go_on(server.memory, server.model, saved.residuals, saved.server.extra_arrays[CLIENTS])
         yield SimulatedFederation(
             pipeline=pipeline,
             trainer=trainer,

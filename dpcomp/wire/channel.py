@@ -120,7 +120,9 @@ class Channel:
             sender: A client's number, or SERVER; None for the end that the memory belongs to.
             link: The sender's link, if the memory is the server's and the sender a client; None for the memory's own.
         """
-        return _context(memory, sender, memory.sending_link if link is None else link, None, packed=False)
+        context = _context(memory, sender, memory.sending_link if link is None else link, None, packed=False)
+        norm = memory.clip_norm if isinstance(memory, ServerMemory) else None
+        return context if norm is None else replace(context, clip_norm=norm)
 
     def message_context(
         self, codec: Codec, memory: ClientMemory | ServerMemory, sender: int | None = None, link: Link | None = None

@@ -204,6 +204,8 @@ def _packed(checkpoint: Checkpoint) -> tuple[Arrays, Record]:
     }
     if isinstance(memory, ServerMemory):
         record["older"] = [_pack_shared(f"older {place}", shared, arrays) for place, shared in enumerate(memory.older)]
+        if memory.clip_norm is not None:
+            record["clip norm"] = memory.clip_norm
         arrays |= {f"links {name}": column for name, column in memory.links.columns().items()}
         return arrays, record
     record["client"] = memory.client
@@ -238,7 +240,8 @@ def _unpacked(arrays: Arrays, record: Record, channel: Channel, path: Path) -> C
     if "client" not in record:
         columns = {name.removeprefix("links "): value for name, value in arrays.items() if name.startswith("links ")}
         older = tuple(_read_shared(f"older {place}", old, arrays) for place, old in enumerate(record["older"]))
-        memory = ServerMemory(**both, links=Links.from_columns(columns), older=older)
+        norm: float | None = record.get("clip norm")
+        memory = ServerMemory(**both, links=Links.from_columns(columns), older=older, clip_norm=norm)
         return Checkpoint(memory, model, None, extra_arrays)
     link, tracked = _read_link("link", record["link"], arrays), _read_tracked("tracked", record["noise"], arrays)
     memory, pending = ClientMemory(**both, client=record["client"], link=link, tracked=tracked), None

@@ -295,11 +295,13 @@ class ServerMemory(_Memory):
         older: Earlier shared memories, against which late payloads are still decoded.
         dither_keys: The secrets with all clients, where the codec makes shares of the noise; else None. No checkpoint
             holds them.
+        clip_norm: The norm of `dp.AdaptiveClip` in this round, a function of released counts; None for other clips.
     """
 
     links: Links = field(default_factory=Links)
     older: tuple[Shared, ...] = ()
     dither_keys: DitherKeys | None = None
+    clip_norm: float | None = None
 
     @property
     def address(self) -> Address:

@@ -40,6 +40,7 @@ class Update:
         noise_stddev: The standard deviation of the privacy noise in the values; None if it is not known.
         learning_rate: The learning rate that the values contain, where it follows a schedule, which is a public
             function of the round; else 1. A sender with a momentum divides by it (`MomentumCorrection`, `EF21`).
+        noisy_count: What a release with `AdaptiveClip` counts beside its sum, with noise; else None.
 
     Raises:
         NotPrivate: `claim` is `Released`.
@@ -65,6 +66,7 @@ class Update:
     claim: Claim = UNKNOWN
     noise_stddev: float | None = None
     learning_rate: float = 1.0
+    noisy_count: float | None = None
 
     def __post_init__(self):
         if isinstance(self.claim, Released):

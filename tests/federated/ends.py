@@ -7,6 +7,7 @@ from dpcomp.federated.late import Reject
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut, Trained
 from dpcomp.federated.server import Server, TrustedRelease
+from dpcomp.federated.server_optimizers import ServerOptimizer
 from dpcomp.wire.update import with_claim
 
 LAYOUT = dp.Layout.of({"a": (100, 48), "b": (200,)})
@@ -28,7 +29,7 @@ def zeros(layout=LAYOUT):
     return np.zeros(layout.size, np.float32)
 
 
-def server_of(pipeline=PIPELINE, folder=None, ledger=None, late_policy=None):
+def server_of(pipeline=PIPELINE, folder=None, ledger=None, late_policy=None, optimizer=ServerOptimizer()):
     trusted_release = None
     if pipeline.trust == "server":
         trusted_release = TrustedRelease(
@@ -42,6 +43,7 @@ def server_of(pipeline=PIPELINE, folder=None, ledger=None, late_policy=None):
         trusted_release=trusted_release,
         folder=folder,
         late_policy=late_policy or Reject(),
+        optimizer=optimizer,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.federated import Cohort, Server, TrustedRelease, Weigh
-from dpcomp.simulation.unversioned import UnversionedServer
+from dpcomp.simulation.network.unversioned import UnversionedServer
 from tests.federated.ends import LAYOUT, NOISE, PIPELINE, RUN, RUN_ID, TOP, update_of, zeros
 
 CLIENTS, RATE = 40, dp.Poisson(0.3)

@@ -8,12 +8,12 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.federated.absence import Decay, Drop, Keep
-from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.federated.client import ClientState, transition
 from dpcomp.federated.late import Weigh
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, Restarted, TimedOut, Trained
 from dpcomp.federated.server import Server
+from dpcomp.federated.server_optimizers import ServerOptimizer
 from dpcomp.wire.headers import read
 from dpcomp.wire.update import with_claim, with_learning_rate
 
@@ -293,7 +293,7 @@ class TestDifferences:
 
     def test_the_estimate_has_the_claim_of_the_releases(self):
         server = server_of(self.PIPELINE)
-        step, _ = server._optimizer.step(server._mean(), None)
+        step, _ = server._optimizer.step(server._mean(), {})
         assert step.claim == self.PIPELINE.claim
         server.close_round()
         assert server.memory.step.claim == self.PIPELINE.claim

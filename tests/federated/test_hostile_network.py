@@ -21,7 +21,6 @@ from hypothesis.stateful import (
 
 import dpcomp as dp
 from dpcomp.core.address import SERVER
-from dpcomp.federated.aggregation import ServerOptimizer
 from dpcomp.federated.late import Reject, Weigh
 from dpcomp.federated.messages import is_reply
 from dpcomp.federated.participant import Participant
@@ -35,7 +34,8 @@ from dpcomp.federated.phases import (
     Trained,
 )
 from dpcomp.federated.server import Server, TrustedRelease
-from dpcomp.simulation.faulty_network import damaged
+from dpcomp.federated.server_optimizers import ServerOptimizer
+from dpcomp.simulation.network.faulty_network import damaged
 from dpcomp.wire.frame import PAYLOAD
 from dpcomp.wire.headers import is_payload, tag_of
 

@@ -4,15 +4,15 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.core.errors import ConfigError
-from dpcomp.federated.aggregation import ServerOptimizer
+from dpcomp.federated.server_optimizers import ServerAdam, ServerOptimizer
 from dpcomp.lab.config.build import checked_points, make_arguments, make_pipeline, simulation_arguments
 from dpcomp.lab.config.calls import CALLS
 from dpcomp.lab.config.experiment import load
 from dpcomp.lab.config.federation_keys import FEDERATION_KEYS
 from dpcomp.lab.tasks import SHIPPED_TASKS
 from dpcomp.simulation import Dirichlet, Faults, simulate
+from dpcomp.simulation.network.unversioned import Unversioned
 from dpcomp.simulation.probes import TopKOverlap
-from dpcomp.simulation.unversioned import Unversioned
 from dpcomp.training.schedule import Cosine
 
 TEXT = """
@@ -129,6 +129,7 @@ VALUES = {  # no value is a default's, and no two of one type are equal
     "local_steps": 3,
     "learning_rate": 0.25,
     "momentum": 0.125,
+    "proximal": 0.0625,
     "expected_batch_size": 17.0,
     "local_sampling": dp.Poisson(0.4),
     "physical_batch_size": 19,
@@ -149,7 +150,8 @@ def test_a_key_that_only_permits_is_no_part_of_what_results_hold(tmp_path):
 
 
 def test_every_key_of_a_federation_goes_where_it_is_known():
-    assert {*VALUES, "trainer"} == FEDERATION_KEYS.keys()  # a trainer is called with the arguments that are its own
+    # a trainer is called with the arguments that are its own, and a server with those of its rule
+    assert {*VALUES, "trainer", "server"} == FEDERATION_KEYS.keys()
     arguments = simulation_arguments(VALUES)
     assert set(arguments) <= set(inspect.signature(simulate).parameters)
     arrived = vars(arguments.pop("trainer")) | arguments
@@ -157,3 +159,12 @@ def test_every_key_of_a_federation_goes_where_it_is_known():
     assert isinstance(server, ServerOptimizer)
     arrived |= {key: getattr(server, name) for key, (owner, name) in FEDERATION_KEYS.items() if owner == "server"}
     assert {key: arrived[key] for key in VALUES} == VALUES
+
+
+def test_the_servers_optimiser_is_a_value_or_made_of_its_numbers_and_not_both(tmp_path):
+    call = "rounds = 20\nserver = { ServerAdam = { learning_rate = 0.03 } }\n"
+    adam = load(config(tmp_path, TEXT.replace("rounds = 20\n", call, 1)))
+    assert make_arguments(adam)["server"] == ServerAdam(learning_rate=0.03)
+    both = load(config(tmp_path, TEXT.replace("rounds = 20\n", f"{call}server_momentum = 0.9\n", 1)))
+    with pytest.raises(dp.ConfigError, match="server beside server_momentum"):
+        make_arguments(both)

@@ -2,6 +2,7 @@ import sys
 
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.cli import main
@@ -121,8 +122,12 @@ def test_every_point_is_tuned_and_the_table_has_a_row_for_each(config, capsys):
         assert all(facts["machine"]["torch_threads"] == 1 for facts in reports)
     assert config.with_suffix(".training.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in config.parent.iterdir()} == {
-        *("own.py", "small.toml", "small.jsonl", "small.csv", "small.training.png")
+        *("own.py", "small.toml", "small.jsonl", "small.csv", "small.training.png", "small.models")
     }
+    for name, report in finished(config).items():
+        model = load_file(results_of(config).model_of(name))
+        assert sum(tensor.size for tensor in model.values()) == report["coordinates"]
+        assert model["output.weight"].shape == (10, 160)
 
 
 FRAGILE = TEXT.replace("learning_rate = [0.5, 2.0]", "").replace("seeds = [0, 1]", "seeds = [0]").split("[grid]")[0]

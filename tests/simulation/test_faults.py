@@ -8,8 +8,8 @@ import dpcomp as dp
 from dpcomp.federated.late import Weigh
 from dpcomp.federated.server import Server
 from dpcomp.simulation import Faults, Unversioned, Versioned, simulate
-from dpcomp.simulation.faulty_network import Network
-from dpcomp.simulation.unversioned import UnversionedServer
+from dpcomp.simulation.network.faulty_network import Network
+from dpcomp.simulation.network.unversioned import UnversionedServer
 from dpcomp.training.pytorch import PyTorch
 from tests.simulation.test_simulate import TERMS, Blobs, pipeline
 

@@ -6,6 +6,11 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.core.errors import VersionMismatch
+from dpcomp.federated import Server
+from dpcomp.simulation import Faults
+from dpcomp.simulation.probes import Watched
+from dpcomp.simulation.run_warnings import run_warnings
 from dpcomp.training.pytorch import PyTorch
 from tests.simulation.test_simulate import Blobs, pipeline, run
 
@@ -49,3 +54,39 @@ def test_gradients_that_are_not_finite_are_counted(broken):
 def test_a_run_that_diverged_is_told():
     _, said = warned(pipeline(noise=50.0), rounds=3, trainer=PyTorch(learning_rate=50.0))
     assert "the training diverged" in said
+
+
+def test_rounds_in_which_nobody_took_part_are_counted():
+    done, said = warned(pipeline("client", rate=0.3, noise=1e-3), rounds=8, delta=1e-3)
+    empty = sum(not row["participants"] for row in done.rows)
+    assert 0 < empty < 8
+    assert f"no client took part in {empty} of the 8 rounds" in said
+
+
+def test_messages_that_were_refused_are_told_by_reason_and_stand_in_the_rows():
+    done, said = warned(pipeline(noise=0.1), rounds=4, delta=1e-3, faults=Faults(corrupt=0.3))
+    refused = sum(row.get("refused_corrupt", 0) for row in done.rows)
+    assert refused > 0 and f"corrupt {refused}" in said and "the server refused" in said
+    assert all(isinstance(row.get("refused_corrupt", 1), int) and row.get("refused_corrupt", 1) for row in done.rows)
+
+
+def test_a_message_that_is_refused_without_any_fault_is_told_too(monkeypatch):
+    calls = []
+
+    def refuse_every_third(server, frame):
+        calls.append(frame)
+        if len(calls) % 3 == 0:
+            raise VersionMismatch("a test refuses it", reason="size")
+
+    monkeypatch.setattr(Server, "_refuse_out_of_turn", refuse_every_third)
+    done, said = warned(pipeline(noise=0.1), rounds=2, delta=1e-3)
+    assert sum(row.get("refused_size", 0) for row in done.rows) > 0 and "refused" in said and "size" in said
+    assert "away" not in done.rows[0]
+
+
+def test_a_model_that_is_not_finite_is_told_whatever_is_measured():
+    rows, watched = [{"participants": 1, "auc": 0.5}], Watched.of(pipeline(), ())
+    given = {"delta": 1e-5, "units": 60}
+    assert run_warnings(rows, {"auc": 0.5}, watched, model=np.ones(3, np.float32), **given) == ()
+    (said,) = run_warnings(rows, {"auc": 0.5}, watched, model=np.array([1, np.nan], np.float32), **given)
+    assert "model holds values that are not finite" in said

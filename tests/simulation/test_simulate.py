@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import dpcomp as dp
-from dpcomp.federated.aggregation import ServerOptimizer
+from dpcomp.federated.server_optimizers import ServerOptimizer
 from dpcomp.simulation import Dirichlet, Run, simulate
 from dpcomp.training.pytorch import PyTorch
 from dpcomp.wire import exchange
@@ -381,3 +381,45 @@ class TestAnAllocatorThatSeesTheNoise:
             spent = sum(row[column] * size for column, size in zip(columns, run.layout.sizes, strict=True))
             assert 2 * SIZE <= spent <= 3 * SIZE
         assert (set(columns) <= set(run.probed)) == (trust == "server")
+
+
+class FromFourToSix:
+    """A trainer whose clients move by vectors with norms U(4, 6)."""
+
+    assumptions = ()
+    layout, initial_model = dp.Layout.of(8), np.zeros(8, np.float32)
+
+    def make_trainer(self, federation):
+        return self
+
+    def train(self, client, start, memory, ledger):
+        draw = np.random.default_rng((client, memory.address.round))
+        values = draw.normal(size=8)
+        values *= draw.uniform(4, 6) / np.linalg.norm(values)
+        return dp.Update(values=values, layout=self.layout, address=memory.address)
+
+    def evaluate(self, model):
+        return {}
+
+
+@pytest.mark.parametrize(
+    "initial", [0.1, pytest.param(5.0, marks=pytest.mark.slow), pytest.param(10.0, marks=pytest.mark.slow)]
+)
+def test_a_clip_norm_that_adapts_finds_its_place_in_a_federation(initial):
+    chosen = dp.Pipeline(
+        mechanism=(dp.AdaptiveClip(initial=initial, quantile=0.5, count_noise=1.0), dp.Gaussian(1.0)),
+        sampling=dp.Poisson(0.5),
+        unit="client",
+        trust="server",
+        feedback=False,
+    )
+    task = SimpleNamespace(name="norms", population=20)
+    done = simulate(task, chosen, clients=40, rounds=100, trainer=FromFourToSix(), progress=False)
+    norms = [row["clip_norm"] for row in done.rows]
+    assert norms[0] == initial and 4.5 <= norms[-1] <= 5.5
+    assert "clip_norm" not in done.probed
+    assert done.guarantee.steps == 100
+    fixed = dp.Pipeline(
+        mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=chosen.sampling, unit="client", trust="server"
+    )
+    assert done.guarantee.epsilon == fixed.guarantee(100, 1e-5).epsilon

@@ -18,6 +18,7 @@ from dpcomp.simulation import Faults, Versioned, simulate
 from dpcomp.training.pytorch import PyTorch
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore::dpcomp.DpcompWarning")  # of refusals, which the weather makes
 WEATHER = Faults(drop=0.3, corrupt=0.05, duplicate=0.05, reorder=0.1, absence=0.02, absence_rounds=60)
 PIPELINE = dp.Pipeline(
     sampling=dp.Poisson(0.5),

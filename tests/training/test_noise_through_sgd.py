@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
+from dpcomp.training.pytorch.steps.noise_through_sgd import NoiseThroughSgd
 
 
 def stddev_after(optimizer, noise_stddev, steps):

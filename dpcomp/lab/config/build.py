@@ -286,11 +286,18 @@ def simulation_arguments(
     Args:
         values: Built values, not tables, by the keys of FEDERATION_KEYS, but for "trainer".
         make_trainer: Called with the values that are the trainer's.
+
+    Raises:
+        ConfigError: The server's optimiser is given in two ways.
     """
     # Without a word a config is evaluated after every round: results hold that meaning, and their configs don't say it.
     by_owner: dict[Owner, dict[str, Any]] = {"simulate": {"evaluate_every": 1}, "trainer": {}, "server": {}}
     for key, value in values.items():
         owner, argument = FEDERATION_KEYS[key]
         by_owner[owner][argument] = value
-    trainer, server = make_trainer(**by_owner["trainer"]), ServerOptimizer(**by_owner["server"])
-    return {**by_owner["simulate"], "trainer": trainer, "server": server}
+    if by_owner["server"]:
+        if "server" in by_owner["simulate"]:
+            keys = ", ".join(key for key in values if FEDERATION_KEYS[key].owner == "server")
+            raise ConfigError(f"server beside {keys}: give one of the two, for both say how the server steps")
+        by_owner["simulate"]["server"] = ServerOptimizer(**by_owner["server"])
+    return {"server": ServerOptimizer(), **by_owner["simulate"], "trainer": make_trainer(**by_owner["trainer"])}

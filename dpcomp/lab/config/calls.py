@@ -6,17 +6,19 @@ from typing import Any
 from dpcomp.core.errors import ConfigError
 from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.late import Reject, Weigh
+from dpcomp.federated.server_optimizers import ServerAdagrad, ServerAdam, ServerOptimizer, ServerYogi
 from dpcomp.lab.config.experiment import Experiment, names_in
 from dpcomp.pipeline import PARTS
 from dpcomp.simulation import IID, ByClientId, Dirichlet, Faults, Fixed, Versioned
+from dpcomp.simulation.network.unversioned import Unversioned
 from dpcomp.simulation.probes import Clipping, SignalToNoise, TopKOverlap
-from dpcomp.simulation.unversioned import Unversioned
 from dpcomp.training.schedule import Cosine
 
 CALLS: dict[str, Callable[..., Any]] = PARTS | {
     call.__name__: call
     for call in (
         *(IID, Dirichlet, ByClientId, Fixed, TopKOverlap, Clipping, SignalToNoise, Cosine),
+        *(ServerOptimizer, ServerAdam, ServerYogi, ServerAdagrad),
         *(Faults, Versioned, Unversioned, Keep, Decay, Drop, Reject, Weigh),
     )
 }

@@ -2,6 +2,7 @@
 
     results/allocation/digits.jsonl                            # a line a trial, sorted, with sorted keys
     results/allocation/digits.running/<trial>/report.json      # finished, and not yet folded in
+    results/allocation/digits.models/<trial>/model.safetensors # its last model, which stays
 
 A report is written whole or not at all, so one that is there is a finished trial's. `fold` moves the reports into the
 file: under a lock it writes the file anew, whole, and then deletes them. A process that is killed in between leaves
@@ -23,7 +24,7 @@ from dpcomp.core.errors import ConfigError
 from dpcomp.core.storage import atomic_write, write_whole
 
 FORMAT = 2
-REPORT, LOCK = "report.json", "fold.lock"
+REPORT, LOCK, MODEL = "report.json", "fold.lock", "model.safetensors"
 
 Report = Mapping[str, Any]
 
@@ -49,6 +50,10 @@ class ResultsFile:
     def folder_of(self, trial: str) -> Path:
         """Return the folder in which a trial runs and leaves its report."""
         return self.running / trial
+
+    def model_of(self, trial: str) -> Path:
+        """Return where a trial leaves its last model."""
+        return self.path.with_suffix(".models") / trial / MODEL
 
     def read(self) -> list[Report]:
         """Return all reports, of the file and beside it, in the order of their lines.

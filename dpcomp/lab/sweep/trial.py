@@ -15,6 +15,7 @@ from dpcomp.lab.results.provenance import versions
 from dpcomp.lab.sweep.plan import Trial
 from dpcomp.lab.sweep.run_report import report_of
 from dpcomp.simulation import simulate
+from dpcomp.simulation.saving.run_files import write_model
 
 LOCK, TRACEBACK = "trial.lock", "error.txt"
 
@@ -95,4 +96,5 @@ def _run(trial: Trial, tasks: Tasks, *, rounds_shown: bool) -> None:
         seconds=time.perf_counter() - began,
         device=experiment.federation.get("device", "cpu"),
     )
+    write_model(trial.results.model_of(trial.name), outcome.model, outcome.layout)  # first: a report ends the trial
     trial.results.write(report)

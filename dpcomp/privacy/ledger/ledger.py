@@ -382,6 +382,12 @@ class Ledger:
             histories, delta, self.plan, population=population, seeded=seeded, assumed=assumed
         )
 
+    @property
+    def most_steps(self) -> int:
+        """The most steps that were charged at one address; 0 where nothing was."""
+        with self._database.reading() as connection:
+            return connection.execute("SELECT MAX(steps) FROM charges").fetchone()[0] or 0
+
     def refuse_seed(self, secret: SecretSeed) -> None:
         """Refuse a seed with a number, unless this ledger is for research.
 

@@ -1,7 +1,7 @@
 """Per-unit gradients and their sum, layer by layer, as arrays of NumPy, torch or JAX."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -17,6 +17,8 @@ from dpcomp.core.read_only import read_only
 from dpcomp.core.support import Everywhere, Support, checked_support
 from dpcomp.privacy.units.batches import Batches
 from dpcomp.privacy.units.clipped_sum import added
+
+COUNTS = ("units", "not_finite", "within")  # of a total, which are added with it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,6 +131,7 @@ class Total(_Layers):
         units: The number of units in the sum, a private value.
         not_finite: How many of them counted as zero, since their norm is not finite; a private value, which no client
             tells anybody. A traced array inside a trace of JAX.
+        within: How many of them were no longer than the norm of `AdaptiveClip`; a private value. 0 for other clips.
 
     Attributes:
         remainders: An (m,) array a layer of what rounding took from `layers`; the sum is both together. Empty if that
@@ -137,6 +140,7 @@ class Total(_Layers):
 
     units: int
     not_finite: int = field(default=0, repr=False)
+    within: int = field(default=0, repr=False)
     remainders: tuple[Any, ...] = field(default=(), init=False, repr=False)
     _seal: "_Seal | None" = field(default=None, init=False, repr=False)
 
@@ -161,18 +165,18 @@ class Total(_Layers):
         remainders = tuple(np.array(on_host(layer)) for layer in self.remainders)
         return replace(self, layers=layers).with_remainders(remainders)._marked(batches)
 
-    def with_sum(self, vector: Float64[np.ndarray, "k"], units: int, not_finite: int, batches: Batches) -> "Total":
+    def with_sum(self, vector: Float64[np.ndarray, "k"], counts: Mapping[str, int], batches: Batches) -> "Total":
         """Return a total of this one's shape with another sum, sealed; only `SumOfTotals` calls this."""
         edges = np.cumsum([layer.shape[0] for layer in self.layers])[:-1]
         layers = tuple(np.split(vector, edges))
-        return replace(self, layers=layers, units=units, not_finite=not_finite)._marked(batches)
+        return replace(self, layers=layers, **counts)._marked(batches)
 
     def _marked(self, batches: Batches) -> "Total":
         """Return the sum of arrays that nobody else holds, made read-only, with a seal."""
         for layer in (*self.layers, *self.remainders):
             layer.flags.writeable = False
         total = self.with_remainders(self.remainders)
-        seal = _Seal(total.layers, total.remainders, total.support, total.units, batches)
+        seal = _Seal(total.layers, total.remainders, total.support, total.units, total.within, batches)
         object.__setattr__(total, "_seal", seal)
         return total
 
@@ -211,7 +215,7 @@ class Total(_Layers):
             mine, theirs = (total.batches(total.clipped_by) for total in (self, other))
             batches = mine.joined(theirs)
         pairs = [_added_pairs(mine, theirs) for mine, theirs in zip(self._pairs(), other._pairs(), strict=True)]
-        counts = {"units": self.units + other.units, "not_finite": self.not_finite + other.not_finite}
+        counts = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
         total = replace(self, layers=tuple(high for high, _ in pairs), **counts)
         total = total.with_remainders(tuple(low for _, low in pairs))
         return total if batches is None else total._marked(batches)
@@ -245,7 +249,8 @@ class SumOfTotals:
     def __init__(self, empty: Total):
         self._clipped_by = empty.clipped_by
         self._empty, self._batches = empty, empty.batches(self._clipped_by)
-        self._sum, self._units, self._not_finite = ExactSum(len(empty.vector())), 0, 0
+        self._sum = ExactSum(len(empty.vector()))
+        self._counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
 
     def add(self, total: Total) -> None:
         """Add a total.
@@ -258,12 +263,12 @@ class SumOfTotals:
             raise ValueError("a total of another layout or support was added: clip all by one pipeline, in one round")
         total.batches(self._clipped_by).take()
         self._sum.add(total.vector())
-        self._units += total.units
-        self._not_finite += total.not_finite
+        for name in COUNTS:
+            self._counts[name] += getattr(total, name)
 
     def total(self) -> Total:
         """Return the sum so far, rounded once to float64."""
-        return self._empty.with_sum(self._sum.rounded(), self._units, self._not_finite, self._batches)
+        return self._empty.with_sum(self._sum.rounded(), self._counts, self._batches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,6 +279,7 @@ class _Seal:
     remainders: tuple[Any, ...]
     support: Support
     units: int
+    within: int
     batches: Batches
 
     def fits(self, total: Total) -> bool:
@@ -282,7 +288,7 @@ class _Seal:
             total.layers is self.layers
             and total.remainders is self.remainders
             and total.support is self.support
-            and total.units == self.units
+            and (total.units, total.within) == (self.units, self.within)
             and not any(layer.flags.writeable for layer in (*self.layers, *self.remainders))
         )
 

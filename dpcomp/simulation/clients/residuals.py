@@ -1,5 +1,6 @@
 """Residuals: what simulated clients keep of what they have to send, in memory up to a budget, else in a file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,33 @@ class Residuals:
         if client in self._rows:
             return Kept(**dict(zip(self._names, np.array(self._row(client)), strict=True)))
         return self._in_memory.pop(client, None)
+
+    @property
+    def clients(self) -> list[int]:
+        """The clients of whom something is kept, ascending."""
+        return sorted({*self._in_memory, *self._rows})
+
+    def write(self, path: Path) -> None:
+        """Write what is kept of all clients to a file, a row a client in ascending order, and keep it."""
+        with path.open("wb") as file:
+            for client in self.clients:
+                if client in self._rows:
+                    file.write(np.ascontiguousarray(self._row(client)).data)
+                    continue
+                for name in self._names:
+                    file.write(np.ascontiguousarray(self._in_memory[client].vectors[name]).data)
+
+    def read(self, path: Path, clients: Sequence[int]) -> None:
+        """Keep what `write` wrote.
+
+        Args:
+            path: The file.
+            clients: What `clients` was then.
+        """
+        with path.open("rb") as file:
+            for client in clients:
+                row = np.frombuffer(file.read(self._row_bytes), np.float32).reshape(self._shape)
+                self.keep(client, Kept(**dict(zip(self._names, row.copy(), strict=True))))
 
     def _row(self, client: int) -> Float32[np.ndarray, "vectors d"]:
         # A map of this row alone, closed after use: a map of the whole file would count as memory of this process.

@@ -1,9 +1,10 @@
 """SimulatedClients: many clients in one process, of which those at the same version share shared memory and model."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from dpcomp.core.randomness import DitherKey, DitherKeys
 from dpcomp.federated.absence import AbsencePolicy
@@ -14,11 +15,11 @@ from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.simulation.clients.followed_once import FollowedOnce
 from dpcomp.simulation.clients.residuals import Residuals
-from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.protocol import ProtocolVariant
+from dpcomp.simulation.network.faulty_network import Faults
+from dpcomp.simulation.network.protocol import ProtocolVariant
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.links import Link
-from dpcomp.wire.memory import ClientMemory
+from dpcomp.wire.memory import ClientMemory, ServerMemory
 
 QUESTION_AND_REPLY = 2  # ticks
 
@@ -86,13 +87,14 @@ class SimulatedClients:
         self._links: dict[int, Link] = {}  # of those that stand together and have sent a payload
         self._together: ClientState | None = None  # of each of them, but for its number, link and residual
         self._apart: dict[int, Participant] = {}
+        self._gathers = False  # whether clients come to stand together
         if protocol.participant is not Participant:
             self._apart = {client: self._own(protocol, client) for client in range(count)}
         elif faults.on_network or faults.patience < QUESTION_AND_REPLY or memory.tracked is not None:
             # A tracked signal depends on what its client sent, so it is followed by each client.
             self._apart = {client: self._sharing(self._new(client)) for client in range(count)}
         else:
-            self._apart = {0: self._sharing(self._new(0))}
+            self._gathers, self._apart = True, {0: self._sharing(self._new(0))}
 
     def __len__(self) -> int:
         return self._count
@@ -115,10 +117,41 @@ class SimulatedClients:
             How many clients each of those that asked stands for: 1, or the number of all.
         """
         alike = self._count // len(self._apart)
-        if alike > 1:
+        if self._gathers:
             self._together = self._apart.pop(0).state
             assert self._together.phase is Phase.SYNCED
         return alike
+
+    def write_kept(self, path: Path) -> Int64[np.ndarray, "clients"]:
+        """Write what clients keep of their updates to a file, once all stand together.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The clients of whom something is kept, a row each in this order.
+        """
+        assert self._together is not None
+        assert not self._apart
+        self._residuals.write(path)
+        return np.array(self._residuals.clients, dtype=np.int64)
+
+    def go_on(
+        self, server: ServerMemory, model: Float32[np.ndarray, "d"], path: Path, clients: Int64[np.ndarray, "clients"]
+    ) -> None:
+        """Let all clients stand together as they did after a round, instead of `begin`.
+
+        Args:
+            server: The server's memory then; it knows the links of all clients.
+            model: The model then, as a (d,) vector.
+            path: What `write_kept` wrote.
+            clients: What `write_kept` returned.
+        """
+        memory = replace(self._first.memory, shared=server.shared, genesis=server.genesis)
+        self._together = replace(self._first, memory=memory, model=model, phase=Phase.SYNCED)
+        self._apart = {}
+        self._links = dict(server.links.items())
+        self._residuals.read(path, clients.tolist())
 
     def follow(self, broadcast: bytes) -> None:
         """Let the clients that stand together follow a broadcast; for each of those apart, its message arrives."""

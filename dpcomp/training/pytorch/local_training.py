@@ -1,6 +1,5 @@
 """Local training of one client: example-level with noise in every step, or client-level without."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -26,13 +25,12 @@ from dpcomp.training.pytorch.inspection import (
 )
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
-from dpcomp.training.pytorch.rows.parameters import read, write
+from dpcomp.training.pytorch.rows.parameters import read, trainable, write
 from dpcomp.training.pytorch.rows.structures import call_of, inputs_and_targets, to
+from dpcomp.training.pytorch.steps.local_optimizer import MakeOptimizer, pull_to, start_of
 from dpcomp.training.pytorch.tasks.examples import Examples
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
-
-MakeOptimizer = Callable[[nn.Module, int], torch.optim.Optimizer]  # of a module, for a round
 
 
 class ExampleLevel:
@@ -51,6 +49,7 @@ class ExampleLevel:
         local_steps: Steps in a round, each charged.
         expected_batch_size: The public constant that divides a step's sum.
         physical_batch_size: The most examples in one forward pass.
+        proximal: μ of FedProx; 0 for none.
 
     Raises:
         NotPrivate: The model or the loss ties examples, or the model remembers them.
@@ -70,7 +69,9 @@ class ExampleLevel:
         local_steps: int,
         expected_batch_size: float,
         physical_batch_size: int,
+        proximal: float = 0.0,
     ):
+        self._proximal = proximal
         self._model, self._loss, self._pipeline = private_model(module, loss, *examples, engine=engine), loss, pipeline
         self._make_optimizer, self._secret, self._local_steps = make_optimizer, secret, local_steps
         self._expected_batch_size, self._physical_batch_size = expected_batch_size, physical_batch_size
@@ -110,6 +111,10 @@ class ExampleLevel:
             expected_batch_size=self._expected_batch_size,
         )
         optimizer.begin(memory, permit)
+        if self._proximal:
+            parameters = list(trainable(self._model).values())
+            origin = start_of(parameters)
+            optimizer.attach_step_hook(lambda _: pull_to(origin, parameters, self._proximal))
         self._model.train()
         sampling = self._pipeline.sampling or Poisson(1.0)
         with hooks_on_inputs(), _dropout_of(self._secret, memory.address, examples.device):
@@ -127,7 +132,9 @@ class ExampleLevel:
                         self._loss(self._model(*args, **kwargs), truth).backward()
                     optimizer.signal_skip_step(do_skip=number < len(chunks))
                     optimizer.step()
-        return optimizer.update()
+        update = optimizer.update()
+        # The term takes a part of the noise of earlier steps back, so how much there is is not followed.
+        return update.derive(update.dense()) if self._proximal else update
 
 
 class ClientLevel:
@@ -146,6 +153,7 @@ class ClientLevel:
         secret: Where batches, noise and dropout are drawn from.
         local_steps: Steps in a round.
         local_sampling: How the batch of a step is drawn; no privacy depends on it.
+        proximal: μ of FedProx; 0 for none.
 
     Raises:
         NotPrivate: A pass writes buffers or attributes, such as running statistics, which are never sent.
@@ -163,7 +171,9 @@ class ClientLevel:
         secret: SecretSeed,
         local_steps: int,
         local_sampling: Poisson,
+        proximal: float = 0.0,
     ):
+        self._proximal = proximal
         check_precision(module)
         check_statistics(module, loss, *examples)
         self._channels_last = takes_channels_last(module, examples[0])
@@ -191,6 +201,8 @@ class ClientLevel:
         write(self._module.to(examples.device), start)
         self._module.train()
         optimizer = self._make_optimizer(self._module, memory.address.round)
+        parameters = list(trainable(self._module).values())
+        origin = start_of(parameters) if self._proximal else []
         with _dropout_of(self._secret, memory.address, examples.device):
             for step in range(self._local_steps):
                 chosen = _drawn_batch(self._local_sampling, examples, self._secret, memory.address, step)
@@ -199,6 +211,8 @@ class ClientLevel:
                     some, truth = to(inputs_and_targets(examples.drawn(chosen)[0]), device=examples.device)
                     args, kwargs = call_of(with_channels_last(some) if self._channels_last else some)
                     self._loss(self._module(*args, **kwargs), truth).backward()
+                    if self._proximal:
+                        pull_to(origin, parameters, self._proximal)
                     optimizer.step()
         self._unmoved.remember_trained()
         refuse_statistics(self._unmoved.moved())

@@ -21,11 +21,11 @@ from dpcomp.training.pytorch.arguments import Arguments
 from dpcomp.training.pytorch.checks.public_rows import PublicRows
 from dpcomp.training.pytorch.collation import refuse_tied_row
 from dpcomp.training.pytorch.draws import Draws, MicroBatch
-from dpcomp.training.pytorch.noise_through_sgd import NoiseThroughSgd
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.rows.parameters import cut, layout_of, read, trainable
 from dpcomp.training.pytorch.rows.passes import Pass, without_autocast
 from dpcomp.training.pytorch.rows.structures import count, inputs_and_targets, rows, to
+from dpcomp.training.pytorch.steps.noise_through_sgd import NoiseThroughSgd
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
@@ -87,7 +87,7 @@ class PrivateOptimizer(DPOptimizer):
             raise NotPrivate(
                 f"the model is a {type(model).__name__} that was not inspected: give what make_private returns"
             )
-        _refuse_unfit(optimizer)
+        refuse_unfit(optimizer)
         if not expected_batch_size > 0:
             raise ValueError(f"expected_batch_size is {expected_batch_size}: it divides sums, so give a number above 0")
         norms = [stage.norm for stage in pipeline.stages if isinstance(stage, Clip)]
@@ -491,8 +491,12 @@ class PrivateOptimizer(DPOptimizer):
             vars(parameter).update(grad_sample=None, summed_grad=None)
 
 
-def _refuse_unfit(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimiser that evaluates the loss itself, or that needs gradients without noise in most places."""
+def refuse_unfit(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser that evaluates the loss itself, or that needs gradients without noise in most places.
+
+    Raises:
+        ValueError: It calls a closure, or takes sparse gradients.
+    """
     kind = type(optimizer)
     closure = inspect.signature(kind.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:

@@ -1,13 +1,12 @@
 """PyTorch: the configuration of local training with PyTorch, and the trainer that it makes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float32
-from torch import nn
 
 from dpcomp.core.checks import check_type, real_number, whole_number
 from dpcomp.privacy import Poisson
@@ -15,14 +14,15 @@ from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.training.pytorch.channels_last import set_channels_last, takes_channels_last
 from dpcomp.training.pytorch.devices import device_of
 from dpcomp.training.pytorch.inspection import check_precision
-from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel, MakeOptimizer
+from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel
 from dpcomp.training.pytorch.rows.engine import Engine
 from dpcomp.training.pytorch.rows.parameters import layout_of, read
+from dpcomp.training.pytorch.steps.local_optimizer import OptimizerFactory, local_optimizer
 from dpcomp.training.pytorch.tasks.evaluation import Evaluation
 from dpcomp.training.pytorch.tasks.examples import Examples, examples_of
 from dpcomp.training.pytorch.tasks.fits import check_members, check_task, first_model
 from dpcomp.training.pytorch.tasks.supervised import collate_of
-from dpcomp.training.schedule import Schedule, public_rate, rate_of
+from dpcomp.training.schedule import Schedule, public_rate
 from dpcomp.training.trainer import Federation, validation_of
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update, with_learning_rate
@@ -40,6 +40,11 @@ class PyTorch:
         learning_rate: The learning rate of the local steps: a number from 0 on, or a schedule over the rounds such as
             `Cosine`.
         momentum: The momentum of the local steps, in [0, 1). The momentum buffer starts at zero in every round.
+        optimizer: What makes the local optimiser, called as `optimizer(parameters, lr=learning_rate)`, such as
+            `torch.optim.Adam` or `functools.partial(torch.optim.AdamW, weight_decay=0.01)`; its state begins anew in
+            every round. None: SGD with `momentum`. With `unit="example"` it steps on released gradients alone.
+        proximal: μ of FedProx (Li et al. 2020), from 0 on: each local step is pulled towards the model that the round
+            starts from, by μ times the distance. 0: not at all.
         expected_batch_size: The public constant that divides the sum of a step's clipped gradients; used with
             `unit="example"` only, and refused with `unit="client"`. None: sampling rate × the task's population ÷
             clients.
@@ -65,6 +70,8 @@ class PyTorch:
     local_steps: int = 1
     learning_rate: float | Schedule = 0.5
     momentum: float = 0.0
+    optimizer: OptimizerFactory | None = None
+    proximal: float = 0.0
     expected_batch_size: float | None = None
     local_sampling: Poisson = field(default=Poisson(0.1))
     physical_batch_size: int = 512
@@ -81,6 +88,13 @@ class PyTorch:
             raise ValueError(f"PyTorch(learning_rate) is {self.learning_rate}: give a number from 0 on, or a schedule")
         if not 0 <= real_number(self.momentum, "PyTorch(momentum)", "a number in [0, 1)") < 1:
             raise ValueError(f"PyTorch(momentum) is {self.momentum}: give a number in [0, 1)")
+        if self.momentum and self.optimizer is not None:
+            raise ValueError(
+                f"PyTorch(momentum={self.momentum:g}) beside optimizer={self.optimizer!r}, which has settings of its "
+                "own: leave momentum out, and give it to the factory, as functools.partial(torch.optim.SGD, momentum=…)"
+            )
+        if not 0 <= real_number(self.proximal, "PyTorch(proximal)", "a finite number from 0 on") < math.inf:
+            raise ValueError(f"PyTorch(proximal) is {self.proximal}: give a finite number from 0 on")
         size = self.expected_batch_size
         if size is not None and not real_number(size, "PyTorch(expected_batch_size)", "a number above 0, or None") > 0:
             raise ValueError(
@@ -121,6 +135,8 @@ class TorchTrainer:
         self._examples = [everything.part(part) for part in federation.split(labels)]
         self._learning_rate = config.learning_rate
         self.layout, self.initial_model = layout_of(evaluated), read(evaluated)
+        if config.optimizer is not None:
+            _ = local_optimizer(config.optimizer, config.learning_rate, 0.0)(evaluated, 0)  # refuse it now
         given = {"test": task.test(), "validation": validation_of(task)}
         public = {
             name: examples_of(found, collate, f"{name}()", device) for name, found in given.items() if found is not None
@@ -178,11 +194,12 @@ def _example_level(config: PyTorch, federation: Federation, divisor: float, exam
         federation.pipeline,
         examples=examples.some(),
         engine=config.engine,
-        make_optimizer=_sgd(config),
+        make_optimizer=local_optimizer(config.optimizer, config.learning_rate, config.momentum),
         secret=federation.secret,
         local_steps=config.local_steps,
         expected_batch_size=divisor,
         physical_batch_size=config.physical_batch_size,
+        proximal=config.proximal,
     )
 
 
@@ -192,18 +209,9 @@ def _client_level(config: PyTorch, federation: Federation, examples: Examples) -
         federation.task.loss,
         federation.pipeline,
         examples=examples.some(),
-        make_optimizer=_sgd(config),
+        make_optimizer=local_optimizer(config.optimizer, config.learning_rate, config.momentum),
         secret=federation.secret,
         local_steps=config.local_steps,
         local_sampling=config.local_sampling,
+        proximal=config.proximal,
     )
-
-
-def _sgd(config: PyTorch) -> MakeOptimizer:
-    """Return what makes a client's optimiser for a round."""
-
-    def make_optimizer(module: nn.Module, round_number: int) -> torch.optim.Optimizer:
-        learning_rate = rate_of(config.learning_rate, round_number)
-        return torch.optim.SGD(module.parameters(), lr=learning_rate, momentum=config.momentum)
-
-    return make_optimizer

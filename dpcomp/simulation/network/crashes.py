@@ -5,8 +5,8 @@ import numpy as np
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Trained
 from dpcomp.federated.server import Server
-from dpcomp.simulation.faulty_network import Faults
-from dpcomp.simulation.traffic import Traffic
+from dpcomp.simulation.network.faulty_network import Faults
+from dpcomp.simulation.network.traffic import Traffic
 from dpcomp.wire.update import Update
 
 # The moments at which a client may crash. A seeded run draws among them by number, so their order stays.

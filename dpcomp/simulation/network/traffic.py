@@ -11,7 +11,7 @@ from dpcomp.federated.messages import REPLY, is_reply
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut
 from dpcomp.federated.server import Server
 from dpcomp.simulation.clients.simulated_clients import SimulatedClients
-from dpcomp.simulation.faulty_network import Faults, Network
+from dpcomp.simulation.network.faulty_network import Faults, Network
 from dpcomp.wire.headers import is_payload
 
 
