@@ -26,7 +26,7 @@ from dpcomp.simulation.probes import Probe, Watched
 from dpcomp.simulation.progress import numbered_rounds
 from dpcomp.simulation.protocol import ProtocolVariant, Versioned
 from dpcomp.simulation.run import Run
-from dpcomp.simulation.run_guarantee import columns_of_clean_data, run_guarantee
+from dpcomp.simulation.run_guarantee import columns_of_clean_data, epsilon_column, run_guarantee
 from dpcomp.simulation.run_warnings import run_warnings, warn_of
 from dpcomp.simulation.simulated_federation import SimulatedFederation, opened_federation
 from dpcomp.simulation.task import Task
@@ -159,6 +159,7 @@ def simulate(
                 row: dict[str, float] = {"round": number, **outcome.columns(local.layout)}
                 if evaluated(number, rounds, evaluate_every, between):
                     row |= local.evaluate(federation.server.model)
+                    row |= epsilon_column(federation.ledger, delta)
                 if faults != Faults():
                     row |= outcome.fault_columns()
                 row["seconds"] = time.perf_counter() - started
