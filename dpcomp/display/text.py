@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 BARS = "▁▂▃▄▅▆▇█"
 COLUMNS = 100  # of a terminal
@@ -40,23 +40,14 @@ def with_comments(lines: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{code:<{width}}  # {comment}" if comment else code for code, comment in lines)
 
 
-class _Sized(Protocol):
-    """What has a number of coordinates."""
-
-    @property
-    def size(self) -> int:
-        """The number of coordinates."""
-        ...
-
-
-def without_values(value: object, layout: _Sized) -> str:
+def without_values(value: object, coordinates: int) -> str:
     """Return the class of a private value and the size of its vectors: not its values, and not how many there are.
 
     Args:
         value: The value.
-        layout: The layers of its vectors.
+        coordinates: d, of a whole vector.
     """
-    return f"{type(value).__name__}(<private>, of {layout.size:,} coordinates)"
+    return f"{type(value).__name__}(<private>, of {coordinates:,} coordinates)"
 
 
 def outline(value: Any) -> str:

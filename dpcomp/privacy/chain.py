@@ -5,7 +5,7 @@ from typing import Any
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.public_context import HasPublicSupport
-from dpcomp.display.html import Step
+from dpcomp.display.html import State, Step
 from dpcomp.privacy.claim import Bounded, Released, Stage, claim_after
 from dpcomp.privacy.sampling import Poisson
 from dpcomp.privacy.trust import TrustModel
@@ -35,7 +35,7 @@ def mechanism_steps(
             public = "public" if isinstance(stage, HasPublicSupport) else "the largest"
             known += (f"{100 * share:.3g} % of the coordinates, {public}",)
         place = trust.noise_at if released else "client"
-        state = "none" if unsafe and (released or number == len(stages)) else "released" if released else "clean"
+        state: State = "none" if unsafe and (released or number == len(stages)) else "released" if released else "clean"
         steps.append(Step(title=repr(stage), place=place, known=known, state=state))
     return steps
 

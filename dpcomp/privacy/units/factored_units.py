@@ -33,7 +33,7 @@ class FactoredUnits(ABC):
     support: Support = field(default_factory=Everywhere)
 
     def __repr__(self) -> str:
-        return without_values(self, self.layout)
+        return without_values(self, self.layout.size)
 
     @property
     @abstractmethod

@@ -29,7 +29,7 @@ class _Layers:
     support: Support = field(default_factory=Everywhere)
 
     def __repr__(self) -> str:
-        return without_values(self, self.layout)
+        return without_values(self, self.layout.size)
 
 
 def _restricted(value: _Layers, layers: tuple[Any, ...], support: Support) -> tuple[Any, ...]:
