@@ -54,8 +54,8 @@ def plot_curves(
     Examples:
         >>> import pandas as pd
         >>> from dpcomp.lab.figures.plots import plot_curves
-        >>> frame = pd.DataFrame({"method": "mine", "round": [1, 2], "uplink_total": [9, 18], "test_accuracy": [0.5, 0.7]})
-        >>> axes = plot_curves(frame, x="uplink_total")
+        >>> frame = pd.DataFrame({"method": "mine", "round": [1, 2], "uplink_total": [9, 18], "test_loss": [0.7, 0.5]})
+        >>> axes = plot_curves(frame, x="uplink_total", y="test_loss")
         >>> len(axes.get_lines()), axes.get_xscale()
         (1, 'log')
     """
