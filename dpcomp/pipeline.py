@@ -274,7 +274,10 @@ class Pipeline:
         else:
             lines.append(("    mechanism=(", ""))
         lines += [*((f"        {title},", words) for title, words in mechanism), ("    ),", "")]
-        states = {"codec": self._state(clean=self.trust_model.server_sees_clean), "downlink": self._state(clean=False)}
+        states: dict[str, html.State] = {
+            "codec": self._state(clean=self.trust_model.server_sees_clean),
+            "downlink": self._state(clean=False),
+        }
         for name, state in states.items():
             codec = given.get(name)
             if codec is not None:

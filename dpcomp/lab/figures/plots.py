@@ -62,13 +62,13 @@ def plot_curves(
     kept, names = _checked(frame, (x, y), by)
     axes = _axes(axes)
     for name, look in looks_of(names).items():
-        rounds = kept[kept[by] == name].groupby("round")
-        across, up = rounds[x].mean(), rounds[y].mean()
-        order = np.argsort(across.to_numpy(), kind="stable")
+        rounds: Any = kept[kept[by] == name].groupby("round")
+        across, up = rounds[x].mean().to_numpy(), rounds[y].mean().to_numpy()
+        order = np.argsort(across, kind="stable")
         line = {"color": color_of(look), "label": _shown(name)} | _dashed(look)
-        axes.plot(across.to_numpy()[order], up.to_numpy()[order], **line)
+        axes.plot(across[order], up[order], **line)
         low, high = rounds[y].min().to_numpy()[order], rounds[y].max().to_numpy()[order]
-        axes.fill_between(across.to_numpy()[order], low, high, color=color_of(look), alpha=0.2, linewidth=0)
+        axes.fill_between(across[order], low, high, color=color_of(look), alpha=0.2, linewidth=0)
     return _labelled(axes, x, y)
 
 
@@ -100,7 +100,9 @@ def plot_pareto(
     kept, names = _checked(frame, (x, y), by)
     axes = _axes(axes)
     _refuse_unknown(frame, ("results", "trial"))
-    last = kept.sort_values("round").groupby(list(dict.fromkeys([by, "results", "trial"])), sort=False)[[x, y]].last()
+    last: Any = (
+        kept.sort_values("round").groupby(list(dict.fromkeys([by, "results", "trial"])), sort=False)[[x, y]].last()
+    )
     points: list[tuple[float, float]] = []
     for name, look in looks_of(names).items():
         ends = last.loc[[name]]
@@ -168,7 +170,7 @@ def plot_overlap(frame: pd.DataFrame, fraction: float, *, by: str = "method", ax
     return axes
 
 
-def _checked(frame: pd.DataFrame, numbers: Sequence[str], by: str) -> tuple[pd.DataFrame, list[Any]]:
+def _checked(frame: pd.DataFrame, numbers: Sequence[str], by: str) -> tuple[Any, list[Any]]:
     """Return the rows that have all numbers, scaled as TITLES says, and the names of the groups in their order."""
     _refuse_unknown(frame, (*numbers, by, "round"))
     for name in numbers:
@@ -176,7 +178,7 @@ def _checked(frame: pd.DataFrame, numbers: Sequence[str], by: str) -> tuple[pd.D
             raise ConfigError(
                 f"the column {name} of the results holds no numbers: give it to --by, or choose another one"
             )
-    kept = frame.dropna(subset=[*numbers, by])
+    kept: Any = frame.dropna(subset=[*numbers, by])
     kept = kept[np.isfinite(kept[list(numbers)]).all(axis=1)]
     if kept.empty:
         raise ConfigError(f"no round has a value of {' and '.join(numbers)}: choose other columns")
@@ -199,10 +201,10 @@ def _shown(name: Any) -> str:
     return shortened(str(name).lstrip("_"), LONGEST) or "(none)"
 
 
-def _fewer(frame: pd.DataFrame) -> str:
+def _fewer(frame: Any) -> str:
     """Name the columns that tell trials apart and have few values."""
     columns = [name for name in frame if name in ("results", "task", "seed") or "." in str(name)]
-    few = [str(name) for name in columns if 1 < frame[name].nunique() <= MOST_NAMES]
+    few = [str(name) for name in columns if 1 < len(frame[name].unique()) <= MOST_NAMES]
     return f", such as {', '.join(few)}" if few else ""
 
 

@@ -75,7 +75,7 @@ def _rounds(method: str, report: Report) -> pd.DataFrame:
     columns["task"] = label(config.get("task", ""))
     for name, parts in TOTALS.items():
         if all(part in table for part in parts):
-            columns[name] = sum(table[part] for part in parts).cumsum()
+            columns[name] = table[list(parts)].sum(axis=1).cumsum()
     if "epsilon" not in table:
         spent = report["guarantee"]["epsilon"]
         columns["epsilon"] = [float("nan")] * (len(table) - 1) + [float("nan") if spent is None else spent]
