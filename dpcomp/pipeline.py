@@ -274,11 +274,8 @@ class Pipeline:
         else:
             lines.append(("    mechanism=(", ""))
         lines += [*((f"        {title},", words) for title, words in mechanism), ("    ),", "")]
-        states: dict[str, html.State] = {
-            "codec": self._state(clean=self.trust_model.server_sees_clean),
-            "downlink": self._state(clean=False),
-        }
-        for name, state in states.items():
+        sent, broadcast = self._state(clean=self.trust_model.server_sees_clean), self._state(clean=False)
+        for name, state in (("codec", sent), ("downlink", broadcast)):
             codec = given.get(name)
             if codec is not None:
                 words = {step.title: step.words for step in codec_steps(codec, place="", state=state)}

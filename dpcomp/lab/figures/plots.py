@@ -190,7 +190,7 @@ def _checked(frame: pd.DataFrame, numbers: Sequence[str], by: str) -> tuple[Any,
             f"{by} has {len(names)} values, and nobody tells more than {MOST_NAMES} lines apart: draw fewer results, "
             f"or give --by a column with fewer values{_fewer(kept)}"
         )
-    scale = {name: 100.0 for name in numbers if name.endswith("accuracy")} | {
+    scale = {name: 100.0 for name in numbers if TITLES.get(name, "").endswith("(%)")} | {
         n: 1 / 1024 for n in numbers if n in BYTES
     }
     return kept.assign(**{name: factor * kept[name] for name, factor in scale.items()}), names
