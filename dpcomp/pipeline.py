@@ -275,7 +275,8 @@ class Pipeline:
             lines.append(("    mechanism=(", ""))
         lines += [*((f"        {title},", words) for title, words in mechanism), ("    ),", "")]
         sent, broadcast = self._state(clean=self.trust_model.server_sees_clean), self._state(clean=False)
-        for name, state in (("codec", sent), ("downlink", broadcast)):
+        codecs: list[tuple[str, html.State]] = [("codec", sent), ("downlink", broadcast)]
+        for name, state in codecs:
             codec = given.get(name)
             if codec is not None:
                 words = {step.title: step.words for step in codec_steps(codec, place="", state=state)}
