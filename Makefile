@@ -27,7 +27,7 @@ docs: .venv/installed-docs
 paper: .venv/installed
 	@command -v latexmk >/dev/null || { echo "make paper needs LaTeX: on Debian, apt-get install latexmk texlive-latex-extra \
 	texlive-fonts-recommended"; exit 1; }
-	$(BIN)/python -m experiments figures
+	$(BIN)/python -m experiments paper-figures
 	$(BIN)/python -m experiments numbers
 	cd paper && latexmk -pdf -interaction=nonstopmode -halt-on-error paper.tex
 

@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser, commands = make_parser("python -m experiments", _tasks)
     _add_studies(commands)
-    figures = commands.add_parser("figures", help="draw every figure of the paper from the results; trains nothing")
+    figures = commands.add_parser(
+        "paper-figures", help="draw every figure of the paper from the results; trains nothing"
+    )
     figures.add_argument("--configs", type=Path, default=CONFIGS, help=f"the configs (default: {CONFIGS})")
     figures.add_argument("--folder", type=Path, default=Path("docs/figures"), help="where they go (docs/figures)")
     figures.set_defaults(command=_figures)

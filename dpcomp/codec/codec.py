@@ -25,6 +25,8 @@ from dpcomp.core.finite import all_finite
 from dpcomp.core.layout import split_by_counts
 from dpcomp.core.public_context import HasPublicSupport, PublicContext
 from dpcomp.core.support import MOST_PLACES, Dealt, Everywhere, Listed, Support, checked_support, same_positions
+from dpcomp.display import html
+from dpcomp.display.text import short_call
 
 # The first byte of a body says which support it has: all coordinates; those that both ends compute; those listed in the
 # body, after their number; those of several places, which it names. The number of any but the listed is known.
@@ -148,6 +150,14 @@ class Codec:
                 f"{self}: {self.quantize} codes the whole vector itself, so nothing may stand before it, and nothing "
                 f"codes after it: write dp.Codec(quantize={self.quantize})"
             )
+
+    def __repr__(self) -> str:
+        return short_call(self)
+
+    def _repr_html_(self) -> str:
+        from dpcomp.codec.chain import codec_steps
+
+        return html.panel("Codec", html.chain(codec_steps(self, place="encoder", state=None)))
 
     @property
     def averaged_clients(self) -> int | None:

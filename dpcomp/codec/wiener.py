@@ -6,12 +6,13 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from dpcomp.core.layout import Layout
+from dpcomp.display.text import outline
 
 WINDOW = 8  # broadcasts after which an old one counts 1/e
 LEAST_SHARE = 1 / 64  # of signal in the aggregate: below it a layer would vanish, and never be seen again
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrackedSignal:
     """The signal variance s² of each layer as a sender estimates it: an exponential mean over the broadcasts.
 
@@ -29,6 +30,9 @@ class TrackedSignal:
     weight: Float64[np.ndarray, "layers"]
     factors: Float64[np.ndarray, "layers"]
     noise: float = 0.0
+
+    def __repr__(self) -> str:
+        return outline(self)
 
     @classmethod
     def initial(cls, layout: Layout) -> "TrackedSignal":

@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from dpcomp.core.support import Everywhere, Support
+from dpcomp.display.text import shortened
+
+MOST_SHOWN = 400  # letters of a repr
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class Layout:
             raise ValueError(f"{self} has no coordinates: a layout needs at least one")
         if self.size >= 2**32:
             raise ValueError(f"{self} has {self.size} coordinates: the wire format holds fewer than 2**32")
+
+    def __repr__(self) -> str:
+        return shortened(f"Layout(shapes={self.shapes!r})", MOST_SHOWN)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:

@@ -9,9 +9,11 @@ from jaxtyping import Int64, UInt64
 from randomgen import ChaCha
 
 from dpcomp.core.checks import whole_number
+from dpcomp.display.text import outline
 
 MOST_PLACES = 2**40  # that `Dealt` deals to: more than clients and rounds together
 FEISTEL_ROUNDS = 8
+SHOWN = 16  # positions that a repr lists
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ ÷ the golden ratio, which spreads the numbers of permutations
 
 
@@ -138,7 +140,7 @@ class Dealt:
         return Dealt(seed=self.seed, k=self.k, places=tuple(sorted({*self.places, *other.places})))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Listed:
     """A support given by its positions, which are sent with the values.
 
@@ -172,6 +174,9 @@ class Listed:
             raise ValueError("Listed(positions): they must be one row of distinct, ascending numbers from 0")
         positions.flags.writeable = False
         object.__setattr__(self, "positions", positions)
+
+    def __repr__(self) -> str:
+        return outline(self) if len(self.positions) > SHOWN else f"Listed(positions={self.positions!r})"
 
     def count(self, d: int) -> int:
         """Return k, the number of coordinates held of d.

@@ -1,4 +1,4 @@
-"""The command line: demo, run, sweep, table, epsilon, ledger, audit, benchmark.
+"""The command line: demo, run, sweep, table, figures, epsilon, ledger, audit, benchmark.
 
 It imports what a command needs when the command runs, so that `--help` is there at once.
 """
@@ -88,6 +88,7 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
     table = commands.add_parser("table", help="compare the methods of a config or a folder of configs; nothing is run")
     table.add_argument("target", type=Path, metavar="CONFIG_OR_FOLDER")
     table.set_defaults(command=_table)
+    _add_figures(commands)
     epsilon = commands.add_parser("epsilon", help="print the guarantee of each experiment of a config; nothing is run")
     epsilon.add_argument("config", type=Path, metavar="CONFIG")
     epsilon.add_argument(
@@ -112,6 +113,34 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
     audit.set_defaults(command=_audit)
     _add_benchmarks(commands)
     return parser, commands
+
+
+def _add_figures(commands: Commands) -> None:
+    figures = commands.add_parser(
+        "figures", help="draw results as PNG, PDF and SVG: curves, accuracy against bytes, Pareto front, overlap"
+    )
+    figures.add_argument(
+        "target", type=Path, metavar="TARGET", help="a config, a results file, or a folder of configs or of results"
+    )
+    figures.add_argument("--x", metavar="COLUMN", help="of the horizontal axis (default: round, and bytes)")
+    figures.add_argument(
+        "--y", metavar="COLUMN", default="test_accuracy", help="of the vertical axis (default: test_accuracy)"
+    )
+    figures.add_argument(
+        "--by", metavar="COLUMN", default="method", help="a line for each of its values (default: method)"
+    )
+    figures.add_argument(
+        "--style", choices=("paper", "slides", "dark"), default="paper", help="how they look (default: paper)"
+    )
+    figures.add_argument("--folder", type=Path, default=Path("figures"), help="where they go (default: figures)")
+    figures.add_argument(
+        "--forms",
+        choices=("png", "pdf", "svg"),
+        nargs="+",
+        default=["png", "pdf", "svg"],
+        help="the kinds of files (default: all)",
+    )
+    figures.set_defaults(command=_figures, packages=("filelock", "matplotlib", "pandas", "seaborn"))
 
 
 def _add_ledger(commands: Commands) -> None:
@@ -302,6 +331,26 @@ def _table(options: argparse.Namespace) -> int:
     standings = standings_in(options.target)
     print(printed(comparison(standings, options.target)))
     _note(notes(standings))
+    return 0
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from dpcomp.lab.figures.gallery import draw_gallery
+    from dpcomp.lab.sweep.rounds import rounds_in
+
+    frame, notes = rounds_in(options.target)
+    written = draw_gallery(
+        frame,
+        options.folder,
+        x=options.x,
+        y=options.y,
+        by=options.by,
+        style=options.style,
+        forms=options.forms,
+    )
+    for path in written:
+        print(path)
+    _note(notes)
     return 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
 from dpcomp.core.errors import DpcompWarning
+from dpcomp.display import html
 from dpcomp.privacy.accounting.epsilon import check_delta
 from dpcomp.privacy.trust import Trust, TrustModel, Unit
 
@@ -64,8 +65,29 @@ class Guarantee:
         """The unit and the trust as a `TrustModel`."""
         return TrustModel(unit=self.unit, trust=self.trust)
 
+    def __repr__(self) -> str:
+        return f"<Guarantee: {self}>"
+
+    def _repr_html_(self) -> str:
+        return html.panel(
+            f"{self._bound} at δ = {self.delta:g}",
+            html.facts(
+                [
+                    ("protects", f"one {self.unit}, {self.adjacency}"),
+                    ("releases", f"{self.steps:,}, {'unsampled' if self.sampling == 'none' else self.sampling}"),
+                    ("accountant", self.accountant),
+                    ("trust", self.trust_model.words),
+                    *(("assumes" if number == 0 else "", clause) for number, clause in enumerate(self.assumptions)),
+                ]
+            ),
+        )
+
+    @property
+    def _bound(self) -> str:
+        return "ε = ∞" if math.isinf(self.epsilon) else f"ε ≤ {rounded_up(self.epsilon)}"
+
     def __str__(self) -> str:
-        bound = "ε = ∞" if math.isinf(self.epsilon) else f"ε ≤ {rounded_up(self.epsilon)}"
+        bound = self._bound
         sampling = "unsampled" if self.sampling == "none" else self.sampling
         line = [f"{bound} at δ = {self.delta:g}", f"one {self.unit}, {self.adjacency}", f"{sampling} × {self.steps}"]
         line += [self.accountant, self.trust_model.words] + (["; ".join(self.assumptions)] if self.assumptions else [])

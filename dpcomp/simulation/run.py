@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from dpcomp.core.extras import require
 from dpcomp.core.layout import Layout
 from dpcomp.privacy.guarantee import Guarantee
+from dpcomp.simulation.run_display import first_columns_first, run_as_html, run_as_text
 from dpcomp.simulation.saving.run_files import read_run, write_run
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Run:
     | `downlink_bytes` | broadcasts, and what brings back clients that were away, summed over clients |
     | `control_bytes` | questions and replies, summed over clients |
     | `payload_bytes`, `compression_ratio` | mean over accepted payloads, if there are any |
+    | `epsilon` | ε so far at the run's δ, in the rounds that are evaluated, if there is a guarantee |
     | `bits of <layer>` | bits a value that the codec's allocator spends on a layer, mean over clients |
     | `test_<metric>`, `test_loss` | accuracy or the task's own metrics, and loss, in the rounds that are evaluated |
     | `validation_<metric>`, `validation_loss` | the same on the examples that the task holds out, if it does |
@@ -133,8 +135,14 @@ class Run:
             )
         write(module, self.model)
 
+    def __repr__(self) -> str:
+        return run_as_text(self.rows, self.guarantee, self.layout, self.probed, self.warnings)
+
+    def _repr_html_(self) -> str:
+        return run_as_html(self.rows, self.guarantee, self.layout, self.probed, self.warnings)
+
     def table(self) -> "pd.DataFrame":
-        """Return the rows as a pandas DataFrame, one row for each round.
+        """Return the rows as a pandas DataFrame, one row for each round: accuracy, bytes and ε come first.
 
         Examples:
             Two rounds as a simulation would have made them:
@@ -154,6 +162,7 @@ class Run:
             119.0
         """
         require("lab", "pandas")
-        import pandas as pd
+        from dpcomp.simulation.run_table import RunTable
 
-        return pd.DataFrame(list(self.rows))
+        names = first_columns_first(dict.fromkeys(name for row in self.rows for name in row))
+        return RunTable(list(self.rows), columns=names)

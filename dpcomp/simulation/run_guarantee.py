@@ -1,5 +1,6 @@
 """The guarantee of a whole run, and the columns of its rows that are not covered by it."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -48,6 +49,17 @@ def run_guarantee(
         divisor = expected_participants(pipeline, clients)
         assumptions = (*assumptions, f"the divisor {divisor:g} and the number of clients, {clients:,}, are public")
     return replace(guarantee, assumptions=tuple(dict.fromkeys((*guarantee.assumptions, *assumptions))))
+
+
+def epsilon_column(ledger: Ledger, delta: float) -> dict[str, float]:
+    """Return the column of ε so far, the largest over those who were charged; none where there is no guarantee.
+
+    Args:
+        ledger: What the clients, or the server, were charged.
+        delta: δ, in (0, 1).
+    """
+    spent = ledger.guarantee(delta).epsilon
+    return {"epsilon": spent} if math.isfinite(spent) else {}
 
 
 def columns_of_clean_data(

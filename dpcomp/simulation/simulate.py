@@ -34,7 +34,7 @@ from dpcomp.simulation.partition import IID, Partition
 from dpcomp.simulation.probes import Probe, Watched
 from dpcomp.simulation.progress import shown_rounds
 from dpcomp.simulation.run import Run
-from dpcomp.simulation.run_guarantee import columns_of_clean_data, run_guarantee
+from dpcomp.simulation.run_guarantee import columns_of_clean_data, epsilon_column, run_guarantee
 from dpcomp.simulation.run_warnings import run_warnings, warn_of
 from dpcomp.simulation.saving.run_folder import Facts, RunFolder, RunState, opened_run_folder
 from dpcomp.simulation.saving.settings import described, versions
@@ -213,6 +213,7 @@ def simulate(
                 measured = evaluated(number, rounds, evaluate_every, between)
                 if measured:
                     row |= local.evaluate(federation.server.model)
+                    row |= epsilon_column(federation.ledger, delta)
                 if clip_norm is not None:
                     row["clip_norm"] = clip_norm
                 if faults != Faults():
@@ -226,6 +227,7 @@ def simulate(
                     stopped = in_progress.stopped
                 if stopped and not measured:
                     rows[-1] |= local.evaluate(federation.server.model)
+                    rows[-1] |= epsilon_column(federation.ledger, delta)
                 if opened.folder is not None and (number % save_every == 0 or number == rounds or stopped):
                     facts = Facts(
                         rows=tuple(rows),

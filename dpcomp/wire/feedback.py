@@ -21,10 +21,11 @@ from jaxtyping import Float32
 
 from dpcomp.core.checks import check_type, real_number
 from dpcomp.core.support import Everywhere
+from dpcomp.display.text import outline
 from dpcomp.wire.update import Update
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Kept:
     """What a sender keeps from message to message: (d,) vectors, read-only; None where its feedback keeps none.
 
@@ -41,6 +42,9 @@ class Kept:
     def __post_init__(self):
         for vector in self.vectors.values():
             vector.flags.writeable = False
+
+    def __repr__(self) -> str:
+        return outline(self)
 
     @property
     def vectors(self) -> dict[str, Float32[np.ndarray, "d"]]:

@@ -11,13 +11,15 @@ from dpcomp.core.address import SERVER, Address
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed
 from dpcomp.core.support import Listed, Support
+from dpcomp.display import html
+from dpcomp.display.text import outline
 from dpcomp.wire.feedback import Kept
 from dpcomp.wire.frame import body_digest, digest
 from dpcomp.wire.links import Link, Links
 from dpcomp.wire.update import Update
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Shared:
     """The state that all ends share: a function of the broadcasts alone.
 
@@ -39,6 +41,9 @@ class Shared:
         for array in (self.reference, self.history):
             if array is not None:
                 array.flags.writeable = False  # own parts see both, and all memories of one version share them
+
+    def __repr__(self) -> str:
+        return outline(self)
 
     def advanced(
         self,
@@ -117,7 +122,7 @@ def with_history(chained: bytes, history: Float32[np.ndarray, "h"] | None) -> by
     return digest(chained, body_digest(np.ascontiguousarray(history, dtype="<f4").view(np.uint8).data))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class _Memory:
     """What the memories of client and server have in common.
 
@@ -139,6 +144,22 @@ class _Memory:
     kept: Kept
     step: Update | None = None
     genesis: Genesis = Genesis()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name} {value}' for name, value in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return html.panel(type(self).__name__, html.facts(self._facts()))
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Return what is shown of a memory: no values, for a residual may be of clean updates, and no key."""
+        layers = len(self.layout.shapes)
+        return [
+            ("seed", repr(self.seed)),
+            ("version", f"{self.shared.version:,}"),
+            ("layout", f"{self.layout.size:,} coordinates in {layers:,} layer{'s' * (layers != 1)}"),
+            ("kept", ", ".join(self.kept.vectors) or "nothing"),
+        ]
 
     @property
     def residual(self) -> Float32[np.ndarray, "d"] | None:
@@ -188,7 +209,7 @@ class _Memory:
         return Link(last_support=self.shared.last_support)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ClientMemory(_Memory):
     """The memory of a client; `pipeline.init_client` makes it.
 
@@ -227,6 +248,9 @@ class ClientMemory(_Memory):
         """The link of this client's payloads."""
         return self.link
 
+    def _facts(self) -> list[tuple[str, str]]:
+        return [("client", f"{self.client}"), *super()._facts(), ("payloads accepted", f"{self.link.count:,}")]
+
     def after_sending(self, kept: Kept, link: Link, tracked: TrackedSignal | None) -> "ClientMemory":
         """Return this memory for the time after a payload was accepted.
 
@@ -244,7 +268,7 @@ class ClientMemory(_Memory):
         return self.dither_key if client == self.client else None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Pending:
     """A payload that may have been sent and has no reply yet, and its sender's memory once it is accepted.
 
@@ -263,6 +287,9 @@ class Pending:
     kept: Kept
     tracked: TrackedSignal | None
     learning_rate: float = 1.0
+
+    def __repr__(self) -> str:
+        return outline(self)
 
     @classmethod
     def of(cls, payload: bytes, update: Update, after: ClientMemory) -> "Pending":
@@ -286,7 +313,7 @@ class Pending:
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ServerMemory(_Memory):
     """The memory of the server; `pipeline.init_server` makes it. Its residual is that of the downlink.
 
@@ -317,6 +344,9 @@ class ServerMemory(_Memory):
     def sending_link(self) -> Link:
         """The link of the broadcasts."""
         return self.broadcast_link
+
+    def _facts(self) -> list[tuple[str, str]]:
+        return [*super()._facts(), ("clients that sent", f"{len(self.links):,}")]
 
     def dither_key_of(self, client: int) -> DitherKey | None:
         """Return the secret of a client with the server, if this memory has it."""

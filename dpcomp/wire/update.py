@@ -13,7 +13,8 @@ from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.read_only import immutable
 from dpcomp.core.support import Everywhere, Support
-from dpcomp.privacy.claim import Claim, Released, ShareOfNoise, Unbounded
+from dpcomp.display import html
+from dpcomp.privacy.claim import Bounded, Claim, Released, ShareOfNoise, Unbounded
 
 UNKNOWN = Unbounded(
     because="the update was made by hand, so nothing is known of its values",
@@ -88,6 +89,34 @@ class Update:
                 f"{expected} values; these have shape {values.shape}"
             )
         object.__setattr__(self, "values", _immutable_copy(values))
+
+    def __repr__(self) -> str:
+        facts = [
+            f"{len(self.values):,} of {self.layout.size:,} values",
+            repr(self.address),
+            self._claimed,
+            *([] if self.noise_stddev is None else [f"noise_stddev={self.noise_stddev:.4g}"]),
+            *([] if self.learning_rate == 1 else [f"learning_rate={self.learning_rate:.4g}"]),
+        ]
+        return f"Update({', '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        noise = "not known" if self.noise_stddev is None else f"standard deviation {self.noise_stddev:.4g}"
+        pairs = [
+            ("values", f"{len(self.values):,} of {self.layout.size:,}, on {type(self.support).__name__}"),
+            ("layers", f"{len(self.layout.shapes):,}"),
+            ("address", f"run {self.address.run}, client {self.address.client}, round {self.address.round}"),
+            ("state", self._claimed),
+            ("noise", noise),
+        ]
+        return html.panel("Update", html.facts(pairs))
+
+    @property
+    def _claimed(self) -> str:
+        # The values are not shown, for those of a clean update are private.
+        if isinstance(self.claim, Released):
+            return "released"
+        return "clean" if not isinstance(self.claim, Bounded) else f"clean, sensitivity {self.claim.l2:.4g}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles take: the fields, and no share of the noise, which hides one update once."""

@@ -9,7 +9,15 @@ import sys
 from importlib.abc import MetaPathFinder
 
 BLOCKED = {"torch", "opacus", "jax", "pandas"}
-FREE = ("dpcomp.core", "dpcomp.privacy", "dpcomp.codec", "dpcomp.sparsify", "dpcomp.wire", "dpcomp.federated")
+FREE = (
+    "dpcomp.display",
+    "dpcomp.core",
+    "dpcomp.privacy",
+    "dpcomp.codec",
+    "dpcomp.sparsify",
+    "dpcomp.wire",
+    "dpcomp.federated",
+)
 
 
 class Blocking(MetaPathFinder):

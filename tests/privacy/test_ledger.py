@@ -15,6 +15,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.privacy.cost import guarantee_of
+from dpcomp.privacy.ledger import ledger_file
 from tests.cpu_time import cpu_loops
 
 PIPELINE = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))
@@ -272,6 +273,56 @@ def test_an_entry_that_was_changed_is_noticed(tmp_path, statements):
         with pytest.raises(dp.DpcompError, match=r"was changed|is incomplete|cannot be read"):
             act(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("block", [1, 3, 4096])
+def test_a_ledger_is_read_alike_in_blocks_of_any_size(tmp_path, monkeypatch, block):
+    path, charges = tmp_path / "ledger.db", []
+    with dp.Ledger.create(path) as ledger:
+        for number in range(14):
+            cost = (PIPELINE.cost, dp.Cost(**{**vars(PIPELINE.cost), "sampling": "none"}))[number in (4, 9)]
+            charges.append((dp.Address(5 + (number > 6), number % 3, number), 1 + number % 2, cost))
+            permit = ledger.charge(cost, *charges[-1][:1], steps=charges[-1][1])
+            if number == 12:
+                permit.assume(["the divisor 64 is public"])
+    monkeypatch.setattr(ledger_file, "BLOCK", block)
+    record = dp.Ledger.read(path)
+    assert [(entry.address, entry.steps, entry.cost) for entry in record.entries] == charges
+    assert record.mark == ledger.mark
+
+
+@pytest.fixture(scope="module")
+def seven_charges(tmp_path_factory):
+    path = tmp_path_factory.mktemp("seven") / "ledger.db"
+    with dp.Ledger.create(path) as ledger:
+        for number in range(7):
+            ledger.charge(PIPELINE.cost, dp.Address(5, 0, number))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("block", [3, 4096])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE charges SET steps = 1.5 WHERE number = {number}",
+        "UPDATE charges SET client = 'seven' WHERE number = {number}",
+        "UPDATE charges SET round = round + 100 WHERE number = {number}",
+        "UPDATE charges SET digest = 'a,b' WHERE number = {number}",
+        "UPDATE charges SET digest = substr(digest, 1, 31) WHERE number = {number}",
+        "UPDATE charges SET basis = basis || ' ' WHERE number = {number}",
+        "DELETE FROM charges WHERE number = {number}",
+        "UPDATE charges SET number = -1 WHERE number = {number}",
+        "INSERT INTO charges SELECT -1, time, run, 9, 9, 1, event, basis, digest FROM charges WHERE number = {number}",
+    ],
+)
+def test_a_change_is_noticed_wherever_it_stands_in_a_block(tmp_path, monkeypatch, seven_charges, statement, block):
+    path = tmp_path / "ledger.db"
+    monkeypatch.setattr(ledger_file, "BLOCK", block)
+    for number in (4, 6):
+        path.write_bytes(seven_charges)
+        tamper(path, statement.format(number=number))
+        with pytest.raises(dp.DpcompError, match=r"was changed|is incomplete"):
+            dp.Ledger.read(path)
 
 
 def test_a_ledger_that_another_program_overwrites_takes_no_charge(tmp_path):

@@ -1,11 +1,11 @@
 """A test metric against rounds and against bytes: what compression saves, and what it costs."""
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from dpcomp.lab.figures.style import COLUMN_INCHES, lines_by_method, place_legend, use_style
+from dpcomp.lab.figures.plots import plot_curves
+from dpcomp.lab.figures.style import COLUMN_INCHES, place_legend, use_style
 from dpcomp.lab.results.measure import ACCURACY
 
 
@@ -21,17 +21,10 @@ def draw(curves: pd.DataFrame, metric: str = ACCURACY) -> Figure:
         The figure of two panels; bands span the seeds.
     """
     use_style()
-    frame = curves.sort_values(["method", "seed", "round"]).copy()
-    frame["uplink_kib"] = frame.groupby(["method", "seed"])["uplink_bytes"].cumsum() / 1024
-    frame["value"] = (100 if metric == ACCURACY else 1) * frame[f"test_{metric}"]
-    frame = frame.dropna(subset="value")
-    methods = list(dict.fromkeys(curves["method"]))
+    frame = curves.sort_values(["method", "seed", "round"], kind="stable")
+    frame = curves.assign(uplink_total=frame.groupby(["method", "seed"])["uplink_bytes"].cumsum())
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * COLUMN_INCHES, COLUMN_INCHES * 0.85), sharey=True)
-    style = lines_by_method(methods, marked=False)
-    sns.lineplot(frame, x="round", y="value", errorbar=("pi", 100), ax=left, **style)
-    means = pd.DataFrame(frame.groupby(["method", "round"])[["uplink_kib", "value"]].mean()).reset_index()
-    sns.lineplot(means, x="uplink_kib", y="value", legend=False, ax=right, **style)
-    left.set(xlabel="round", ylabel="test accuracy (%)" if metric == ACCURACY else f"test {metric}")
+    plot_curves(frame, y=f"test_{metric}", axes=left)
+    plot_curves(frame, x="uplink_total", y=f"test_{metric}", axes=right).set_ylabel("")
     place_legend(figure, left, loc="lower right")
-    right.set(xscale="log", xlabel="uplink, all clients (KiB, log scale)")
     return figure

@@ -18,6 +18,7 @@ from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.cost_text import cost_as_text, cost_from_text, plan_as_text
+from dpcomp.privacy.ledger.display import as_html, delta_shown
 from dpcomp.privacy.ledger.grant import Grant
 from dpcomp.privacy.ledger.ledger_entries import History, utc
 from dpcomp.privacy.ledger.ledger_file import KIND, LedgerMark, append, digest_at, read_content, read_head, write_head
@@ -413,7 +414,23 @@ class Ledger:
         self.close()
 
     def __repr__(self) -> str:
+        place = "" if self._database.name == ":memory:" else f"{self._database.name!r}, "
+        budget = "" if self.budget is None else f", {self.budget}"
+        clients = len(self._histories)
+        return f"Ledger({place}{self._mark.count:,} entries, {clients:,} client{'s' * (clients != 1)}{budget})"
+
+    def __str__(self) -> str:
         return "Ledger()" if self._database.name == ":memory:" else f"Ledger({self._database.name!r})"
+
+    def _repr_html_(self) -> str:
+        name = "in memory" if self._database.name == ":memory:" else self._database.name
+        histories, assumed = dict(self._histories), tuple(self._assumed)
+        delta = delta_shown(self.budget)
+        guarantee = guarantee_of_histories(
+            histories.values(), delta, self.plan, population=None, seeded=bool(self._seeded), assumed=assumed
+        )
+        mark = self._mark
+        return as_html(f"Ledger, {name}", mark, histories, self.budget, self.plan, guarantee, research=self.research)
 
     def _confirm(self, permit: Permit, seeded: bool) -> None:
         """Refuse a permit that this ledger did not give, and noise from a number where it is not allowed; note it."""

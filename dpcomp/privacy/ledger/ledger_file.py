@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from time import time
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from dpcomp.privacy.ledger.ledger_entries import LedgerEntries
 from dpcomp.privacy.plan import Plan
 
 FORMAT = 4  # of the file: SQLite's user_version
+BLOCK = 4096  # charges that are read at a time
 
 _APPEND_ONLY = "SELECT RAISE(ABORT, 'a ledger is append-only')"
 _TABLES = (
@@ -83,6 +84,11 @@ KIND = DatabaseKind(
 )
 
 _ENCODE = json.JSONEncoder(default=repr).encode  # one for all: json.dumps would make an encoder for each entry
+_BLOCK = (
+    "SELECT sum(run IS ? AND event IS ? AND basis IS ? AND typeof(time) = 'integer' AND typeof(client) = 'integer' "
+    "AND typeof(round) = 'integer' AND typeof(steps) = 'integer'), group_concat(time), group_concat(client), "
+    "group_concat(round), group_concat(steps), group_concat(digest) FROM charges WHERE number BETWEEN ? AND ?"
+)
 Table = Literal["charges", "budgets", "seeded", "assumed", "plans"]
 Value = str | int | float
 _Row = tuple[int, Table, int, tuple[Value, ...], str]  # number, table, time, other columns, digest
@@ -264,18 +270,17 @@ def read_content(connection: sqlite3.Connection, name: str) -> Content:
 class _Reading:
     """One reading of all entries; `content` does it.
 
-    There may be millions of charges, so SQLite compares run, event and basis with those of the first charge, and they
-    become Python's strings where they differ alone. Entries of the other tables are few.
+    There may be millions of charges, so they are read in blocks, of which SQLite joins each column into one text. Most
+    blocks have one run and one cost; the rows of any other block, and of one whose digests differ, are looked at one by
+    one. Entries of the other tables are few.
     """
 
     def __init__(self, connection: sqlite3.Connection, name: str, head: Head):
         self._connection, self._name, self._head, self._mark = connection, name, head, head.first_mark
         self._times, self._clients, self._rounds, self._steps = array("q"), array("q"), array("q"), array("q")
-        self._runs: dict[str, str] = {}  # and their encoded form
-        self._costs: dict[CostText, str] = {}
-        self._place_of_run: dict[str, int] = {}
-        self._place_of_cost: dict[str, int] = {}
-        self._places: list[tuple[int, int, int]] = []  # of charges with another run or cost than the first
+        self._run_places, self._cost_places = array("q"), array("q")
+        self._runs: dict[str, tuple[int, str]] = {}  # its place, and its encoded form
+        self._costs: dict[CostText, tuple[int, str]] = {}
 
     def content(self) -> Content:
         """Return what the ledger holds."""
@@ -311,72 +316,107 @@ class _Reading:
 
     def _check_charges(self, others: list[_Row]) -> None:
         """Check all charges and keep their columns; `others`, the last one first, loses those that come before one."""
-        first: tuple[Any, ...] | None = self._connection.execute(
-            "SELECT run, event, basis FROM charges ORDER BY number LIMIT 1"
+        least, most = self._connection.execute(
+            "SELECT (SELECT min(number) FROM charges), (SELECT max(number) FROM charges)"
         ).fetchone()
-        if first is None:
+        if least is None:
             return
-        usual = self._encoded(*first)
+        if least < 1:
+            self._refuse(1)
+        for first in range(1, most + 1, BLOCK):
+            last = min(first + BLOCK - 1, most)
+            if (others and others[-1][0] <= last) or not self._is_whole_block(first, last):
+                self._check_rows(first, last, others)
+
+    def _is_whole_block(self, first: int, last: int) -> bool:
+        """Check the charges of these numbers, and keep their columns, if all have one run and cost.
+
+        Each digest is held to the one that is stored before it, which the same comparison holds to its own.
+
+        Returns:
+            Whether they have, and are as they were charged; else nothing is kept, and `_check_rows` tells why.
+        """
+        shared = self._connection.execute("SELECT run, event, basis FROM charges WHERE number = ?", (first,)).fetchone()
+        if shared is None:
+            return False
+        alike, *texts, joined = self._connection.execute(_BLOCK, (*shared, first, last)).fetchone()
+        size = last - first + 1
+        if alike != size:
+            return False
+        digests, (times, clients, rounds, steps) = joined.split(","), (text.split(",") for text in texts)
+        (run_place, run), (cost_place, cost) = self._encoded(*shared)
+        made = [
+            # What `_digest` encodes; this takes a tenth of the time.
+            blake2b(
+                f'["{before}", "charges", {number}, {when}, {run}, {client}, {round_}, {charged}, {cost}'.encode(),
+                digest_size=16,
+            ).hexdigest()
+            for number, before, when, client, round_, charged in zip(
+                range(first, last + 1), (self._mark.digest, *digests), times, clients, rounds, steps, strict=False
+            )
+        ]
+        if made != digests or len(made) != size:
+            return False
+        self._mark = LedgerMark(count=last, digest=digests[-1])
+        for kept, text in zip((self._times, self._clients, self._rounds, self._steps), texts, strict=True):
+            kept.frombytes(np.fromstring(text, dtype=np.int64, sep=",").tobytes())  # a quarter of the time of int()
+        self._run_places.extend([run_place] * size)
+        self._cost_places.extend([cost_place] * size)
+        return True
+
+    def _check_rows(self, first: int, last: int, others: list[_Row]) -> None:
+        """Check the charges of these numbers one by one, with the entries of other tables among them."""
         before, count, empty = self._mark.digest, self._mark.count, blake2b(digest_size=16)
-        add_time, add_client, add_round, add_steps = (
-            *(self._times.append, self._clients.append),
-            *(self._rounds.append, self._steps.append),
-        )
         rows = self._connection.execute(
-            "SELECT number, time, client, round, steps, digest, NULLIF(run, ?), NULLIF(event, ?), NULLIF(basis, ?) "
-            "FROM charges ORDER BY number",
-            first,
+            "SELECT number, time, client, round, steps, digest, run, event, basis FROM charges "
+            "WHERE number BETWEEN ? AND ? ORDER BY number",
+            (first, last),
         )
-        for number, when, client, round_, steps, digest, run, event, basis in rows:
+        for number, when, client, round_, steps, digest, *shared in rows:
             if number != count + 1:
                 self._mark = LedgerMark(count=count, digest=before)
                 while others and others[-1][0] < number:
                     self._check(*others.pop())
                 before, count = self._mark.digest, self._mark.count
             count += 1
-            if run is None and event is None and basis is None:
-                encoded_run, encoded_cost = usual
-            else:
-                given = (first[0] if run is None else run, first[1] if event is None else event)
-                encoded_run, encoded_cost = self._encoded(*given, first[2] if basis is None else basis)
+            (run_place, run), (cost_place, cost) = self._encoded(*shared)
             made = empty.copy()
-            # What `_digest` encodes; this takes a tenth of the time.
-            made.update(
-                f'["{before}", "charges", {count}, {when}, {encoded_run}, {client}, {round_}, {steps}, '
-                f"{encoded_cost}".encode()
-            )
+            made.update(f'["{before}", "charges", {count}, {when}, {run}, {client}, {round_}, {steps}, {cost}'.encode())
             if made.hexdigest() != digest or number != count:
                 self._refuse(count)
             before = digest
-            if encoded_run is not usual[0] or encoded_cost is not usual[1]:
-                self._places.append(
-                    (len(self._times), self._place_of_run[encoded_run], self._place_of_cost[encoded_cost])
-                )
-            add_time(when)
-            add_client(client)
-            add_round(round_)
-            add_steps(steps)
+            for column, value in (
+                (self._times, when),
+                (self._clients, client),
+                (self._rounds, round_),
+                (self._steps, steps),
+                (self._run_places, run_place),
+                (self._cost_places, cost_place),
+            ):
+                column.append(value)
         self._mark = LedgerMark(count=count, digest=before)
+        while others and others[-1][0] <= last:
+            self._check(*others.pop())
+        if self._mark.count != last:
+            self._refuse(self._mark.count + 1)
 
-    def _encoded(self, run: str, event: str, basis: str) -> tuple[str, str]:
-        """Return run and cost in their encoded form, the same objects each time."""
+    def _encoded(self, run: str, event: str, basis: str) -> tuple[tuple[int, str], tuple[int, str]]:
+        """Return the places of run and cost among those that occur, each with its encoded form."""
         cost = event, basis
         if run not in self._runs:
-            self._runs[run] = encoded = _ENCODE(run)
-            self._place_of_run[encoded] = len(self._place_of_run)
+            self._runs[run] = len(self._runs), _ENCODE(run)
         if cost not in self._costs:
-            self._costs[cost] = encoded = _ENCODE(cost)[1:]
-            self._place_of_cost[encoded] = len(self._place_of_cost)
+            self._costs[cost] = len(self._costs), _ENCODE(cost)[1:]
         return self._runs[run], self._costs[cost]
 
     def _entries(self) -> LedgerEntries:
-        times, clients, rounds, steps = (
-            np.frombuffer(column, dtype=np.int64) for column in (self._times, self._clients, self._rounds, self._steps)
+        times, clients, rounds, steps, run_places, cost_places = (
+            np.frombuffer(column, dtype=np.int64)
+            for column in (
+                *(self._times, self._clients, self._rounds, self._steps),
+                *(self._run_places, self._cost_places),
+            )
         )
-        run_places, cost_places = np.zeros((2, len(times)), dtype=np.int64)
-        if self._places:
-            at, of_run, of_cost = np.array(self._places, dtype=np.int64).T
-            run_places[at], cost_places[at] = of_run, of_cost
         for values, least, limit in (
             *((times, 0, 2**37), (clients, 0, 2**32), (rounds, 0, 2**32), (steps, 1, MOST_STEPS + 1)),
         ):

@@ -15,6 +15,7 @@ from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost, guarantee_of
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.cost_text import CostText, cost_from_text
+from dpcomp.privacy.ledger.display import as_html, delta_shown
 from dpcomp.privacy.ledger.ledger_entries import History, LedgerEntries
 from dpcomp.privacy.ledger.ledger_file import LedgerMark
 from dpcomp.privacy.plan import Plan
@@ -106,6 +107,17 @@ class LedgerRecord:
 
     def __repr__(self) -> str:
         return f"LedgerRecord({self.name!r}, {len(self.entries)} charges)"
+
+    def _repr_html_(self) -> str:
+        return as_html(
+            f"Ledger, {self.name}",
+            self.mark,
+            self.histories,
+            self.budget,
+            self.plan,
+            self.guarantee(delta_shown(self.budget)),
+            research=self.research,
+        )
 
 
 def guarantee_of_histories(

@@ -19,7 +19,7 @@ SEVERAL_SUMS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StepNoise:
     """The noise of steps, as an argument of a compiled program: a pytree, of which `lax.scan` gives one step at a time.
 
@@ -38,6 +38,9 @@ class StepNoise:
     numbers: Int32[Any, "*steps"]
     drawn_by: Any
     _used: list[bool] = field(default_factory=lambda: [False], init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(<private>)"
 
     def take(self, place: Any) -> None:
         """Use up the noise of one step, while a program is traced.

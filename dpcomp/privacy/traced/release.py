@@ -31,7 +31,7 @@ from dpcomp.privacy.units.unit_gradients import Total, Units
 Block = tuple[tuple[Float[Any, "n ..."], ...], Bool[Any, "n"]]  # rows a layer, and which of them are units
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TracedRelease:
     """A release inside a compiled program, or what came out of one: a pytree, which `pipeline.released` takes.
 
@@ -48,6 +48,9 @@ class TracedRelease:
     units: Int32[Any, "*steps"]
     not_finite: Int32[Any, "*steps"]
     drawn_by: Any
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(<private>)"
 
 
 @dataclass(frozen=True, eq=False)

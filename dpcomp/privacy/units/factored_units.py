@@ -10,13 +10,14 @@ from jaxtyping import Bool, Float64
 
 from dpcomp.core.layout import Layout
 from dpcomp.core.support import Everywhere, Support
+from dpcomp.display.text import without_values
 from dpcomp.privacy.units.unit_gradients import Units
 
 # From the (k,) norms of some units to their (k,) factors, and whether each norm is finite.
 Factors = Callable[[Float64[np.ndarray, "k"]], tuple[Float64[np.ndarray, "k"], Bool[np.ndarray, "k"]]]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FactoredUnits(ABC):
     """The gradients of n units, each a product of factors such as a layer's input and output gradient.
 
@@ -30,6 +31,9 @@ class FactoredUnits(ABC):
 
     layout: Layout
     support: Support = field(default_factory=Everywhere)
+
+    def __repr__(self) -> str:
+        return without_values(self, self.layout.size)
 
     @property
     @abstractmethod

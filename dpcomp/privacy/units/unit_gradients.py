@@ -15,19 +15,23 @@ from dpcomp.core.exact_sum import ExactSum
 from dpcomp.core.layout import Layout
 from dpcomp.core.read_only import read_only
 from dpcomp.core.support import Everywhere, Support, checked_support
+from dpcomp.display.text import without_values
 from dpcomp.privacy.units.batches import Batches
 from dpcomp.privacy.units.clipped_sum import added
 
 COUNTS = ("units", "not_finite", "within")  # of a total, which are added with it
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class _Layers:
     """Arrays, one a layer, whose last axis runs over the coordinates of the layer that are in the support."""
 
     layers: tuple[Any, ...]
     layout: Layout
     support: Support = field(default_factory=Everywhere)
+
+    def __repr__(self) -> str:
+        return without_values(self, self.layout.size)
 
 
 def _restricted(value: _Layers, layers: tuple[Any, ...], support: Support) -> tuple[Any, ...]:
@@ -43,7 +47,7 @@ def _restricted(value: _Layers, layers: tuple[Any, ...], support: Support) -> tu
     return tuple(layer[..., indices[cuts[i] : cuts[i + 1]] - edges[i]] for i, layer in enumerate(layers))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Units(_Layers):
     """The gradients of n units.
 
@@ -116,7 +120,7 @@ class Units(_Layers):
         return Total(layers=sums, layout=self.layout, support=self.support, units=self.count)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Total(_Layers):
     """The sum over the units of a micro-batch; totals of micro-batches are added with `+`.
 

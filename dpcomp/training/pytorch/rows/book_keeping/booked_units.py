@@ -54,7 +54,7 @@ class Booked:
         return self.made[0].rows(some)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class BookedUnits(FactoredUnits):
     """The gradients of n examples, of which norms and sums are taken layer by layer.
 
