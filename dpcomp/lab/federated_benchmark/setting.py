@@ -63,7 +63,7 @@ class Setting:
 
     def fraction(self, share: float) -> float:
         """Return the share of the coordinates, near the given one, that is a multiple of 64, to seven digits."""
-        kept = max(1, round(share * self.dimensions / BLOCK)) * BLOCK
+        kept = min(max(1, round(share * self.dimensions / BLOCK)), self.dimensions // BLOCK) * BLOCK
         fraction = round(kept / self.dimensions, 7)
         if RandomK(fraction).count(self.dimensions) != kept:
             raise ValueError(f"{kept} of {self.dimensions} coordinates have no fraction of seven digits")
