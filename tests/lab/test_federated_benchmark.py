@@ -196,11 +196,11 @@ def test_a_sketch_is_linear_and_finds_a_large_coordinate():
     everywhere = np.arange(d)
     summed = sketch.table(one, everywhere, d) + sketch.table(other, everywhere, d)
     np.testing.assert_allclose(summed, sketch.table(one + other, everywhere, d), atol=1e-5)
-    np.testing.assert_allclose(
-        sketch.estimate(sketch.table(np.array([3.0], np.float32), np.array([17]), d), d)[17], 3.0
-    )
-    spread = [np.std(sketch.estimate(sketch.table(one, everywhere, d), d) - one) for one in (one, other)]
-    assert np.mean(spread) < 1.1 * math.sqrt(d / 40) * math.sqrt(math.pi / 2 / 5)  # of the median of five
+    for position in range(10):
+        alone = sketch.table(np.array([3.0], np.float32), np.array([position]), d)
+        assert sketch.estimate(alone, d)[position] == 3
+    spread = np.std(sketch.estimate(sketch.table(one, everywhere, d), d) - one)
+    assert spread < 1.1 * math.sqrt(d / 40) * math.sqrt(math.pi / 2 / 5)  # of the median of five sums of d/40 others
 
 
 def test_the_server_loses_nothing_of_what_it_was_sent():
@@ -298,4 +298,4 @@ def test_the_shift_moves_by_about_the_gamma_of_the_source():
     for setting in (DIGITS, FASHION_MNIST):
         variance = 1 / setting.fraction(0.06) - 1
         gamma = math.sqrt((1 + 2 * variance) / (2 * (1 + variance) ** 3))
-        assert gamma == pytest.approx(setting.fraction(0.06), rel=0.03)
+        assert gamma == pytest.approx(setting.fraction(0.06), rel=0.016)

@@ -74,6 +74,24 @@ def rotated(bits: int) -> Codec:
     return Codec(quantize=Rotated(bits), entropy=FixedWidth())
 
 
+def on_support(setting: Setting, noise_multiplier: float, support: Stage, bits: int) -> Pipeline:
+    """Return a pipeline with a public support before the clip, and rotated bits; broadcasts have four bits.
+
+    Args:
+        setting: The federation.
+        noise_multiplier: z.
+        support: The stage that restricts each unit.
+        bits: A value that a client sends.
+    """
+    return Pipeline(
+        sampling=sampling(setting),
+        mechanism=mechanism(setting, noise_multiplier, support),
+        codec=rotated(bits),
+        downlink=FOUR_BITS,
+        feedback=False,
+    )
+
+
 def percent(share: float) -> str:
     """Return a share as a text, such as "1 %"."""
     return f"{100 * share:g} %"

@@ -115,8 +115,8 @@ class FetchStep(ServerOptimizer):
     Source: Rothchild et al. 2020, FetchSGD, Algorithm 1 (2007.07481).
     """
 
-    sketch: CountSketch = CountSketch(rows=1, columns=1)
-    k: int = 1
+    sketch: CountSketch
+    k: int
 
     def step(
         self, mean: Update, velocity: Float32[np.ndarray, "d"] | None
@@ -151,10 +151,13 @@ class FetchSGD:
     Broadcasts have the k largest coordinates of what the server holds, in four bits.
 
     Attributes:
-        share: The cells of a table ÷ d, about.
+        share: The cells of a table ÷ d, about; up to ½, since the server's two tables lie in a vector of d numbers.
         kept: k/d of a step.
         rows: Of a table.
         momentum: ρ, at the server; 0 for none.
+
+    Raises:
+        ValueError: The share lies outside (0, ½].
     """
 
     share: float
@@ -163,6 +166,10 @@ class FetchSGD:
     momentum: float = 0.0
     ours = False
     source = "Rothchild et al. 2020, Algorithm 1 (2007.07481)"
+
+    def __post_init__(self):
+        if not 0 < self.share <= 0.5:
+            raise ValueError(f"{self}: the cells of a table are a share of d above 0, up to 0.5")
 
     @property
     def first_rate(self) -> float:
@@ -176,7 +183,7 @@ class FetchSGD:
 
     def sketch(self, setting: Setting) -> CountSketch:
         """Return the table of a vector of the setting."""
-        return CountSketch(rows=self.rows, columns=round(self.share * setting.dimensions / self.rows))
+        return CountSketch(rows=self.rows, columns=int(self.share * setting.dimensions / self.rows))
 
     def pipeline(self, setting: Setting, noise_multiplier: float) -> Pipeline:
         """Return the pipeline with the sketch behind the noise."""

@@ -9,7 +9,7 @@ from dpcomp.core.layout import Layout
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import Everywhere, Listed, Seeded, Support
 from dpcomp.federated import ServerOptimizer
-from dpcomp.lab.federated_benchmark.method import FOUR_BITS, MEAN, in_bits, mechanism, percent, rotated, sampling
+from dpcomp.lab.federated_benchmark.method import MEAN, in_bits, on_support, percent
 from dpcomp.lab.federated_benchmark.setting import Setting
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.claim import Claim
@@ -111,13 +111,7 @@ class FixedRandom:
     def pipeline(self, setting: Setting, noise_multiplier: float) -> Pipeline:
         """Return the pipeline with `FixedSupport` in the mechanism."""
         support = FixedSupport(setting.fraction(self.share))
-        return Pipeline(
-            sampling=sampling(setting),
-            mechanism=mechanism(setting, noise_multiplier, support),
-            codec=rotated(self.bits),
-            downlink=FOUR_BITS,
-            feedback=False,
-        )
+        return on_support(setting, noise_multiplier, support, self.bits)
 
     def server(self, setting: Setting) -> ServerOptimizer:
         """Return the mean."""
@@ -150,13 +144,7 @@ class TwoPhase:
     def pipeline(self, setting: Setting, noise_multiplier: float) -> Pipeline:
         """Return the pipeline with `TwoPhaseSupport` in the mechanism."""
         support = TwoPhaseSupport(setting.fraction(self.share), warm_up=max(1, round(WARM_UP * setting.rounds)))
-        return Pipeline(
-            sampling=sampling(setting),
-            mechanism=mechanism(setting, noise_multiplier, support),
-            codec=rotated(self.bits),
-            downlink=FOUR_BITS,
-            feedback=False,
-        )
+        return on_support(setting, noise_multiplier, support, self.bits)
 
     def server(self, setting: Setting) -> ServerOptimizer:
         """Return the mean."""

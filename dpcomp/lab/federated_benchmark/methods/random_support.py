@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dpcomp.federated import ServerOptimizer
-from dpcomp.lab.federated_benchmark.method import FOUR_BITS, MEAN, in_bits, mechanism, percent, rotated, sampling
+from dpcomp.lab.federated_benchmark.method import MEAN, in_bits, on_support, percent
 from dpcomp.lab.federated_benchmark.setting import Setting
 from dpcomp.pipeline import Pipeline
 from dpcomp.sparsify import RandomK
@@ -38,13 +38,7 @@ class OwnSupport:
     def pipeline(self, setting: Setting, noise_multiplier: float) -> Pipeline:
         """Return the pipeline with `RandomK(per="client")` in the mechanism."""
         support = RandomK(setting.fraction(self.share), per="client")
-        return Pipeline(
-            sampling=sampling(setting),
-            mechanism=mechanism(setting, noise_multiplier, support),
-            codec=rotated(self.bits),
-            downlink=FOUR_BITS,
-            feedback=False,
-        )
+        return on_support(setting, noise_multiplier, support, self.bits)
 
     def server(self, setting: Setting) -> ServerOptimizer:
         """Return the mean."""
@@ -74,13 +68,7 @@ class CommonSupport:
     def pipeline(self, setting: Setting, noise_multiplier: float) -> Pipeline:
         """Return the pipeline with `RandomK` in the mechanism."""
         support = RandomK(setting.fraction(self.share))
-        return Pipeline(
-            sampling=sampling(setting),
-            mechanism=mechanism(setting, noise_multiplier, support),
-            codec=rotated(self.bits),
-            downlink=FOUR_BITS,
-            feedback=False,
-        )
+        return on_support(setting, noise_multiplier, support, self.bits)
 
     def server(self, setting: Setting) -> ServerOptimizer:
         """Return the mean."""
