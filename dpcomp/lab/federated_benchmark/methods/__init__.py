@@ -22,5 +22,5 @@ METHODS: tuple[Method, ...] = (
     TwoPhase(share=0.06, bits=2),
     TopKFeedback(share=0.01),
     SoteriaFL(share=0.06, bits=2),
-    FetchSGD(share=0.1, kept=0.01),
+    FetchSGD(share=0.4),
 )

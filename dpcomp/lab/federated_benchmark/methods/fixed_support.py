@@ -101,7 +101,7 @@ class FixedRandom:
     bits: int
     ours = False
     source = "Zhang & Xie 2026 (2606.04375): the random support that TP-TopK is compared with"
-    first_rate = 2.8
+    first_rate = 2.0
 
     @property
     def name(self) -> str:
@@ -134,7 +134,7 @@ class TwoPhase:
     bits: int
     ours = False
     source = "Zhang & Xie 2026, TP-TopK (2606.04375)"
-    first_rate = 1.0
+    first_rate = 2.0
 
     @property
     def name(self) -> str:

@@ -58,12 +58,16 @@ class CommonSupport:
     bits: int
     ours = False
     source = "Konečný et al. 2016, section 2 (1610.05492), with one mask for all; Rotated of EDEN behind it"
-    first_rate = 2.8
 
     @property
     def name(self) -> str:
         """The name in tables."""
         return f"common support, {percent(self.share)}, {in_bits(self.bits)}"
+
+    @property
+    def first_rate(self) -> float:
+        """Where the tuning begins: the fewer coordinates a round has, the larger a step may be."""
+        return 8.0 if self.share < 0.03 else 2.8
 
     def pipeline(self, setting: Setting, noise_multiplier: float) -> Pipeline:
         """Return the pipeline with `RandomK` in the mechanism."""

@@ -40,8 +40,8 @@ class TopKFeedback:
 
     @property
     def first_rate(self) -> float:
-        """Where the tuning begins: momentum multiplies a step by 1/(1 − m)."""
-        return 1.4 * (1 - self.momentum)
+        """Where the tuning begins: momentum multiplies a step by up to 1/(1 − m), before it is masked."""
+        return 3.5 * (1 - self.momentum) if self.momentum else 1.4
 
     @property
     def name(self) -> str:
