@@ -208,8 +208,8 @@ def test_the_server_takes_the_largest_out_and_keeps_the_rest():
     chosen = made.support.indices(d)
     assert set(chosen) == set(np.argsort(-np.abs(estimate))[:2])
     np.testing.assert_array_equal(made.values, estimate[chosen])
-    own = sketch.table(made.dense()) != 0  # the cells of what was taken
-    assert own.sum() == 6
+    own = sum(np.abs(sketch.table(np.eye(1, d, position, dtype=np.float32)[0])) for position in chosen) > 0
+    assert 3 < own.sum() <= 6  # a cell in each row, of each
     np.testing.assert_allclose(kept[60:120].reshape(3, 20), np.where(own, 0, first), rtol=1e-6)
     _, kept = FetchStep(sketch=sketch, k=1).step(update_of(padded(second, d)), kept)
     left = kept[60:120].reshape(3, 20)

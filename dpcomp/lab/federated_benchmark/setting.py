@@ -85,7 +85,7 @@ DIGITS = Setting(
     epsilon=8.0,
     delta=1e-4,
     seeds=(0, 1, 2),
-    tuning_seeds=3,
+    tuning_seeds=2,
     dense_rate=2.0,
     evaluate_every=20,
 )
