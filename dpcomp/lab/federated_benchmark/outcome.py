@@ -16,10 +16,10 @@ from dpcomp.federated import ServerOptimizer
 from dpcomp.lab.config.labels import folder_name
 from dpcomp.lab.federated_benchmark.method import Method
 from dpcomp.lab.federated_benchmark.setting import Setting
-from dpcomp.lab.results.measure import tuned_accuracy
+from dpcomp.lab.results.measure import Criterion, metric_of
 from dpcomp.lab.results.results_file import Report
 
-MEASURE = "tail"  # the accuracy that counts: of the average of the last models
+COUNTS = Criterion(measure="tail", tune_on="validation")  # the accuracy of the average of the last models
 # Learning rates of clients: two in an octave, so that neighbours differ by about √2.
 RATES = (
     *(0.0055, 0.0078, 0.011, 0.016, 0.022, 0.031, 0.044, 0.063, 0.088, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4),
@@ -90,7 +90,7 @@ def tuned(method: Method, setting: Setting, report: Callable[[float, int], Repor
     while wanted and setting.tuning_seeds:
         for place in sorted(wanted):
             at_seeds = [report(RATES[place], seed) for seed in setting.seeds[: setting.tuning_seeds]]
-            scores[place] = fmean(tuned_accuracy(one, MEASURE) for one in at_seeds)
+            scores[place] = fmean(COUNTS.score(_accuracy(one)) for one in at_seeds)
         best = max(sorted(scores), key=scores.__getitem__)
         if not 0 < best < len(RATES) - 1:
             raise ValueError(f"{method.name}: its best learning rate, {RATES[best]:g}, is an end of RATES: extend them")
@@ -169,3 +169,8 @@ def trial_name(method: Method, setting: Setting, rate: float, seed: int) -> str:
 def _nearest(rate: float) -> int:
     """Return the place in RATES of the one nearest to a rate, by their ratio."""
     return min(range(len(RATES)), key=lambda place: abs(math.log(RATES[place] / rate)))
+
+
+def _accuracy(report: Report) -> float:
+    """Return the accuracy by which rates are tuned."""
+    return metric_of(report, COUNTS.metric, COUNTS.measure, "validation")

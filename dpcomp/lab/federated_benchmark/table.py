@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from dpcomp.lab.federated_benchmark.outcome import MEASURE, Outcome
+from dpcomp.lab.federated_benchmark.outcome import COUNTS, Outcome
 from dpcomp.lab.federated_benchmark.setting import Setting
 from dpcomp.lab.results.frames import summary
-from dpcomp.lab.results.measure import accuracy_of
+from dpcomp.lab.results.measure import metric_of
 from dpcomp.lab.sweep.paired import paired_difference
 
 
@@ -29,7 +29,7 @@ def frame_of(outcomes: Sequence[Outcome], reference: str) -> pd.DataFrame:
     by_name = {outcome.method.name: _accuracies(outcome) for outcome in outcomes}
     rows = []
     for outcome in outcomes:
-        trials = summary({"": outcome.reports}, MEASURE)
+        trials = summary({"": outcome.reports}, COUNTS.metric, COUNTS.measure)
         name, config = outcome.method.name, outcome.reports[0]["config"]["federation"]
         accuracy, messages = 100 * trials["test_accuracy"], config["clients"] * config["rounds"]
         others = by_name.get(reference, {}) if name != reference else {}
@@ -99,4 +99,4 @@ def difference_text(row: Any) -> str:
 
 def _accuracies(outcome: Outcome) -> dict[int, float]:
     """Return seed → test accuracy, in percent."""
-    return {report["seed"]: 100 * accuracy_of(report, MEASURE) for report in outcome.reports}
+    return {report["seed"]: 100 * metric_of(report, COUNTS.metric, COUNTS.measure) for report in outcome.reports}
