@@ -200,6 +200,33 @@ def _add_benchmarks(commands: Commands) -> None:
         help="where results go and are found again (default: FOLDER/mean_estimation.jsonl)",
     )
     mean.set_defaults(command=_mean_estimation)
+    federated = benchmarks.add_parser(
+        "federated", help="train one federation by every method, noise at the clients: accuracy, and bytes both ways"
+    )
+    federated.add_argument(
+        "--task", default="digits", help="digits (the default: minutes), or fashion_mnist of python -m experiments"
+    )
+    federated.add_argument(
+        "--methods", nargs="+", default=None, metavar="NAME", help="train these alone (default: every method)"
+    )
+    federated.add_argument("--quick", action="store_true", help="two rounds, one seed, nothing tuned: a smoke test")
+    federated.add_argument("--folder", type=Path, default=Path("federated"), help="where the figure goes (federated)")
+    federated.add_argument(
+        "--results",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="where results go and are found again (default: FOLDER/federated_benchmark.jsonl)",
+    )
+    federated.add_argument(
+        "--others",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="results of sweeps, whose trials are taken over where they are the benchmark's",
+    )
+    federated.set_defaults(command=_federated)
 
 
 def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
@@ -426,6 +453,29 @@ def _mean_estimation(options: argparse.Namespace) -> int:
         for epsilon in options.epsilons
     ]
     benchmark(options.folder, settings, results=options.results, rounds=options.rounds, seed=options.seed)
+    return 0
+
+
+def _federated(options: argparse.Namespace) -> int:
+    from dpcomp.core.calls import check_known
+    from dpcomp.lab.federated_benchmark.benchmark import benchmark
+    from dpcomp.lab.federated_benchmark.methods import METHODS
+    from dpcomp.lab.federated_benchmark.setting import SETTINGS
+
+    tasks, settings = options.load_tasks(), {setting.task: setting for setting in SETTINGS}
+    check_known(options.task, tasks.keys() & settings.keys(), "--task")
+    methods = {method.name: method for method in METHODS}
+    for name in options.methods or ():
+        check_known(name, methods, "--methods")
+    setting = settings[options.task]
+    benchmark(
+        options.folder,
+        setting.quick() if options.quick else setting,
+        tasks[options.task],
+        results=options.results,
+        methods=METHODS if options.methods is None else [methods[name] for name in options.methods],
+        others=options.others,
+    )
     return 0
 
 
