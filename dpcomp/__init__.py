@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from dpcomp.privacy.cost import Cost as Cost
     from dpcomp.privacy.guarantee import Guarantee as Guarantee
     from dpcomp.privacy.plan import Plan as Plan
-    from dpcomp.privacy.budget import Budget as Budget
+    from dpcomp.privacy.ledger.budget import Budget as Budget
     from dpcomp.privacy.ledger.ledger import Ledger as Ledger
     from dpcomp.privacy.ledger.ledger import Permit as Permit
     from dpcomp.privacy.ledger.ledger_file import LedgerMark as LedgerMark
@@ -104,7 +104,7 @@ _MODULES = {
     "Cost": "dpcomp.privacy.cost",
     "Guarantee": "dpcomp.privacy.guarantee",
     "Plan": "dpcomp.privacy.plan",
-    "Budget": "dpcomp.privacy.budget",
+    "Budget": "dpcomp.privacy.ledger.budget",
     **dict.fromkeys(("Ledger", "Permit"), "dpcomp.privacy.ledger.ledger"),
     "LedgerMark": "dpcomp.privacy.ledger.ledger_file",
     **dict.fromkeys(("LedgerEntries", "LedgerEntry"), "dpcomp.privacy.ledger.ledger_entries"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpcomp as dp
-from dpcomp.privacy.budget import admissible_steps
+from dpcomp.privacy.ledger.budget import admissible_steps
 from dpcomp.privacy.ledger.cost_text import cost_as_text
 from dpcomp.privacy.ledger.ledger_file import append
 from tests.cpu_time import cpu_loops

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from dpcomp.display import html
 from dpcomp.display.text import plain
-from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.guarantee import Guarantee, rounded_up
+from dpcomp.privacy.ledger.budget import Budget
 from dpcomp.privacy.ledger.ledger_entries import History
 from dpcomp.privacy.ledger.ledger_file import LedgerMark
 from dpcomp.privacy.plan import Plan

@@ -14,9 +14,9 @@ from dpcomp.core.database import Database, create_database, look_at_database, me
 from dpcomp.core.errors import BudgetExhausted, DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy.accounting.events import MOST_STEPS
-from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.guarantee import Guarantee
+from dpcomp.privacy.ledger.budget import Budget
 from dpcomp.privacy.ledger.cost_text import cost_as_text, cost_from_text, plan_as_text
 from dpcomp.privacy.ledger.display import as_html, delta_shown
 from dpcomp.privacy.ledger.grant import Grant

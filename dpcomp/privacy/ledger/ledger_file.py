@@ -16,7 +16,7 @@ from dpcomp.core.address import Address
 from dpcomp.core.database import DatabaseKind
 from dpcomp.core.errors import DpcompError
 from dpcomp.privacy.accounting.events import MOST_STEPS
-from dpcomp.privacy.budget import Budget
+from dpcomp.privacy.ledger.budget import Budget
 from dpcomp.privacy.ledger.cost_text import CostText, cost_from_text, plan_from_text
 from dpcomp.privacy.ledger.ledger_entries import LedgerEntries
 from dpcomp.privacy.plan import Plan

@@ -11,9 +11,9 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
 )
 
 from dpcomp.privacy.accounting.events import read_event
-from dpcomp.privacy.budget import Budget
 from dpcomp.privacy.cost import Cost, guarantee_of
 from dpcomp.privacy.guarantee import Guarantee
+from dpcomp.privacy.ledger.budget import Budget
 from dpcomp.privacy.ledger.cost_text import CostText, cost_from_text
 from dpcomp.privacy.ledger.display import as_html, delta_shown
 from dpcomp.privacy.ledger.ledger_entries import History, LedgerEntries
