@@ -3,11 +3,14 @@
 A real client opens a ledger that was created once, and its `send` posts bytes to a server: see http_federation.py.
 """
 
+import time
 from pathlib import Path
 
 import dpcomp as dp
 from dpcomp.federated import Server
 from dpcomp.training.pytorch.rows.parameters import read
+
+ROUND_SECONDS = 2.0  # after which a round ends without the client
 
 
 def ledger_and_server(optimizer, budget, folder=None):
@@ -28,10 +31,15 @@ def ledger_and_server(optimizer, budget, folder=None):
     memory = pipeline.init_server(optimizer.layout, seed=dp.PublicSeed(0))
     server = Server(pipeline.channel, memory, first_model, folder=server_folder)
 
+    opened = time.monotonic()
+
     def send(message):
+        nonlocal opened
         reply = server.handle(message, sender=0)
-        if len(server.accepted) == 1:
-            server.close_round()  # nobody else takes part
+        # Nobody else takes part; and a client that was killed after a charge gives up that round, and sends nothing.
+        if len(server.accepted) == 1 or time.monotonic() - opened > ROUND_SECONDS:
+            server.close_round()
+            opened = time.monotonic()
         return reply
 
     return ledger, send

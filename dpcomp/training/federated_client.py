@@ -140,7 +140,7 @@ class FederatedClient:
 
     def _rounds(self, until: int | None, steps: int) -> Iterator[int]:
         optimizer, participant = self._optimizer, self.participant
-        self.budget_refusal = None
+        self.budget_refusal, forfeited = None, None
         self._ask()
         while True:
             memory = participant.state.memory
@@ -159,6 +159,13 @@ class FederatedClient:
                 self._deliver(participant.handle(Trained(optimizer.update())))
                 self._ask()
             else:
+                if memory.address not in (memory.link.last, forfeited) and self.ledger.charged(memory.address):
+                    forfeited = memory.address
+                    LOG.warning(
+                        "round %d was charged before, and its noise may have been drawn: it is given up, and the "
+                        "client waits for the server's next round",
+                        forfeited.round,
+                    )
                 time.sleep(self._poll_seconds)
                 self._ask()
         write(optimizer.model, participant.state.model)

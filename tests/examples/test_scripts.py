@@ -32,7 +32,8 @@ def started(name, *arguments, folder, **environment):
 
 
 def printed(process):
-    output, errors = process.communicate(timeout=500)
+    with ended(process):
+        output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     return output
 
@@ -44,8 +45,9 @@ def ended(*processes):
         yield
     finally:
         for process in processes:
-            process.kill()
-            process.communicate()
+            if process.returncode is None:
+                process.kill()
+                process.communicate()
 
 
 def body(name):
@@ -93,7 +95,8 @@ def test_the_client_is_killed_resumes_and_stops_at_its_budget(tmp_path):
     assert before >= 2
 
     second = started("opacus_client.py", "-n", "30", folder=tmp_path)
-    output, errors = second.communicate(timeout=500)
+    with ended(second):
+        output, errors = second.communicate(timeout=500)
     assert second.returncode == 0, errors
     resumed = re.findall(r"Train Epoch: (\d+).*ε = ([\d.]+)", output)
     numbers = [int(number) for number, _ in resumed]
@@ -111,7 +114,8 @@ def test_the_client_is_killed_resumes_and_stops_at_its_budget(tmp_path):
     assert float(re.search(r"\(([\d.]+)%\)", output)[1]) > 40
 
     third = started("opacus_client.py", "-n", "30", folder=tmp_path)
-    output, errors = third.communicate(timeout=500)
+    with ended(third):
+        output, errors = third.communicate(timeout=500)
     assert third.returncode == 0, errors
     assert "Train Epoch" not in output
     assert len(dp.Ledger.read(tmp_path / "client.db").entries) == len(addresses)

@@ -101,18 +101,26 @@ def test_lost_and_damaged_messages_cost_no_second_charge(fault, caplog):
     assert ("asked again" in caplog.text) == (fault != "reply")
 
 
-def test_a_killed_process_forfeits_the_round_that_it_was_charged_for(tmp_path):
+def test_a_killed_process_forfeits_the_round_that_it_was_charged_for(tmp_path, caplog):
     federation, path = Federation(), tmp_path / "client.db"
     with dp.Ledger.create(path) as ledger:
         first = Process(federation, ledger, tmp_path / "client")
         assert first.train(until=9, killed_in=2) == [0, 1, 2]
     assert federation.server.memory.link(7).count == 2
-    federation.server.close_round()  # the others' round
     with dp.Ledger(path) as ledger:
         second = Process(federation, ledger, tmp_path / "client")
+
+        def send(message):
+            reply = federation.send(message)
+            if federation.sent == 9:
+                federation.server.close_round()  # without this client
+            return reply
+
+        second.client._send = send
         assert second.train(until=5) == [3, 4]
         np.testing.assert_array_equal(read(second.model), federation.server.model)
         assert ledger.guarantee(1e-5).epsilon == PIPELINE.guarantee(5 * STEPS, 1e-5).epsilon
+    assert caplog.text.count("round 2 was charged before") == 1
 
 
 def test_a_process_that_ended_before_the_reply_sends_the_same_payload_again(tmp_path):
