@@ -4,7 +4,8 @@ Two real gradients: of the CNN with 26,010 parameters on Fashion-MNIST, and of a
 each after a few steps of plain SGD. An error is ‖decoded − gradient‖² ÷ ‖gradient‖², without error feedback.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from experiments.data.tasks.fashion_mnist import task as fashion_mnist
 
 TOP = 0.01
 SPARSE = dp.Codec(sparsify=dp.TopK(TOP), quantize=dp.Uniform(4))
-DENSE = dp.Codec(quantize=dp.Uniform(8), entropy=dp.FixedWidth())
+DENSE = dp.Codec(quantize=dp.Uniform(8))
 STEPS, BATCH, LEARNING_RATE = 5, 32, 0.05
 
 Vector = Float32[np.ndarray, "d"]
@@ -38,8 +39,8 @@ def codec_alone(effort: Effort) -> list[Row]:
     for make, task in models:
         inputs, targets = task().train()
         layout, gradient = real_gradient(make(seed=0), inputs, targets)
-        sparse = Compressor(name="top 1 % in 4 bits", **_ours(SPARSE, gradient))
-        dense = Compressor(name="8 bits, packed", **_ours(DENSE, gradient))
+        sparse = _ours("top 1 % in 4 bits", SPARSE, layout, gradient)
+        dense = _ours("8 bits", DENSE, layout, gradient)
         rows += _rows(sparse, list(sparse_peers(layout, TOP)), gradient, effort)
         rows += _rows(dense, list(dense_peers()), gradient, effort)
     return rows
@@ -58,8 +59,17 @@ def real_gradient(module: torch.nn.Module, inputs: Tensor, targets: Tensor) -> t
     return layout_of(module), torch.cat(parts).numpy().copy()
 
 
-def _ours(codec: dp.Codec, like: Vector) -> dict[str, Callable]:
-    return {"compress": codec.compress, "decompress": lambda payload: codec.decompress(payload, like)}
+def _ours(name: str, codec: dp.Codec, layout: Layout, gradient: Vector) -> Compressor:
+    """Return a codec on the gradient by layer, as a state dict has it; decoded arrays are joined for the error."""
+    named = {
+        layer: gradient[start:stop].reshape(shape)
+        for (layer, shape), (start, stop) in zip(layout.shapes, pairwise(layout.edges.tolist()), strict=True)
+    }
+    return Compressor(
+        name=name,
+        compress=lambda _: codec.compress(named),
+        decompress=lambda payload: np.concatenate([part.ravel() for part in codec.decompress(payload, named).values()]),
+    )
 
 
 def _rows(ours: Compressor, peers: list[Compressor], gradient: Vector, effort: Effort) -> Iterator[Row]:
