@@ -45,9 +45,11 @@ def ended(*processes):
         yield
     finally:
         for process in processes:
-            if process.returncode is None:
+            if process.poll() is None:
                 process.kill()
-                process.communicate()
+                process.wait()
+            process.stdout.close()
+            process.stderr.close()
 
 
 def body(name):
