@@ -19,6 +19,7 @@ from benchmarks.harness.table import printed_table
 from benchmarks.harness.turns import QUICK, Effort
 from benchmarks.speed import (
     accounting,
+    codec_alone,
     federated_rounds,
     many_clients,
     messages,
@@ -83,6 +84,11 @@ BENCHMARKS = (
         name="messages-small",
         about="Sending and receiving the update of a small CNN, beside a copy of the vector",
         measure=messages.small_messages,
+    ),
+    Benchmark(
+        name="codec-alone",
+        about="Compressing and decompressing real gradients without a federation, beside other compressors",
+        measure=codec_alone.codec_alone,
     ),
     Benchmark(
         name="selection",

@@ -18,7 +18,7 @@ FORMAT = 1
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 LIBRARIES = (
     *("dpcomp", "numpy", "scipy", "torch", "opacus", "jax", "dp-accounting"),
-    *("constriction", "randomgen", "cryptography", "zstandard", "flwr"),
+    *("constriction", "randomgen", "cryptography", "zstandard", "numcodecs", "flwr"),
 )
 
 

@@ -1,6 +1,6 @@
 """A communication hook for PyTorch's DistributedDataParallel: gradients travel as payloads of a codec."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float32
+from torch.nn.parallel import DistributedDataParallel
 
-from dpcomp.codec.arrays import Flat, Form
+from dpcomp.codec.arrays import Flat, Form, flattened
 from dpcomp.codec.codec import Codec
-from dpcomp.codec.compressor import SENDER_BITS, with_residual
+from dpcomp.codec.compressor import MOST_PAYLOADS, SENDER_BITS, with_residual
 from dpcomp.codec.standalone import Message, decode
-from dpcomp.core.checks import check_type
+from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.finite import all_finite
 
 
@@ -57,6 +58,72 @@ class CommHook:
         mean = self._mean(buffer, parameters, state)
         future.set_result(torch.from_numpy(mean).to(dtype=buffer.dtype, device=buffer.device))
         return future
+
+    def state_dict(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Return the counter and the residuals of this process, to be saved beside the model's state.
+
+        Residuals differ between processes, so each process saves its own.
+
+        Args:
+            model: The model whose gradients the hook gets, whose names of parameters the state has; wrapped in
+                `DistributedDataParallel` or not.
+
+        Returns:
+            `{"counter": number, "residuals": {name: tensor}}`, of copies, for `torch.save`.
+
+        Raises:
+            ValueError: There is a residual of a parameter that the model does not have.
+        """
+        names = {id(parameter): name for name, parameter in _named(model).items()}
+        if set(self._residuals) - set(names):
+            raise ValueError(
+                "comm_hook.state_dict(model): there are residuals of parameters that the model does not have: give the "
+                "model that the hook is registered with"
+            )
+        residuals = {
+            names[key]: torch.from_numpy(vector.copy()).reshape(parameter.shape)
+            for key, (parameter, vector) in self._residuals.items()
+        }
+        return {"counter": self._counter, "residuals": residuals}
+
+    def load_state_dict(self, state: Mapping[str, Any], model: torch.nn.Module) -> None:
+        """Take the counter and the residuals that `state_dict` returned in the process of the same rank.
+
+        All that was dropped is kept; but PyTorch arranges the gradients of the first step of a model in other buckets
+        than those of later steps, so what a codec chooses in the first step after this may differ.
+
+        Args:
+            state: What `state_dict` returned.
+            model: The model whose gradients the hook gets.
+
+        Raises:
+            TypeError: The state is no mapping, or holds something else.
+            ValueError: It lacks a part, names parameters or shapes that the model does not have, has residuals though
+                there is no feedback, or holds values that are not finite. Nothing has changed then.
+        """
+        where = "comm_hook.load_state_dict"
+        check_type(state, Mapping, f"{where}: a state is a mapping, not {type(state).__name__}")
+        if set(state) != {"counter", "residuals"}:
+            raise ValueError(
+                f"{where}: the state has {sorted(map(str, state))}, and one of a hook has 'counter' and 'residuals': "
+                "give what state_dict(model) returned"
+            )
+        counter = whole_number(state["counter"], f"{where}: the counter", least=0, most=MOST_PAYLOADS - 1)
+        check_type(state["residuals"], Mapping, f"{where}: the residuals are no mapping of names to tensors")
+        if state["residuals"] and not self.feedback:
+            raise ValueError(f"{where}: the state has residuals, and this hook has feedback=False")
+        named, residuals = _named(model), {}
+        for name, tensor in state["residuals"].items():
+            parameter, shape = named.get(name), tuple(getattr(tensor, "shape", ()))
+            if parameter is None or tuple(parameter.shape) != shape:
+                has = "no such parameter" if parameter is None else f"one of shape {tuple(parameter.shape)}"
+                raise ValueError(
+                    f"{where}: the residual {name!r} has shape {shape}, and the model has {has}: give the model of "
+                    "state_dict(model)"
+                )
+            vector = flattened(tensor, f"{where}, residual {name!r}").vector
+            residuals[id(parameter)] = parameter, vector.copy()
+        self._counter, self._residuals = counter, residuals
 
     def _mean(self, buffer: torch.Tensor, parameters: Sequence[torch.Tensor], group: Any) -> Float32[np.ndarray, "d"]:
         form = _bucket_form(tuple(parameter.numel() for parameter in parameters))
@@ -115,6 +182,11 @@ class CommHook:
             ) from error
 
 
+def _named(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters of a model by the names that they have without DistributedDataParallel."""
+    return dict((model.module if isinstance(model, DistributedDataParallel) else model).named_parameters())
+
+
 @lru_cache(maxsize=64)
 def _bucket_form(sizes: tuple[int, ...]) -> Form:
     """Return the form of a bucket, with a layer for each parameter."""
@@ -133,8 +205,8 @@ def comm_hook(codec: Codec, *, feedback: bool = True) -> CommHook:
     that bucket.
 
     The codec runs on the CPU, and gathering takes n times the bytes of a payload in each of n processes: it pays where
-    the network is slow and processes are few. The states of feedback and counter are not saved with the model: after a
-    restart they begin at zero.
+    the network is slow and processes are few. Residuals and counter are not in the model's state:
+    `hook.state_dict(model)` in each process saves them, and `hook.load_state_dict(state, model)` takes them back.
 
     **Privacy:** this adds no noise and charges nothing: the gradients are the data's.
 

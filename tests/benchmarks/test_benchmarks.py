@@ -197,3 +197,34 @@ def test_the_task_for_jax_is_the_model_that_torch_trains():
     np.testing.assert_allclose(outputs, expected.numpy(), atol=2e-6)
     losses = jax.vmap(task.loss)(outputs, labels)
     assert float(losses.mean()) == pytest.approx(float(nn.functional.cross_entropy(expected, torch.from_numpy(labels))))
+
+
+def test_compressors_of_lone_vectors_read_what_they_wrote():
+    pytest.importorskip("numcodecs")
+    from benchmarks.peers.compressors import dense_peers, sparse_peers
+
+    layout = dp.Layout.of({"matrix": (30, 20), "bias": (30,), "kernel": (4, 3, 2, 2)})
+    rng = np.random.default_rng(0)
+    vector = rng.standard_normal(layout.size).astype(np.float32)
+    vector[:600] = np.outer(rng.standard_normal(30), rng.standard_normal(20)).reshape(
+        -1
+    )  # of rank 1, so PowerSGD has it whole
+    top, squeezed, power = sparse_peers(layout, 0.1)
+    payload = top.compress(vector)
+    assert len(payload) == 8 * round(0.1 * layout.size)
+    decoded = top.decompress(payload)
+    largest = np.sort(np.argsort(np.abs(vector))[-round(0.1 * layout.size) :])
+    np.testing.assert_array_equal(np.flatnonzero(decoded), largest)
+    np.testing.assert_array_equal(decoded[largest], vector[largest])
+    np.testing.assert_array_equal(squeezed.decompress(squeezed.compress(vector)), decoded)
+    payload = power.compress(vector)
+    assert len(payload) == 4 * ((30 + 20) + 30 + (4 + 12))
+    decoded = power.decompress(payload)
+    np.testing.assert_allclose(decoded[:600], vector[:600], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(decoded[600:630], vector[600:630])
+    assert np.linalg.matrix_rank(decoded[630:].reshape(4, 12)) == 1
+    zstd, blosc, rounded = dense_peers()
+    for one in (zstd, blosc):
+        np.testing.assert_array_equal(one.decompress(one.compress(vector)), vector)
+    error = np.abs(rounded.decompress(rounded.compress(vector)) - vector).max() / np.abs(vector).max()
+    assert 0 < error <= 0.005

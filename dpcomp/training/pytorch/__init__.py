@@ -6,6 +6,7 @@ require("torch", "torch", "opacus")
 
 # ruff: noqa: E402  # what follows imports both
 from dpcomp.training.comm_hook import comm_hook as comm_hook
+from dpcomp.training.federated_client import FederatedClient as FederatedClient
 from dpcomp.training.pytorch.make_private import make_private as make_private
 from dpcomp.training.pytorch.private_model import PrivateModel as PrivateModel
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer as PrivateOptimizer

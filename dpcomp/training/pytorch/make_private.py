@@ -26,9 +26,9 @@ def make_private(
     pipeline: Pipeline,
     *,
     loss: Loss,
-    secret: SecretSeed,
+    secret: SecretSeed | None = None,
     expected_batch_size: float,
-    steps: int,
+    steps: int | None = None,
     collate_fn: Collate | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -53,9 +53,10 @@ def make_private(
         pipeline: Clips and releases, with `unit="example"` and `trust="nobody"`; its sampling draws the batches.
         loss: The mean over a batch of each example's loss, of the model's outputs and the targets (None without any);
             the script must compute the same.
-        secret: Where noise, batches and spot checks are drawn from.
+        secret: Where noise, batches and spot checks are drawn from; None for a new secret of the operating system.
         expected_batch_size: The public constant that divides each step's sum.
-        steps: The number of batches in a pass over the loader; as many steps must be charged.
+        steps: The number of batches in a pass over the loader; as many steps must be charged. None for 1/rate, in which
+            an example is drawn once on average.
         collate_fn: Makes a batch of one example or more, in which the row of an example is what it gives alone: it may
             pad what the model masks, but not mix, normalise over the batch or draw random numbers. None for torch's
             default.
@@ -74,7 +75,8 @@ def make_private(
         NotPrivate: The model, the loss or `collate_fn` ties examples, keeps data, or fails on a batch; or the pipeline
             does not release local steps.
         ValueError: A parameter is neither float32 nor float64, a number lies outside its range, the data set is empty,
-            or the optimiser has other parameters than the model, or needs a closure or sparse gradients.
+            the pipeline samples nothing and `steps` is not given, or the optimiser has other parameters than the model,
+            or needs a closure or sparse gradients.
 
     Examples:
         >>> import torch, dpcomp as dp
@@ -98,13 +100,24 @@ def make_private(
     n = len(dataset)  # pyright: ignore[reportArgumentType]
     if n == 0:
         raise ValueError("the data set has no examples, so nothing can be tried: give those of the client")
+    if steps is None:
+        if pipeline.sampling is None:
+            raise ValueError(
+                "the pipeline has no sampling, so the length of a pass does not follow from it: give steps="
+            )
+        steps = round(1 / pipeline.sampling.rate)
     inputs, targets = _some_examples(dataset, n, collate_fn or default_collate)
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     inputs, targets = to((inputs, targets), device=device)
     model = private_model(module, loss, inputs, targets, engine=engine)
     refuse_collation_that_ties(dataset, collate_fn or default_collate, model, device)
     private = PrivateOptimizer(
-        optimizer, model, pipeline, secret=secret, expected_batch_size=expected_batch_size, views=views
+        optimizer,
+        model,
+        pipeline,
+        secret=SecretSeed() if secret is None else secret,
+        expected_batch_size=expected_batch_size,
+        views=views,
     )
     loader = poisson_loader(
         dataset,

@@ -138,6 +138,11 @@ class PrivateOptimizer(DPOptimizer):
         return layout_of(self._model)
 
     @property
+    def model(self) -> PrivateModel:
+        """The model whose parameters are stepped."""
+        return self._model
+
+    @property
     def pipeline(self) -> Pipeline:
         """The pipeline that clips and releases."""
         return self._pipeline

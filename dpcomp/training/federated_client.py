@@ -1,0 +1,191 @@
+"""FederatedClient: a training script's own loop, over the rounds of a federation."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from dpcomp.core.checks import check_type, whole_number
+from dpcomp.core.errors import BudgetExhausted, CorruptPayload
+from dpcomp.core.randomness import PublicSeed
+from dpcomp.federated.absence import AbsencePolicy, Keep
+from dpcomp.federated.participant import Participant
+from dpcomp.federated.phases import ReplyReceived, TimedOut, Trained
+from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
+from dpcomp.training.pytorch.rows.parameters import read, write
+
+Transport = Callable[[bytes], bytes | None]
+
+LOG = logging.getLogger("dpcomp")
+
+
+class FederatedClient:
+    """Takes part in the rounds of a federation with the training loop of a script.
+
+    `for number in client.rounds(...)` asks the server for its version, charges the ledger, sets the model to the
+    server's and opens the round; the body trains; then the update is saved, encoded and sent. The process may be killed
+    at any moment: the same script with the same folder goes on, sends again what was not decided, or forfeits a round
+    whose noise may have been drawn.
+
+    **Privacy:** a round is charged before its noise is drawn, and is never charged or released twice. The loop ends
+    where the budget does not allow the next round.
+
+    Args:
+        optimizer: What `make_private` returned; its model has the first weights, which are the same at all ends.
+        ledger: The ledger that releases are charged to. The script opens and closes it.
+        send: Carries a message to the server, and returns its reply; None where none came. An `OSError`, such as a lost
+            connection, counts as no reply.
+        client: The number of this client, as the server knows its sender.
+        seed: The public seed of the federation.
+        folder: Where the client's state is saved; the client continues from it. None keeps it in memory.
+        absence_policy: What the client keeps of its residual after rounds that it missed, as for `Participant`.
+        poll_seconds: How long to wait before the server is asked again, in seconds.
+
+    Attributes:
+        ledger: The ledger.
+        participant: The client's state, and what handles messages.
+        budget_refusal: Why the budget ended the rounds; None where it did not.
+
+    Raises:
+        DpcompError: As `Participant` does.
+        TypeError: `optimizer` is none of `make_private`.
+        ValueError: `poll_seconds` is negative.
+
+    Examples:
+        >>> import torch, dpcomp as dp
+        >>> from dpcomp.federated import Server
+        >>> from dpcomp.training.pytorch import FederatedClient, make_private
+        >>> from dpcomp.training.pytorch.rows.parameters import read
+        >>> features = torch.randn(60, 4)
+        >>> data = torch.utils.data.TensorDataset(features, (features[:, 0] > 0).long())
+        >>> network, loss = torch.nn.Linear(4, 2), torch.nn.CrossEntropyLoss()
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.5))
+        >>> model, optimizer, loader = make_private(
+        ...     network, torch.optim.SGD(network.parameters(), lr=0.1), data, pipeline,
+        ...     loss=loss, expected_batch_size=30,
+        ... )
+        >>> memory = pipeline.init_server(optimizer.layout, seed=dp.PublicSeed(0))
+        >>> server = Server(pipeline.channel, memory, read(model))
+        >>> def send(message):
+        ...     reply = server.handle(message, sender=0)
+        ...     if len(server.accepted) == 1:
+        ...         server.close_round()  # of a federation of one client
+        ...     return reply
+        >>> client = FederatedClient(optimizer, dp.Ledger(), send, client=0, seed=dp.PublicSeed(0), folder=None)
+        >>> for number in client.rounds(2, steps=len(loader)):
+        ...     for inputs, targets in loader:
+        ...         loss(model(inputs), targets).backward()
+        ...         optimizer.step()
+        ...     print("round", number)
+        round 0
+        round 1
+        >>> bool((read(model) == server.model).all())
+        True
+    """
+
+    def __init__(
+        self,
+        optimizer: PrivateOptimizer,
+        ledger: Ledger,
+        send: Transport,
+        *,
+        client: int,
+        seed: PublicSeed,
+        folder: str | os.PathLike[str] | None,
+        absence_policy: AbsencePolicy = Keep(),
+        poll_seconds: float = 1.0,
+    ):
+        check_type(
+            optimizer,
+            PrivateOptimizer,
+            f"FederatedClient(optimizer) is a {type(optimizer).__name__}: give that of make_private",
+        )
+        if not poll_seconds >= 0:
+            raise ValueError(f"FederatedClient(poll_seconds={poll_seconds}): give a time in seconds, 0 or more")
+        pipeline = optimizer.pipeline
+        memory = pipeline.init_client(optimizer.layout, seed=seed, client=client)
+        self.ledger = ledger
+        self.participant = Participant(
+            pipeline.channel, memory, read(optimizer.model), ledger, folder, absence_policy=absence_policy
+        )
+        self.budget_refusal: BudgetExhausted | None = None
+        self._optimizer, self._send, self._poll_seconds = optimizer, send, poll_seconds
+
+    def rounds(self, until: int | None = None, *, steps: int) -> Iterator[int]:
+        """Yield the number of each round in which the script trains, and send its update afterwards.
+
+        An update is sent when the loop asks for the next round: end the loop by `until`, since a `break` gives up the
+        update of a round that was charged. At the end the model is the server's.
+
+        Args:
+            until: The number of rounds of the federation, those that this client missed included; None for no end but
+                that of the budget.
+            steps: The steps that a round is charged for: those of a pass over the loader.
+
+        Yields:
+            The number of the round, from 0; the model is the server's, and the optimiser takes `steps` steps.
+
+        Raises:
+            VersionMismatch: The server is of another federation.
+            BudgetExhausted: The body took no step.
+            NotPrivate: As `optimizer.update` does.
+            DpcompError: As `Participant.handle` does.
+            ValueError: `until` or `steps` is no such number.
+        """
+        steps = whole_number(steps, "rounds(steps)", least=1)
+        if until is not None:
+            until = whole_number(until, "rounds(until)", least=0)
+        return self._rounds(until, steps)
+
+    def _rounds(self, until: int | None, steps: int) -> Iterator[int]:
+        optimizer, participant = self._optimizer, self.participant
+        self.budget_refusal, forfeited = None, None
+        self._ask()
+        while True:
+            memory = participant.state.memory
+            if until is not None and memory.shared.version >= until:
+                break
+            if participant.may_train:
+                try:
+                    permit = self.ledger.charge(optimizer.pipeline.cost, memory.address, steps=steps)
+                except BudgetExhausted as refusal:
+                    self.budget_refusal = refusal
+                    LOG.warning("the rounds end: %s", refusal)
+                    break
+                write(optimizer.model, participant.state.model)
+                optimizer.begin(memory, permit)
+                yield memory.address.round
+                self._deliver(participant.handle(Trained(optimizer.update())))
+                self._ask()
+            else:
+                if memory.address not in (memory.link.last, forfeited) and self.ledger.charged(memory.address):
+                    forfeited = memory.address
+                    LOG.warning(
+                        "round %d was charged before, and its noise may have been drawn: it is given up, and the "
+                        "client waits for the server's next round",
+                        forfeited.round,
+                    )
+                time.sleep(self._poll_seconds)
+                self._ask()
+        write(optimizer.model, participant.state.model)
+
+    def _ask(self) -> None:
+        """Ask the server for its version, or send again what it has not decided."""
+        self._deliver(self.participant.handle(TimedOut()))
+
+    def _deliver(self, messages: list[bytes]) -> None:
+        """Carry messages to the server and its replies back, until there are no more."""
+        waiting = list(messages)
+        while waiting:
+            try:
+                reply = self._send(waiting.pop(0))
+            except OSError as error:
+                LOG.warning("no reply of the server (%s); it is asked again in %g s", error, self._poll_seconds)
+                continue
+            if reply is None:
+                continue
+            try:
+                waiting += self.participant.handle(ReplyReceived(reply))
+            except CorruptPayload as error:
+                LOG.warning("a damaged reply (%s); the server is asked again in %g s", error, self._poll_seconds)

@@ -1,0 +1,203 @@
+"""FederatedClient: a script's own loop over the rounds of a federation, with losses, kills and a budget."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import dpcomp as dp
+from dpcomp.federated import Server
+from dpcomp.training.pytorch import FederatedClient, Isolated, make_private
+from dpcomp.training.pytorch.rows.parameters import read
+
+torch.set_num_threads(1)
+SEED, STEPS = dp.PublicSeed(3), 2
+PIPELINE = dp.Pipeline(
+    sampling=dp.Poisson(0.5),
+    mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)),
+    codec=dp.Codec(sparsify=dp.TopK(0.5), quantize=dp.Uniform(4)),
+)
+FEATURES = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+DATA = torch.utils.data.TensorDataset(FEATURES, (FEATURES[:, 0] > 0).long())
+LOSS = torch.nn.CrossEntropyLoss()
+
+
+def private():
+    """What a process makes at its start: the first weights are the same in each."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(4, 2)
+    inner = torch.optim.SGD(network.parameters(), lr=0.1)
+    return make_private(
+        network, inner, DATA, PIPELINE, loss=LOSS, expected_batch_size=15, steps=STEPS, engine=Isolated()
+    )
+
+
+class Federation:
+    """A server that closes a round once its only client has sent, and a line to it that may lose messages."""
+
+    def __init__(self, seed=SEED):
+        _, optimizer, _ = private()
+        self.server = Server(PIPELINE.channel, PIPELINE.init_server(optimizer.layout, seed), read(optimizer.model))
+        self.sent = 0
+        self.lost: dict[int, object] = {}  # which message → what is done with its reply
+
+    def send(self, message):
+        number = self.sent
+        self.sent += 1
+        fault = self.lost.get(number)
+        if fault == "question":
+            raise ConnectionResetError("the line is down")
+        reply = self.server.handle(message, sender=7)
+        if len(self.server.accepted) == 1:
+            self.server.close_round()
+        if fault == "reply":
+            return None
+        return reply[:-1] + bytes([reply[-1] ^ 1]) if fault == "bit" else reply
+
+
+class Process:
+    """A run of the script, from its start to its end or its kill."""
+
+    def __init__(self, federation, ledger, folder=None):
+        self.model, optimizer, self.loader = private()
+        self.client = FederatedClient(
+            optimizer, ledger, federation.send, client=7, seed=SEED, folder=folder, poll_seconds=0
+        )
+
+    def train(self, until=None, killed_in=None):
+        """Train, and return the numbers of the rounds; a kill comes after the steps of a round."""
+        numbers = []
+        for number in self.client.rounds(until, steps=STEPS):
+            numbers.append(number)
+            for inputs, targets in self.loader:
+                LOSS(self.model(inputs), targets).backward()
+                self.client._optimizer.step()
+            if number == killed_in:
+                break
+        return numbers
+
+
+def test_a_loop_takes_part_in_every_round_and_ends_with_the_model_of_the_server():
+    federation, ledger = Federation(), dp.Ledger()
+    process = Process(federation, ledger)
+    assert process.train(until=4) == [0, 1, 2, 3]
+    assert federation.server.memory.link(7).count == 4
+    np.testing.assert_array_equal(read(process.model), federation.server.model)
+    assert not np.array_equal(read(process.model), read(private()[1].model))
+    assert ledger.guarantee(1e-5).epsilon == PIPELINE.guarantee(4 * STEPS, 1e-5).epsilon
+    assert process.train(until=4) == []
+    assert process.train(until=5) == [4]
+
+
+@pytest.mark.parametrize("fault", ["question", "reply", "bit"])
+def test_lost_and_damaged_messages_cost_no_second_charge(fault, caplog):
+    federation, ledger = Federation(), dp.Ledger()
+    federation.lost = dict.fromkeys((0, 2, 5, 6, 8, 11), fault)  # questions and updates
+    assert Process(federation, ledger).train(until=5) == [0, 1, 2, 3, 4]
+    assert federation.sent > 12
+    assert federation.server.memory.link(7).count == 5
+    assert ledger.guarantee(1e-5).epsilon == PIPELINE.guarantee(5 * STEPS, 1e-5).epsilon
+    assert ("asked again" in caplog.text) == (fault != "reply")
+
+
+def test_a_killed_process_forfeits_the_round_that_it_was_charged_for(tmp_path, caplog):
+    federation, path = Federation(), tmp_path / "client.db"
+    with dp.Ledger.create(path) as ledger:
+        first = Process(federation, ledger, tmp_path / "client")
+        assert first.train(until=9, killed_in=2) == [0, 1, 2]
+    assert federation.server.memory.link(7).count == 2
+    with dp.Ledger(path) as ledger:
+        second = Process(federation, ledger, tmp_path / "client")
+
+        def send(message):
+            reply = federation.send(message)
+            if federation.sent == 9:
+                federation.server.close_round()  # without this client
+            return reply
+
+        second.client._send = send
+        assert second.train(until=5) == [3, 4]
+        np.testing.assert_array_equal(read(second.model), federation.server.model)
+        assert ledger.guarantee(1e-5).epsilon == PIPELINE.guarantee(5 * STEPS, 1e-5).epsilon
+    assert caplog.text.count("round 2 was charged before") == 1
+
+
+def test_a_process_that_ended_before_the_reply_sends_the_same_payload_again(tmp_path):
+    federation, path, sent = Federation(), tmp_path / "client.db", []
+
+    def until_the_update(message):
+        sent.append(message)
+        if len(sent) == 2:
+            raise SystemExit
+        return federation.send(message)
+
+    with dp.Ledger.create(path) as ledger:
+        first = Process(federation, ledger, tmp_path / "client")
+        first.client._send = until_the_update
+        with pytest.raises(SystemExit):
+            first.train()
+    pending = first.client.participant.state.pending
+    with dp.Ledger(path) as ledger:
+        second, later = Process(federation, ledger, tmp_path / "client"), []
+        second.client._send = lambda message: later.append(message) or federation.send(message)
+        assert second.train(until=2) == [1]
+    assert later.count(pending.payload) == 1
+    assert federation.server.memory.link(7).count == 2
+
+
+def test_the_loop_ends_at_the_budget_before_any_noise(caplog):
+    budget = dp.Budget(epsilon=PIPELINE.guarantee(3 * STEPS, 1e-5).epsilon + 1e-6, delta=1e-5)
+    federation, ledger = Federation(), dp.Ledger(budget=budget)
+    process = Process(federation, ledger)
+    assert process.train() == [0, 1, 2]
+    assert "beyond Budget" in str(process.client.budget_refusal)
+    assert "beyond Budget" in caplog.text
+    assert ledger.guarantee(1e-5).epsilon <= budget.epsilon
+    np.testing.assert_array_equal(read(process.model), federation.server.model)
+
+
+def test_a_server_of_another_federation_is_refused_before_any_charge():
+    ledger = dp.Ledger()
+    with pytest.raises(dp.VersionMismatch, match="PublicSeed"):
+        Process(Federation(seed=dp.PublicSeed(4)), ledger).train(until=1)
+    assert ledger.guarantee(1e-5).epsilon == 0
+
+
+def test_wrong_arguments_are_refused():
+    federation, (_, optimizer, _) = Federation(), private()
+    inner = optimizer.original_optimizer
+    with pytest.raises(TypeError, match=r"FederatedClient\(optimizer\) is a SGD"):
+        FederatedClient(inner, dp.Ledger(), federation.send, client=7, seed=SEED, folder=None)
+    with pytest.raises(ValueError, match="poll_seconds=-1"):
+        FederatedClient(optimizer, dp.Ledger(), federation.send, client=7, seed=SEED, folder=None, poll_seconds=-1)
+    client = FederatedClient(optimizer, dp.Ledger(), federation.send, client=7, seed=SEED, folder=None)
+    for until, steps in ((-1, 1), (1, 0), (1.0, 1), (1, 2.0)):
+        with pytest.raises((ValueError, TypeError), match=r"rounds\((until|steps)\)"):
+            client.rounds(until, steps=steps)
+    assert federation.sent == 0
+
+
+def test_a_pass_is_an_epoch_by_default_and_seeds_are_secret():
+    network = torch.nn.Linear(4, 2)
+    inner = torch.optim.SGD(network.parameters(), lr=0.1)
+    pipeline = dp.Pipeline(sampling=dp.Poisson(0.3), mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+    made = [make_private(network, inner, DATA, pipeline, loss=LOSS, expected_batch_size=9) for _ in range(2)]
+    assert [len(loader) for _, _, loader in made] == [3, 3]
+    keys = {optimizer.secret.stream("test").bytes(16) for _, optimizer, _ in made}
+    assert len(keys) == 2
+    whole = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+    with pytest.raises(ValueError, match="give steps="):
+        make_private(network, inner, DATA, whole, loss=LOSS, expected_batch_size=9)
+
+
+def test_rounds_without_an_end_go_on():
+    federation = Federation()
+    process = Process(federation, dp.Ledger())
+    numbers = []
+    for number in itertools.islice(process.client.rounds(steps=STEPS), 3):
+        numbers.append(number)
+        for inputs, targets in process.loader:
+            LOSS(process.model(inputs), targets).backward()
+            process.client._optimizer.step()
+    assert numbers == [0, 1, 2]
