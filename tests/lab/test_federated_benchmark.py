@@ -203,7 +203,8 @@ def test_a_sketch_is_linear_and_finds_a_large_coordinate():
 def test_the_server_takes_the_largest_out_and_keeps_the_rest():
     sketch, d = CountSketch(rows=3, columns=20), 200
     step, first, second = FetchStep(sketch=sketch, k=2), *np.random.default_rng(0).standard_normal((2, 3, 20))
-    made, kept = step.step(update_of(padded(first, d)), None)
+    made, moments = step.step(update_of(padded(first, d)), {})
+    kept = moments["velocity"]
     estimate = sketch.estimate(first.astype(np.float32), d)
     chosen = made.support.indices(d)
     assert set(chosen) == set(np.argsort(-np.abs(estimate))[:2])
@@ -211,8 +212,8 @@ def test_the_server_takes_the_largest_out_and_keeps_the_rest():
     own = sum(np.abs(sketch.table(np.eye(1, d, position, dtype=np.float32)[0])) for position in chosen) > 0
     assert 3 < own.sum() <= 6  # a cell in each row, of each
     np.testing.assert_allclose(kept[60:120].reshape(3, 20), np.where(own, 0, first), rtol=1e-6)
-    _, kept = FetchStep(sketch=sketch, k=1).step(update_of(padded(second, d)), kept)
-    left = kept[60:120].reshape(3, 20)
+    _, moments = FetchStep(sketch=sketch, k=1).step(update_of(padded(second, d)), moments)
+    left = moments["velocity"][60:120].reshape(3, 20)
     expected = np.where(own, 0, first) + second
     assert ((left == 0) | np.isclose(left, expected, rtol=1e-5)).all()
     assert (left == 0).sum() == 3
@@ -220,9 +221,10 @@ def test_the_server_takes_the_largest_out_and_keeps_the_rest():
 
 def test_momentum_of_tables_adds_up_where_nothing_was_taken():
     sketch = CountSketch(rows=1, columns=40)
-    step, kept, table = FetchStep(momentum=0.5, sketch=sketch, k=1), None, np.arange(1.0, 41.0)[None]
+    step, moments, table = FetchStep(momentum=0.5, sketch=sketch, k=1), {}, np.arange(1.0, 41.0)[None]
     for _ in range(2):
-        _, kept = step.step(update_of(padded(table, 100)), kept)
+        _, moments = step.step(update_of(padded(table, 100)), moments)
+    kept = moments["velocity"]
     momentum = kept[:40]
     assert ((momentum == 0) | np.isclose(momentum, 1.5 * table[0]) | np.isclose(momentum, table[0])).all()
     assert np.isclose(momentum, 1.5 * table[0]).sum() >= 38

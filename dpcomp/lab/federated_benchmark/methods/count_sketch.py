@@ -14,6 +14,7 @@ from dpcomp.core.public_context import PublicContext
 from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.support import Listed
 from dpcomp.federated import ServerOptimizer
+from dpcomp.federated.server_optimizers import Moments
 from dpcomp.lab.federated_benchmark.method import FOUR_BITS, mechanism, percent, sampling
 from dpcomp.lab.federated_benchmark.setting import Setting
 from dpcomp.pipeline import Pipeline
@@ -119,20 +120,19 @@ class FetchStep(ServerOptimizer):
     sketch: CountSketch
     k: int
 
-    def step(
-        self, mean: Update, velocity: Float32[np.ndarray, "d"] | None
-    ) -> tuple[Update, Float32[np.ndarray, "d"] | None]:
+    def step(self, mean: Update, moments: Moments) -> tuple[Update, Moments]:
         """Compute the step to broadcast, and the tables after it.
 
         **Privacy:** all is made of released means alone.
 
         Args:
             mean: The mean of what the clients' tables decode to.
-            velocity: The tables u and e, one after the other, and zeros up to d; None before the first step.
+            moments: The tables u and e, one after the other, and zeros up to d, as the velocity; empty before the
+                first step.
         """
         d, shape = mean.layout.size, (self.sketch.rows, self.sketch.columns)
         cells = shape[0] * shape[1]
-        kept = np.zeros(d, np.float32) if velocity is None else velocity
+        kept = moments.get("velocity", np.zeros(d, np.float32))
         momentum = (np.float32(self.momentum) * kept[:cells] + mean.dense()[:cells]).reshape(shape)
         left = kept[cells : 2 * cells].reshape(shape) + momentum
         estimate = self.sketch.estimate(left, d)
@@ -142,7 +142,7 @@ class FetchStep(ServerOptimizer):
         after = np.zeros(d, np.float32)
         after[:cells], after[cells : 2 * cells] = momentum.reshape(-1), left.reshape(-1)
         step = replace(mean, values=estimate[support.indices(d)], support=support, claim=UNKNOWN)
-        return with_claim(step, mean.claim), after
+        return with_claim(step, mean.claim), {"velocity": after}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
 
 from dpcomp.codec import Codec
 from dpcomp.codec.entropy import FixedWidth
 from dpcomp.codec.quantize import Rotated
 from dpcomp.federated import ServerOptimizer
+from dpcomp.federated.server_optimizers import Moments
 from dpcomp.lab.federated_benchmark.method import FOUR_BITS, in_bits, mechanism, percent, sampling
 from dpcomp.lab.federated_benchmark.setting import Setting
 from dpcomp.pipeline import Pipeline
@@ -30,20 +30,18 @@ class ShiftedStep(ServerOptimizer):
 
     scale: float
 
-    def step(
-        self, mean: Update, velocity: Float32[np.ndarray, "d"] | None
-    ) -> tuple[Update, Float32[np.ndarray, "d"] | None]:
+    def step(self, mean: Update, moments: Moments) -> tuple[Update, Moments]:
         """Compute the step to broadcast, and the mean shift.
 
         **Privacy:** both are made of released means alone.
 
         Args:
             mean: The mean shift after the round.
-            velocity: The mean shift before it, as a (d,) vector; None before the first.
+            moments: The mean shift before it, as the velocity; empty before the first.
         """
         after = mean.dense()
-        before = np.zeros_like(after) if velocity is None else velocity
-        return mean.derive(before + np.float32(self.scale) * (after - before)), after
+        before = moments.get("velocity", np.zeros_like(after))
+        return mean.derive(before + np.float32(self.scale) * (after - before)), {"velocity": after}
 
 
 @dataclass(frozen=True, kw_only=True)
