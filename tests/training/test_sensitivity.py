@@ -108,6 +108,11 @@ def tied_by_module():
     return nn.Sequential(first, nn.Tanh(), second, nn.Linear(6, 3))
 
 
+def under_two_names():
+    layer = nn.Linear(6, 6)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(6, 3))
+
+
 def lstm_classifier(layer):
     return Function(
         lambda self, x: self.o(self.r(self.e(x))[0][:, -1]), e=nn.Embedding(11, 4), r=layer, o=nn.Linear(6, 3)
@@ -254,6 +259,7 @@ CASES = {
         cross_entropy,
     ),
     "tied layers": (tied_by_module, row, classes(), cross_entropy),
+    "a layer under two names": (under_two_names, row, classes(), cross_entropy),
     "Bilinear": (
         lambda: Function(lambda s, a, b: s.l(a, b), l=nn.Bilinear(6, 6, 3)),
         (row, row.flip(0)),

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.training.pytorch.rows.engine import Loss
 from dpcomp.training.pytorch.rows.own_functions import own_functions
-from dpcomp.training.pytorch.rows.parameters import trainable
+from dpcomp.training.pytorch.rows.parameters import Places, trainable
 from dpcomp.training.pytorch.rows.passes import Pass
 from dpcomp.training.pytorch.rows.structures import mapped, rows, tensors
 
@@ -25,7 +25,7 @@ from dpcomp.training.pytorch.rows.structures import mapped, rows, tensors
 class Isolated:
     """Take each example's gradient alone: a batch of one goes through model and loss, mapped over the examples.
 
-    Parameters are arguments of the function that is differentiated (`torch.func.functional_call` under `vmap(grad)`).
+    Parameters are arguments of the function that is differentiated (`vmap(grad)`).
     A model that `vmap` does not accept is differentiated example by example in a loop: slower, and the same rows.
 
     **Privacy:** row i is a function of example i, the parameters and its own random numbers by construction, whatever
@@ -64,6 +64,7 @@ class IsolatedRows:
     def __init__(self, module: nn.Module, loss: Loss, rows_at_once: int):
         self._module, self._loss = module, loss
         self._parameters: dict[str, Tensor] = dict(trainable(module))
+        self._places = Places(module)
         self.rows_at_once: int | None = rows_at_once
         self.in_a_loop = False
         self.copies = 1  # 2 for a module that gives a batch of one another form, as a bare squeeze() does
@@ -75,7 +76,7 @@ class IsolatedRows:
         args, kwargs = one.given
         if any(part.requires_grad for part in tensors(one.call)):
             fixed: dict[str, Tensor] = {name: value.detach() for name, value in self._parameters.items()}
-            return functional_call(self._module, fixed, args, kwargs)
+            return self._places.call(fixed, args, kwargs)
         with torch.no_grad():
             outputs = self._module(*args, **kwargs)
         # The rows are made anew from the inputs, so raw gradients need never lie on the parameters.
@@ -148,7 +149,7 @@ class IsolatedRows:
         """Return the loss of an example without a batch axis."""
         alone = mapped(lambda part: part.unsqueeze(0).expand(self.copies, *part.shape), example)
         args, kwargs, targets = alone
-        outputs = functional_call(self._module, parameters, args, kwargs)
+        outputs = self._places.call(parameters, args, kwargs)
         return self._loss(outputs, targets)
 
     def _mapped(self, examples: Any) -> tuple[Tensor, ...]:
@@ -185,7 +186,7 @@ class IsolatedRows:
 
         def outputs(values: dict[str, Tensor], *given: Tensor) -> Any:
             args, kwargs = mapped(lambda part: part.unsqueeze(0), _rebuilt(one.call, given))
-            return mapped(lambda part: part.squeeze(0), functional_call(self._module, values, args, kwargs))
+            return mapped(lambda part: part.squeeze(0), self._places.call(values, args, kwargs))
 
         if self.in_a_loop:
             each = [

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.rows.engine import Loss, Rows
 from dpcomp.training.pytorch.rows.isolated import gradients_of
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
-from dpcomp.training.pytorch.rows.parameters import trainable
+from dpcomp.training.pytorch.rows.parameters import Places, trainable
 from dpcomp.training.pytorch.rows.passes import Pass, floating, random_states
 from dpcomp.training.pytorch.rows.structures import mapped, repeated, rows, tensors
 
@@ -42,6 +41,7 @@ class RowCheck:
     def __init__(self, module: nn.Module, loss: Loss, engine: Rows, tolerance: float = TOLERANCE):
         self._module, self._loss, self._engine, self._tolerance = module, loss, engine, tolerance
         self._parameters = trainable(module)
+        self._places = Places(module)
         self.copies = 1  # in the batch of an example alone
 
     def example_of(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...]) -> None:
@@ -190,7 +190,7 @@ class RowCheck:
             if wide:
                 widened = {name: value.double() for name, value in self._module.named_parameters()}
                 widened |= {name: _widened(value) for name, value in self._module.named_buffers()}
-                outputs = functional_call(self._module, widened, *mapped(_widened, (args, kwargs)))
+                outputs = self._places.call(widened, *mapped(_widened, (args, kwargs)))
                 loss = self._loss(outputs, mapped(_widened, wanted))
             else:
                 loss = self._loss(self._module(*args, **kwargs), wanted)
@@ -268,7 +268,7 @@ class RowCheck:
             if wide:
                 widened = {name: value.double() for name, value in self._module.named_parameters()}
                 widened |= {name: _widened(value) for name, value in self._module.named_buffers()}
-                outputs = functional_call(self._module, widened, *mapped(_widened, (args, kwargs)))
+                outputs = self._places.call(widened, *mapped(_widened, (args, kwargs)))
             else:
                 outputs = self._module(*args, **kwargs)
             found = floating(outputs)
