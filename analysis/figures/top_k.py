@@ -40,13 +40,15 @@ def draw(panels: Mapping[str, pd.DataFrame]) -> Figure:
         The figure. Points are means over the seeds, bars span them; the grey band is that of the dense update.
     """
     use_style()
-    size = (2.2 * COLUMN_INCHES, 0.7 * COLUMN_INCHES)
+    size = (2.4 * COLUMN_INCHES, 0.75 * COLUMN_INCHES)
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False)
     of_network: dict[str, Axes] = {}
     for axes, (title, trials) in zip(grid[0], panels.items(), strict=True):
-        axes.sharey(of_network.setdefault(title.split(",")[0], axes))  # what is compared has one scale
+        first = of_network.setdefault(title.split(",")[0], axes)
+        axes.sharey(first)  # what is compared has one scale
         _panel(axes, trials)
-        axes.set(title=title, ylabel="test accuracy (%)" if axes is grid[0, 0] else None)
+        axes.set_title(title, fontsize="small")
+        axes.set_ylabel("test accuracy (%)" if axes is first else "")
         axes.get_legend().remove()
     named = [pair for axes in grid[0] for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     found = {label: handle for handle, label in named}
@@ -67,7 +69,7 @@ def _panel(axes: Axes, trials: pd.DataFrame) -> None:
     methods = [name for name in (FEEDBACK, CORRECTED, ALONE) if (sparse["method"] == name).any()]
     plot_means(axes, sparse, "density", "accuracy_percent", methods, bars=True)
     axes.set(xscale="log", xlabel="coordinates sent (%)")
-    axes.invert_xaxis()
+    axes.set_xlim(16, 0.06)  # fewer to the right
     axes.set_xticks([10, 1, 0.1], ["10", "1", "0.1"])
     axes.minorticks_off()
 

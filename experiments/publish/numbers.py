@@ -301,7 +301,8 @@ def _erased(configs: Path) -> Numbers:
     """`erased.<budget>.<method>`: supports before the noise; `law.<method>`: what their error foretells."""
     folder = configs / "erased"
     found: Numbers = {}
-    for budget, config in (("eps_4", "fashion_mnist"), ("eps_8", "fashion_mnist_epsilon_8")):
+    configs_of = {"eps_4": "fashion_mnist", "eps_8": "fashion_mnist_epsilon_8", "cifar10": "cifar10"}
+    for budget, config in configs_of.items():
         trials = trials_of(folder / f"{config}.toml")
         found |= of_trials(f"erased.{budget}", trials, ["grid.method"], reference="dense")
     table: Any = floor_of(folder)

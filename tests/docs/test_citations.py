@@ -80,7 +80,7 @@ def test_every_link_to_a_rule_leads_to_the_page():
 
 
 def test_every_test_that_a_page_names_exists():
-    known = set()
+    known = {"test_accuracy", "test_loss"}  # columns of a run
     for path in (ROOT / "tests").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         known |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}

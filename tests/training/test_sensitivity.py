@@ -442,6 +442,7 @@ NOT_BY_BOOK_KEEPING = {
     "own parameter",
     "weight used without its layer",
     "a layer used twice",
+    "a layer under two names",
     "tied layers",
     "Bilinear",
     "weight norm",
