@@ -321,6 +321,12 @@ def _erased(configs: Path) -> Numbers:
     return found | {"law.two_bits": f"{ROTATED[2]:.3f}"}
 
 
+def _quantiser_noise(configs: Path) -> Numbers:
+    """`exact.<ε>.<uplink>`: the errors of quantisers as the noise of a trusted server, beside float32."""
+    trials = trials_of(configs / "quantiser_noise" / "fashion_mnist_linear.toml")
+    return of_trials("exact", trials, ["grid.epsilon", "uplink"], reference="float32")
+
+
 def _noise_multiplier(report: Report) -> float:
     """Return the noise multiplier of the pipeline in a report; 0 if it adds no noise."""
     mechanism = report["pipeline"]["Pipeline"]["mechanism"]
@@ -420,5 +426,6 @@ CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
     _faults,
     _orders,
     _erased,
+    _quantiser_noise,
     _audit,
 )
