@@ -87,7 +87,7 @@ def _check_instance(value: object, protocol: type, name: str, example: str) -> N
         raise TypeError(f"simulate({name}={value!r}) has no {' and no '.join(missing)}: give one such as {example}")
 
 
-def _check_form(parts: list[Int64[np.ndarray, "_"]], n: int, clients: int, partition: Partition) -> None:
+def _check_form(parts: list[Shaped[np.ndarray, "..."]], n: int, clients: int, partition: Partition) -> None:
     """Refuse a partition of a user's own that gives other clients, or positions beyond the examples."""
     if len(parts) != clients:
         raise ValueError(f"{partition} gave parts for {len(parts)} clients, and the simulation has {clients}")
