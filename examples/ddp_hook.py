@@ -35,7 +35,7 @@ def train(rank, folder, start, stop):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     checkpoint = Path(folder) / f"rank-{rank}.pt"
     if start:
-        saved = torch.load(checkpoint)
+        saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         hook.load_state_dict(saved["hook"], model)
 

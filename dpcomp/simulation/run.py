@@ -33,7 +33,7 @@ class Run:
     | `downlink_bytes` | broadcasts, and what brings back clients that were away, summed over clients |
     | `control_bytes` | questions and replies, summed over clients |
     | `payload_bytes`, `compression_ratio` | mean over accepted payloads, if there are any |
-    | `epsilon` | ε so far at the run's δ, in the rounds that are evaluated, if there is a guarantee |
+    | `epsilon` | ε so far, in evaluated rounds, if there is one; in the last row of a stopped run, that of all rounds |
     | `bits of <layer>` | bits a value that the codec's allocator spends on a layer, mean over clients |
     | `test_<metric>`, `test_loss` | accuracy or the task's own metrics, and loss, in the rounds that are evaluated |
     | `validation_<metric>`, `validation_loss` | the same on the examples that the task holds out, if it does |

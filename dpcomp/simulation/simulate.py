@@ -264,6 +264,8 @@ def simulate(
                 assumptions=assumptions,
                 forgone=rounds - len(rows),
             )
+        if stopped and "epsilon" in rows[-1]:  # by results: what came so far is no number that was fixed before
+            rows[-1] = rows[-1] | {"epsilon": guarantee.epsilon}
         run = Run(
             rows=tuple(rows),
             guarantee=guarantee,
