@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dpcomp.core.errors import DpcompWarning as DpcompWarning
     from dpcomp.core.errors import MissingExtra as MissingExtra
     from dpcomp.core.errors import NotPrivate as NotPrivate
+    from dpcomp.core.errors import TermsRefused as TermsRefused
     from dpcomp.core.errors import VersionMismatch as VersionMismatch
     from dpcomp.core.randomness import DitherKey as DitherKey
     from dpcomp.core.randomness import DitherKeys as DitherKeys
@@ -87,7 +88,7 @@ _MODULES = {
     **dict.fromkeys(
         ("BudgetExhausted", "ConfigError", "CorruptPayload", "DpcompError", "MissingExtra"), "dpcomp.core.errors"
     ),
-    **dict.fromkeys(("DpcompWarning", "NotPrivate", "VersionMismatch"), "dpcomp.core.errors"),
+    **dict.fromkeys(("DpcompWarning", "NotPrivate", "TermsRefused", "VersionMismatch"), "dpcomp.core.errors"),
     **dict.fromkeys(("DitherKey", "DitherKeys", "PublicSeed", "SecretSeed"), "dpcomp.core.randomness"),
     **dict.fromkeys(("Dealt", "Everywhere", "Listed", "Seeded"), "dpcomp.core.support"),
     **dict.fromkeys(("SERVER", "Address"), "dpcomp.core.address"),

@@ -63,6 +63,10 @@ class BudgetExhausted(DpcompError):
     """
 
 
+class TermsRefused(DpcompError):
+    """A client's policy does not allow the terms of a federation: nothing was trained, charged or sent."""
+
+
 def named_error(error: Exception) -> str:
     """Return the class and the first line of an error of another library, some of which fill a page.
 

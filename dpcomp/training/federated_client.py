@@ -12,6 +12,7 @@ from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import ReplyReceived, TimedOut, Trained
 from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.terms import ClientPolicy, FederationTerms
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.training.pytorch.rows.parameters import read, write
 
@@ -37,7 +38,9 @@ class FederatedClient:
         send: Carries a message to the server, and returns its reply; None where none came. An `OSError`, such as a lost
             connection, counts as no reply.
         client: The number of this client, as the server knows its sender.
-        seed: The public seed of the federation.
+        seed: The public seed of the federation; None where its terms are given.
+        terms: The terms of the federation, which say its rounds and steps too; None where a seed is given.
+        policy: What this client allows of the terms; None for any.
         folder: Where the client's state is saved; the client continues from it. None keeps it in memory.
         absence_policy: What the client keeps of its residual after rounds that it missed, as for `Participant`.
         poll_seconds: How long to wait before the server is asked again, in seconds.
@@ -49,8 +52,10 @@ class FederatedClient:
 
     Raises:
         DpcompError: As `Participant` does.
-        TypeError: `optimizer` is none of `make_private`.
-        ValueError: `poll_seconds` is negative.
+        TermsRefused: The policy does not allow the terms, or the ledger holds charges of another client's number.
+        TypeError: `optimizer` is none of `make_private`, or not one of `seed` and `terms` is given.
+        ValueError: `poll_seconds` is negative, or the terms are of another pipeline or learning rate.
+        VersionMismatch: The model has other layers or first weights than the terms say.
 
     Examples:
         >>> import torch, dpcomp as dp
@@ -91,7 +96,9 @@ class FederatedClient:
         send: Transport,
         *,
         client: int,
-        seed: PublicSeed,
+        seed: PublicSeed | None = None,
+        terms: FederationTerms | None = None,
+        policy: ClientPolicy | None = None,
         folder: str | os.PathLike[str] | None,
         absence_policy: AbsencePolicy = Keep(),
         poll_seconds: float = 1.0,
@@ -103,25 +110,38 @@ class FederatedClient:
         )
         if not poll_seconds >= 0:
             raise ValueError(f"FederatedClient(poll_seconds={poll_seconds}): give a time in seconds, 0 or more")
-        pipeline = optimizer.pipeline
-        memory = pipeline.init_client(optimizer.layout, seed=seed, client=client)
-        self.ledger = ledger
+        first_model = read(optimizer.model)
+        if terms is None:
+            if seed is None or policy is not None:
+                raise TypeError(
+                    f"FederatedClient(seed={seed}, terms=None, policy={policy}): give the terms of the federation, "
+                    "against which a policy is held; or the seed of one without terms"
+                )
+            memory = optimizer.pipeline.init_client(optimizer.layout, seed=seed, client=client)
+        else:
+            if seed is not None:
+                raise TypeError(f"FederatedClient(seed={seed}, terms=...): the terms say the seed; leave it out")
+            _refuse_other_training(terms, optimizer)
+            memory = terms.init_client(optimizer.layout, first_model, client)
+            if policy is not None:
+                policy.check(terms, ledger, client)
+        self.ledger, self.terms = ledger, terms
         self.participant = Participant(
-            pipeline.channel, memory, read(optimizer.model), ledger, folder, absence_policy=absence_policy
+            optimizer.pipeline.channel, memory, first_model, ledger, folder, absence_policy=absence_policy
         )
         self.budget_refusal: BudgetExhausted | None = None
         self._optimizer, self._send, self._poll_seconds = optimizer, send, poll_seconds
 
-    def rounds(self, until: int | None = None, *, steps: int) -> Iterator[int]:
+    def rounds(self, until: int | None = None, *, steps: int | None = None) -> Iterator[int]:
         """Yield the number of each round in which the script trains, and send its update afterwards.
 
         An update is sent when the loop asks for the next round: end the loop by `until`, since a `break` gives up the
         update of a round that was charged. At the end the model is the server's.
 
         Args:
-            until: The number of rounds of the federation, those that this client missed included; None for no end but
-                that of the budget.
-            steps: The steps that a round is charged for: those of a pass over the loader.
+            until: The number of rounds of the federation, those that this client missed included; None for those of
+                the terms, or where there are none for no end but that of the budget.
+            steps: The steps that a round is charged for: those of a pass over the loader; None for those of the terms.
 
         Yields:
             The number of the round, from 0; the model is the server's, and the optimiser takes `steps` steps.
@@ -131,12 +151,27 @@ class FederatedClient:
             BudgetExhausted: The body took no step.
             NotPrivate: As `optimizer.update` does.
             DpcompError: As `Participant.handle` does.
-            ValueError: `until` or `steps` is no such number.
+            TypeError: `steps` is None without terms.
+            ValueError: `until` or `steps` is no such number, or another one than the terms say.
         """
+        if self.terms is not None:
+            until, steps = self._agreed(until, steps)
+        if steps is None:
+            raise TypeError("rounds(steps=None): without terms, say how many steps a round is charged for")
         steps = whole_number(steps, "rounds(steps)", least=1)
         if until is not None:
             until = whole_number(until, "rounds(until)", least=0)
         return self._rounds(until, steps)
+
+    def _agreed(self, until: int | None, steps: int | None) -> tuple[int, int]:
+        """Return the rounds and steps of the terms, beyond which none are allowed."""
+        assert self.terms is not None
+        if steps not in (None, self.terms.steps):
+            raise ValueError(f"rounds(steps={steps}): the terms say {self.terms.steps} steps a round; leave steps out")
+        until = self.terms.rounds if until is None else until
+        if until > self.terms.rounds:
+            raise ValueError(f"rounds(until={until}): the terms say {self.terms.rounds} rounds; leave until out")
+        return until, self.terms.steps
 
     def _rounds(self, until: int | None, steps: int) -> Iterator[int]:
         optimizer, participant = self._optimizer, self.participant
@@ -189,3 +224,18 @@ class FederatedClient:
                 waiting += self.participant.handle(ReplyReceived(reply))
             except CorruptPayload as error:
                 LOG.warning("a damaged reply (%s); the server is asked again in %g s", error, self._poll_seconds)
+
+
+def _refuse_other_training(terms: FederationTerms, optimizer: PrivateOptimizer) -> None:
+    """Refuse an optimiser whose pipeline or learning rate is not that of the terms."""
+    if terms.pipeline.to_table() != optimizer.pipeline.to_table():
+        raise ValueError(
+            f"the optimiser has {optimizer.pipeline!r}, and the terms {terms.pipeline!r}: give make_private the "
+            "pipeline of the terms"
+        )
+    rates = sorted({group["lr"] for group in optimizer.param_groups})
+    if terms.learning_rate is not None and rates != [terms.learning_rate]:
+        raise ValueError(
+            f"the optimiser has the learning rate {', '.join(map(str, rates))}, and the terms {terms.learning_rate:g}: "
+            "give the inner optimiser that of the terms"
+        )

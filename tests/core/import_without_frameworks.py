@@ -17,6 +17,7 @@ FREE = (
     "dpcomp.sparsify",
     "dpcomp.wire",
     "dpcomp.federated",
+    "dpcomp.terms",
 )
 
 

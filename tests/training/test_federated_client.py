@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import dpcomp as dp
+from dpcomp.core.errors import TermsRefused
 from dpcomp.federated import Server
+from dpcomp.terms import ClientPolicy, FederationTerms
 from dpcomp.training.pytorch import FederatedClient, Isolated, make_private
 from dpcomp.training.pytorch.rows.parameters import read
 
@@ -201,3 +203,44 @@ def test_rounds_without_an_end_go_on():
             LOSS(process.model(inputs), targets).backward()
             process.client._optimizer.step()
     assert numbers == [0, 1, 2]
+
+
+def terms_of(optimizer, **others):
+    values = {"rounds": 3, "steps": STEPS, "clients": 9, "seed": SEED} | others
+    return FederationTerms.agree(PIPELINE, optimizer.layout, read(optimizer.model), **values)
+
+
+def test_terms_say_seed_rounds_and_steps():
+    model, optimizer, loader = private()
+    terms, federation, ledger = terms_of(optimizer, learning_rate=0.1), Federation(), dp.Ledger()
+    federation.server = terms.server(optimizer.layout, read(model))
+    policy = ClientPolicy(budget=dp.Budget(terms.guarantee(1e-5).epsilon, 1e-5))
+    client = FederatedClient(optimizer, ledger, federation.send, client=7, terms=terms, policy=policy, folder=None)
+    for _ in client.rounds():
+        for inputs, targets in loader:
+            LOSS(model(inputs), targets).backward()
+            optimizer.step()
+    assert federation.server.memory.shared.version == 3
+    assert ledger.guarantee(1e-5).epsilon == terms.guarantee(1e-5).epsilon
+    with pytest.raises(ValueError, match="3 rounds"):
+        client.rounds(4)
+    with pytest.raises(ValueError, match="2 steps"):
+        client.rounds(steps=3)
+
+
+def test_terms_that_are_not_allowed_are_refused_before_training():
+    _, optimizer, _ = private()
+    terms, ledger = terms_of(optimizer), dp.Ledger()
+    policy = ClientPolicy(budget=dp.Budget(0.1, 1e-5))
+    with pytest.raises(TermsRefused):
+        FederatedClient(optimizer, ledger, None, client=7, terms=terms, policy=policy, folder=None)
+    assert ledger.mark.count == 0
+    with pytest.raises(ValueError, match="learning rate"):
+        FederatedClient(optimizer, ledger, None, client=7, terms=terms_of(optimizer, learning_rate=0.2), folder=None)
+    other = dp.Pipeline(sampling=dp.Poisson(0.5), mechanism=(dp.Clip(1.0), dp.Gaussian(0.9)))
+    wrong = FederationTerms.agree(other, optimizer.layout, read(optimizer.model), rounds=3, steps=STEPS, clients=9)
+    with pytest.raises(ValueError, match="pipeline of the terms"):
+        FederatedClient(optimizer, ledger, None, client=7, terms=wrong, folder=None)
+    for arguments in ({}, {"seed": SEED, "terms": terms}, {"seed": SEED, "policy": policy}):
+        with pytest.raises(TypeError, match="terms"):
+            FederatedClient(optimizer, ledger, None, client=7, folder=None, **arguments)

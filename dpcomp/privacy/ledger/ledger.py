@@ -364,6 +364,39 @@ class Ledger:
             row = connection.execute("SELECT 1 FROM charges WHERE (run, client, round) = (?, ?, ?)", key)
             return row.fetchone() is not None
 
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """The numbers of the clients that were charged."""
+        with self._lock:
+            return tuple(self._histories)
+
+    def within(self, budget: Budget, cost: Cost, client: int, steps: int, *, charges: int = 1) -> bool:
+        """Return whether a client would stay within a budget after further charges; nothing is charged.
+
+        Args:
+            budget: The largest (ε, δ) of the client, beside the ledger's own.
+            cost: The cost of a single release.
+            client: The client's number.
+            steps: The number of releases of a charge, 1 or more.
+            charges: The number of charges, 0 or more.
+
+        Raises:
+            TypeError: `cost` is not a `Cost`, or a number not a whole one.
+            ValueError: A number lies outside its range, or the ledger holds charges for another unit or trust.
+        """
+        check_type(cost, Cost, f"within(cost={cost!r}): give a Cost, such as pipeline.cost")
+        steps = whole_number(steps, "within(steps)", least=1, most=MOST_STEPS)
+        charges = whole_number(charges, "within(charges)", least=0, most=MOST_STEPS // steps)
+        with self._lock:
+            self._refuse_other_unit_or_trust(cost)
+            after = self._history(client)
+        if charges and (self.plan is None or after.followed is None):
+            after = after.charged(cost_as_text(cost), steps * charges, self.plan)
+        else:
+            for _ in range(charges):  # each is held against the plan
+                after = after.charged(cost_as_text(cost), steps, self.plan)
+        return all(within(each, self.plan, after) for each in (budget, self.budget) if each is not None)
+
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
         """Return the guarantee of all charges so far: the largest over clients, whose data are disjoint.
 

@@ -1,0 +1,1 @@
+"""Adapters: what carries the messages of both ends in frameworks and over transports."""

@@ -1,0 +1,176 @@
+"""ClientPolicy: what a client allows, held against the terms of a federation before it trains."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import tomli_w
+
+from dpcomp.core.address import Address
+from dpcomp.core.calls import check_keys
+from dpcomp.core.checks import check_type, real_number
+from dpcomp.core.errors import ConfigError, TermsRefused
+from dpcomp.core.storage import write_whole
+from dpcomp.privacy.accounting.events import gaussians_in
+from dpcomp.privacy.claim import ROUNDING
+from dpcomp.privacy.guarantee import rounded_up
+from dpcomp.privacy.ledger.budget import Budget
+from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.privacy.trust import Trust, Unit
+from dpcomp.terms.federation_terms import FederationTerms, read_toml
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientPolicy:
+    """What a client allows of a federation: what it may cost, how little noise, and who may be trusted.
+
+    The policy is the client's own, in a file such as `client.toml`, and no server can change it. `check` holds terms
+    against it before anything is trained or charged.
+
+    Args:
+        budget: The largest (ε, δ) of everything that the client's ledger holds and this federation would add.
+        least_noise_multiplier: The smallest noise multiplier of a release, 0 or more.
+        trust: Who may be trusted: "nobody", "server" or both.
+        units: What a neighbour may add or remove: "example", "client" or both.
+
+    Raises:
+        TypeError: A value is of another type.
+        ValueError: A number lies outside its range, or a word is unknown.
+
+    Examples:
+        >>> import numpy as np
+        >>> import dpcomp as dp
+        >>> from dpcomp.terms import ClientPolicy, FederationTerms
+        >>> pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1))
+        >>> terms = FederationTerms.agree(pipeline, 10, np.zeros(10, np.float32), rounds=200, steps=5, clients=3)
+        >>> policy = ClientPolicy(budget=dp.Budget(epsilon=8.0, delta=1e-5), least_noise_multiplier=0.5)
+        >>> policy.check(terms, dp.Ledger(), client=2)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        dpcomp.core.errors.TermsRefused: 200 rounds of 5 releases ...
+    """
+
+    budget: Budget
+    least_noise_multiplier: float = 0.0
+    trust: tuple[Trust, ...] = ("nobody",)
+    units: tuple[Unit, ...] = ("example", "client")
+
+    def __post_init__(self):
+        where = type(self).__name__
+        check_type(self.budget, Budget, f"{where}(budget={self.budget!r}): give a dp.Budget(epsilon, delta)")
+        least = real_number(self.least_noise_multiplier, f"{where}(least_noise_multiplier)", "a number from 0 on")
+        if not least >= 0:
+            raise ValueError(f"{where}(least_noise_multiplier={least}): give a number from 0 on")
+        for name, known in (("trust", get_args(Trust)), ("units", get_args(Unit))):
+            given = getattr(self, name)
+            if not isinstance(given, tuple) or not given or not set(given) <= set(known):
+                raise ValueError(f"{where}({name}={given!r}): give a tuple of {', '.join(map(repr, known))}")
+
+    def check(self, terms: FederationTerms, ledger: Ledger | None, client: int) -> None:
+        """Refuse terms that this policy does not allow; nothing is charged.
+
+        Rounds of this federation that the ledger was charged for already, before a restart, are not counted twice.
+
+        Args:
+            terms: The terms of the federation.
+            ledger: The client's ledger; None where the server is trusted, whose ledger is charged.
+            client: The number of the client in the federation.
+
+        Raises:
+            TermsRefused: They ask for more trust, have less noise, or would cost more than the policy allows; or the
+                ledger holds charges of another client's number, which would not be added up.
+            ValueError: `ledger` is None, although the client's is charged.
+        """
+        cost, trust = terms.pipeline.cost, terms.pipeline.trust_model
+        if trust.trust not in self.trust:
+            raise TermsRefused(
+                f"the terms have trust={trust.trust!r}, and this client allows {' or '.join(self.trust)}: take part in "
+                "a federation whose clients add the noise, or allow it in the client's policy"
+            )
+        if trust.unit not in self.units:
+            raise TermsRefused(
+                f"the terms protect one {trust.unit}, and this client asks that one {' or '.join(self.units)} is "
+                "protected: take part in another federation, or allow it in the client's policy"
+            )
+        # A cost holds the multiplier less what rounding may take of it, which nobody who writes a policy thinks of.
+        noise = min(multiplier for _, multiplier in gaussians_in(cost.event)) * (1 + ROUNDING)
+        if noise < self.least_noise_multiplier * (1 - 1e-9) or noise == 0:
+            raise TermsRefused(
+                f"the terms have the noise multiplier {noise:g}, and this client asks for at least "
+                f"{self.least_noise_multiplier:g}"
+                + (", and for noise at all: no guarantee holds without" if noise == 0 else "")
+            )
+        budget = self.budget
+        if trust.ledger_of == "server":
+            if not budget.allows({cost.event: terms.rounds * terms.steps}):
+                self._refuse_cost(terms, terms.rounds, "")
+            return
+        if ledger is None:
+            raise ValueError(f"check(ledger=None) with trust={trust.trust!r}: give the ledger that the client charges")
+        if others := sorted(set(ledger.clients) - {client}):
+            raise TermsRefused(
+                f"{ledger} holds charges of client {others[0]}, and this client has the number {client}: charges of "
+                "two numbers are not added up, since they should be of two clients' data. Ask for the number "
+                f"{others[0]} in this federation; for the data of another client, give another ledger"
+            )
+        run = terms.seed.number
+        left = sum(not ledger.charged(Address(run, client, number)) for number in range(terms.rounds))
+        if not ledger.within(budget, cost, client, terms.steps, charges=left):
+            self._refuse_cost(terms, left, f" beside what {ledger} holds already" if ledger.clients else "")
+
+    def _refuse_cost(self, terms: FederationTerms, rounds: int, beside: str) -> None:
+        alone = terms.guarantee(self.budget.delta).epsilon
+        raise TermsRefused(
+            f"{rounds:,} rounds of {terms.steps:,} releases{beside} cost more than ε = {self.budget.epsilon:g} at δ = "
+            f"{self.budget.delta:g}, which this client allows; the whole federation alone costs ε ≤ "
+            f"{rounded_up(alone)}. Agree on fewer rounds or more noise"
+        )
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> "ClientPolicy":
+        """Make the policy that a table describes.
+
+        Args:
+            table: Plain types: the fields of the policy, of which `budget` is a table of `epsilon` and `delta`.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or a value refused.
+        """
+        where, values = "the client's policy", dict(table)
+        check_keys(table, (item.name for item in fields(cls)), where)
+        budget = table.get("budget")
+        if not isinstance(budget, dict) or set(budget) != {"epsilon", "delta"}:
+            raise ConfigError(f"{where} has budget = {budget!r}: write budget = {{ epsilon = 8.0, delta = 1e-5 }}")
+        try:
+            values["budget"] = Budget(**budget)
+            for name in ("trust", "units"):
+                if isinstance(values.get(name), list):
+                    values[name] = tuple(values[name])
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "ClientPolicy":
+        """Read the policy of a file, such as `client.toml`.
+
+        Raises:
+            ConfigError: The file is no TOML, or describes no policy.
+            OSError: The file can't be read.
+        """
+        return cls.from_table(read_toml(path))
+
+    def to_table(self) -> dict[str, Any]:
+        """Return the policy as the table of a TOML file."""
+        return {
+            "budget": {"epsilon": self.budget.epsilon, "delta": self.budget.delta},
+            "least_noise_multiplier": float(self.least_noise_multiplier),
+            "trust": list(self.trust),
+            "units": list(self.units),
+        }
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy to a file. Raises OSError where it can't be written."""
+        write_whole(Path(path), tomli_w.dumps(self.to_table()).encode())

@@ -1,0 +1,114 @@
+"""ClientPolicy: terms that a client does not allow are refused before anything is trained or charged."""
+
+import numpy as np
+import pytest
+import tomli_w
+
+import dpcomp as dp
+from dpcomp.core.errors import ConfigError, TermsRefused
+from dpcomp.terms import ClientPolicy, FederationTerms
+
+FIRST = np.zeros(10, np.float32)
+EXAMPLE = dp.Pipeline(sampling=dp.Poisson(0.1), mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)))
+TRUSTED = dp.Pipeline(
+    unit="client", trust="server", sampling=dp.Poisson(0.1), mechanism=(dp.Clip(1.0), dp.Gaussian(1.0))
+)
+DELTA = 1e-5
+
+
+def terms_of(pipeline=EXAMPLE, rounds=20, steps=5, **others):
+    return FederationTerms.agree(pipeline, 10, FIRST, rounds=rounds, steps=steps, clients=9, **others)
+
+
+def policy_of(epsilon, **others):
+    return ClientPolicy(budget=dp.Budget(epsilon=epsilon, delta=DELTA), **others)
+
+
+def test_the_budget_of_all_rounds_is_the_border():
+    terms, ledger = terms_of(), dp.Ledger()
+    exact = terms.guarantee(DELTA).epsilon
+    policy_of(exact).check(terms, ledger, client=3)
+    with pytest.raises(TermsRefused, match="20 rounds of 5 releases cost more"):
+        policy_of(exact * 0.999).check(terms, ledger, client=3)
+    assert ledger.mark.count == 0
+
+
+def test_rounds_that_were_charged_before_a_restart_are_not_counted_twice():
+    terms, ledger = terms_of(), dp.Ledger()
+    policy = policy_of(terms.guarantee(DELTA).epsilon)
+    for number in (0, 1, 5):
+        ledger.charge(EXAMPLE.cost, dp.Address(terms.seed.number, 3, number), steps=5)
+    policy.check(terms, ledger, client=3)
+    ledger.charge(EXAMPLE.cost, dp.Address(terms.seed.number + 1, 3, 0), steps=5)  # of another federation
+    with pytest.raises(TermsRefused, match="17 rounds of 5 releases beside what"):
+        policy.check(terms, ledger, client=3)
+
+
+def test_the_budget_of_the_ledger_counts_too():
+    terms = terms_of()
+    epsilon = terms.guarantee(DELTA).epsilon
+    ledger = dp.Ledger(budget=dp.Budget(epsilon=epsilon / 2, delta=DELTA))
+    with pytest.raises(TermsRefused):
+        policy_of(epsilon).check(terms, ledger, client=3)
+
+
+def test_a_plan_that_the_terms_follow_is_counted_as_planned():
+    terms = terms_of()
+    ledger = dp.Ledger(plan=dp.Plan([(EXAMPLE.cost, 5)] * 20))
+    policy = policy_of(terms.guarantee(DELTA).epsilon)
+    policy.check(terms, ledger, client=3)
+    ledger.charge(EXAMPLE.cost, dp.Address(terms.seed.number, 3, 0), steps=5)
+    policy.check(terms, ledger, client=3)
+
+
+def test_a_ledger_of_another_number_is_refused_since_charges_would_not_add_up():
+    terms, ledger = terms_of(), dp.Ledger()
+    ledger.charge(EXAMPLE.cost, dp.Address(0, 4, 0))
+    with pytest.raises(TermsRefused, match="charges of client 4, and this client has the number 3"):
+        policy_of(100.0).check(terms, ledger, client=3)
+
+
+def test_trust_unit_and_noise_are_held_to_the_policy():
+    with pytest.raises(TermsRefused, match="trust='server'"):
+        policy_of(100.0).check(terms_of(TRUSTED, steps=1), None, client=3)
+    policy_of(100.0, trust=("nobody", "server")).check(terms_of(TRUSTED, steps=1), None, client=3)
+    with pytest.raises(TermsRefused, match="cost more"):
+        policy_of(0.1, trust=("server",)).check(terms_of(TRUSTED, steps=1), None, client=3)
+    with pytest.raises(TermsRefused, match="protect one example"):
+        policy_of(100.0, units=("client",)).check(terms_of(), dp.Ledger(), client=3)
+    with pytest.raises(TermsRefused, match=r"noise multiplier 1, and this client asks for at least 1\.01"):
+        policy_of(100.0, least_noise_multiplier=1.01).check(terms_of(), dp.Ledger(), client=3)
+    policy_of(100.0, least_noise_multiplier=1.0).check(terms_of(), dp.Ledger(), client=3)
+
+
+def test_a_pipeline_without_noise_is_refused_whatever_the_budget():
+    unsafe = dp.Pipeline(mechanism=dp.unsafe("a test", dp.Clip(1.0)))
+    with pytest.raises(TermsRefused, match="no guarantee"):
+        policy_of(1e9).check(terms_of(unsafe, steps=1), dp.Ledger(), client=3)
+
+
+def test_a_file_gives_back_the_policy(tmp_path):
+    policy = policy_of(8.0, least_noise_multiplier=0.5, trust=("nobody", "server"), units=("client",))
+    policy.write(tmp_path / "client.toml")
+    assert ClientPolicy.read(tmp_path / "client.toml") == policy
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": 8.0}, "write budget"),
+        ({"budget": {"epsilon": 8.0}}, "write budget"),
+        ({"budget": {"epsilon": -8.0, "delta": 1e-5}}, "above 0"),
+        ({"budjet": {}}, "nearest is 'budget'"),
+        ({"trust": ["everybody"]}, "'nobody', 'server'"),
+        ({"trust": []}, "trust"),
+        ({"units": "example"}, "units"),
+        ({"least_noise_multiplier": -1.0}, "least_noise_multiplier"),
+        ({"least_noise_multiplier": "much"}, "least_noise_multiplier"),
+    ],
+)
+def test_a_bad_policy_is_refused_by_name(change, words, tmp_path):
+    table = policy_of(8.0).to_table() | change
+    (tmp_path / "client.toml").write_text(tomli_w.dumps(table))
+    with pytest.raises(ConfigError, match=words):
+        ClientPolicy.read(tmp_path / "client.toml")

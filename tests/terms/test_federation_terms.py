@@ -1,0 +1,200 @@
+"""FederationTerms: one file from which both ends are built, and which tells federations apart."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tomli_w
+
+import dpcomp as dp
+from dpcomp.core.errors import ConfigError, VersionMismatch
+from dpcomp.federated import Participant, ReplyReceived, ServerOptimizer, TimedOut, Trained
+from dpcomp.federated.late import Weigh
+from dpcomp.federated.server_optimizers import ServerAdam
+from dpcomp.terms import FederationTerms
+
+D = 40
+FIRST = np.linspace(-1, 1, D).astype(np.float32)
+LAYOUT = {"weight": (6, 6), "bias": (4,)}
+PIPELINES = {
+    "example": dp.Pipeline(
+        sampling=dp.Poisson(0.1),
+        mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)),
+        codec=dp.Codec(sparsify=dp.TopK(0.2), quantize=dp.Uniform(4), entropy=dp.RangeCoder()),
+    ),
+    "support first": dp.Pipeline(mechanism=(dp.RandomK(0.1, per="client"), dp.Clip(1.0), dp.Gaussian(2.0))),
+    "client": dp.Pipeline(unit="client", mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), feedback=False),
+    "trusted": dp.Pipeline(
+        unit="client", trust="server", sampling=dp.Poisson(0.5), mechanism=(dp.Clip(1.0), dp.Gaussian(1.0))
+    ),
+}
+
+
+def agree(pipeline=PIPELINES["example"], **others):
+    values = {"rounds": 3, "steps": 1, "clients": 5} | others
+    return FederationTerms.agree(pipeline, LAYOUT, FIRST, **values)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"learning_rate": 0.1, "largest_update": 1220.0, "least_updates": 2, "round_seconds": 30.0},
+        {"server_rule": ServerAdam(learning_rate=0.01), "seed": dp.PublicSeed(2**64 - 1)},
+        {"server_rule": ServerOptimizer(learning_rate=0.5), "late_policy": Weigh(max_age=3)},
+    ],
+)
+def test_a_file_gives_back_the_terms(name, others, tmp_path):
+    terms = agree(PIPELINES[name], **others)
+    terms.write(tmp_path / "federation.toml")
+    read = FederationTerms.read(tmp_path / "federation.toml")
+    assert read == terms
+    assert (read.digest, read.run_id) == (terms.digest, terms.run_id)
+    terms.write(tmp_path / "federation.toml")  # the same again changes nothing
+    with pytest.raises(dp.DpcompError, match="holds other terms"):
+        agree(PIPELINES[name], **others).write(tmp_path / "federation.toml")
+
+
+def test_every_term_is_in_the_digest():
+    terms = agree(PIPELINES["example"], learning_rate=0.1, largest_update=9.0, round_seconds=1.0)
+    changed = {
+        "pipeline": PIPELINES["support first"],
+        "parameters": D + 1,
+        "layout": bytes(8),
+        "first_model": bytes(8),
+        "nonce": bytes(16),
+        "seed": dp.PublicSeed(1),
+        "rounds": 4,
+        "steps": 2,
+        "clients": 6,
+        "learning_rate": None,
+        "server_rule": ServerOptimizer(learning_rate=0.5),
+        "late_policy": Weigh(max_age=1),
+        "largest_update": 9.5,
+        "least_updates": 2,
+        "round_seconds": 2.0,
+    }
+    assert set(changed) == set(terms.__dataclass_fields__)
+    digests = {replace(terms, **{name: value}).digest for name, value in changed.items()}
+    assert len(digests | {terms.digest}) == len(changed) + 1
+
+
+@pytest.mark.parametrize("name", ["example", "support first", "client"])
+def test_both_ends_are_built_from_the_terms(name):
+    pipeline = PIPELINES[name]
+    terms = agree(pipeline)
+    server, ledger = terms.server(LAYOUT, FIRST), dp.Ledger()
+    client = terms.participant(LAYOUT, FIRST, client=4, ledger=ledger)
+    assert server.memory.genesis.run_id == terms.run_id == client.state.memory.genesis.run_id
+    for message in client.handle(TimedOut()):
+        client.handle(ReplyReceived(server.handle(message, sender=4)))
+    memory = client.state.memory
+    permit = ledger.charge(pipeline.cost, memory.address)
+    update = pipeline.release([np.ones((1, D), np.float32)], memory, dp.SecretSeed(), permit)
+    for message in client.handle(Trained(update)):
+        client.handle(ReplyReceived(server.handle(message, sender=4)))
+    assert server.memory.link(4).count == client.state.memory.link.count == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"rounds": 4}, {"learning_rate": 0.2}, {"nonce": bytes(16)}, {"largest_update": 1.0}]
+)
+def test_an_end_with_other_terms_is_refused_by_the_other(change):
+    terms = agree()
+    server, other = terms.server(LAYOUT, FIRST), replace(terms, **change)
+    client = other.participant(LAYOUT, FIRST, client=4, ledger=dp.Ledger())
+    (question,) = client.handle(TimedOut())
+    with pytest.raises(VersionMismatch, match="another federation"):
+        client.handle(ReplyReceived(server.handle(question, sender=4)))
+    assert server.refusals == {"run": 1}
+
+
+def test_two_agreements_are_two_federations_with_two_seeds():
+    one, two = agree(), agree()
+    assert one.run_id != two.run_id
+    assert one.seed != two.seed
+
+
+def test_a_client_goes_on_from_its_folder_under_its_terms_alone(tmp_path):
+    terms = agree()
+    with dp.Ledger.create(tmp_path / "ledger.db") as ledger:
+        client = terms.participant(LAYOUT, FIRST, client=4, ledger=ledger, folder=tmp_path / "client")
+        assert isinstance(client, Participant)
+        client.handle(TimedOut())
+        terms.participant(LAYOUT, FIRST, client=4, ledger=ledger, folder=tmp_path / "client")
+        with pytest.raises(dp.DpcompError, match="give another folder"):
+            agree(seed=terms.seed).participant(LAYOUT, FIRST, client=4, ledger=ledger, folder=tmp_path / "client")
+
+
+def test_a_trusted_server_needs_its_secrets_and_others_take_none():
+    trusted, other = agree(PIPELINES["trusted"]), agree()
+    with pytest.raises(ValueError, match="give both"):
+        trusted.server(LAYOUT, FIRST)
+    with pytest.raises(ValueError, match="neither elsewhere"):
+        other.server(LAYOUT, FIRST, secret=dp.SecretSeed(), ledger=dp.Ledger())
+    ledger = dp.Ledger()
+    server = trusted.server(LAYOUT, FIRST, secret=dp.SecretSeed(), ledger=ledger)
+    server.close_round()
+    assert ledger.guarantee(1e-5).epsilon == trusted.pipeline.guarantee(1, 1e-5).epsilon
+
+
+def test_another_model_is_refused_before_anything_is_made():
+    terms = agree()
+    with pytest.raises(VersionMismatch, match="begin with the weights that were agreed on"):
+        terms.server(LAYOUT, FIRST + 1)
+    with pytest.raises(VersionMismatch, match="same names and shapes"):
+        terms.server({"weight": (4, 9), "bias": (4,)}, FIRST)
+    with pytest.raises(ValueError, match=r"shape \(39,\)"):
+        terms.server(LAYOUT, FIRST[1:])
+    with pytest.raises(ValueError, match="client"):
+        terms.participant(LAYOUT, FIRST, client=5, ledger=dp.Ledger())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rounds": 0}, "rounds"),
+        ({"rounds": 2.5}, "rounds"),
+        ({"clients": 2**32}, "clients"),
+        ({"steps": 0}, "steps"),
+        ({"rounds": 10**9, "steps": 10**9}, "product"),
+        ({"least_updates": 6}, "least_updates"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"largest_update": -1.0}, "largest_update"),
+        ({"round_seconds": float("inf")}, "round_seconds"),
+        ({"seed": 3}, "PublicSeed"),
+        ({"pipeline": PIPELINES["client"], "steps": 2}, "steps=1"),
+    ],
+)
+def test_values_that_make_no_terms_are_refused(change, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        agree(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"round": 3}, "nearest is 'rounds'"),
+        ({"format": 2}, "format = 2"),
+        ({"nonce": "zz"}, "nonce"),
+        ({"layout": "00"}, "layout"),
+        ({"rounds": "many"}, "rounds"),
+        ({"seed": -1}, "seed"),
+        ({"server_rule": {"ServerSGD": {}}}, "ServerOptimizer"),
+        ({"late_policy": {"Keep": {}}}, "late_policy"),
+        ({"pipeline": {"mechanism": [{"Clip": {"norm": 1.0}}]}}, "noise"),
+        ({"rounds": None}, "rounds"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(change, words, tmp_path):
+    table = agree().to_table() | change
+    (tmp_path / "federation.toml").write_text(tomli_w.dumps({k: v for k, v in table.items() if v is not None}))
+    with pytest.raises((ConfigError, dp.NotPrivate), match=words):
+        FederationTerms.read(tmp_path / "federation.toml")
+
+
+def test_a_file_that_is_no_toml_is_refused_by_name(tmp_path):
+    (tmp_path / "federation.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"federation\.toml is no TOML"):
+        FederationTerms.read(tmp_path / "federation.toml")
