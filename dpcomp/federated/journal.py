@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -11,6 +12,7 @@ from dpcomp.core.errors import DpcompError
 
 FORMAT = 2  # of the file: SQLite's user_version
 
+WITHDRAWN = "CREATE TABLE IF NOT EXISTS withdrawn (client INTEGER PRIMARY KEY, reason TEXT NOT NULL)"
 KIND = DatabaseKind(
     name="journal",
     application_id=int.from_bytes(b"dpcJ", "big"),
@@ -41,6 +43,12 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]):
         self._database: Database = open_database(path, KIND)
+        try:
+            with self._database.changing() as connection:
+                connection.execute(WITHDRAWN)  # which journals of earlier versions lack
+        except BaseException:
+            self._database.close()
+            raise
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], run_id: bytes) -> "Journal":
@@ -55,6 +63,7 @@ class Journal:
         """
 
         def fill(connection: sqlite3.Connection) -> None:
+            connection.execute(WITHDRAWN)
             connection.execute("INSERT INTO federation (run_id) VALUES (?)", (run_id,))
 
         journal = cls.__new__(cls)
@@ -128,6 +137,21 @@ class Journal:
         """Delete the cohorts of the rounds before a version. Raises DpcompError if the file could not be written."""
         with self._database.changing() as connection:
             connection.execute("DELETE FROM cohorts WHERE version < ?", (version,))
+
+    def keep_withdrawal(self, client: int, reason: str) -> None:
+        """Write durably that a client takes no further part, and why. Raises DpcompError if it could not be written."""
+        with self._database.changing() as connection:
+            connection.execute("INSERT OR REPLACE INTO withdrawn (client, reason) VALUES (?, ?)", (client, reason))
+
+    def forget_withdrawal(self, client: int) -> None:
+        """Delete that a client takes no part, once it does. Raises DpcompError if the file could not be written."""
+        with self._database.changing() as connection:
+            connection.execute("DELETE FROM withdrawn WHERE client = ?", (client,))
+
+    def withdrawals(self) -> dict[int, Any]:
+        """Return why each client that takes no further part does not, by its number."""
+        with self._database.reading() as connection:
+            return dict(connection.execute("SELECT client, reason FROM withdrawn ORDER BY client").fetchall())
 
     def refuse_other(self, folder: object, run_id: bytes, count: int) -> None:
         """Refuse to go on from a checkpoint that this journal does not belong to.

@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float32
@@ -100,6 +100,32 @@ class Reply:
     refusal: Annotated[int, "B"]
 
 
+WithdrawalReason = Literal["budget", "policy", "done"]
+WITHDRAWAL_REASONS: tuple[WithdrawalReason, ...] = get_args(WithdrawalReason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Withdrawal:
+    """A client's statement that it will send no further update, for now.
+
+    Whether a budget allows a further release depends on what was charged before, and not on any data.
+
+    Attributes:
+        pipeline: The fingerprint of pipeline and layout.
+        run: The number of the run's public seed.
+        run_id: The run id of the federation; zeros for a client that does not know it.
+        client: The client's number.
+        reason: Why, as a place in `WITHDRAWAL_REASONS`.
+    """
+
+    pipeline: Annotated[bytes, "8s"]
+    run: Annotated[int, "Q"]
+    run_id: Annotated[bytes, "8s"]
+    client: Annotated[int, "I"]
+    reason: Annotated[int, "B"]
+
+
+WITHDRAWAL = Format(Withdrawal, b"dpw\x01")
 HELLO = Format(Hello, b"dph\x04")
 REPLY = Format(Reply, b"dpr\x04")
 RECEIPT = 192 + 4  # the first byte of a receipt: above that of a payload with a short header
@@ -107,7 +133,9 @@ RECEIPT = 192 + 4  # the first byte of a receipt: above that of a payload with a
 
 def name_of(message: bytes) -> bytes:
     """Return the 8 bytes by which a reply names the message that it answers: a payload has one name with any header."""
-    return tag_of(message) if is_payload(message) else HELLO.checksum_of(message)
+    if is_payload(message):
+        return tag_of(message)
+    return (WITHDRAWAL if WITHDRAWAL.begins(message) else HELLO).checksum_of(message)
 
 
 def receipt_of(frame: Frame, tag: bytes, run_id: bytes) -> Reply:

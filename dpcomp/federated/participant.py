@@ -11,6 +11,7 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.client import ClientState, Follow, Question, follow_broadcast, transition
+from dpcomp.federated.messages import WITHDRAWAL, WITHDRAWAL_REASONS, Withdrawal, WithdrawalReason
 from dpcomp.federated.phases import Event, Phase, Restarted, Save, Trained
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
 from dpcomp.privacy.ledger.ledger import Ledger
@@ -98,6 +99,7 @@ class Participant:
             self._refuse_uncharged(event.update.address)
         after, actions = transition(self._channel, self.state, event, self._absence_policy, self._follow)
         pending = self.state.pending
+        self._refuse_second_release(after)
         if after.memory.link not in (self.state.memory.link, None if pending is None else pending.link):
             self._refuse_older_ledger(after, "the server has accepted a release")
         for action in actions:
@@ -105,6 +107,26 @@ class Participant:
                 self._save(after)
         self.state = after
         return [action.message for action in actions if not isinstance(action, Save)]
+
+    def withdrawal(self, reason: WithdrawalReason) -> bytes:
+        """Return the message by which this client says that it will send no further update, for now.
+
+        The server then waits no longer for it. It counts again once it sends an update.
+
+        Args:
+            reason: "budget" where its ledger allows no further release, "policy" where it does not accept the terms,
+                "done" where its operator ends it.
+        """
+        memory = self.state.memory
+        return WITHDRAWAL.seal(
+            Withdrawal(
+                pipeline=memory.pipeline,
+                run=memory.seed.number,
+                run_id=memory.genesis.run_id,
+                client=memory.client,
+                reason=WITHDRAWAL_REASONS.index(reason),
+            )
+        )
 
     def restart(self) -> None:
         """Continue from the saved state, as a new process does."""
@@ -153,10 +175,31 @@ class Participant:
                 "ε. Charge the ledger that this Participant was given, before the release"
             )
 
+    def _refuse_second_release(self, after: ClientState) -> None:
+        """Refuse to go on, and mark the ledger, where another process has released at the pending payload's address.
+
+        A payload of an address is made once and saved before it is sent, so two of them have two processes, which were
+        given copies of one folder: each has drawn noise, and each ledger was charged for its own alone.
+        """
+        pending, link = self.state.pending, after.memory.link
+        if self._channel.server_sees_clean or pending is None or after.pending is not None:
+            return
+        if link.last == pending.link.last and link.digest != pending.link.digest:
+            why = f"another process released at {link.last}, where this ledger's own release was refused"
+            self.ledger.mark_incomplete(why)
+            raise DpcompError(
+                f"{why}: two processes take part as client {after.memory.client}, from copies of one folder. "
+                f"{self.ledger} is marked as incomplete and guarantees nothing any more: stop both, and count the "
+                "charges of both ledgers together"
+            )
+
     def _refuse_older_ledger(self, state: ClientState, evidence: str) -> None:
         """Refuse a state that holds a release which was never charged to the ledger."""
         last = state.memory.link.last if state.pending is None else state.pending.link.last
         if last is not None and not self._channel.server_sees_clean and not self.ledger.charged(last):
+            # A ledger of these data lacks the release; one without any charge of this client may be a wrong one.
+            if self.ledger.charged_rounds(last.run, last.client):
+                self.ledger.mark_incomplete(f"{evidence} at {last}, which it was not charged for")
             raise DpcompError(
                 f"{evidence} at {last}, which {self.ledger} never charged: it is older than that, or another client's. "
                 "Restore the newest ledger; what is spent cannot be taken back"

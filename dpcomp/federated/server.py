@@ -38,9 +38,12 @@ from dpcomp.federated.messages import (
     NO_DIGEST,
     REFUSALS,
     REPLY,
+    WITHDRAWAL,
+    WITHDRAWAL_REASONS,
     Hello,
     Reply,
     Snapshot,
+    WithdrawalReason,
     name_of,
     receipt_of,
     seal_receipt,
@@ -50,6 +53,7 @@ from dpcomp.federated.messages import (
 )
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
 from dpcomp.federated.server_optimizers import Moments, ServerOptimizer, ServerRule
+from dpcomp.federated.traffic import Traffic, counts_as_arrays, counts_in_arrays
 from dpcomp.wire import checkpoint, exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint
@@ -110,7 +114,8 @@ class Server:
     depend on the order in which updates came.
 
     `refusals` counts the messages that were not accepted, by reason. If the server is trusted, these counts depend on
-    clean messages and are for research alone.
+    clean messages and are for research alone. `withdrawn` says of each client that takes no further part why not, and
+    `awaited` for how many the present round still waits.
 
     **Privacy:** the transport must authenticate senders. A trusted server's reply to a client shows what the server has
     accepted of that client; and the sensitivity of a round is one clip norm a client, so nobody may send as several
@@ -192,6 +197,8 @@ class Server:
         self._clients, self._folder, self._journal, self._closed = clients, None, None, False
         self._interrupted = False
         self.refusals: Counter[str] = Counter()
+        self.traffic = Traffic()
+        self.withdrawn: dict[int, WithdrawalReason] = {}
         self._optimizer = optimizer
         self._begin(memory.with_first_model(model), model, {}, None, [])
         self._genesis = self.memory.genesis
@@ -220,18 +227,23 @@ class Server:
         """
         with self._lock:
             self._refuse_closed()
-            if len(message) > self._largest_message:  # before anything of it is hashed or decoded
-                self.refusals["length"] += 1
-                return None
-            try:
-                if HELLO.begins(message):
-                    return self._take_hello(message, sender)
-                return self._take_payload(message, sender, self._journal)
-            except CorruptPayload:
-                self.refusals["corrupt"] += 1
-            except VersionMismatch as error:
-                self.refusals[error.reason] += 1
-            return None
+            reply = self._reply_to(message, sender)
+            self.traffic = self.traffic.after(len(message), 0 if reply is None else len(reply))
+            return reply
+
+    @property
+    def awaited(self) -> int:
+        """For how many clients the present round still waits: those that may send, and have not, nor have withdrawn.
+
+        Raises:
+            ValueError: As `cohort` does.
+        """
+        with self._lock:
+            asked, version = self.cohort(), self.memory.shared.version
+            links = self.memory.links
+            last = {client: links[client].last for client in self.withdrawn if client in links}
+            sent = {client for client, address in last.items() if address is not None and address.round == version}
+            return len(asked) - self._in_time - len((set(self.withdrawn) - sent).intersection(asked))
 
     def cohort(self) -> list[int]:
         """Return the clients that are asked for an update in the present round.
@@ -352,6 +364,22 @@ class Server:
                 self._journal.close()
                 self._closed = True
 
+    def _reply_to(self, message: bytes, sender: int) -> bytes | None:
+        if len(message) > self._largest_message:  # before anything of it is hashed or decoded
+            self.refusals["length"] += 1
+            return None
+        try:
+            if HELLO.begins(message):
+                return self._take_hello(message, sender)
+            if WITHDRAWAL.begins(message):
+                return self._take_withdrawal(message, sender)
+            return self._take_payload(message, sender, self._journal)
+        except CorruptPayload:
+            self.refusals["corrupt"] += 1
+        except VersionMismatch as error:
+            self.refusals[error.reason] += 1
+        return None
+
     def _begin(
         self,
         memory: ServerMemory,
@@ -367,6 +395,7 @@ class Server:
         self._history = history  # the last broadcasts, as long as they are shorter than a snapshot
         self._snapshot: bytes | None = None  # made once a version, for the first client that needs it
         self.accepted, self._interrupted = AcceptedUpdates(), False
+        self._in_time = 0  # updates of the present round, of which a client sends one
         self._sum: RoundSum = (
             ReleasedSum(self._channel, memory, self._clients if self._channel.sends_differences else None)
             if self._trusted_release is None
@@ -406,7 +435,10 @@ class Server:
             self._sum.add(update, weight)
             self.memory = memory
             self.accepted.append(Accepted(frame.client, weight, len(message)))
+            self._in_time += frame.round == memory.shared.version
             self._interrupted = False
+            if self.withdrawn.pop(frame.client, None) and journal is not None:
+                journal.forget_withdrawal(frame.client)
             shared = memory.shared
             # To a late update there is a whole reply, which says where the server is.
             if isinstance(arrived, ShortPayload) and (frame.version, frame.shared) == (shared.version, shared.digest):
@@ -485,6 +517,20 @@ class Server:
             since = self._snapshot
         return self._reply(message, hello.client, usable=usable, link=whole_link, snapshot=snapshot, body=since)
 
+    def _take_withdrawal(self, message: bytes, sender: int) -> bytes:
+        withdrawal, _ = WITHDRAWAL.unseal(message)
+        self._refuse_other_sender(withdrawal.client, sender)
+        foreign = self._foreign(withdrawal.pipeline, withdrawal.run) or self._other_run(withdrawal.run_id)
+        if foreign:
+            return self._refusal(message, withdrawal.client, foreign)
+        if not 0 <= withdrawal.reason < len(WITHDRAWAL_REASONS):
+            raise CorruptPayload(f"a withdrawal has the reason {withdrawal.reason}, which this dpcomp does not know")
+        reason = WITHDRAWAL_REASONS[withdrawal.reason]
+        if self._journal is not None:
+            self._journal.keep_withdrawal(withdrawal.client, reason)
+        self.withdrawn[withdrawal.client] = reason
+        return self._reply(message, withdrawal.client)
+
     def _digest_at_start(self) -> bytes:
         memory = self.memory
         return self._channel.shared_at_start(memory.layout, memory.seed, memory.genesis).digest
@@ -562,13 +608,18 @@ class Server:
                 f"{mine.first_model.hex()}: give both ends the same first model",
                 reason="model",
             )
-        if hello.run_id not in (NO_DIGEST, mine.run_id):
-            return VersionMismatch(
-                f"the client takes part in run id {hello.run_id.hex()}, this server runs {mine.run_id.hex()}, another "
-                "federation of the same seed: ask the server that it began with, or begin anew in an empty folder",
-                reason="run",
-            )
-        return None
+        return self._other_run(hello.run_id)
+
+    def _other_run(self, run_id: bytes) -> VersionMismatch | None:
+        """Return why a client takes part in another federation than this one; None if it does not."""
+        mine = self.memory.genesis.run_id
+        if run_id in (NO_DIGEST, mine):
+            return None
+        return VersionMismatch(
+            f"the client takes part in run id {run_id.hex()}, this server runs {mine.hex()}, another federation of the "
+            "same seed, or one of other terms: ask the server that it began with, or begin anew in an empty folder",
+            reason="run",
+        )
 
     def _refusal(self, message: bytes, client: int, foreign: VersionMismatch) -> bytes:
         """Count a message of another federation, and return the reply that says so."""
@@ -644,6 +695,7 @@ class Server:
         assert self._folder is not None
         assert self._journal is not None
         arrays: dict[str, np.ndarray] = {"accepted": np.array([self._journal.count], dtype=np.int64)}
+        arrays |= counts_as_arrays(self.traffic, self.refusals)
         if self._trusted_release is not None:
             arrays |= ledger_arrays(self._trusted_release.ledger)
         arrays |= _beside(moments, estimate, history)
@@ -677,8 +729,11 @@ class Server:
             self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
         memory = self._take_up(memory, model, arrays)
         self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
-        self._cohorts = journal.cohorts()
-        counted, self.refusals = self.refusals, Counter()
+        self._cohorts, self.withdrawn = journal.cohorts(), journal.withdrawals()
+        # A restart in this process knows more than the checkpoint: no count ever falls.
+        traffic, refusals = counts_in_arrays(arrays)
+        self.traffic = max(self.traffic, traffic)
+        counted, self.refusals = self.refusals | refusals, Counter()
         for version, payload in journal.payloads():
             if version == memory.shared.version:
                 self._take_payload(payload, unsealed(payload).client, None)  # it is in the journal already

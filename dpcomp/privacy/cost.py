@@ -22,6 +22,7 @@ SECRET = "secret seeds stay secret"
 NOT_TUNED = "no setting was chosen by results on the protected data"
 SAMPLED = "units were drawn afresh for each release, by the sampling that was charged"
 ONE_NUMBER = "a client has one number, and its data lie with no other"
+INCOMPLETE = "INCOMPLETE, no guarantee: "  # begins what a ledger notes of releases that it was not charged for
 SIZES_SEEN = "cohort sizes and message lengths are seen by the channel, and by readers of a run's rows"
 
 

@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 import tomli_w
 
-from dpcomp.core.address import Address
 from dpcomp.core.calls import check_keys
 from dpcomp.core.checks import check_type, real_number
 from dpcomp.core.errors import ConfigError, TermsRefused
@@ -115,8 +114,7 @@ class ClientPolicy:
                 "two numbers are not added up, since they should be of two clients' data. Ask for the number "
                 f"{others[0]} in this federation; for the data of another client, give another ledger"
             )
-        run = terms.seed.number
-        left = sum(not ledger.charged(Address(run, client, number)) for number in range(terms.rounds))
+        left = terms.rounds - sum(number < terms.rounds for number in ledger.charged_rounds(terms.seed.number, client))
         if not ledger.within(budget, cost, client, terms.steps, charges=left):
             self._refuse_cost(terms, left, f" beside what {ledger} holds already" if ledger.clients else "")
 

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from dpcomp.core.checks import check_type, whole_number
-from dpcomp.core.errors import BudgetExhausted, CorruptPayload
+from dpcomp.core.errors import BudgetExhausted, CorruptPayload, TermsRefused
 from dpcomp.core.randomness import PublicSeed
 from dpcomp.federated.absence import AbsencePolicy, Keep
+from dpcomp.federated.messages import WithdrawalReason
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import ReplyReceived, TimedOut, Trained
 from dpcomp.privacy.ledger.ledger import Ledger
@@ -30,7 +31,7 @@ class FederatedClient:
     whose noise may have been drawn.
 
     **Privacy:** a round is charged before its noise is drawn, and is never charged or released twice. The loop ends
-    where the budget does not allow the next round.
+    where the budget does not allow the next round, and the server is told that it need not wait for this client.
 
     Args:
         optimizer: What `make_private` returned; its model has the first weights, which are the same at all ends.
@@ -123,14 +124,18 @@ class FederatedClient:
                 raise TypeError(f"FederatedClient(seed={seed}, terms=...): the terms say the seed; leave it out")
             _refuse_other_training(terms, optimizer)
             memory = terms.init_client(optimizer.layout, first_model, client)
-            if policy is not None:
-                policy.check(terms, ledger, client)
         self.ledger, self.terms = ledger, terms
         self.participant = Participant(
             optimizer.pipeline.channel, memory, first_model, ledger, folder, absence_policy=absence_policy
         )
         self.budget_refusal: BudgetExhausted | None = None
         self._optimizer, self._send, self._poll_seconds = optimizer, send, poll_seconds
+        if terms is not None and policy is not None:
+            try:
+                policy.check(terms, ledger, client)
+            except TermsRefused:
+                self._withdraw("policy")
+                raise
 
     def rounds(self, until: int | None = None, *, steps: int | None = None) -> Iterator[int]:
         """Yield the number of each round in which the script trains, and send its update afterwards.
@@ -187,6 +192,7 @@ class FederatedClient:
                 except BudgetExhausted as refusal:
                     self.budget_refusal = refusal
                     LOG.warning("the rounds end: %s", refusal)
+                    self._withdraw("budget")
                     break
                 write(optimizer.model, participant.state.model)
                 optimizer.begin(memory, permit)
@@ -204,6 +210,13 @@ class FederatedClient:
                 time.sleep(self._poll_seconds)
                 self._ask()
         write(optimizer.model, participant.state.model)
+
+    def _withdraw(self, reason: WithdrawalReason) -> None:
+        """Tell the server that it need not wait for this client, if it can be reached."""
+        try:
+            self._send(self.participant.withdrawal(reason))
+        except OSError as error:
+            LOG.warning("the server was not told that this client takes no further part (%s)", error)
 
     def _ask(self) -> None:
         """Ask the server for its version, or send again what it has not decided."""

@@ -32,12 +32,17 @@ from dpcomp.wire.feedback import Kept
 from dpcomp.wire.links import Link, Links
 from dpcomp.wire.memory import ClientMemory, Genesis, Pending, ServerMemory, Shared
 
-FORMAT = "dpcomp checkpoint 5"
+FAMILY, FORMAT_NUMBER = "dpcomp checkpoint ", 5
+FORMAT = f"{FAMILY}{FORMAT_NUMBER}"
 CHECKPOINTS_KEPT = 2
 SUFFIX = ".safetensors"
 
 Arrays = dict[str, np.ndarray]
 Record = dict[str, Any]  # plain values, written as JSON
+
+
+class OtherFormatError(DpcompError):
+    """A checkpoint is whole, and of a format that this version of dpcomp does not read."""
 
 
 class Checkpoint(NamedTuple):
@@ -94,7 +99,12 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
     number = int(earlier[-1].stem) + 1 if earlier else 0
     path = place / f"{number:010d}{SUFFIX}"
     with atomic_write(path, draft_name="unfinished") as draft:
-        save_file(arrays, draft, {"format": FORMAT, "facts": text, "digest": _digest(text, arrays)})
+        try:
+            save_file(arrays, draft, {"format": FORMAT, "facts": text, "digest": _digest(text, arrays)})
+        except SafetensorError as error:  # what the system refused, as that library says it
+            raise OSError(
+                f"the checkpoint {path} can't be written ({error}): earlier ones are as they were. Is the disk full?"
+            ) from error
     for old in earlier[: 1 - CHECKPOINTS_KEPT]:
         old.unlink()
     return path
@@ -115,7 +125,8 @@ def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
 
     Raises:
         FileNotFoundError: The folder holds no checkpoint.
-        DpcompError: All checkpoints in the folder are damaged, or of another program.
+        DpcompError: All checkpoints in the folder are damaged, or of another program; or the newest is of another
+            format of dpcomp's, and nothing is renamed.
         VersionMismatch: The newest undamaged checkpoint is of another pipeline or layout.
 
     Examples:
@@ -138,6 +149,8 @@ def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
     for path in reversed(checkpoints):
         try:
             arrays, record = _read(path)
+        except OtherFormatError:
+            raise  # it may be newer than this dpcomp, and an older checkpoint beside it would set the state back
         except DpcompError as error:
             refused[path] = str(error)
             continue
@@ -175,9 +188,10 @@ def _read(path: Path) -> tuple[Arrays, Record]:
         with reader as opened:
             header: dict[str, str] = opened.metadata() or {}
             if header.get("format") != FORMAT:  # before its arrays are read: another program's may have any type
-                raise DpcompError(
+                other = OtherFormatError if header.get("format", "").startswith(FAMILY) else DpcompError
+                raise other(
                     f"{path} has the format {header.get('format')!r}, not {FORMAT!r}: another program or version of "
-                    "dpcomp wrote it"
+                    "dpcomp wrote it. Go on with the version that wrote it, or begin anew in an empty folder"
                 )
             arrays: Arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
     except (SafetensorError, OSError, ValueError) as error:

@@ -13,7 +13,7 @@ import pytest
 import dpcomp as dp
 from dpcomp.codec import standalone
 from dpcomp.federated import journal
-from dpcomp.federated.messages import HELLO, RECEIPT, REPLY, Hello, Reply
+from dpcomp.federated.messages import HELLO, RECEIPT, REPLY, WITHDRAWAL, Hello, Reply, Withdrawal
 from dpcomp.lab.results import results_file
 from dpcomp.privacy.ledger import ledger_file
 from dpcomp.wire import checkpoint
@@ -23,7 +23,7 @@ from dpcomp.wire.short_header import SHORT, ShortHeader
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
-FORMATS = {"payload": (PAYLOAD, Frame), "hello": (HELLO, Hello), "reply": (REPLY, Reply)}
+FORMATS = {"payload": (PAYLOAD, Frame), "hello": (HELLO, Hello), "reply": (REPLY, Reply), "withdrawal": (WITHDRAWAL, Withdrawal)}
 
 
 def section(name):

@@ -153,6 +153,7 @@ def test_the_loop_ends_at_the_budget_before_any_noise(caplog):
     federation, ledger = Federation(), dp.Ledger(budget=budget)
     process = Process(federation, ledger)
     assert process.train() == [0, 1, 2]
+    assert federation.server.withdrawn == {7: "budget"}
     assert "beyond Budget" in str(process.client.budget_refusal)
     assert "beyond Budget" in caplog.text
     assert ledger.guarantee(1e-5).epsilon <= budget.epsilon
@@ -231,10 +232,12 @@ def test_terms_say_seed_rounds_and_steps():
 def test_terms_that_are_not_allowed_are_refused_before_training():
     _, optimizer, _ = private()
     terms, ledger = terms_of(optimizer), dp.Ledger()
-    policy = ClientPolicy(budget=dp.Budget(0.1, 1e-5))
+    policy, federation = ClientPolicy(budget=dp.Budget(0.1, 1e-5)), Federation()
+    federation.server = terms.server(optimizer.layout, read(optimizer.model))
     with pytest.raises(TermsRefused):
-        FederatedClient(optimizer, ledger, None, client=7, terms=terms, policy=policy, folder=None)
+        FederatedClient(optimizer, ledger, federation.send, client=7, terms=terms, policy=policy, folder=None)
     assert ledger.mark.count == 0
+    assert federation.server.withdrawn == {7: "policy"}
     with pytest.raises(ValueError, match="learning rate"):
         FederatedClient(optimizer, ledger, None, client=7, terms=terms_of(optimizer, learning_rate=0.2), folder=None)
     other = dp.Pipeline(sampling=dp.Poisson(0.5), mechanism=(dp.Clip(1.0), dp.Gaussian(0.9)))

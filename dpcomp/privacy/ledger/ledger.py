@@ -14,7 +14,7 @@ from dpcomp.core.database import Database, create_database, look_at_database, me
 from dpcomp.core.errors import BudgetExhausted, DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy.accounting.events import MOST_STEPS
-from dpcomp.privacy.cost import Cost
+from dpcomp.privacy.cost import INCOMPLETE, Cost
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.budget import Budget
 from dpcomp.privacy.ledger.cost_text import cost_as_text, cost_from_text, plan_as_text
@@ -321,6 +321,7 @@ class Ledger:
 
         Raises:
             BudgetExhausted: The charge would exceed the budget, or the address was charged before.
+            DpcompError: The ledger is marked as incomplete.
             TypeError: `cost` is not a `Cost`, `address` no `Address`, or `steps` not a whole number.
             ValueError: `steps` is below 1, or the ledger holds charges for another unit or trust.
             DpcompError: Another process opened the ledger, its file cannot be written, was replaced, or was changed by
@@ -339,6 +340,12 @@ class Ledger:
         charged = cost_as_text(cost)
         self._database.refuse_other_process()  # before the lock, which another thread may have held at a fork
         with self._lock:
+            if self.incomplete:
+                raise DpcompError(
+                    f"{self} is incomplete ({self.incomplete}), so it would report too small an ε: nothing was "
+                    "charged. Find the ledgers of all releases of these data, and count them together; until then, "
+                    "release nothing of them"
+                )
             self._refuse_other_unit_or_trust(cost)
             if self.charged(address):
                 raise BudgetExhausted(
@@ -363,6 +370,24 @@ class Ledger:
             key = (str(address.run), address.client, address.round)
             row = connection.execute("SELECT 1 FROM charges WHERE (run, client, round) = (?, ?, ?)", key)
             return row.fetchone() is not None
+
+    @property
+    def incomplete(self) -> str:
+        """Why this ledger lacks charges of releases that were made; empty if nothing says so."""
+        return "; ".join(clause.removeprefix(INCOMPLETE) for clause in self._assumed if clause.startswith(INCOMPLETE))
+
+    def mark_incomplete(self, why: str) -> None:
+        """Note durably that releases were made that this ledger was not charged for; this is never taken back.
+
+        From then on the ledger guarantees nothing, ε = ∞, and refuses every charge, since what it says is too small.
+
+        Args:
+            why: What shows it, in a clause that the guarantee prints.
+
+        Raises:
+            DpcompError: Another process opened the ledger, or its file cannot be written.
+        """
+        self._assume((INCOMPLETE + why,))
 
     @property
     def clients(self) -> tuple[int, ...]:
@@ -396,6 +421,17 @@ class Ledger:
             for _ in range(charges):  # each is held against the plan
                 after = after.charged(cost_as_text(cost), steps, self.plan)
         return all(within(each, self.plan, after) for each in (budget, self.budget) if each is not None)
+
+    def charged_rounds(self, run: int, client: int) -> frozenset[int]:
+        """Return the rounds of a run that a client was charged for.
+
+        Args:
+            run: The number of the run: that of its public seed.
+            client: The client's number.
+        """
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT round FROM charges WHERE (run, client) = (?, ?)", (str(run), client))
+            return frozenset(number for (number,) in rows)
 
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
         """Return the guarantee of all charges so far: the largest over clients, whose data are disjoint.

@@ -1,7 +1,8 @@
 """What a ledger holds, as a value that charges nothing."""
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -11,7 +12,7 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
 )
 
 from dpcomp.privacy.accounting.events import read_event
-from dpcomp.privacy.cost import Cost, guarantee_of
+from dpcomp.privacy.cost import INCOMPLETE, Cost, guarantee_of
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.privacy.ledger.budget import Budget
 from dpcomp.privacy.ledger.cost_text import CostText, cost_from_text
@@ -155,15 +156,22 @@ def guarantee_of_histories(
     planned = [] if plan is None or not followed else [(plan.first(followed), True)]
     departed = None if plan is None else False
     others = [([(cost_from_text(*text), n) for text, n in each.items()], departed) for each in _largest(spent.values())]
+    incomplete = tuple(clause for clause in assumed if clause.startswith(INCOMPLETE))
     guarantees = [
         guarantee_of(charges, delta, population=population, planned=is_planned, seeded=seeded, assumed=assumed)
         for charges, is_planned in (*planned, *others)
     ]
     if guarantees:
-        return max(guarantees, key=lambda guarantee: guarantee.epsilon)
-    # Zero steps of any event cost nothing, but a guarantee has to name a unit and a trust.
-    nothing = Cost(event=NonPrivateDpEvent(), unit="example", trust="nobody", sampling="none")
-    return nothing.guarantee(0, delta, population=population)
+        largest = max(guarantees, key=lambda guarantee: guarantee.epsilon)
+    else:
+        # Zero steps of any event cost nothing, but a guarantee has to name a unit and a trust.
+        nothing = Cost(event=NonPrivateDpEvent(), unit="example", trust="nobody", sampling="none")
+        largest = nothing.guarantee(0, delta, population=population)
+    if not incomplete:
+        return largest
+    # Nobody knows what was released beside these charges.
+    clauses = tuple(dict.fromkeys((*incomplete, *largest.assumptions)))
+    return replace(largest, epsilon=math.inf, accountant="none", assumptions=clauses)
 
 
 def _largest(spent: Iterable[Mapping[CostText, int]]) -> list[Mapping[CostText, int]]:

@@ -1,0 +1,353 @@
+"""A federation that runs for weeks: copies of a folder, budgets that end, disks that fill, clocks and backups."""
+
+import math
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import dpcomp as dp
+from dpcomp.federated import BroadcastReceived, ReplyReceived, TimedOut, Trained
+from dpcomp.federated.messages import WITHDRAWAL
+from dpcomp.terms import FederationTerms
+from dpcomp.wire import checkpoint
+
+D, DELTA = 30, 1e-5
+FIRST = np.zeros(D, np.float32)
+PIPELINE = dp.Pipeline(
+    sampling=dp.Poisson(0.1),
+    mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)),
+    codec=dp.Codec(sparsify=dp.TopK(0.2), quantize=dp.Uniform(4)),
+)
+
+
+def terms_of(rounds=40, clients=4, steps=2, **others):
+    return FederationTerms.agree(PIPELINE, D, FIRST, rounds=rounds, clients=clients, steps=steps, **others)
+
+
+def open_ledger(path, budget=None):
+    return dp.Ledger(path) if path.exists() else dp.Ledger.create(path, budget)
+
+
+class Client:
+    """A client in a folder of its own, as a process has it from its start to its end."""
+
+    def __init__(self, terms, folder, client=1, budget=None):
+        self.terms, self.folder, self.client = terms, folder, client
+        folder.mkdir(exist_ok=True)
+        self.ledger = open_ledger(folder / "ledger.db", budget)
+        self.participant = terms.participant(D, FIRST, client=client, ledger=self.ledger, folder=folder / "client")
+
+    def say(self, server, event):
+        messages = self.participant.handle(event)
+        while messages:
+            reply = server.handle(messages.pop(0), sender=self.client)
+            if reply is not None:
+                messages += self.participant.handle(ReplyReceived(reply))
+
+    def release(self):
+        memory = self.participant.state.memory
+        permit = self.ledger.charge(PIPELINE.cost, memory.address, steps=self.terms.steps)
+        values = np.random.default_rng(memory.address.round).standard_normal((20, D)).astype(np.float32)
+        first, *others = [PIPELINE.release([values], memory, dp.SecretSeed(), permit) for _ in range(self.terms.steps)]
+        return Trained(first.derive(first.dense() + sum(other.dense() for other in others)))
+
+    def take_part(self, server):
+        self.say(server, TimedOut())
+        if self.participant.may_train:
+            self.say(server, self.release())
+
+    def close(self):
+        self.ledger.close()
+
+
+@pytest.fixture
+def federation(tmp_path):
+    terms = terms_of()
+    server = terms.server(D, FIRST, folder=tmp_path / "server")
+    yield terms, server
+    server.close()
+
+
+def test_of_two_copies_of_a_folder_the_second_to_send_is_refused_and_marked(federation, tmp_path):
+    terms, server = federation
+    client = Client(terms, tmp_path / "one")
+    client.take_part(server)
+    server.close_round()
+    client.close()
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    one, two = Client(terms, tmp_path / "one"), Client(terms, tmp_path / "two")
+    for copy in (one, two):
+        copy.say(server, TimedOut())
+    one.say(server, one.release())
+    accepted = server.memory.link(1)
+    with pytest.raises(dp.DpcompError, match="two processes take part as client 1"):
+        two.say(server, two.release())
+    assert server.memory.link(1) == accepted
+    assert len(server.accepted) == 1
+    assert not one.ledger.incomplete
+    assert "another process released" in two.ledger.incomplete
+    two.close()
+    two = open_ledger(tmp_path / "two" / "ledger.db")  # it stays marked
+    assert two.guarantee(DELTA).epsilon == math.inf
+    assert str(two.guarantee(DELTA)).startswith("ε = ∞")
+    assert "INCOMPLETE" in str(two.guarantee(DELTA))
+    with pytest.raises(dp.DpcompError, match="incomplete"):
+        two.charge(PIPELINE.cost, dp.Address(5, 1, 0))
+    two.close()
+    assert dp.Ledger.read(tmp_path / "two" / "ledger.db").guarantee(DELTA).epsilon == math.inf
+    assert one.ledger.guarantee(DELTA).epsilon == PIPELINE.guarantee(4, DELTA).epsilon
+    one.close()
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_a_copy_that_was_idle_meanwhile_is_refused_and_marked(ahead, federation, tmp_path):
+    terms, server = federation
+    client = Client(terms, tmp_path / "one")
+    client.take_part(server)
+    server.close_round()
+    client.close()
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    one, two = Client(terms, tmp_path / "one"), Client(terms, tmp_path / "two")
+    for _ in range(ahead):
+        one.take_part(server)
+        server.close_round()
+    with pytest.raises(dp.DpcompError, match="never charged"):
+        two.take_part(server)
+    assert "not charged" in two.ledger.incomplete
+    one.close()
+    two.close()
+
+
+def test_a_ledger_of_other_data_is_refused_and_not_marked(federation, tmp_path):
+    terms, server = federation
+    client = Client(terms, tmp_path / "one")
+    client.take_part(server)
+    client.close()
+    with dp.Ledger.create(tmp_path / "other.db") as other:
+        other.charge(PIPELINE.cost, dp.Address(12345, 9, 0))
+        newcomer = terms.participant(D, FIRST, client=1, ledger=other)
+        (question,) = newcomer.handle(TimedOut())
+        with pytest.raises(dp.DpcompError, match="another client's"):
+            newcomer.handle(ReplyReceived(server.handle(question, sender=1)))
+        assert not other.incomplete
+
+
+def test_an_honest_client_is_never_marked_whatever_is_lost(federation, tmp_path):
+    terms, server = federation
+    rng, client = np.random.default_rng(0), Client(terms, tmp_path / "one")
+    for _ in range(terms.rounds):
+        for event in (TimedOut(), None, TimedOut()):
+            if event is None:
+                if not client.participant.may_train:
+                    continue
+                event = client.release()
+            for message in client.participant.handle(event):
+                if rng.random() < 0.3:
+                    continue  # lost on the way
+                reply = server.handle(message, sender=1)
+                if reply is not None and rng.random() < 0.7:
+                    client.participant.handle(ReplyReceived(reply))
+        if rng.random() < 0.2:  # killed
+            client.close()
+            client = Client(terms, tmp_path / "one")
+        broadcast = server.close_round()
+        if rng.random() < 0.5:
+            client.participant.handle(BroadcastReceived(broadcast))
+    assert server.memory.link(1).count > 5
+    assert not client.ledger.incomplete
+    client.close()
+
+
+def test_a_client_whose_budget_ends_says_so_and_is_awaited_no_longer(tmp_path):
+    terms = terms_of(clients=2)
+    budget = dp.Budget(PIPELINE.guarantee(3 * terms.steps, DELTA).epsilon, DELTA)
+    server = terms.server(D, FIRST, folder=tmp_path / "server")
+    poor, rich = Client(terms, tmp_path / "poor", 0, budget), Client(terms, tmp_path / "rich", 1)
+    for number in range(5):
+        assert server.awaited == (2 if number < 4 else 1)
+        rich.take_part(server)
+        try:
+            poor.take_part(server)
+        except dp.BudgetExhausted:
+            assert number >= 3
+            reply = server.handle(poor.participant.withdrawal("budget"), sender=0)
+            assert reply is not None
+            assert poor.participant.handle(ReplyReceived(reply)) == []
+        assert server.awaited == 0
+        server.close_round()
+    assert server.withdrawn == {0: "budget"}
+    server.close()
+    server = terms.server(D, FIRST, folder=tmp_path / "server")  # a later process knows it too
+    assert (server.withdrawn, server.awaited) == ({0: "budget"}, 1)
+    assert poor.ledger.guarantee(DELTA).epsilon <= budget.epsilon
+    server.close()
+    for client in (poor, rich):
+        client.close()
+
+
+def test_a_client_that_comes_back_counts_again(federation, tmp_path):
+    terms, server = federation
+    client = Client(terms, tmp_path / "one")
+    server.handle(client.participant.withdrawal("done"), sender=1)
+    assert (server.withdrawn, server.awaited) == ({1: "done"}, 3)
+    client.take_part(server)
+    assert (server.withdrawn, server.awaited) == ({}, 3)
+    server.handle(client.participant.withdrawal("done"), sender=1)  # after its update
+    assert (server.withdrawn, server.awaited) == ({1: "done"}, 3)
+    server.close_round()
+    assert server.awaited == 3
+    client.close()
+
+
+def test_a_withdrawal_of_another_client_federation_or_reason_changes_nothing(federation, tmp_path):
+    terms, server = federation
+    client = Client(terms, tmp_path / "one")
+    message = client.participant.withdrawal("done")
+    assert server.handle(message, sender=2) is None
+    assert server.handle(message[:-1], sender=1) is None
+    record, _ = WITHDRAWAL.unseal(message)
+    other = terms_of(seed=terms.seed)
+    foreign = other.participant(D, FIRST, client=1, ledger=dp.Ledger()).withdrawal("done")
+    assert b"another federation" in server.handle(foreign, sender=1)
+    unknown = type(record)(**{**vars(record), "reason": 99})
+    assert server.handle(WITHDRAWAL.seal(unknown), sender=1) is None
+    assert (server.withdrawn, server.awaited) == ({}, 4)
+    assert server.refusals == {"direction": 1, "corrupt": 2, "run": 1}
+    client.close()
+
+
+def test_a_server_from_an_older_backup_goes_on_and_no_address_is_released_twice(tmp_path):
+    terms = terms_of(rounds=20, clients=1)
+    server, client = terms.server(D, FIRST, folder=tmp_path / "server"), Client(terms, tmp_path / "one", 0)
+    released = []
+    for number in range(12):
+        if number == 3:
+            server.close()
+            shutil.copytree(tmp_path / "server", tmp_path / "backup")
+            server = terms.server(D, FIRST, folder=tmp_path / "server")
+        if number == 8:
+            server.close()
+            shutil.rmtree(tmp_path / "server")
+            shutil.copytree(tmp_path / "backup", tmp_path / "server")
+            server = terms.server(D, FIRST, folder=tmp_path / "server")
+            assert server.memory.shared.version == 3
+        client.say(server, TimedOut())
+        if client.participant.may_train:
+            released.append(client.participant.state.memory.address)
+            client.say(server, client.release())
+        server.close_round()
+    assert len(released) == len(set(released)) == 8  # rounds 3 to 6 came again, and were spent
+    client.say(server, TimedOut())
+    assert client.participant.state.model.tobytes() == server.model.tobytes()
+    assert client.ledger.guarantee(DELTA).epsilon == PIPELINE.guarantee(8 * terms.steps, DELTA).epsilon
+    assert not client.ledger.incomplete
+    server.close()
+    client.close()
+
+
+def test_a_clock_that_jumps_changes_no_charge(tmp_path, monkeypatch):
+    terms = terms_of(rounds=6, clients=1)
+    server, client = terms.server(D, FIRST), Client(terms, tmp_path / "one", 0)
+    now = time.time()
+    for jump in (0.0, -1e6, 1e9, -1e9, 3e4, 0.0):
+        monkeypatch.setattr(time, "time", lambda jump=jump: now + jump)
+        client.take_part(server)
+        server.close_round()
+    assert client.ledger.guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
+    client.close()
+    record = dp.Ledger.read(tmp_path / "one" / "ledger.db")
+    assert [entry.address.round for entry in record.entries] == list(range(6))
+    assert record.guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+import dpcomp as dp
+from dpcomp.federated import ReplyReceived, TimedOut
+sys.path.insert(0, sys.argv[2])
+from test_long_life import Client, terms_of, D, FIRST
+from dpcomp.terms import FederationTerms
+
+folder = Path(sys.argv[1])
+terms = FederationTerms.read(folder / "federation.toml")
+server, client = terms.server(D, FIRST, folder=folder / "server"), Client(terms, folder / "one")
+client.take_part(server)
+server.close_round()
+client.say(server, TimedOut())
+before = client.participant.state, server.memory.shared.version, server.memory.link(1)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+for attempt in (client.release, server.close_round):
+    try:
+        attempt()
+    except (dp.DpcompError, OSError) as error:
+        assert "panic" not in str(error)
+    else:
+        raise SystemExit("nothing was refused")
+assert (client.participant.state, server.memory.shared.version, server.memory.link(1)) == before
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+client.take_part(server)  # there is room again
+assert server.memory.link(1).count == 2, server.refusals
+server.close_round()
+"""
+
+
+def test_a_full_disk_loses_nothing_and_room_lets_both_ends_go_on(tmp_path):
+    terms_of(clients=2).write(tmp_path / "federation.toml")
+    (tmp_path / "script.py").write_text(FULL_DISK)
+    here = str(__import__("pathlib").Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path, here], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    terms = FederationTerms.read(tmp_path / "federation.toml")
+    server = terms.server(D, FIRST, folder=tmp_path / "server")
+    assert (server.memory.shared.version, server.memory.link(1).count) == (2, 2)
+    server.close()
+    with open_ledger(tmp_path / "one" / "ledger.db") as ledger:
+        assert ledger.guarantee(DELTA).epsilon >= PIPELINE.guarantee(4, DELTA).epsilon
+
+
+@pytest.mark.parametrize("end", ["server", "client"])
+def test_a_checkpoint_of_another_format_is_refused_by_number_and_left_alone(end, federation, tmp_path):
+    terms, server = federation
+    client = Client(terms, tmp_path / "one")
+    for _ in range(3):
+        client.take_part(server)
+        server.close_round()
+    client.close()
+    server.close()
+    folder = tmp_path / "server" / "checkpoints" if end == "server" else tmp_path / "one" / "client"
+    newest = max(folder.glob("*.safetensors"))
+    content = newest.read_bytes().replace(checkpoint.FORMAT.encode(), b"dpcomp checkpoint 6")
+    newest.write_bytes(content)
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(dp.DpcompError, match="'dpcomp checkpoint 6', not 'dpcomp checkpoint 5'"):
+        terms.server(D, FIRST, folder=tmp_path / "server") if end == "server" else Client(terms, tmp_path / "one")
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert newest.read_bytes() == content
+
+
+def test_counts_of_traffic_and_refusals_outlive_the_process(federation, tmp_path):
+    terms, server = federation
+    client = Client(terms, tmp_path / "one")
+    client.take_part(server)
+    server.handle(b"noise", sender=1)
+    server.close_round()
+    traffic, refusals = server.traffic, dict(server.refusals)
+    assert (traffic.messages, refusals) == (3, {"corrupt": 1})
+    assert traffic.received_bytes > 0 < traffic.sent_bytes
+    server.close()
+    again = terms.server(D, FIRST, folder=tmp_path / "server")
+    assert (again.traffic, dict(again.refusals)) == (traffic, refusals)
+    again.handle(b"noise", sender=1)
+    again.restart()  # in the same process, which knows more than the checkpoint
+    assert (again.traffic.messages, dict(again.refusals)) == (4, {"corrupt": 2})
+    again.close()
+    client.close()
