@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dpcomp.core.database import Database, DatabaseKind, create_database, open_database
+from dpcomp.core.database import (
+    Database,
+    DatabaseKind,
+    create_database,
+    look_at_database,
+    open_database,
+)
 from dpcomp.core.errors import DpcompError
 
 FORMAT = 2  # of the file: SQLite's user_version
@@ -27,6 +33,27 @@ KIND = DatabaseKind(
     unmarked=b"CREATE TABLE accepted",
     how_to_create="A server makes a new journal in an empty folder",
 )
+
+
+def look_at_journal(path: str | os.PathLike[str]) -> tuple[bytes, dict[int, int], dict[int, str]]:
+    """Read a journal that a server may hold; nothing changes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The run id; how many payloads it holds that were accepted at each version; and why each client that takes no
+        further part does not, by its number.
+
+    Raises:
+        DpcompError: It cannot be read, or is not a journal.
+    """
+    with look_at_database(path, KIND) as connection:
+        (run_id,) = connection.execute("SELECT run_id FROM federation").fetchone()
+        accepted = dict(connection.execute("SELECT version, COUNT(*) FROM accepted GROUP BY version").fetchall())
+        lacking = not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'withdrawn'").fetchone()
+        withdrawn = [] if lacking else connection.execute("SELECT client, reason FROM withdrawn").fetchall()
+    return run_id, accepted, dict(sorted(withdrawn))
 
 
 class Journal:

@@ -1,4 +1,4 @@
-"""The command line: demo, run, sweep, table, figures, epsilon, ledger, audit, benchmark.
+"""The command line: demo, run, sweep, table, figures, epsilon, ledger, federation, audit, benchmark.
 
 It imports what a command needs when the command runs, so that `--help` is there at once.
 """
@@ -96,6 +96,7 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
     )
     epsilon.set_defaults(command=_epsilon)
     _add_ledger(commands)
+    _add_federation(commands)
     audit = commands.add_parser(
         "audit", help="run a pipeline with and without a canary: the claimed ε, and a lower bound of it"
     )
@@ -173,6 +174,18 @@ def _add_ledger(commands: Commands) -> None:
     )
     ledger.add_argument("--figure", type=Path, metavar="FILE", help="draw ε over time into a PNG, PDF or SVG file")
     ledger.set_defaults(command=_ledger, packages=())
+
+
+def _add_federation(commands: Commands) -> None:
+    federation = commands.add_parser("federation", help="look after a federation that runs")
+    tasks = federation.add_subparsers(required=True, metavar="TASK")
+    status = tasks.add_parser(
+        "status", help="say where it stands: version, who is current, refusals, bytes, ε; a process may be using it"
+    )
+    status.add_argument("folder", type=Path, metavar="FOLDER", help="of a server or of a client, or one above several")
+    status.add_argument("--delta", type=float, default=None, help="δ (default: that of each ledger's budget, or 1e-5)")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(command=_federation_status, packages=())
 
 
 def _add_benchmarks(commands: Commands) -> None:
@@ -421,6 +434,14 @@ def _ledger(options: argparse.Namespace) -> int:
             print(json_text(report) if options.json else text(report))
     if options.figure is not None:
         figure(record, options.delta, options.figure)
+    return 0
+
+
+def _federation_status(options: argparse.Namespace) -> int:
+    from dpcomp.lab.federation_report import FederationReport, json_text, text
+
+    report = FederationReport.read(options.folder, options.delta)
+    print(json_text(report) if options.json else text(report))
     return 0
 
 

@@ -23,7 +23,12 @@ from dpcomp.wire.short_header import SHORT, ShortHeader
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
-FORMATS = {"payload": (PAYLOAD, Frame), "hello": (HELLO, Hello), "reply": (REPLY, Reply), "withdrawal": (WITHDRAWAL, Withdrawal)}
+FORMATS = {
+    "payload": (PAYLOAD, Frame),
+    "hello": (HELLO, Hello),
+    "reply": (REPLY, Reply),
+    "withdrawal": (WITHDRAWAL, Withdrawal),
+}
 
 
 def section(name):
