@@ -141,6 +141,8 @@ class Watched(Pipeline):
         """Clip as the pipeline does, count, and keep the clipped sum on all coordinates for the probes."""
         total = super().clip(block, memory)
         self._counts.update({"units": total.units, "not_finite": total.not_finite})
+        if self.unit == "client" and total.not_finite < total.units:  # of examples, zero rows are common
+            self._counts["zero"] += not any(np.any(layer) for layer in total.layers)
         if self.probes:
             self._keep(block, memory)
         return total
@@ -189,6 +191,11 @@ class Watched(Pipeline):
     def not_finite(self) -> tuple[int, int]:
         """How many units counted as zero, since they are not finite; and how many units there were."""
         return self._counts["not_finite"], self._counts["units"]
+
+    @property
+    def zero(self) -> int:
+        """How many updates of whole clients were zero in every coordinate, without those that are not finite."""
+        return self._counts["zero"]
 
     @property
     def columns(self) -> set[str]:

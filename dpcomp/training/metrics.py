@@ -57,7 +57,7 @@ class OwnMetrics:
     """Calls the metrics of a task, and holds what they return to its form.
 
     A model that diverged has outputs with which many metrics fail. Once the metrics of a set were measured, they are
-    NaN where they fail later, with a warning, so that a run that is paid for is not lost.
+    NaN where they fail or are missing later, with a warning, so that a run that is paid for is not lost.
 
     Args:
         task: A task that is a `MeasuresWhole` or a `MeasuresBySums`, or neither.
@@ -129,8 +129,16 @@ class OwnMetrics:
                 f"{member}() of the task {self._task.name!r} fails on {said} of {place}(): "
                 f"{named_error(error)}. It gets what the model returns, and returns a dict with a number for each name"
             ) from error
-        self._measured[place] = list(found)
-        return found
+        names = self._measured.setdefault(place, list(found))
+        if set(found) != set(names):
+            warnings.warn(
+                f"{member}() of the task {self._task.name!r} returned {', '.join(found) or 'nothing'} for {place}(), "
+                f"and {', '.join(names) or 'nothing'} before: a name that is missing counts as NaN, and a new one is "
+                "left out. Return the same names for every model",
+                DpcompWarning,
+                stacklevel=2,
+            )
+        return {name: found.get(name, float("nan")) for name in names}
 
 
 class _WrongForm(ValueError):

@@ -1,6 +1,7 @@
 """A run whose numbers would mislead says so: too large a δ, nobody there, broken gradients, training that diverged."""
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -90,3 +91,33 @@ def test_a_model_that_is_not_finite_is_told_whatever_is_measured():
     assert run_warnings(rows, {"auc": 0.5}, watched, model=np.ones(3, np.float32), **given) == ()
     (said,) = run_warnings(rows, {"auc": 0.5}, watched, model=np.array([1, np.nan], np.float32), **given)
     assert "model holds values that are not finite" in said
+
+
+@dataclass(frozen=True)
+class Measured(Blobs):
+    """A task with a metric of its own."""
+
+    value: float = 0.5
+
+    def metrics(self, outputs, targets):
+        return {"own": self.value}
+
+
+def test_a_loss_that_grows_is_told_beside_the_metrics():
+    _, said = warned(pipeline(noise=50.0), task=Measured(), rounds=3, trainer=PyTorch(learning_rate=50.0))
+    assert "the training diverged, or its outputs grew" in said and "test_own 0.5 → 0.5" in said
+
+
+def test_a_metric_that_is_finite_of_no_model_is_told():
+    _, said = warned(pipeline(noise=0.1), task=Measured(value=float("nan")), rounds=2, delta=1e-3)
+    assert said.startswith("test_own is not finite, neither of the first model nor of the last")
+
+
+@pytest.mark.parametrize("trust", ["nobody", "server"])
+def test_clients_that_draw_no_example_are_counted(trust):
+    terms = {"clients": 30, "rounds": 4, "delta": 1e-3}
+    chosen = pipeline("client", trust, noise=0.01, rate=None)
+    done, said = warned(chosen, **terms, trainer=PyTorch(local_sampling=dp.Poisson(0.05)))
+    assert "updates of clients were zero" in said and "local_sampling" in said and len(done.warnings) == 1
+    _, said = warned(chosen, **terms, trainer=PyTorch(local_sampling=dp.Poisson(1.0)))
+    assert said == ""

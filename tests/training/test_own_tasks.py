@@ -149,6 +149,22 @@ class TestMetrics:
             found = trainer.evaluate(np.full_like(trainer.initial_model, np.nan))
         assert np.isnan(found["test_auc"])
 
+    def test_whose_names_change_keep_the_first_names_and_the_run_ends(self):
+        class Changing(Own):
+            calls = 0
+
+            def metrics(self, outputs, targets):
+                self.calls += 1
+                return {"kept": 1.0, "first": 2.0} if self.calls == 1 else {"kept": 3.0, "second": 4.0}
+
+        names, value = (
+            r"kept, second for test\(\), and kept, first before",
+            "the last test_first is .* although test_loss is",
+        )
+        with pytest.warns(DpcompWarning, match=value), pytest.warns(DpcompWarning, match=names):
+            last = run(Changing(), rounds=2, evaluate_every=1).rows[-1]
+        assert last["test_kept"] == 3 and np.isnan(last["test_first"]) and "test_second" not in last
+
     def test_of_two_kinds_or_of_half_a_kind_are_refused(self):
         class Both(Sums):
             def metrics(self, outputs, targets):
@@ -245,6 +261,12 @@ class TestMistakes:
                 "compares every output with every target",
                 examples=(INPUTS, INPUTS[:, 0]),
                 make=lambda: nn.Linear(6, 1),
+                compare=lambda o, t: ((o - t) ** 2).mean(),
+            ),
+            mistake(
+                r"every target.*Let train\(\) return targets of one axis less \(targets\[:, 0\]\), or the model",
+                examples=(INPUTS, INPUTS[:, :1]),
+                make=lambda: nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)),
                 compare=lambda o, t: ((o - t) ** 2).mean(),
             ),
         ],

@@ -47,7 +47,8 @@ class JAX:
             `unit="example"` only, and refused with `unit="client"`. None: sampling rate × the task's population ÷
             clients.
         local_sampling: How a client draws the batches of its local steps; used with `unit="client"` only. No privacy
-            depends on it. With `unit="example"` the pipeline's own `sampling` draws the batches.
+            depends on it. An empty batch is no step: clients with few examples need a larger rate. With
+            `unit="example"` the pipeline's own `sampling` draws the batches.
         physical_batch_size: The number of examples in one pass; the last pass of a batch is filled with examples that
             count for nothing. Small passes stay in a processor's cache; give a GPU some hundreds. It changes results by
             rounding alone.

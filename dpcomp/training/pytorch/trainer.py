@@ -49,7 +49,8 @@ class PyTorch:
             `unit="example"` only, and refused with `unit="client"`. None: sampling rate × the task's population ÷
             clients.
         local_sampling: How a client draws the batches of its local steps; used with `unit="client"` only. No privacy
-            depends on it. With `unit="example"` the pipeline's own `sampling` draws the batches.
+            depends on it. An empty batch is no step: clients with few examples need a larger rate. With
+            `unit="example"` the pipeline's own `sampling` draws the batches.
         physical_batch_size: The largest number of examples in one forward pass; used with `unit="example"` only. It
             bounds memory and changes results by rounding alone.
         device: Where models are trained and evaluated: "cpu", "cuda" or "cuda:1". Codec, noise and ledger stay on the

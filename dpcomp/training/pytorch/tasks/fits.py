@@ -100,21 +100,25 @@ def _check_loss(task: SupervisedTask, outputs: Any, targets: Any) -> None:
         given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
         raise ValueError(f"{name} returned a value of {given} on {what}: return the mean over the batch, one tensor")
     if _broadcasts(task, outputs, targets, float(loss)):
+        one_less = ("the model return", "torch.nn.Flatten(0), outputs[:, 0]", "train() return targets[:, None]")
+        if outputs.ndim == 1:
+            one_less = ("train() return targets of", "targets[:, 0]", "the model return outputs[:, None]")
         raise ValueError(
-            f"{name} compares every output with every target: {what} are broadcast against each other. Let the model "
-            "return one axis less (torch.nn.Flatten(0), outputs[:, 0]), or train() return targets[:, None]"
+            f"{name} compares every output with every target: {what} are broadcast against each other. Let "
+            f"{one_less[0]} one axis less ({one_less[1]}), or {one_less[2]}"
         )
 
 
 def _broadcasts(task: SupervisedTask, outputs: Any, targets: Any, loss: float) -> bool:
-    """Return whether (n, 1) outputs meet (n,) targets of another loss than without that axis."""
-    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or len(targets) < 2:
+    """Return whether (n, 1) and (n,) meet, outputs and targets or the reverse, with another loss than (n,) and (n,)."""
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or targets.ndim < 1 or len(targets) < 2:
         return False
-    if tuple(outputs.shape) != (len(targets), 1) or targets.ndim != 1 or not targets.is_floating_point():
+    number = len(targets)
+    if {tuple(outputs.shape), tuple(targets.shape)} != {(number,), (number, 1)} or not targets.is_floating_point():
         return False
     try:
-        apart = float(task.loss(outputs[:, 0], targets))
-    except Exception:  # it takes outputs of two axes only, and so it knows of the second
+        apart = float(task.loss(outputs.reshape(number), targets.reshape(number)))
+    except Exception:  # it takes two axes only, and so it knows of the second
         return False
     return not np.isclose(loss, apart, rtol=1e-4, equal_nan=True)
 
