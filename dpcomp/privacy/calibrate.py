@@ -45,7 +45,7 @@ def calibrate(make_pipeline: Callable[[float], Pipeline], *, epsilon: float, del
         >>> 1.99 <= pipeline.guarantee(steps=1000, delta=1e-5).epsilon <= 2.0
         True
     """
-    check_target(make_pipeline, epsilon=epsilon, delta=delta, steps=steps)
+    largest = check_target(make_pipeline, epsilon=epsilon, delta=delta, steps=steps)
 
     def by_rdp(noise_multiplier: float) -> float:
         return rdp_epsilon(composed(make_pipeline(noise_multiplier).cost.event, steps), delta)
@@ -56,7 +56,7 @@ def calibrate(make_pipeline: Callable[[float], Pipeline], *, epsilon: float, del
         return math.log(max(proven, 1e-300) / epsilon)
 
     # RDP is never below the guarantee, so its answer is safe, and usually a few percent too noisy.
-    enough = _least_noise(by_rdp, epsilon)
+    enough = _least_noise(by_rdp, epsilon, most=largest)
     safe, step = math.log(enough), 0.1
     little = safe - step
     while excess(little) <= 0 and little > math.log(SMALLEST_NOISE):
@@ -73,7 +73,7 @@ def calibrate(make_pipeline: Callable[[float], Pipeline], *, epsilon: float, del
     return make_pipeline(math.exp(safe))
 
 
-def check_target(make_pipeline: Callable[[float], HasCost], *, epsilon: float, delta: float, steps: int) -> None:
+def check_target(make_pipeline: Callable[[float], HasCost], *, epsilon: float, delta: float, steps: int) -> float:
     """Refuse a target that `calibrate` could not reach; this takes milliseconds.
 
     Args:
@@ -81,6 +81,9 @@ def check_target(make_pipeline: Callable[[float], HasCost], *, epsilon: float, d
         epsilon: The target ε.
         delta: δ, in (0, 1).
         steps: The number of releases.
+
+    Returns:
+        The largest noise multiplier that is searched: LARGEST_NOISE, or where `make_pipeline` begins to refuse.
 
     Raises:
         TypeError: `epsilon` or `delta` is not a number, or `steps` not a whole number.
@@ -96,19 +99,56 @@ def check_target(make_pipeline: Callable[[float], HasCost], *, epsilon: float, d
         raise ValueError(f"calibrate(epsilon={epsilon!r}): the target is a finite number above 0")
     if steps == 0:
         raise ValueError("calibrate(steps=0): nothing is released, so nothing needs noise")
-    least = rdp_epsilon(composed(make_pipeline(LARGEST_NOISE).cost.event, steps), delta)
+    largest, refusal = _largest_noise(make_pipeline)
+    least = rdp_epsilon(composed(make_pipeline(largest).cost.event, steps), delta)
     if least > epsilon:
         raise ValueError(
-            f"calibrate: no noise multiplier up to {LARGEST_NOISE:g} reaches ε = {epsilon:g}; the least ε is "
-            f"{least:.2g}. Does make_pipeline pass its argument to Gaussian, and is the mechanism not unsafe?"
-        )
+            f"calibrate: no noise multiplier up to {largest:g} reaches ε = {epsilon:g}; the least ε is {least:.2g}. "
+            + (
+                "Does make_pipeline pass its argument to Gaussian, and is the mechanism not unsafe?"
+                if refusal is None
+                else f"make_pipeline refuses more: {refusal}"
+            )
+        ) from refusal
+    return largest
 
 
-def _least_noise(by_rdp: Callable[[float], float], epsilon: float) -> float:
+def _largest_noise(make_pipeline: Callable[[float], HasCost]) -> tuple[float, ValueError | None]:
+    """Return the largest noise multiplier that `make_pipeline` takes, to 0.1 %, and how it refuses more.
+
+    Other parts of a mechanism may bound the noise, as `AdaptiveClip(count_noise=...)` does.
+
+    Raises:
+        ValueError: That of LARGEST_NOISE, if `make_pipeline` takes no multiplier.
+    """
+    refusal = _refusal_of(make_pipeline, LARGEST_NOISE)
+    if refusal is None:
+        return LARGEST_NOISE, None
+    low, high = LARGEST_NOISE, LARGEST_NOISE
+    while _refusal_of(make_pipeline, low) is not None:
+        if low <= SMALLEST_NOISE:
+            raise refusal
+        low, high = max(low / 4, SMALLEST_NOISE), low
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        refused = _refusal_of(make_pipeline, middle)
+        low, high, refusal = (middle, high, refusal) if refused is None else (low, middle, refused)
+    return low, refusal
+
+
+def _refusal_of(make_pipeline: Callable[[float], HasCost], noise_multiplier: float) -> ValueError | None:
+    try:
+        make_pipeline(noise_multiplier)
+    except ValueError as error:
+        return error
+    return None
+
+
+def _least_noise(by_rdp: Callable[[float], float], epsilon: float, *, most: float) -> float:
     """Return the least noise multiplier, to 0.1 %, at which ε by RDP is at most the target."""
-    low, high = SMALLEST_NOISE, 1.0
+    low, high = SMALLEST_NOISE, min(1.0, most)
     while by_rdp(high) > epsilon:
-        low, high = high, min(4 * high, LARGEST_NOISE)
+        low, high = high, min(4 * high, most)
     while high / low > 1.001:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if by_rdp(middle) <= epsilon else (middle, high)

@@ -61,3 +61,19 @@ def test_a_calibration_takes_a_fraction_of_a_second():
     with cpu_loops() as loops:
         dp.calibrate(noise_first(0.00107), epsilon=0.72, delta=1.1e-5, steps=347)
     assert loops.count < 60  # six on an idle core
+
+
+def test_noise_that_another_part_bounds_is_searched_below_the_bound():
+    def with_count(z):
+        mechanism = (dp.AdaptiveClip(initial=1.0, count_noise=2.0), dp.Gaussian(z))
+        return dp.Pipeline(mechanism=mechanism, unit="client", trust="server", sampling=dp.Poisson(0.1))
+
+    pipeline = dp.calibrate(with_count, epsilon=2.0, delta=1e-6, steps=50)
+    assert 0.995 * 2 <= pipeline.guarantee(50, 1e-6).epsilon <= 2
+    with pytest.raises(ValueError, match=r"up to 3\.99\d* reaches .* refuses more: AdaptiveClip\(count_noise=2\)"):
+        dp.calibrate(with_count, epsilon=0.1, delta=1e-6, steps=1000)
+
+
+def test_a_pipeline_that_no_noise_makes_is_refused_with_its_own_words():
+    with pytest.raises(ValueError, match="Clip"):
+        dp.calibrate(lambda z: dp.Pipeline(mechanism=(dp.Clip(-1.0), dp.Gaussian(z))), epsilon=1, delta=1e-6, steps=1)
