@@ -140,6 +140,13 @@ class ByClientId:
                 f"client_ids() of the task {task.name!r} returned {ids.dtype} of shape {ids.shape}: return one whole "
                 "number or text for each example of train()"
             )
+        if ids.dtype.kind == "O":
+            for row, value in enumerate(ids):
+                if not isinstance(value, type(ids[0])) or not isinstance(value, (str, int, np.integer)):
+                    raise ValueError(
+                        f"client_ids() of the task {task.name!r} has {value!r} in row {row}, and {ids[0]!r} in row 0: "
+                        "return one whole number for each example of train(), or one text for each"
+                    )
         return ids
 
     def part(self, labels: Shaped[np.ndarray, "n ..."], clients: int, seed: PublicSeed) -> list[Int64[np.ndarray, "_"]]:

@@ -23,8 +23,9 @@ class ShownRounds(Protocol):
 class _Line:
     """Writes one line once the rounds have ended, or nothing."""
 
-    def __init__(self, label: str):
-        self._label, self._began, self._row = label, time.perf_counter(), dict[str, float]()
+    def __init__(self, label: str, done: int):
+        self._label, self._done = label, done
+        self._began, self._row = time.perf_counter(), dict[str, float]()
 
     def advance(self, row: Mapping[str, float]) -> None:
         self._row = dict(row)
@@ -35,7 +36,8 @@ class _Line:
             return
         seconds = time.perf_counter() - self._began
         said = [f"{name} {self._row[name]:.4g}" for name in self._row if name.startswith(("test_", "validation_"))]
-        said = [f"{self._row['round']:g} rounds in {seconds:.1f} s", *said]
+        whence = f", those from round {self._done + 1} on" if self._done else ""
+        said = [f"{self._row['round']:g} rounds{whence} in {seconds:.1f} s", *said]
         print(f"{self._label}: {', '.join(said)}", file=sys.stderr)
 
 
@@ -63,7 +65,7 @@ def shown_rounds(rounds: int, label: str, *, done: int, shown: bool) -> Iterator
         yield _Nothing()
         return
     if not sys.stderr.isatty() or find_spec("rich") is None:
-        line = _Line(label)
+        line = _Line(label, done)
         yield line
         line.write()
         return

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float32
@@ -88,8 +88,9 @@ def simulate(
         partition: Cuts the examples among the clients: `IID()`, `Dirichlet(concentration)`, or `ByClientId()` by a
             column of the task.
         participation: With `unit="example"`, the clients that a round asks: `Poisson(rate)` each with a probability,
-            `Fixed(count)` so many of them; None asks all. It amplifies nothing, since the server sees who sends. With
-            `unit="client"`, `pipeline.sampling` draws them.
+            `Fixed(count)` so many of them; None asks all. It amplifies nothing, since the server sees who sends; but a
+            client pays for the rounds alone in which it was asked, and the run's ε is that of the client that was asked
+            most often. With `unit="client"`, `pipeline.sampling` draws them.
         seed: Masks, dither, partition, first weights and faults are drawn from it in public, and noise and batches too,
             unless `secret` is given. The same seed gives the same run. Every payload names it, so the noise of a run
             without `secret` hides nothing.
@@ -136,7 +137,8 @@ def simulate(
             cannot train in other processes; or a state of this setting cannot be saved.
         NotPrivate: The model mixes examples, or `participation` stands beside a pipeline that draws clients itself; or
             a numbered `secret` would have to leave this process; or `folder` is given with a secret without a number.
-        DpcompError: A worker process died; or the folder is in use, is damaged, or holds the run of another call.
+        DpcompError: A worker process died; or the folder is in use, is damaged, cannot be written, or holds the run of
+            another call.
 
     Examples:
         Five clients learn handwritten digits, and send the top 5 % of each noisy update in 4 bits:
@@ -198,11 +200,17 @@ def simulate(
                 probed=columns_of_clean_data(pipeline, rows, watched.columns),
                 layout=local.layout,
                 model=read_only(federation.server.model),
+                evaluated=tuple(first),
             )
 
         between = rounds_between(local, expected_in_a_round(pipeline, participation, clients))
         for callback in watching:
-            callback.start(run_so_far())
+            callback.start(beginning := run_so_far())
+            if beginning.stopped:
+                raise ValueError(
+                    f"{callback!r} calls run.stop({beginning.stopped!r}) in start(), where no round of this call has "
+                    "come yet: stop in round(), or raise an exception"
+                )
         with shown_rounds(rounds, task.name, done=len(rows), shown=progress) as bar:
             while len(rows) < rounds and not stopped:
                 number, started = len(rows) + 1, time.perf_counter()
@@ -377,7 +385,7 @@ def _opened(
         refuse_unsavable(pipeline, secret, protocol, faults)
     number = seed if secret is None else None
     public, secret = PublicSeed(seed), SecretSeed(seed) if secret is None else secret
-    watched = Watched.of(pipeline, tuple(probes))
+    watched = Watched.of(pipeline, _checked_probes(probes))
     recipe = TrainerRecipe(
         trainer=trainer, task=task, pipeline=watched, clients=clients, partition=partition, seed=public
     )
@@ -422,6 +430,18 @@ def _opened(
             folder=run_folder,
             saved=saved,
         )
+
+
+def _checked_probes(probes: object) -> tuple[Probe, ...]:
+    several = isinstance(probes, Iterable) and not isinstance(probes, str)
+    given = tuple(cast("Iterable[object]", probes)) if several else (probes,)
+    wrong = [probe for probe in given if isinstance(probe, type) or missing_members(probe, Probe)]
+    if wrong or not several:
+        raise TypeError(
+            f"simulate(probes=...) is {probes!r}: give a tuple of instances, such as (TopKOverlap(0.05),) of "
+            "dpcomp.simulation.probes"
+        )
+    return cast("tuple[Probe, ...]", given)
 
 
 def _checked_model(model: Float32[np.ndarray, "d"], layout: Layout) -> Float32[np.ndarray, "d"]:

@@ -206,3 +206,20 @@ def test_what_probes_see_is_not_logged():
     done = run(pipeline(), rounds=1, probes=(Clipping(),), callbacks=[seen])
     assert {"clipped_fraction", "seconds"} <= set(done.rows[0]) and "clipped_fraction" not in seen.calls[1]
     assert seen.calls[1]["test_loss"] == done.rows[0]["test_loss"]
+
+
+def test_a_run_cannot_be_stopped_before_its_first_round(tmp_path):
+    class Stops(Callback):
+        def start(self, run):
+            run.stop("at once")
+
+    with pytest.raises(ValueError, match=r"Stops .*run\.stop\('at once'\) in start\(\)"):
+        made(pipeline(), rounds=2, folder=tmp_path, callbacks=[Stops()])
+    assert not list(tmp_path.glob("round-*"))
+
+
+def test_a_column_that_is_never_measured_is_refused_before_the_first_round():
+    noted = Noted()
+    with pytest.raises(ValueError, match=r"StopEarly\(column='test_auc'\) .* measures test_loss"):
+        made(pipeline(), rounds=2, callbacks=[noted, StopEarly(column="test_auc")])
+    assert [what for what, *_ in noted.calls] == ["start"]

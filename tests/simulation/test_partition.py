@@ -1,10 +1,12 @@
 """Partitions give away every example once."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import dpcomp as dp
-from dpcomp.simulation import IID, Dirichlet
+from dpcomp.simulation import IID, ByClientId, Dirichlet
 
 LABELS = np.repeat(np.arange(5), 40)
 
@@ -46,3 +48,12 @@ def test_dirichlet_wants_a_concentration_above_zero():
     for concentration in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="concentration"):
             Dirichlet(concentration)
+
+
+@pytest.mark.parametrize("column", [["a", None, "b"], [1, "a", 2], [None] * 3, [1.5, 2, "a"]], ids=str)
+def test_ids_of_several_types_are_refused_with_the_row(column):
+    column = np.array(column, dtype=object)
+    with pytest.raises(ValueError, match=r"client_ids\(\) of the task 'mine' has .* in row [012]"):
+        ByClientId().column(SimpleNamespace(name="mine", client_ids=lambda: column))
+    texts = np.array(["b", "a", "b"], dtype=object)
+    assert ByClientId().column(SimpleNamespace(name="mine", client_ids=lambda: texts)) is texts

@@ -121,3 +121,10 @@ class TestWhatIsMeasured:
         assert watched._blocks == []
         watched.take_means()
         assert watched.take_means() == {}
+
+
+@pytest.mark.parametrize("probes", [("TopKOverlap",), "TopKOverlap", (TopKOverlap,), TopKOverlap(0.1)], ids=str)
+def test_what_are_no_probes_is_refused_before_the_first_round(probes, monkeypatch):
+    monkeypatch.setattr("dpcomp.training.pytorch.trainer.TorchTrainer.train", None)
+    with pytest.raises(TypeError, match=r"simulate\(probes=\.\.\.\) is .*TopKOverlap.*give a tuple of instances"):
+        run(pipeline(), probes)

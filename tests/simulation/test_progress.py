@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 
+from dpcomp.simulation import Callback
 from dpcomp.simulation.progress import shown_rounds
 from tests.simulation.test_many_clients import made
 from tests.simulation.test_simulate import pipeline
@@ -40,3 +41,16 @@ def test_a_run_without_a_round_of_its_own_says_nothing(capsys):
     with shown_rounds(3, "digits", done=3, shown=True):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_goes_on_says_from_which_round(tmp_path, capsys):
+    class Fails(Callback):
+        def round(self, run):
+            if len(run.rows) == 3:
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        made(pipeline(), rounds=4, folder=tmp_path, save_every=2, callbacks=[Fails()], progress=True)
+    capsys.readouterr()
+    made(pipeline(), rounds=4, folder=tmp_path, save_every=2, progress=True)
+    assert "made up: 4 rounds, those from round 3 on in " in capsys.readouterr().err

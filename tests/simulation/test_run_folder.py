@@ -309,3 +309,24 @@ def test_kill_minus_nine_at_random_moments_changes_nothing(tmp_path):
         assert kills < 3 or process.wait() == 0
     assert result.read_bytes() == whole.model.tobytes() + str(whole.guarantee).encode()
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("part", ["state.json", "ledger.db", "residuals", "server"])
+def test_a_state_without_one_of_its_parts_is_refused_in_our_words(tmp_path, part):
+    with pytest.raises(Killed):
+        made(pipeline(), rounds=3, folder=tmp_path, save_every=1, callbacks=[EndAfter(2)])
+    (lost,) = tmp_path.glob(f"round-*/{part}")
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    with pytest.raises(dp.DpcompError, match=rf"{part} .*begin anew"):
+        made(pipeline(), rounds=3, folder=tmp_path, save_every=1)
+
+
+def test_a_folder_that_is_none_is_refused_in_our_words(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(dp.DpcompError, match=r"simulate\(folder=.*cannot be written .*name a folder"):
+            made(pipeline(), rounds=1, folder=place)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"simulate\(folder=''\) is no path"):
+        made(pipeline(), rounds=1, folder="")
+    assert os.listdir(tmp_path) == ["file"]

@@ -81,3 +81,8 @@ def test_fedprox_on_releases_keeps_the_guarantee_and_the_clients_near():
 def test_what_does_not_fit_is_refused_before_anything_is_trained(given, error, said):
     with pytest.raises(error, match=said):
         run(pipeline("client", "server"), trainer=PyTorch(**given))
+
+
+def test_a_factory_that_takes_no_learning_rate_is_refused_before_the_first_round():
+    with pytest.raises(ValueError, match=r"PyTorch\(optimizer=.*lr=0\.5: TypeError.*functools\.partial"):
+        run(pipeline(), trainer=PyTorch(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0)))

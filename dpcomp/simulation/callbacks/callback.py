@@ -22,6 +22,7 @@ class RunInProgress:
         probed: The columns that depend on data which was never released, as `Run.probed`.
         layout: The layers of the model.
         model: The model after the last round, as a read-only (d,) vector.
+        evaluated: The columns of the rounds that are evaluated: losses and metrics.
 
     Attributes:
         stopped: Why a callback stopped the run; empty while none did.
@@ -33,6 +34,7 @@ class RunInProgress:
     probed: tuple[str, ...]
     layout: Layout
     model: Float32[np.ndarray, "d"]
+    evaluated: tuple[str, ...] = ()
     stopped: str = field(default="", init=False)
 
     def stop(self, why: str) -> None:
@@ -76,10 +78,10 @@ class Callback:
     """
 
     def start(self, run: RunInProgress) -> None:
-        """Act before the first round that this call plays.
+        """Act before the first round that this call plays. An exception ends the call before anything is spent.
 
         Args:
-            run: The run so far.
+            run: The run so far; `run.stop` is refused here.
         """
 
     def round(self, run: RunInProgress) -> None:

@@ -39,6 +39,18 @@ class StopEarly(Callback):
         if self.best not in ("lowest", "highest"):
             raise ValueError(f'StopEarly(best={self.best!r}): give "lowest" or "highest"')
 
+    def start(self, run: RunInProgress) -> None:
+        """Refuse a loss or metric that the run does not measure.
+
+        Raises:
+            ValueError: The column is that of a test or validation set, and not among those of this run.
+        """
+        if self.column.startswith(("test_", "validation_")) and self.column not in run.evaluated:
+            known = ", ".join(run.evaluated) or "nothing"
+            raise ValueError(
+                f"StopEarly(column={self.column!r}) would never stop the run, which measures {known}: give one of these"
+            )
+
     def round(self, run: RunInProgress) -> None:
         """Stop the run if the last `patience` evaluations are no better than the best one before them."""
         if self.column not in run.rows[-1]:

@@ -104,8 +104,12 @@ class RunFolder:
         place = states[-1]
         told = _facts_in(place / STATE)
         for name, digest in told["digests"].items():
+            if not (place / name).is_file():
+                raise DpcompError(f"{place / name} is missing: {_BEGIN_ANEW}")
             if _digest_of(place / name) != digest:
                 raise DpcompError(f"{place / name} is damaged: {_BEGIN_ANEW}")
+        if not checkpoint.exists(place / SERVER):
+            raise DpcompError(f"{place / SERVER} holds no checkpoint: {_BEGIN_ANEW}")
         saved = checkpoint.load(place / SERVER, channel)
         facts = Facts(
             rows=tuple(told["rows"]),
@@ -177,10 +181,20 @@ def opened_run_folder(path: str | os.PathLike[str], settings: Mapping[str, Any])
         settings: The call of `simulate`, as `described` gives it.
 
     Raises:
-        DpcompError: Another process uses the folder, or it holds the run of another call.
+        ValueError: The path is empty.
+        DpcompError: Another process uses the folder, it holds the run of another call, or it cannot be written.
     """
+    if path == "":
+        raise ValueError(f"simulate(folder={path!r}) is no path: name a folder, such as 'run', or leave folder out")
     place = Path(path)
-    make_folder(place)
+    try:
+        make_folder(place)
+        (place / LOCK).touch()
+    except OSError as error:
+        raise DpcompError(
+            f"simulate(folder={str(path)!r}) cannot be written ({error}): name a folder that this process may write, "
+            "or that it can make"
+        ) from error
     with _held(place):
         _refuse_other(place, settings)
         yield RunFolder(place)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dpcomp.core.errors import named_error
 from dpcomp.training.pytorch.private_optimizer import refuse_unfit
 from dpcomp.training.schedule import Schedule, rate_of
 
@@ -21,13 +22,24 @@ def local_optimizer(
         factory: Called as `factory(parameters, lr=learning_rate)`; None for SGD with `momentum`.
         learning_rate: The learning rate, or its schedule over the rounds.
         momentum: The momentum of SGD; 0 beside a factory.
+
+    Returns:
+        A function of a module and a round's number. It raises ValueError where the factory fails, and TypeError where
+        it makes something else.
     """
 
     def make_optimizer(module: nn.Module, round_number: int) -> torch.optim.Optimizer:
         rate = rate_of(learning_rate, round_number)
         if factory is None:
             return torch.optim.SGD(module.parameters(), lr=rate, momentum=momentum)
-        made = factory(module.parameters(), lr=rate)
+        try:
+            made = factory(module.parameters(), lr=rate)
+        except Exception as error:
+            raise ValueError(
+                f"PyTorch(optimizer={factory!r}) cannot be called with parameters and lr={rate:g}: "
+                f"{named_error(error)}. Give what makes a torch optimiser of these two, such as torch.optim.Adam, or "
+                "functools.partial(torch.optim.AdamW, eps=1e-6)"
+            ) from error
         if not isinstance(made, torch.optim.Optimizer):
             raise TypeError(
                 f"PyTorch(optimizer={factory!r}) made a {type(made).__name__}: give what makes a torch optimiser of "
