@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dp_accounting import DpEvent  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
 
 import dpcomp as dp
 from dpcomp.core.errors import ConfigError
+from dpcomp.privacy.accounting.events import gaussians_in
+from dpcomp.privacy.claim import ROUNDING
 from dpcomp.privacy.cost import NOT_TUNED, SEEDED
 from dpcomp.privacy.guarantee import rounded_up
 from dpcomp.privacy.ledger.cost_text import cost_from_text
@@ -26,6 +29,7 @@ COLUMNS = 100  # of a terminal
 MARGIN = 11  # before what a line says
 MOMENTS = 24  # at which the figure computes ε
 MOST_RANGES = 4  # of clients' numbers in a line
+SAME = 1e-11  # relative, of noise multipliers: 12 digits are printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,8 @@ class WhatIf:
         """Return the cost of a release, with the unit and the trust that the ledger has.
 
         Args:
-            record: What the ledger holds. A cost of its plan or its charges with the same event is that cost.
+            record: What the ledger holds. A cost of its plan or its charges with the same noise, to the digits that the
+                report prints, is that cost.
 
         Raises:
             ConfigError: The ledger's unit and trust have no amplification, and a sampling rate was given.
@@ -91,7 +96,7 @@ class WhatIf:
             unit=model.unit,
             trust=model.trust,
         ).cost
-        alike = [each for each in known if (each.event, each.trust_model) == (cost.event, cost.trust_model)]
+        alike = [each for each in known if each.trust_model == cost.trust_model and _same_noise(each.event, cost.event)]
         return alike[0] if alike else cost
 
     def _refusal(self, why: str) -> ConfigError:
@@ -175,7 +180,9 @@ def text(report: LedgerReport) -> str:
         whom = "each client" if asked.client is None else f"client {asked.client}"
         sampling = "unsampled" if asked.rate == 1 else f"sampled at rate {asked.rate:g}"
         lines += ["", *_said("what if", f"{asked.steps:,} more steps of {asked.gaussian}, {sampling}, for {whom}")]
-        lines += _said("", f"{_epsilon(outlook.before)} would become {_epsilon(outlook.after)}; nothing was charged")
+        lines += _said(
+            "", f"the ledger's {_epsilon(outlook.before)} would become {_epsilon(outlook.after)}; nothing was charged"
+        )
         lines += _said("", str(outlook.after))
         if record.budget is not None:
             refused = f"refused for {_counted(len(outlook.refused), 'client')}: {_numbers(outlook.refused)}"
@@ -378,6 +385,14 @@ def _numbers(clients: Iterable[int]) -> str:
     return ", ".join(words + (["..."] if len(ranges) > MOST_RANGES else []))
 
 
+def _same_noise(one: DpEvent, other: DpEvent) -> bool:
+    (first, *more), (second, *others) = gaussians_in(one).items(), gaussians_in(other).items()
+    (rate, noise), count = first
+    (other_rate, other_noise), other_count = second
+    alike = (rate, count) == (other_rate, other_count) and math.isclose(noise, other_noise, rel_tol=SAME)
+    return alike and not more and not others
+
+
 def _cost(cost: dp.Cost) -> tuple[str, str]:
     """Return the mechanism and its sampling in words."""
     if cost.why_unsafe:
@@ -385,7 +400,7 @@ def _cost(cost: dp.Cost) -> tuple[str, str]:
     event = getattr(cost.event, "event", cost.event)
     noise = getattr(event, "noise_multiplier", 0.0)
     sampling = "unsampled" if cost.sampling == "none" else _plain(cost.sampling)
-    return f"Gaussian {noise:.4g}", sampling
+    return f"Gaussian({noise * (1 + ROUNDING):.12g})", sampling  # as a pipeline and --what-if take it
 
 
 def _epsilon(guarantee: dp.Guarantee) -> str:

@@ -328,3 +328,18 @@ def test_a_million_entries_are_read_in_seconds(tmp_path, capsys):
     seconds = time.process_time() - used
     print(f"{seconds:.2f} s of one thread, {time.monotonic() - begun:.2f} s in all, {os.cpu_count()} cores")
     assert seconds < 12  # three on an idle core
+
+
+def test_the_noise_that_is_printed_can_be_asked_about_as_it_stands(tmp_path, capsys):
+    """With other noise it would be accounted for by a filter, and cost far more."""
+    mine = pipeline(1.1307568566251145, rate=0.25)
+    with dp.Ledger.create(tmp_path / "a.db") as ledger:
+        ledger.charge(mine.cost, dp.Address(0, 0, 0), steps=5)
+    _, out, _ = said(capsys, tmp_path / "a.db")
+    printed = next(word for word in out.split() if word.startswith("Gaussian("))
+    assert float(printed[9:-1]) == pytest.approx(1.1307568566251145, rel=1e-11)
+    _, out, _ = said(capsys, tmp_path / "a.db", "--what-if", printed, "--steps", 10, "--rate", 0.25)
+    assert "PLD" in out.split("what if")[1] and "RDP filter" not in out
+    expected = mine.guarantee(steps=15, delta=1e-5)
+    _, out, _ = said(capsys, tmp_path / "a.db", "--what-if", printed, "--steps", 10, "--rate", 0.25, "--json")
+    assert json.loads(out)["what_if"]["after"]["epsilon"] == pytest.approx(expected.epsilon)
