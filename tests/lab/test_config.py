@@ -5,6 +5,7 @@ import pytest
 import dpcomp as dp
 from dpcomp.core.errors import ConfigError
 from dpcomp.federated.server_optimizers import ServerAdam, ServerOptimizer
+from dpcomp.lab.cli import main
 from dpcomp.lab.config.build import checked_points, make_arguments, make_pipeline, simulation_arguments
 from dpcomp.lab.config.calls import CALLS
 from dpcomp.lab.config.experiment import load
@@ -168,3 +169,23 @@ def test_the_servers_optimiser_is_a_value_or_made_of_its_numbers_and_not_both(tm
     both = load(config(tmp_path, TEXT.replace("rounds = 20\n", f"{call}server_momentum = 0.9\n", 1)))
     with pytest.raises(dp.ConfigError, match="server beside server_momentum"):
         make_arguments(both)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("learning_rate = [0.5, 1.0]", "learning_rate = []", r"\[tune\] learning_rate = \[\]: give the values to try"),
+        ("task =", "# task =", r"it has no task: write task = "),
+    ],
+)
+def test_what_is_left_empty_is_said_with_what_to_write(tmp_path, before, after, said):
+    assert before in TEXT
+    with pytest.raises(ConfigError, match=said):
+        load(config(tmp_path, TEXT.replace(before, after)))
+
+
+@pytest.mark.parametrize("participation", [True, False])
+def test_the_epsilon_of_a_config_says_whose_it_is_where_not_all_are_asked(tmp_path, capsys, participation):
+    text = TEXT if participation else TEXT.replace("participation = { Poisson = { rate = 0.5 } }\n", "")
+    assert main(["epsilon", str(config(tmp_path, text))]) == 0
+    assert ("a client that is asked in every round" in capsys.readouterr().err) is participation

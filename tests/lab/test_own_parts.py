@@ -91,6 +91,7 @@ def test_what_a_file_cannot_give_is_refused(folder, text, said):
         ('["none.py"]', r"none\.py can't be read \(No such file"),
         ('"own.py"', "write a list"),
         ('["own.py", "again.py"]', r"again\.py defines Own, as another file does"),
+        ('["own.py", "./own.py"]', r"\./own\.py stands twice: leave one out"),
     ],
 )
 def test_imports_are_files_with_names_of_their_own(folder, imports, said):
@@ -199,3 +200,16 @@ def test_a_task_is_named_by_whoever_brings_it(folder):
     assert make_task(load(folder / "some.toml"), TASKS).name == "mnist"
     with pytest.raises(ConfigError, match="'mnist', which is unknown"):
         make_task(load(folder / "some.toml"), SHIPPED_TASKS)
+
+
+@pytest.mark.parametrize(
+    "member", ["train(self)", "test(self)", "model(self, seed)", "metrics(self, outputs, targets)"]
+)
+def test_what_fails_in_a_file_of_ones_own_is_said_in_one_line_with_its_place(tmp_path, capsys, member):
+    text = f"{TASK.split('@dataclass(frozen=True)')[0].rstrip()}\n\n    def {member}:\n        return {{}}['a']\n"
+    (tmp_path / "own.toml").write_text(OWN_TASK.split("[grid]")[0], encoding="utf-8")
+    (tmp_path / "halves.py").write_text(text, encoding="utf-8")
+    assert main(["sweep", str(tmp_path / "own.toml")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "own.toml: at seed-0: " in said
+    assert "KeyError: 'a'" in said and said.endswith(f"(halves.py, line {len(text.splitlines())})\n")

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import dpcomp as dp
 from dpcomp.core.calls import check_keys, check_known, from_table
 from dpcomp.core.checks import missing_members
-from dpcomp.core.errors import ConfigError, DpcompError
+from dpcomp.core.errors import ConfigError, DpcompError, named_error
 from dpcomp.core.extras import require
 from dpcomp.federated import ServerOptimizer
 from dpcomp.lab.config.calls import calls_of
@@ -142,7 +143,7 @@ def checked_points(config: Path, tasks: Tasks) -> tuple[Point, ...]:
     """
     found = points(config)
     for point in found:
-        with _named(f"{config}: at {point.title}" if point.labels else str(config)):
+        with _named(f"{config}: at {point.title}" if point.labels else str(config), point.experiment):
             _check(point.experiment, tasks)
     return found
 
@@ -159,7 +160,7 @@ def check_trials(trials: Iterable[tuple[str, Experiment, int]], tasks: Tasks) ->
     """
     made: dict[str, _Made] = {}
     for name, experiment, seed in trials:
-        with _named(name):
+        with _named(name, experiment):
             for each in experiment.seeds:
                 dp.PublicSeed(each)
             if experiment.epsilon is not None:
@@ -195,12 +196,25 @@ def _check_releases(experiment: Experiment, trainer: Trainer) -> None:
 
 
 @contextmanager
-def _named(place: str) -> Iterator[None]:
-    """Say of an error where it arose."""
+def _named(place: str, experiment: Experiment) -> Iterator[None]:
+    """Say of an error where it arose: at which trial, and at which line of a file of `imports`, if at one."""
     try:
         yield
-    except (DpcompError, TypeError, ValueError) as error:
-        raise ConfigError(f"{place}: {error}") from error
+    except Exception as error:  # an own task, model, partition or trainer may raise any
+        said = str(error) if isinstance(error, (DpcompError, TypeError, ValueError)) else named_error(error)
+        raise ConfigError(f"{place}: {said}{_own_line(error, experiment)}") from error
+
+
+def _own_line(error: BaseException, experiment: Experiment) -> str:
+    """Return the last line of a file of `imports` that an error, or what caused it, went through."""
+    names = {str(source.path): source.name for source in experiment.imports}
+    cause: BaseException | None = error
+    own: list[tuple[str, int]] = []
+    while cause is not None:
+        frames = traceback.extract_tb(cause.__traceback__)
+        own = [(names[frame.filename], frame.lineno or 0) for frame in frames if frame.filename in names] or own
+        cause = cause.__cause__
+    return f" ({own[-1][0]}, line {own[-1][1]})" if own else ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

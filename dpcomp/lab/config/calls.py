@@ -33,7 +33,9 @@ def calls_of(experiment: Experiment) -> dict[str, Callable[..., Any]]:
     """
     calls = dict(CALLS)
     named = names_in((experiment.task, experiment.pipeline, experiment.federation)) if experiment.imports else set()
-    for source in experiment.imports:
+    for place, source in enumerate(experiment.imports):
+        if source.path in {earlier.path for earlier in experiment.imports[:place]}:
+            raise ConfigError(f"imports: {source.name} stands twice: leave one out")
         own = source.dataclasses()
         if plain := sorted(named & source.plain_classes()):
             raise ConfigError(

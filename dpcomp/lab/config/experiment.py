@@ -91,6 +91,8 @@ class Experiment:
         for key in ("clients", "rounds"):
             if key not in self.federation:
                 raise ConfigError(f"[federation] has no {key!r}: say how many")
+        if empty := [key for key, values in self.tune.items() if not values]:
+            raise ConfigError(f"[tune] {empty[0]} = []: give the values to try, one at least, or leave the key out")
         tried = ((key, value) for key, values in self.tune.items() for value in values)
         for key, value in (*self.federation.items(), *tried):
             _check_value(key, value)
@@ -246,7 +248,9 @@ def experiment_of(facts: dict[str, Any], folder: Path) -> Experiment:
     check_keys(facts, [item.name for item in fields(Experiment)], "the file")
     missing = {"task", "pipeline", "federation"} - set(facts)
     if missing:
-        raise ConfigError(f"it has no {', '.join(sorted(missing))}")
+        forms = {"task": 'task = "digits" or { Mine = {} }', "pipeline": "[pipeline]", "federation": "[federation]"}
+        wanted = ", ".join(form for key, form in forms.items() if key in missing)
+        raise ConfigError(f"it has no {', '.join(sorted(missing))}: write {wanted}")
     if not isinstance(facts.get("tune", {}), dict):
         raise ConfigError(f"tune = {facts['tune']!r}: write a table, [tune], with a list of values for each key")
     given = {
