@@ -125,7 +125,7 @@ def _add_figures(commands: Commands) -> None:
     )
     figures.add_argument("--x", metavar="COLUMN", help="of the horizontal axis (default: round, and bytes)")
     figures.add_argument(
-        "--y", metavar="COLUMN", default="test_accuracy", help="of the vertical axis (default: test_accuracy)"
+        "--y", metavar="COLUMN", help="of the vertical axis (default: the test metric of the configs, or test_accuracy)"
     )
     figures.add_argument(
         "--by", metavar="COLUMN", default="method", help="a line for each of its values (default: method)"
@@ -378,12 +378,12 @@ def _figures(options: argparse.Namespace) -> int:
     from dpcomp.lab.figures.gallery import draw_gallery
     from dpcomp.lab.sweep.rounds import rounds_in
 
-    frame, notes = rounds_in(options.target)
+    frame, metric, notes = rounds_in(options.target)
     written = draw_gallery(
         frame,
         options.folder,
         x=options.x,
-        y=options.y,
+        y=options.y or f"test_{metric}",
         by=options.by,
         style=options.style,
         forms=options.forms,
@@ -401,7 +401,8 @@ def _epsilon(options: argparse.Namespace) -> int:
     if options.no_imports:
         refuse_imports(options.config)
     tasks = options.load_tasks()
-    for point in checked_points(options.config, tasks):
+    points = checked_points(options.config, tasks)
+    for point in points:
         if point.labels:
             print(f"{point.title}:")
         experiment = point.experiment
@@ -410,6 +411,13 @@ def _epsilon(options: argparse.Namespace) -> int:
         task = make_task(experiment, tasks)
         units = task.population if experiment.trust_model.releases_local_steps else experiment.federation["clients"]
         print(pipeline.guarantee(experiment.steps, experiment.delta, population=units))
+    if any("participation" in point.experiment.federation for point in points):
+        _note(
+            [
+                "with `participation`, this is the ε of a client that is asked in every round; a run's is that of the "
+                "client that was asked most often"
+            ]
+        )
     return 0
 
 

@@ -98,7 +98,6 @@ def _top_k(configs: Path) -> Numbers:
     ):
         found |= of_trials(f"top_k.{task}", trials_of(configs / "top_k" / f"{task}.toml"), axes, reference="dense")
     resnet: Any = compare(configs / "top_k" / "resnet18_cifar10.toml")
-    resnet["method"] = resnet["method"].str.removeprefix("resnet18_cifar10/method=")
     shown = {
         "accuracy": plain("accuracy_percent"),
         "behind": plain("rounds_behind", 0),

@@ -156,3 +156,14 @@ def test_the_reference_of_a_grid_is_its_own_dense_point_wherever_it_stands(tmp_p
     table = compare(tmp_path).set_index("method")["rounds_behind"]
     assert 0 < table["both/method=sparse"] < 1
     assert table["both/method=dense"] == 0
+
+
+def test_methods_of_one_config_are_called_by_their_labels_and_of_several_by_their_paths(tmp_path):
+    config = config_in(
+        tmp_path, "grid", UNTUNED + '[grid.method]\ndense = {}\n"top 10 %" = { "federation.momentum" = 0.5 }\n'
+    )
+    names = [point.name for point in standing_of(config).points for point in [point.point]]
+    finished(config, {f"{name}/seed-0": [0.6] for name in names})
+    assert compare(config)["method"].tolist() == compare(tmp_path)["method"].tolist() == ["dense", "top 10 %"]
+    config_in(tmp_path, "other", UNTUNED)
+    assert compare(tmp_path)["method"].tolist() == [f"grid/{name}" for name in names]

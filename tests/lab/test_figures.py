@@ -14,9 +14,9 @@ from dpcomp.lab import results
 from dpcomp.lab.cli import main
 from dpcomp.lab.figures.gallery import draw_gallery
 from dpcomp.lab.figures.plots import front_of, plot_curves, plot_overlap, plot_pareto
-from dpcomp.lab.results.results_file import ResultsFile
+from dpcomp.lab.results.results_file import ResultsFile, results_of
 from dpcomp.lab.sweep.rounds import rounds_in
-from tests.lab.test_comparison import config_in, finished
+from tests.lab.test_comparison import UNTUNED, config_in, finished
 from tests.lab.test_frames import a_report
 
 BEGINNINGS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
@@ -172,7 +172,8 @@ def test_of_configs_the_best_tuning_counts_and_is_called_as_in_the_table(tmp_pat
     of_sparse = {"learning_rate=1/seed-0": [0.6], "learning_rate=2/seed-0": [0.7], "learning_rate=2/seed-1": [0.5]}
     finished(sparse, of_sparse)
     finished(dense, {"learning_rate=4/seed-0": [0.9]})
-    frame, notes = rounds_in(tmp_path / "configs")
+    frame, metric, notes = rounds_in(tmp_path / "configs")
+    assert metric == "accuracy"
     assert frame[["method", "seed", "test_accuracy"]].to_numpy().tolist() == [
         ["dense", 0, 0.9],
         ["sparse", 0, 0.7],
@@ -184,3 +185,18 @@ def test_of_configs_the_best_tuning_counts_and_is_called_as_in_the_table(tmp_pat
     assert said.err.count("\n") == len(notes)
     with pytest.raises(ConfigError, match="sweep it first"):
         rounds_in(config_in(tmp_path, "unfinished"))
+
+
+def test_without_an_axis_the_metric_of_the_configs_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = UNTUNED.replace('task = "digits"', 'task = "digits"\nmetric = "auc"\ndirection = "higher"')
+    config = config_in(tmp_path, "mine", text)
+    finished(config, {"seed-0": [0.6, 0.7]})
+    reports = results_of(config).read()
+    for report in reports:
+        report["curves"]["test_auc"] = report["curves"].pop("test_accuracy")
+    results_of(config).replace(reports)
+    for target in ("mine.toml", "mine.jsonl"):
+        assert rounds_in(tmp_path / target)[1] == "auc"
+        assert main(["figures", target, "--forms", "svg"]) == 0, capsys.readouterr().err
+        assert "test auc" in (tmp_path / "figures" / "curves.svg").read_text(encoding="utf-8")

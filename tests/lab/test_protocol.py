@@ -219,7 +219,7 @@ class TestDifferences:
         config = of_grid(tmp_path, f'measure = "last_five"\n{GRID}')
         rows = compare(config).set_index("method")
         for noise, accuracies in SPARSE.items():
-            row, dense = (rows.loc[f"grid/method={name},noise_multiplier={noise}"] for name in ("sparse", "dense"))
+            row, dense = (rows.loc[f"{noise}, {name}"] for name in ("sparse", "dense"))
             differences = 100 * (np.array(accuracies) - DENSE[noise][: len(accuracies)])
             assert row["difference"] == pytest.approx(differences.mean())
             half = t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5

@@ -209,7 +209,7 @@ def _fewer(frame: Any) -> str:
 
 
 def _refuse_unknown(frame: pd.DataFrame, names: Sequence[str]) -> None:
-    check_keys(names, list(map(str, frame.columns)), "the columns of the results")
+    check_keys(names, list(map(str, frame.columns)), "the table of results")
 
 
 def _axes(axes: Axes | None) -> Axes:

@@ -46,7 +46,8 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
 
     Args:
         standings: What `standings_in(target)` returned.
-        target: The folder of configs, or the config; methods are named by their paths from there.
+        target: The folder of configs, or the config; methods are named by their paths from there, those of one config
+            by their labels.
 
     Raises:
         ConfigError: No trial is finished.
@@ -56,10 +57,9 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
     rows = []
     for outcome in finished:
         reference = reference_of(outcome, finished)
-        place = outcome.point.config.with_suffix("") / outcome.point.name
         rows.append(
             {
-                "method": place.relative_to(folder).as_posix(),
+                "method": method_name(outcome, standings, folder),
                 "tuning": outcome.tuning or "none",
                 "tried": outcome.tried,
                 **measured(outcome, reference),
@@ -70,6 +70,20 @@ def comparison(standings: Sequence[Standing], target: Path) -> pd.DataFrame:
         notes = [note for standing in standings for note in standing.notes()]
         raise ConfigError("; ".join([f"{target} holds no config with a finished trial: sweep it first", *notes]))
     return pd.DataFrame(rows)
+
+
+def method_name(outcome: Outcome, standings: Sequence[Standing], folder: Path) -> str:
+    """Return the name of a method: its labels where one config is all there is, else its path from the folder.
+
+    Args:
+        outcome: The results of the method.
+        standings: All configs that are compared.
+        folder: The folder of the configs.
+    """
+    point = outcome.point
+    if len(standings) == 1 and point.name:
+        return point.title
+    return (point.config.with_suffix("") / point.name).relative_to(folder).as_posix()
 
 
 def notes(standings: Sequence[Standing]) -> list[str]:
