@@ -209,6 +209,11 @@ class Server:
             make_folder(self._folder)
             self._open_folder(self._folder)
 
+    @property
+    def sees_clean(self) -> bool:
+        """Whether clients send clean updates, so that what is counted of their messages is private."""
+        return self._channel.server_sees_clean
+
     def handle(self, message: bytes, sender: int) -> bytes | None:
         """Handle a client's payload or hello.
 
@@ -267,6 +272,18 @@ class Server:
             if self._clients == SERVER:
                 raise ValueError("this server accepts all clients, and does not know their number: give it clients=")
             return list(range(self._clients))
+
+    def asks(self, client: int) -> bool:
+        """Return whether a client is asked for an update in the present round, as `cohort` says.
+
+        **Privacy:** under a trusted server that samples, tell this to the client alone.
+
+        Raises:
+            DpcompError: The journal cannot be written; or this server was closed.
+        """
+        with self._lock:
+            self._refuse_closed()
+            return 0 <= client < self._clients and self._is_drawn(client, self.memory.shared.version)
 
     def close_round(self) -> bytes:
         """Close the round: aggregate its updates, move the model, and return the broadcast for all clients.
@@ -463,15 +480,12 @@ class Server:
                 "a client counts once in a round. Wait for the next broadcast",
                 reason="twice",
             )
-        if self._cohort is not None:
-            drawn = self._drawn(frame.round)
-            place = int(np.searchsorted(drawn, frame.client))
-            if place == len(drawn) or drawn[place] != frame.client:
-                raise VersionMismatch(
-                    f"client {frame.client} sends an update of round {frame.round}, for which it was not drawn: send "
-                    "one where the server asks for it",
-                    reason="uninvited",
-                )
+        if not self._is_drawn(frame.client, frame.round):
+            raise VersionMismatch(
+                f"client {frame.client} sends an update of round {frame.round}, for which it was not drawn: send one "
+                "where the server asks for it",
+                reason="uninvited",
+            )
 
     def _refuse_large(self, update: Update) -> None:
         """Refuse values that no client of this configuration sends."""
@@ -484,6 +498,14 @@ class Server:
                 f"{self._largest_update:g}: check its clip norm, learning rate and noise",
                 reason="size",
             )
+
+    def _is_drawn(self, client: int, version: int) -> bool:
+        """Return whether a client was drawn for a round; where none are drawn, all are."""
+        if self._cohort is None:
+            return True
+        drawn = self._drawn(version)
+        place = int(np.searchsorted(drawn, client))
+        return place < len(drawn) and bool(drawn[place] == client)
 
     def _drawn(self, version: int) -> Int64[np.ndarray, "chosen"]:
         """Return the clients that were drawn for a round; those of the present round are drawn now if need be."""

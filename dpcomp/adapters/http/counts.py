@@ -1,0 +1,65 @@
+"""Counts: what a server counts of its traffic, and the text in which it shows them."""
+
+from collections import Counter
+from typing import Literal, get_args
+
+from dpcomp.federated.server import Server
+
+Refused = Literal[
+    "sender",  # no known token or certificate
+    "length",  # longer than any message of the layout
+    "slow",  # a header, message or reply that took too long
+    "cut",  # the connection ended before the message
+    "malformed",  # not HTTP
+    "path",  # no such path or method
+    "busy",  # too many requests of this client, or too many bytes held
+    "connections",  # closed for a newer one, or not opened
+    "tls",  # no TLS, or a certificate that is not trusted
+]
+
+
+class Counts:
+    """Counts connections, bytes and what the transport refused; it knows no message from another.
+
+    Attributes:
+        connections: The number of open connections.
+        refused: The number of requests and connections that were refused, by reason.
+        received: The bytes of messages.
+        sent: The bytes of replies.
+    """
+
+    def __init__(self):
+        self.connections = 0
+        self.refused: Counter[Refused] = Counter()
+        self.received = self.sent = 0
+
+    def text(self, server: Server) -> str:
+        """Return the counts in the text format of Prometheus.
+
+        **Privacy:** where the server is trusted, lengths of messages and what was refused of them depend on clean
+        values, so they are left out.
+        """
+        version = server.memory.shared.version
+        lines = [
+            *_family("dpcomp_version", "gauge", "Rounds closed so far.", {"": version}),
+            *_family("dpcomp_http_connections", "gauge", "Open connections.", {"": self.connections}),
+            *_family(
+                "dpcomp_http_refused_total",
+                "counter",
+                "Requests and connections that the transport refused.",
+                {f'{{reason="{reason}"}}': self.refused[reason] for reason in get_args(Refused)},
+            ),
+        ]
+        if not server.sees_clean:
+            refusals = {f'{{reason="{reason}"}}': count for reason, count in sorted(server.refusals.items())}
+            lines += [
+                *_family("dpcomp_updates", "gauge", "Updates accepted in this round.", {"": len(server.accepted)}),
+                *_family("dpcomp_received_bytes_total", "counter", "Bytes of messages.", {"": self.received}),
+                *_family("dpcomp_sent_bytes_total", "counter", "Bytes of replies.", {"": self.sent}),
+                *_family("dpcomp_refusals_total", "counter", "Messages that the server refused.", refusals),
+            ]
+        return "\n".join(lines) + "\n"
+
+
+def _family(name: str, kind: str, meaning: str, values: dict[str, int]) -> list[str]:
+    return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *(f"{name}{each} {values[each]}" for each in values)]

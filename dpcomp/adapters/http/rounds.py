@@ -1,0 +1,149 @@
+"""Rounds: when a server closes a round, and the task that closes it."""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+import anyio
+import anyio.to_thread
+
+from dpcomp.core.checks import real_number, whole_number
+from dpcomp.core.errors import BudgetExhausted, NotPrivate
+from dpcomp.federated.server import Server
+
+LOG = logging.getLogger("dpcomp.http")
+RETRY_SECONDS = 10.0  # after a round could not be saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPolicy:
+    """Says when a round is closed: after enough updates, after some time, or after whichever comes first.
+
+    **Privacy:** everybody sees when a round is closed. Under a trusted server the number of updates depends on who was
+    drawn and on clean messages, so there time alone may close a round, and does so if nobody has sent.
+
+    Args:
+        updates: Close a round as soon as so many updates were accepted, or those of all clients that were asked; None
+            never closes one for its number.
+        seconds: Close a round after so long, if at least `least_updates` were accepted by then, else as soon as they
+            are; None never closes one for its age.
+        least_updates: The fewest updates of a round that is closed for its age.
+        rounds: The number of rounds of the federation; the last model is served after them. None for no end.
+
+    Raises:
+        TypeError: A value is no number.
+        ValueError: A number is out of range, or neither `updates` nor `seconds` is given.
+
+    Examples:
+        >>> from dpcomp.adapters.http import RoundPolicy
+        >>> RoundPolicy(updates=3, seconds=30.0, least_updates=2, rounds=20)
+        RoundPolicy(updates=3, seconds=30.0, least_updates=2, rounds=20)
+    """
+
+    updates: int | None = None
+    seconds: float | None = None
+    least_updates: int = 1
+    rounds: int | None = None
+
+    def __post_init__(self):
+        if self.updates is None and self.seconds is None:
+            raise ValueError("RoundPolicy() closes no round: give updates=, seconds=, or both")
+        for name, least in (("updates", 1), ("least_updates", 0), ("rounds", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, whole_number(value, f"RoundPolicy({name})", least=least))
+        if self.seconds is not None:
+            seconds = real_number(self.seconds, "RoundPolicy(seconds)", "a number of seconds above 0")
+            if not 0 < seconds < math.inf:
+                raise ValueError(f"RoundPolicy(seconds) is {seconds}: give a number of seconds above 0")
+            object.__setattr__(self, "seconds", seconds)
+
+    def refuse_observable(self, server: Server) -> None:
+        """Refuse a policy that would show something of clean messages by the time at which a round is closed.
+
+        Raises:
+            NotPrivate: The server is trusted, and the number of updates decides.
+        """
+        if server.sees_clean and (self.updates is not None or self.least_updates):
+            raise NotPrivate(
+                f"{self} under a trusted server: when a round is closed would show how many clients have sent, for "
+                "which nothing is charged. Use RoundPolicy(seconds=..., least_updates=0)"
+            )
+
+    def seconds_left(self, updates: int, asked: int | None, age: float) -> float:
+        """Return in how many seconds a round is to be closed, if no further update comes.
+
+        Args:
+            updates: The number of updates that were accepted in it.
+            asked: The number of clients that were asked for one; None if it is not known.
+            age: How long ago it began, in seconds.
+
+        Returns:
+            The seconds; 0 for now, infinity for never.
+        """
+        enough = math.inf if self.updates is None else self.updates
+        if self.updates is not None and asked is not None:
+            enough = min(enough, asked)
+        if updates >= enough:
+            return 0.0
+        if self.seconds is not None and updates >= self.least_updates:
+            return max(self.seconds - age, 0.0)
+        return math.inf
+
+
+class Rounds:
+    """Closes the rounds of a server, as a policy says.
+
+    Args:
+        server: The server.
+        policy: When a round is closed.
+
+    Attributes:
+        ended: Why no further round is closed; empty as long as rounds are.
+    """
+
+    def __init__(self, server: Server, policy: RoundPolicy):
+        self._server, self._policy = server, policy
+        self._arrived = anyio.Event()
+        self.ended = ""
+
+    def arrived(self) -> None:
+        """Look anew whether the round is to be closed; called after each message."""
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Close rounds until there are enough, or until the budget of a trusted server ends them."""
+        while not self._finished():
+            began, asked = time.monotonic(), await anyio.to_thread.run_sync(self._asked)
+            while seconds := self._policy.seconds_left(len(self._server.accepted), asked, time.monotonic() - began):
+                self._arrived = anyio.Event()
+                with anyio.move_on_after(seconds):
+                    await self._arrived.wait()
+            await self._close(time.monotonic() - began)
+        LOG.info("rounds_ended version=%d why=%r", self._server.memory.shared.version, self.ended)
+
+    def _finished(self) -> bool:
+        if not self.ended and self._policy.rounds is not None:
+            done = self._server.memory.shared.version >= self._policy.rounds
+            self.ended = "all rounds are closed" if done else ""
+        return bool(self.ended)
+
+    def _asked(self) -> int | None:
+        try:
+            return len(self._server.cohort())
+        except ValueError:  # it takes all clients, and does not know their number
+            return None
+
+    async def _close(self, age: float) -> None:
+        version, updates = self._server.memory.shared.version, len(self._server.accepted)
+        try:
+            await anyio.to_thread.run_sync(self._server.close_round)
+        except BudgetExhausted as refusal:
+            self.ended = str(refusal)
+        except Exception:  # such as a full disk: the round goes on, and nothing that was accepted is lost
+            LOG.exception("round_not_closed version=%d retry_seconds=%g", version, RETRY_SECONDS)
+            await anyio.sleep(RETRY_SECONDS)
+        else:
+            counted = "" if self._server.sees_clean else f" updates={updates}"
+            LOG.info("round_closed version=%d seconds=%.1f%s", version, age, counted)
