@@ -113,7 +113,7 @@ def trusting(path):
 
 
 def rest_of(line):
-    """Read until the server ends the connection. A time-out of the socket, which is a hang of the server, is an error."""
+    """Read until the server ends the connection; a server that does not makes it raise TimeoutError."""
     parts = []
     try:
         while part := line.recv(2**16):

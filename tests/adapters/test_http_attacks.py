@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -23,8 +23,8 @@ from dpcomp.adapters.http import (
 from dpcomp.federated import TimedOut, Trained
 from dpcomp.federated.server import largest_message
 from tests.adapters.federation import (
-    D,
     Client,
+    D,
     answer,
     certificates,
     connected,
@@ -39,6 +39,12 @@ from tests.adapters.federation import (
 
 QUICK = Limits(header_seconds=0.5, grace_seconds=0.5, least_bytes_per_second=1e6, idle_seconds=5.0, stop_seconds=1.0)
 LONGEST = largest_message(D)
+
+
+def chunked(token):
+    """Return the head of a message in chunks."""
+    head = f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head.encode()
 
 
 class Federation:
@@ -192,10 +198,10 @@ def test_a_message_longer_than_it_says_is_cut_and_its_rest_is_no_request():
 
 def test_chunks_without_an_end_are_refused_at_the_longest_message():
     with attacked() as federation:
-        head = f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {federation.tokens[0]}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = chunked(federation.tokens[0])
         chunk = b"10000\r\n" + bytes(2**16) + b"\r\n"
         line = connected(federation.url)
-        line.sendall(head.encode())
+        line.sendall(head)
         sent = 0
         try:
             for _ in range(1000):
@@ -206,7 +212,7 @@ def test_chunks_without_an_end_are_refused_at_the_longest_message():
         line.close()
         assert sent < 50 * LONGEST
         eventually(lambda: federation.refused["length"] == 1)
-        short = head.encode() + b"4\r\nabcd\r\n0\r\n\r\n"
+        short = head + b"4\r\nabcd\r\n0\r\n\r\n"
         line = connected(federation.url)
         line.sendall(short)
         assert b" 204 " in line.recv(1000)  # a message in chunks is one nevertheless
@@ -229,10 +235,8 @@ def test_slow_headers_are_ended_while_others_are_served(sent):
         def drip():
             while dripping:
                 for line in lines:
-                    try:
+                    with suppress(OSError):
                         line.sendall(b"a" if sent else b"")
-                    except OSError:
-                        pass
                 time.sleep(0.1)
 
         slow = threading.Thread(target=drip)
@@ -387,8 +391,8 @@ def test_other_paths_and_methods_are_refused(method, path, status):
 
 def test_a_bad_chunk_within_a_message_ends_it():
     with attacked() as federation:
-        head = f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {federation.tokens[0]}\r\nTransfer-Encoding: chunked\r\n\r\n"
-        assert b" 400 " in answer(federation.url, head.encode(), b"zz\r\nabcd\r\n")
+        head = chunked(federation.tokens[0])
+        assert b" 400 " in answer(federation.url, head, b"zz\r\nabcd\r\n")
         assert federation.refused["malformed"] == 1
         assert federation.serves()
 
@@ -458,7 +462,7 @@ class TestCertificates:
             eventually(lambda: refused["tls"] == 20, seconds=5)
             for line in lines:
                 line.close()
-            assert b"" == answer(url, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")  # no TLS at all
+            assert answer(url, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n") == b""  # no TLS at all
             eventually(lambda: refused["tls"] == 21)
             with connected(url, trusting(folder / "server.pem")) as line:
                 line.sendall(b"GET /hea")

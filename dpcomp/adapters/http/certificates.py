@@ -4,7 +4,7 @@ import hashlib
 import ipaddress
 import os
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -94,7 +94,7 @@ class Tls:
 
     certificate: str | os.PathLike[str]
     key: str | os.PathLike[str]
-    clients: Sequence[str | os.PathLike[str]] = ()
+    clients: Collection[str | os.PathLike[str]] = ()
 
     def context(self) -> ssl.SSLContext:
         """Return the context of the server's connections.

@@ -11,6 +11,7 @@ import anyio.to_thread
 from dpcomp.core.checks import real_number, whole_number
 from dpcomp.core.errors import BudgetExhausted, NotPrivate
 from dpcomp.federated.server import Server
+from dpcomp.terms import FederationTerms
 
 LOG = logging.getLogger("dpcomp.http")
 RETRY_SECONDS = 10.0  # after a round could not be saved
@@ -58,6 +59,22 @@ class RoundPolicy:
             if not 0 < seconds < math.inf:
                 raise ValueError(f"RoundPolicy(seconds) is {seconds}: give a number of seconds above 0")
             object.__setattr__(self, "seconds", seconds)
+
+    @classmethod
+    def of(cls, terms: FederationTerms) -> "RoundPolicy":
+        """Return the policy that the terms of a federation say: all enrolled clients, or the time and enough of them.
+
+        Where the server is trusted, the time alone: agree on `round_seconds` and `least_updates=0`.
+
+        Raises:
+            ValueError: The server is trusted, and the terms have no `round_seconds`.
+        """
+        return cls(
+            updates=None if terms.pipeline.trust_model.server_sees_clean else terms.clients,
+            seconds=terms.round_seconds,
+            least_updates=terms.least_updates,
+            rounds=terms.rounds,
+        )
 
     def refuse_observable(self, server: Server) -> None:
         """Refuse a policy that would show something of clean messages by the time at which a round is closed.
