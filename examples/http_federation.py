@@ -29,7 +29,7 @@ def network():
 
 
 def serve_rounds():
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)  # Opacus has set up its own
     terms, first = FederationTerms.read("federation.toml"), network()
     server = terms.server(layout_of(first), read(first), folder="server")
     certificates = {number: f"client-{number}.pem" for number in range(CLIENTS)}

@@ -29,8 +29,10 @@ def server_of(clients=3, folder=None, **given):
     return Server(PIPELINE.channel, PIPELINE.init_server(D, SEED), FIRST, clients=clients, folder=folder, **given)
 
 
-def trusted_server(clients=8):
-    release = TrustedRelease(pipeline=SAMPLED, secret=SecretSeed(1), ledger=dp.Ledger(), divisor=0.5 * clients)
+def trusted_server(clients=8, budget=None):
+    release = TrustedRelease(
+        pipeline=SAMPLED, secret=SecretSeed(1), ledger=dp.Ledger(budget=budget), divisor=0.5 * clients
+    )
     memory = SAMPLED.init_server(D, SEED)
     return Server(SAMPLED.channel, memory, FIRST, trusted_release=release, clients=clients)
 

@@ -5,8 +5,11 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -180,15 +183,15 @@ def test_a_federation_over_http_goes_on_after_its_server_and_a_client_were_kille
         clients[1] = started("http_federation.py", "client", "1", folder=tmp_path, **environment)
         with ended(server):
             outputs = [printed(client) for client in clients]
-            # Whoever has no token is turned away.
-            import urllib.error
-            import urllib.request
-
-            stranger = urllib.request.Request(
-                f"http://127.0.0.1:{port}/", b"hello", {"Authorization": "Bearer guessed"}
-            )
+            # Whoever has no certificate is turned away.
+            trusting = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
             with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(stranger, timeout=20)
+                urllib.request.urlopen(f"https://127.0.0.1:{port}/", b"hello", timeout=20, context=trusting)
+            server.send_signal(signal.SIGTERM)
+            _, log = server.communicate(timeout=60)
+        assert server.returncode == 0
+        assert "round_closed version=3" in log
+        assert "stopped" in log.splitlines()[-1]
     for number, output in enumerate(outputs):
         assert float(re.search(rf"client {number}: accuracy ([\d.]+)", output)[1]) > 0.8
         addresses = [entry.address for entry in dp.Ledger.read(tmp_path / f"client-{number}.db").entries]

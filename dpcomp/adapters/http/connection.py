@@ -141,13 +141,12 @@ class Connection(H11Protocol):
             self._leave()
         elif self._waits:
             self._gate.wait(self, True)
-            if self._unsent:
-                self._limit("reply", self._gate.limits.seconds_for(self._unsent))
+            self._limit("reply", self._seconds or None)
 
     def pause_writing(self) -> None:
         """Limit how long the client may take for its reply."""
         super().pause_writing()
-        self._limit("reply", self._gate.limits.seconds_for(self._unsent))
+        self._limit("reply", self._seconds or None)
 
     def resume_writing(self) -> None:
         """Go on writing."""
@@ -184,14 +183,18 @@ class Connection(H11Protocol):
 
     @property
     def _unsent(self) -> int:
-        """The bytes of replies that the client has not taken; under TLS some of them are encrypted already."""
-        raw = 0 if self._raw is None else self._raw.get_write_buffer_size()
-        return raw if self._raw is self.transport else raw + self.transport.get_write_buffer_size()
+        """The bytes of replies that the client has not taken, as the socket has them: below TLS, which holds few."""
+        return 0 if self._raw is None else self._raw.get_write_buffer_size()
+
+    @property
+    def _seconds(self) -> float:
+        """How long the client may take for the rest of its reply; 0 if it has all of it."""
+        return self._gate.limits.seconds_for(self._unsent + 2 * CHUNK) if self._unsent else 0.0
 
     def _leave(self) -> None:
         """Limit how long the connection may take to close, and give its place to a new one if need be."""
         self._gate.wait(self, True)
-        self._limit("close", CLOSING_SECONDS + (self._gate.limits.seconds_for(self._unsent) if self._unsent else 0.0))
+        self._limit("close", CLOSING_SECONDS + self._seconds)
 
     def _limit(self, what: str, seconds: float | None) -> None:
         """End the connection after so long, unless this is called again before."""

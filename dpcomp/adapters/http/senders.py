@@ -126,9 +126,9 @@ class Senders:
             tables = {
                 name: {int(client): str(each) for client, each in table.items()} for name, table in content.items()
             }
-        except (tomllib.TOMLDecodeError, ValueError, AttributeError) as error:
+            return cls(**tables)
+        except (tomllib.TOMLDecodeError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"{path} is no list of senders: {error}") from error
-        return cls(**tables)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the list to a TOML file. It holds digests, and no secret. Raises OSError."""

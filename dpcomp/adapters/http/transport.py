@@ -129,14 +129,14 @@ class HttpTransport:
             try:
                 with self._http.stream(method, url, content=message) as response:
                     self._reached = True
-                    if response.status_code == 204:
-                        return None
-                    if response.status_code == 200:
-                        return self._read(response)
+                    if response.status_code in (200, 204):
+                        reply = self._read(response)
+                        return reply if response.status_code == 200 else None
                     why = f"status {response.status_code}"
                     if response.status_code not in AGAIN:
                         raise RefusedByServer(_meaning(response, self._url))
                     wanted = _seconds(response.headers.get("retry-after", ""))
+                    self._read(response)  # so that the connection can be used again
             except httpx.TransportError as error:
                 why = str(error) or type(error).__name__
                 self._refuse_user_error(error)
