@@ -19,7 +19,8 @@ from dpcomp.terms import ClientPolicy, FederationTerms
 from dpcomp.training.pytorch import FederatedClient, make_private
 from dpcomp.training.pytorch.rows.parameters import layout_of, read
 
-CLIENTS, ROUNDS, PORT = 3, int(os.environ.get("ROUNDS", "5")), int(os.environ.get("PORT", "8765"))
+CLIENTS, RATE = 3, 2.0
+ROUNDS, PORT = int(os.environ.get("ROUNDS", "5")), int(os.environ.get("PORT", "8765"))
 POLICY = ClientPolicy(budget=dp.Budget(epsilon=8.0, delta=1e-5), least_noise_multiplier=0.5)  # each client's own
 
 
@@ -46,7 +47,7 @@ def take_part(number):
     module, loss = network(), torch.nn.CrossEntropyLoss()
     model, optimizer, loader = make_private(
         module,
-        torch.optim.SGD(module.parameters(), lr=terms.learning_rate),
+        torch.optim.SGD(module.parameters(), lr=RATE),
         torch.utils.data.TensorDataset(features, labels),
         terms.pipeline,
         loss=loss,
@@ -81,7 +82,7 @@ def prepare():
         mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)),
         codec=dp.Codec(sparsify=dp.TopK(0.2), quantize=dp.Uniform(4)),
     )
-    first, others = network(), {"learning_rate": 2.0, "least_updates": 2, "round_seconds": 5.0}
+    first, others = network(), {"learning_rate": RATE, "least_updates": 2, "round_seconds": 5.0}
     terms = FederationTerms.agree(
         pipeline, layout_of(first), read(first), rounds=5, steps=10, clients=CLIENTS, **others
     )

@@ -4,6 +4,7 @@ It imports what a command needs when the command runs, so that `--help` is there
 """
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from dpcomp.core.extras import require
 if TYPE_CHECKING:
     from dpcomp.simulation import Task
 
+HTTP = ("httpx", "starlette", "uvicorn")
 LAB = ("torch", "opacus", "filelock", "joblib", "matplotlib", "pandas", "rich", "sklearn", "seaborn")
 
 LoadTasks = Callable[[], "Mapping[str, Callable[[], Task]]"]
@@ -58,7 +60,7 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
         prog=program, description="Compressed federated learning under differential privacy."
     )
     parser.add_argument("--version", action=_Version, help="show the version of dpcomp and exit")
-    parser.set_defaults(load_tasks=load_tasks, packages=LAB)
+    parser.set_defaults(load_tasks=load_tasks, extra="lab", packages=LAB)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="train four pipelines on real digits: a table and figures, in two minutes")
     demo.add_argument("--folder", type=Path, default=Path("demo"), help="where the figures go (default: demo)")
@@ -114,6 +116,20 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
     audit.set_defaults(command=_audit)
     _add_benchmarks(commands)
     return parser, commands
+
+
+def _add_federation(commands: Commands) -> None:
+    federation = commands.add_parser("federation", help="run a federation over HTTP")
+    serve = federation.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "serve", help="serve the federation of a folder until SIGTERM, and go on from the state there"
+    )
+    serve.add_argument("folder", type=Path, metavar="FOLDER", help="federation.toml, the first model and senders.toml")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8765, help="the port (default: 8765)")
+    serve.add_argument(
+        "--plain-because", default="", metavar="WHY", help="what protects the way to another machine, if not TLS here"
+    )
+    serve.set_defaults(command=_serve_federation, extra="http", packages=HTTP)
 
 
 def _add_figures(commands: Commands) -> None:
@@ -255,7 +271,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     options = parser.parse_args(arguments)
     try:
         with _terminated_by_exception():
-            require("lab", *options.packages)
+            require(options.extra, *options.packages)
             return options.command(options)
     except (DpcompError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -418,6 +434,14 @@ def _epsilon(options: argparse.Namespace) -> int:
                 "client that was asked most often"
             ]
         )
+    return 0
+
+
+def _serve_federation(options: argparse.Namespace) -> int:
+    from dpcomp.adapters.http import serve_folder
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    serve_folder(options.folder, host=options.host, port=options.port, plain_because=options.plain_because)
     return 0
 
 

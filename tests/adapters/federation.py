@@ -25,8 +25,9 @@ SAMPLED = dp.Pipeline(
 )
 
 
-def server_of(clients=3, folder=None, **given):
-    return Server(PIPELINE.channel, PIPELINE.init_server(D, SEED), FIRST, clients=clients, folder=folder, **given)
+def server_of(clients=3, folder=None, run_id=None, **given):
+    memory = PIPELINE.init_server(D, SEED, run_id=run_id)
+    return Server(PIPELINE.channel, memory, FIRST, clients=clients, folder=folder, **given)
 
 
 def trusted_server(clients=8, budget=None):

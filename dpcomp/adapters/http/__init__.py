@@ -9,6 +9,8 @@ from dpcomp.adapters.http.app import FederationApp as FederationApp
 from dpcomp.adapters.http.certificates import Tls as Tls
 from dpcomp.adapters.http.certificates import fingerprint as fingerprint
 from dpcomp.adapters.http.certificates import make_certificate as make_certificate
+from dpcomp.adapters.http.folder import serve_folder as serve_folder
+from dpcomp.adapters.http.folder import write_folder as write_folder
 from dpcomp.adapters.http.limits import Limits as Limits
 from dpcomp.adapters.http.rounds import RoundPolicy as RoundPolicy
 from dpcomp.adapters.http.senders import Senders as Senders
