@@ -18,6 +18,7 @@ FREE = (
     "dpcomp.wire",
     "dpcomp.federated",
     "dpcomp.terms",
+    "dpcomp.adapters.http",
 )
 
 
