@@ -135,6 +135,25 @@ def test_a_round_is_closed_for_its_age_once_enough_have_sent():
     assert [server.memory.link(number).count for number in range(3)] == [2, 2, 1]
 
 
+def test_a_round_does_not_wait_for_clients_that_withdrew():
+    server = server_of(clients=3)
+    with federation(server, RoundPolicy(updates=3, least_updates=2), 3) as (_, sends, _):
+        clients = [Client(number, send) for number, send in enumerate(sends)]
+        for client in clients[:2]:
+            client.train()
+        assert server.memory.shared.version == 0
+        clients[2].talk(TimedOut())
+        sends[2](clients[2].participant.withdrawal("budget"))
+        eventually(lambda: server.memory.shared.version == 1, seconds=5)
+        sends[1](clients[1].participant.withdrawal("done"))
+        clients[0].train()
+        threading.Event().wait(0.3)
+        assert server.memory.shared.version == 1  # one is not enough
+        clients[1].train()
+        eventually(lambda: server.memory.shared.version == 2, seconds=5)
+    assert [server.memory.link(number).count for number in range(3)] == [2, 2, 0]
+
+
 def test_late_updates_are_treated_as_the_server_says():
     for late_policy, counted in ((Weigh(max_age=1), 1), (None, 0)):
         server = server_of(clients=2, **({} if late_policy is None else {"late_policy": late_policy}))
@@ -311,6 +330,15 @@ def test_a_certificate_and_a_key_of_two_pairs_are_refused(tmp_path):
     app = FederationApp(server_of(), Senders(), RoundPolicy(updates=1))
     with pytest.raises(OSError, match=r"(?i)key"):
         serve(app, port=0, tls=Tls(certificate=tmp_path / "server.pem", key=tmp_path / "other-key.pem"))
+
+
+def test_without_its_extra_the_rest_can_be_imported():
+    script = (
+        "import sys\nsys.modules['starlette'] = None\nimport dpcomp, dpcomp.adapters, dpcomp.lab.cli\n"
+        "try:\n    import dpcomp.adapters.http\nexcept dpcomp.MissingExtra as error:\n    print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout == "http needs starlette: pip install 'dpcomp[http]'\n", ran.stderr
 
 
 STOPPED = """

@@ -40,6 +40,7 @@ def test_a_trusted_server_takes_updates_of_those_that_it_drew_and_of_nobody_else
     for client in range(CLIENTS):
         assert server.handle(payload_of(server, client, SAMPLED), client) is not None
     cohort = server.cohort()
+    assert [client for client in range(-1, CLIENTS + 1) if server.asks(client)] == cohort
     assert [one.client for one in server.accepted] == cohort
     assert server.refusals == {"uninvited": CLIENTS - len(cohort)}
     assert len(server.memory.links) == len(cohort)

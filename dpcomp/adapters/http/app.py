@@ -56,7 +56,7 @@ class FederationApp:
         policy.refuse_observable(server)
         self.limits, self.counts = limits, Counts()
         self._server, self._senders, self._rounds = server, senders, Rounds(server, policy)
-        messages = Messages(server, self._sender_of, limits, self.counts, self._rounds.arrived)
+        messages = Messages(server, self._sender_of, limits, self._rounds.arrived)
         self._asgi = Starlette(
             routes=[
                 Route("/", messages, methods=["POST"]),

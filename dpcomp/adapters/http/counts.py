@@ -1,4 +1,4 @@
-"""Counts: what a server counts of its traffic, and the text in which it shows them."""
+"""Counts: connections and what the transport refused, and the text in which a server shows them."""
 
 from collections import Counter
 from typing import Literal, get_args
@@ -19,19 +19,16 @@ Refused = Literal[
 
 
 class Counts:
-    """Counts connections, bytes and what the transport refused; it knows no message from another.
+    """Counts connections and what the transport refused; messages and their bytes are counted by the server.
 
     Attributes:
         connections: The number of open connections.
         refused: The number of requests and connections that were refused, by reason.
-        received: The bytes of messages.
-        sent: The bytes of replies.
     """
 
     def __init__(self):
         self.connections = 0
         self.refused: Counter[Refused] = Counter()
-        self.received = self.sent = 0
 
     def text(self, server: Server) -> str:
         """Return the counts in the text format of Prometheus.
@@ -51,11 +48,16 @@ class Counts:
             ),
         ]
         if not server.sees_clean:
+            traffic = server.traffic
             refusals = {f'{{reason="{reason}"}}': count for reason, count in sorted(server.refusals.items())}
             lines += [
                 *_family("dpcomp_updates", "gauge", "Updates accepted in this round.", {"": len(server.accepted)}),
-                *_family("dpcomp_received_bytes_total", "counter", "Bytes of messages.", {"": self.received}),
-                *_family("dpcomp_sent_bytes_total", "counter", "Bytes of replies.", {"": self.sent}),
+                *_family(
+                    "dpcomp_withdrawn", "gauge", "Clients that take no further part.", {"": len(server.withdrawn)}
+                ),
+                *_family("dpcomp_messages_total", "counter", "Messages received.", {"": traffic.messages}),
+                *_family("dpcomp_received_bytes_total", "counter", "Their bytes.", {"": traffic.received_bytes}),
+                *_family("dpcomp_sent_bytes_total", "counter", "Bytes of replies.", {"": traffic.sent_bytes}),
                 *_family("dpcomp_refusals_total", "counter", "Messages that the server refused.", refusals),
             ]
         return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from dpcomp.adapters.http.counts import Counts, Refused
+from dpcomp.adapters.http.counts import Refused
 from dpcomp.adapters.http.limits import Limits
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.server import Server, largest_message
@@ -41,7 +41,6 @@ class Messages:
         server: The server.
         sender_of: Returns who sends a request, and raises `Refusal` where nobody that is known does.
         limits: What is taken at most.
-        counts: Where bytes are counted.
         arrived: Called after each message that was handled.
 
     Raises:
@@ -53,7 +52,6 @@ class Messages:
         server: Server,
         sender_of: Callable[[Scope], int],
         limits: Limits,
-        counts: Counts,
         arrived: Callable[[], None],
     ):
         self._longest = largest_message(server.memory.layout.size)
@@ -62,7 +60,7 @@ class Messages:
                 f"Limits(memory) is {limits.memory:,}: one message of this layout may take {self._longest:,} bytes; "
                 "give that times the messages that may come at once"
             )
-        self._server, self._sender_of, self._limits, self._counts = server, sender_of, limits, counts
+        self._server, self._sender_of, self._limits = server, sender_of, limits
         self._arrived = arrived
         self._threads = anyio.CapacityLimiter(limits.threads)
         self._held = 0  # bytes of messages and replies
@@ -73,7 +71,6 @@ class Messages:
         sender = self._sender_of(scope)
         with self._turn(sender), self._hold() as hold:
             message = await self._read(Request(scope, receive), hold)
-            self._counts.received += len(message)
             try:
                 reply = await anyio.to_thread.run_sync(self._server.handle, message, sender, limiter=self._threads)
             except (DpcompError, OSError) as error:  # such as a full disk: nothing was accepted
@@ -86,7 +83,6 @@ class Messages:
             else:
                 hold(len(reply), at_most=False)  # it is there; no message is taken until it has left
                 await _send_reply(reply, send)
-                self._counts.sent += len(reply)
 
     async def _read(self, request: Request, hold: Callable[..., None]) -> bytes:
         declared = request.headers.get("content-length")

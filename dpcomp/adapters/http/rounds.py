@@ -25,11 +25,11 @@ class RoundPolicy:
     drawn and on clean messages, so there time alone may close a round, and does so if nobody has sent.
 
     Args:
-        updates: Close a round as soon as so many updates were accepted, or those of all clients that were asked; None
-            never closes one for its number.
+        updates: Close a round as soon as so many updates were accepted, or as no further client is awaited, where those
+            that withdrew are not; None never closes one for its number.
         seconds: Close a round after so long, if at least `least_updates` were accepted by then, else as soon as they
             are; None never closes one for its age.
-        least_updates: The fewest updates of a round that is closed for its age.
+        least_updates: The fewest updates of a round that is closed for its age, or because clients withdrew.
         rounds: The number of rounds of the federation; the last model is served after them. None for no end.
 
     Raises:
@@ -88,21 +88,18 @@ class RoundPolicy:
                 "which nothing is charged. Use RoundPolicy(seconds=..., least_updates=0)"
             )
 
-    def seconds_left(self, updates: int, asked: int | None, age: float) -> float:
+    def seconds_left(self, updates: int, awaits: bool, age: float) -> float:
         """Return in how many seconds a round is to be closed, if no further update comes.
 
         Args:
             updates: The number of updates that were accepted in it.
-            asked: The number of clients that were asked for one; None if it is not known.
+            awaits: Whether a further client may send one.
             age: How long ago it began, in seconds.
 
         Returns:
             The seconds; 0 for now, infinity for never.
         """
-        enough = math.inf if self.updates is None else self.updates
-        if self.updates is not None and asked is not None:
-            enough = min(enough, asked)
-        if updates >= enough:
+        if self.updates is not None and (updates >= self.updates or not awaits):
             return 0.0
         if self.seconds is not None and updates >= self.least_updates:
             return max(self.seconds - age, 0.0)
@@ -133,8 +130,12 @@ class Rounds:
         """Close rounds until there are enough, or until the budget of a trusted server ends them."""
         while not self._finished():
             began, asked = time.monotonic(), await anyio.to_thread.run_sync(self._asked)
-            while seconds := self._policy.seconds_left(len(self._server.accepted), asked, time.monotonic() - began):
+            while True:
                 self._arrived = anyio.Event()
+                awaits = await self._awaits(asked)
+                seconds = self._policy.seconds_left(len(self._server.accepted), awaits, time.monotonic() - began)
+                if not seconds:
+                    break
                 with anyio.move_on_after(seconds):
                     await self._arrived.wait()
             await self._close(time.monotonic() - began)
@@ -151,6 +152,15 @@ class Rounds:
             return len(self._server.cohort())
         except ValueError:  # it takes all clients, and does not know their number
             return None
+
+    async def _awaits(self, asked: int | None) -> bool:
+        """Return whether a further client may send an update; where nobody was drawn, none may."""
+        updates = len(self._server.accepted)
+        if self._policy.updates is None or not asked:
+            return asked is None or self._policy.updates is None
+        if updates < max(self._policy.least_updates, 1) or updates + len(self._server.withdrawn) < asked:
+            return True  # the exact number takes the server's lock, and a time that grows with the clients
+        return await anyio.to_thread.run_sync(lambda: self._server.awaited) > 0
 
     async def _close(self, age: float) -> None:
         version, updates = self._server.memory.shared.version, len(self._server.accepted)
