@@ -3,7 +3,6 @@
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -101,9 +100,10 @@ class FederationApp:
     async def _answer(self, _: Request, error: Exception) -> Response:
         """Count a refusal, and answer with its status and reason alone."""
         assert isinstance(error, HTTPException)
-        reason: Any = error.detail if isinstance(error, Refusal) else "path"
-        if error.status_code < 500 or isinstance(error, Refusal):
-            self.counts.refused[reason] += 1
+        if error.status_code == 500:
+            return PlainTextResponse("failed\n", 500)  # the log says why
+        reason = error.reason if isinstance(error, Refusal) else "path"
+        self.counts.refused[reason] += 1
         return PlainTextResponse(f"{reason}\n", error.status_code, headers=error.headers)
 
 

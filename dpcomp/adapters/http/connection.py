@@ -48,22 +48,25 @@ class Gate:
         self._waiting.pop(connection, None)
 
     def wait(self, connection: "Connection", waits: bool) -> None:
-        """Take note that a connection waits for a request, or that it does no longer."""
+        """Take note that an open connection waits for a request, or that it does no longer."""
         if not waits:
             self._waiting.pop(connection, None)
-        elif connection not in self._waiting:
-            self._waiting[connection] = None
+        elif connection.opened:
+            self._waiting.setdefault(connection)
 
 
 class Connection(H11Protocol):
     """One connection: it waits for a request, then the app answers it; each state may last for a limited time.
 
     The client's certificate is handed to the app as the ASGI extension `tls` says.
+
+    Attributes:
+        opened: Whether it has a place at the gate.
     """
 
     def __init__(self, gate: Gate, **given: Any):
         super().__init__(**given)
-        self._gate, self._opened = gate, False
+        self._gate, self.opened = gate, False
         self._raw: asyncio.Transport | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}  # of the header, the reply and the end
         self._securing: asyncio.Task[None] | None = None
@@ -71,8 +74,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Open the connection, or refuse it where there is no place."""
-        self._raw, self._opened = transport, self._gate.open(self)
-        if not self._opened:
+        self._raw, self.opened = transport, self._gate.open(self)
+        if not self.opened:
             transport.abort()
         elif self._gate.tls is None:
             self._begin(transport)
@@ -82,7 +85,7 @@ class Connection(H11Protocol):
 
     async def _secure(self, raw: asyncio.Transport, context: ssl.SSLContext) -> None:
         """Begin TLS here rather than at uvicorn, so that handshakes have a place, a time limit and a count."""
-        if not self._opened:
+        if not self.opened:
             return
         limits = self._gate.limits
         try:
@@ -97,10 +100,10 @@ class Connection(H11Protocol):
         except OSError:  # of which SSLError is one
             secured = None
         if secured is None or raw.is_closing():
-            if self._opened:
+            if self.opened:
                 self._gate.counts.refused["tls"] += 1
             self.abort()
-        elif self._opened:
+        elif self.opened:
             self._begin(secured)
 
     def _begin(self, transport: asyncio.Transport) -> None:
@@ -200,7 +203,7 @@ class Connection(H11Protocol):
         """End the connection after so long, unless this is called again before."""
         if what in self._timers:
             self._timers.pop(what).cancel()
-        if seconds is not None and self._opened:
+        if seconds is not None and self.opened:
             self._timers[what] = self.loop.call_later(seconds, self._late, what)
 
     def _late(self, what: str) -> None:
@@ -212,8 +215,8 @@ class Connection(H11Protocol):
             self.abort()
 
     def _end(self) -> None:
-        if self._opened:
-            self._opened = False
+        if self.opened:
+            self.opened = False
             for timer in self._timers.values():
                 timer.cancel()
             self._timers.clear()

@@ -31,7 +31,8 @@ class Refusal(HTTPException):
 
     def __init__(self, status: int, reason: Refused):
         again = {"Retry-After": "1"} if reason == "busy" else {}
-        super().__init__(status, detail=reason, headers={"Connection": "close"} | again)
+        super().__init__(status, headers={"Connection": "close"} | again)
+        self.reason: Refused = reason
 
 
 class Messages:
@@ -75,7 +76,7 @@ class Messages:
                 reply = await anyio.to_thread.run_sync(self._server.handle, message, sender, limiter=self._threads)
             except (DpcompError, OSError) as error:  # such as a full disk: nothing was accepted
                 LOG.error("message_not_handled error=%r", error)
-                raise HTTPException(500, detail="failed") from error
+                raise HTTPException(500) from error
             del message
             self._arrived()
             if reply is None:
