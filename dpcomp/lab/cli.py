@@ -118,20 +118,6 @@ def make_parser(program: str, load_tasks: LoadTasks) -> tuple[argparse.ArgumentP
     return parser, commands
 
 
-def _add_federation(commands: Commands) -> None:
-    federation = commands.add_parser("federation", help="run a federation over HTTP")
-    serve = federation.add_subparsers(required=True, metavar="COMMAND").add_parser(
-        "serve", help="serve the federation of a folder until SIGTERM, and go on from the state there"
-    )
-    serve.add_argument("folder", type=Path, metavar="FOLDER", help="federation.toml, the first model and senders.toml")
-    serve.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, default=8765, help="the port (default: 8765)")
-    serve.add_argument(
-        "--plain-because", default="", metavar="WHY", help="what protects the way to another machine, if not TLS here"
-    )
-    serve.set_defaults(command=_serve_federation, extra="http", packages=HTTP)
-
-
 def _add_figures(commands: Commands) -> None:
     figures = commands.add_parser(
         "figures", help="draw results as PNG, PDF and SVG: curves, accuracy against bytes, Pareto front, overlap"
@@ -193,8 +179,16 @@ def _add_ledger(commands: Commands) -> None:
 
 
 def _add_federation(commands: Commands) -> None:
-    federation = commands.add_parser("federation", help="look after a federation that runs")
+    federation = commands.add_parser("federation", help="run a federation, and look after it")
     tasks = federation.add_subparsers(required=True, metavar="TASK")
+    serve = tasks.add_parser("serve", help="serve the federation of a folder over HTTP until SIGTERM")
+    serve.add_argument("folder", type=Path, metavar="FOLDER", help="federation.toml, the first model and senders.toml")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8765, help="the port (default: 8765)")
+    serve.add_argument(
+        "--plain-because", default="", metavar="WHY", help="what protects the way to another machine, if not TLS here"
+    )
+    serve.set_defaults(command=_serve_federation, extra="http", packages=HTTP)
     status = tasks.add_parser(
         "status", help="say where it stands: version, who is current, refusals, bytes, ε; a process may be using it"
     )

@@ -14,6 +14,7 @@ import dpcomp as dp
 from dpcomp.adapters.http import HttpTransport, Senders, new_token, serve_folder, write_folder
 from dpcomp.adapters.http.folder import read_first_model
 from dpcomp.federated import ReplyReceived, TimedOut, Trained
+from dpcomp.lab.cli import main
 from dpcomp.terms import FederationTerms
 from tests.adapters.federation import PIPELINE, SAMPLED, certificates
 
@@ -36,7 +37,7 @@ def served(folder):
     return process, process.stderr.readline().split("url=")[1].strip()
 
 
-def test_a_folder_is_served_and_goes_on_after_it_was_stopped(tmp_path):
+def test_a_folder_is_served_and_goes_on_after_it_was_stopped(tmp_path, capsys):
     token, terms = new_token(0), agreed()
     write_folder(tmp_path / "served", terms, LAYERS, FIRST, Senders.of(tokens=[token]))
     certificates(tmp_path / "served")
@@ -63,6 +64,8 @@ def test_a_folder_is_served_and_goes_on_after_it_was_stopped(tmp_path):
             log = process.stderr.read()
         assert process.returncode == 0
         assert f"round_closed version={version}" in log
+    assert main(["federation", "status", str(tmp_path / "served")]) == 0
+    assert "version 2" in capsys.readouterr().out
     assert client.state.memory.shared.version == 2
     assert client.state.memory.link.count == 2
 

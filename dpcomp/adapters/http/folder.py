@@ -28,7 +28,7 @@ TERMS, MODEL, SENDERS, STATE, LEDGER = (
     "federation.toml",
     "first-model.safetensors",
     "senders.toml",
-    "state",
+    "server",
     "ledger.db",
 )
 CERTIFICATE, KEY, CLIENTS = "server.pem", "server-key.pem", "clients"
