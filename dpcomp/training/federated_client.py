@@ -14,7 +14,7 @@ from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import ReplyReceived, TimedOut, Trained
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.terms import ClientPolicy, FederationTerms
-from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
+from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, refuse_other_training
 from dpcomp.training.pytorch.rows.parameters import read, write
 
 Transport = Callable[[bytes], bytes | None]
@@ -122,7 +122,7 @@ class FederatedClient:
         else:
             if seed is not None:
                 raise TypeError(f"FederatedClient(seed={seed}, terms=...): the terms say the seed; leave it out")
-            _refuse_other_training(terms, optimizer)
+            refuse_other_training(terms, optimizer)
             memory = terms.init_client(optimizer.layout, first_model, client)
         self.ledger, self.terms = ledger, terms
         self.participant = Participant(
@@ -237,18 +237,3 @@ class FederatedClient:
                 waiting += self.participant.handle(ReplyReceived(reply))
             except CorruptPayload as error:
                 LOG.warning("a damaged reply (%s); the server is asked again in %g s", error, self._poll_seconds)
-
-
-def _refuse_other_training(terms: FederationTerms, optimizer: PrivateOptimizer) -> None:
-    """Refuse an optimiser whose pipeline or learning rate is not that of the terms."""
-    if terms.pipeline.to_table() != optimizer.pipeline.to_table():
-        raise ValueError(
-            f"the optimiser has {optimizer.pipeline!r}, and the terms {terms.pipeline!r}: give make_private the "
-            "pipeline of the terms"
-        )
-    rates = sorted({group["lr"] for group in optimizer.param_groups})
-    if terms.learning_rate is not None and rates != [terms.learning_rate]:
-        raise ValueError(
-            f"the optimiser has the learning rate {', '.join(map(str, rates))}, and the terms {terms.learning_rate:g}: "
-            "give the inner optimiser that of the terms"
-        )

@@ -17,6 +17,7 @@ from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip, Gaussian
 from dpcomp.privacy.ledger.ledger import Permit
 from dpcomp.privacy.units.unit_gradients import Total
+from dpcomp.terms import FederationTerms
 from dpcomp.training.pytorch.arguments import Arguments
 from dpcomp.training.pytorch.checks.public_rows import PublicRows
 from dpcomp.training.pytorch.collation import refuse_tied_row
@@ -513,4 +514,27 @@ def refuse_unfit(optimizer: torch.optim.Optimizer) -> None:
         raise ValueError(
             f"{kind.__name__} takes sparse gradients, but a release has noise in every coordinate, since where a "
             "gradient is zero depends on the data: give torch.optim.Adam, and sparse=False to embeddings"
+        )
+
+
+def refuse_other_training(terms: FederationTerms, optimizer: PrivateOptimizer) -> None:
+    """Refuse an optimiser whose pipeline or learning rate is not that of the terms.
+
+    Args:
+        terms: The terms of the federation.
+        optimizer: What a client trains with.
+
+    Raises:
+        ValueError: It has another pipeline or learning rate.
+    """
+    if terms.pipeline.to_table() != optimizer.pipeline.to_table():
+        raise ValueError(
+            f"the optimiser has {optimizer.pipeline!r}, and the terms {terms.pipeline!r}: give make_private the "
+            "pipeline of the terms"
+        )
+    rates = sorted({group["lr"] for group in optimizer.param_groups})
+    if terms.learning_rate is not None and rates != [terms.learning_rate]:
+        raise ValueError(
+            f"the optimiser has the learning rate {', '.join(map(str, rates))}, and the terms {terms.learning_rate:g}: "
+            "give the inner optimiser that of the terms"
         )
