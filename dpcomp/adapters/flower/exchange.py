@@ -1,0 +1,225 @@
+"""Exchange: what is sent to nodes and comes back, until all that were asked have answered or the time is over."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from dpcomp.adapters.flower.node_numbers import NodeNumbers
+from dpcomp.adapters.flower.records import FAILED, WILL_NOT_TAKE_PART, FromNode, Model, ToNode
+from dpcomp.core.errors import CorruptPayload
+from dpcomp.federated.messages import HELLO
+from dpcomp.federated.server import Server
+
+LOG = logging.getLogger("flwr.dpcomp")  # whose records Flower prints
+MOST_FOLLOW_UPS = 3  # of a node in a round: the first model, an answer to a late question, and one more
+# Errors of an app; of Flower's own, those of an app that can't be loaded, that raised, and of a bundle that is refused.
+# The others say that a node or a message is not there.
+FAILURES = (FAILED, 1, 2, 6, 7)
+TOGETHER = 16  # messages that are made at once, each of which may hold a snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """A message to a node that has no reply yet.
+
+    Args:
+        client: The node's number.
+        node: Flower's id of the node.
+        number: The place of the message among all that were sent.
+        expires: When Flower drops it, on this process's monotonic clock.
+    """
+
+    client: int
+    node: int
+    number: int
+    expires: float
+
+
+class Exchange:
+    """Carries messages between the nodes of a Flower grid and the server's end of the protocol.
+
+    What is kept in memory is one question for each enrolled client, and one entry for each message without a reply.
+
+    Args:
+        grid: Flower's grid.
+        server: The server's end of the protocol.
+        numbers: Which client each node is.
+        first_model: The first model, for nodes that have none.
+        poll_seconds: How long to wait before the grid is asked again.
+
+    Attributes:
+        unknown: The number of nodes that got no number, since there are as many as the terms say.
+        dropped: Why replies were dropped, counted by reason.
+        declined: Why a client does not take part, in its own words, by number.
+        failed: The error of each client whose app failed at the last message, by number.
+    """
+
+    def __init__(self, grid: Grid, server: Server, numbers: NodeNumbers, first_model: Model, poll_seconds: float):
+        self._grid, self._server, self._numbers = grid, server, numbers
+        self._first_model, self._poll_seconds = first_model, poll_seconds
+        self._questions: dict[int, bytes] = {}
+        self._need_first_model: set[int] = set()
+        self._sent: dict[str, Sent] = {}
+        self._count = 0
+        self.unknown, self.dropped = 0, Counter[str]()
+        self.declined, self.failed = dict[int, str](), dict[int, str]()
+
+    def ask(
+        self,
+        kind: str,
+        expected: Collection[int],
+        config: ConfigRecord,
+        *,
+        seconds: float,
+        late_seconds: float,
+        answered: Callable[[int, FromNode], bool],
+        enough: Callable[[], bool],
+    ) -> set[int]:
+        """Ask clients as their nodes come, and handle replies, until all are settled or the time is over.
+
+        A client is settled once its reply holds what was asked for, it will not take part, its app failed, or it has
+        nothing to send. One whose node is not connected is not waited for, if there is enough without it; one that was
+        asked is, since Flower keeps its message: a node that comes back would train for a round that is over.
+
+        Args:
+            kind: Flower's message type: "train" or "evaluate".
+            expected: The numbers of the clients to ask.
+            config: What the strategy's user sends.
+            seconds: How long to wait for replies.
+            late_seconds: How long after that a reply may still come.
+            answered: Takes a client's reply; returns whether it holds what was asked for.
+            enough: Returns whether clients whose nodes are away need not be waited for.
+
+        Returns:
+            The numbers of the clients that were settled.
+        """
+        until, settled, asked = time.monotonic() + seconds, set[int](), dict[int, int]()
+        nodes: dict[int, int] = {}
+        while True:
+            connected = self._connected(expected)
+            nodes |= connected
+            due = [client for client in nodes if client not in asked and client not in settled]
+            asked |= dict.fromkeys(due, 0)
+            again = self._pull(nodes, settled, answered)
+            for client in again:
+                asked[client] = asked.get(client, 0) + 1
+                if asked[client] > MOST_FOLLOW_UPS:
+                    settled.add(client)
+                else:
+                    due.append(client)
+            left, waiting = until - time.monotonic(), (asked.keys() | connected.keys()) - settled
+            if settled.issuperset(expected) or (asked and not waiting and enough()) or left <= 0:
+                return settled
+            self._push(kind, {client: nodes[client] for client in due}, config, left, late_seconds)
+            time.sleep(min(self._poll_seconds, left))
+
+    def _connected(self, expected: Collection[int]) -> dict[int, int]:
+        """Return Flower's ids of the expected clients whose nodes are connected, by number; new nodes get one."""
+        found, unknown = dict[int, int](), 0
+        for node in self._grid.get_node_ids():
+            client = self._numbers.enrol(node)
+            unknown += client is None
+            if client is not None and client in expected:
+                found[client] = node
+        if unknown > self.unknown:
+            LOG.warning("%d nodes got no number, since the terms are for fewer clients", unknown)
+        self.unknown = unknown
+        return found
+
+    def _push(self, kind: str, nodes: Mapping[int, int], config: ConfigRecord, left: float, late: float) -> None:
+        version, rest = self._server.memory.shared.version, iter(nodes.items())
+        while some := list(islice(rest, TOGETHER)):
+            messages = [
+                Message(self._content(client, config, left), node, kind, ttl=left + late, group_id=str(version + 1))
+                for client, node in some
+            ]
+            expires, pushed = time.monotonic() + left + late, set(self._grid.push_messages(messages))
+            for (client, node), message in zip(some, messages, strict=True):
+                if message.metadata.message_id in pushed:
+                    self._count += 1
+                    sent = Sent(client=client, node=node, number=self._count, expires=expires)
+                    self._sent[message.metadata.message_id] = sent
+                else:
+                    LOG.warning("Flower did not take the message to client %d", client)
+
+    def _content(self, client: int, config: ConfigRecord, left: float) -> RecordDict:
+        content, question = RecordDict({"config": config}), self._questions.get(client)
+        answer = None if question is None else self._server.handle(question, client)
+        new = client in self._need_first_model or (answer is None and not self._server.memory.link(client).count)
+        first_model = self._first_model if new else None
+        ToNode(client=client, seconds=left, answer=answer, first_model=first_model).write(content)
+        return content
+
+    def _pull(
+        self, nodes: Mapping[int, int], settled: set[int], answered: Callable[[int, FromNode], bool]
+    ) -> list[int]:
+        """Handle the replies that have come; return the clients that need another message."""
+        now = time.monotonic()
+        self._sent = {name: sent for name, sent in self._sent.items() if sent.expires > now}
+        again = list[int]()
+        for message in self._grid.pull_messages(list(self._sent)) if self._sent else ():
+            sent = self._sent.pop(message.metadata.reply_to_message_id, None)
+            if sent is None or (message.metadata.src_node_id != sent.node and not message.has_error()):
+                self.dropped["node"] += 1
+                continue
+            client = sent.client
+            if message.has_error():
+                self._take_error(client, message.error)
+                settled.add(client)
+                continue
+            try:
+                reply = FromNode.read(message.content)
+            except CorruptPayload as error:
+                self.dropped["corrupt"] += 1
+                LOG.warning("client %d: %s", client, error)
+                settled.add(client)
+                continue
+            self.declined.pop(client, None)
+            self.failed.pop(client, None)
+            self._take(client, reply)
+            if client in nodes and client not in settled:
+                if answered(client, reply):
+                    settled.add(client)
+                elif not any(each.client == client and each.number > sent.number for each in self._sent.values()):
+                    again.append(client)
+        return again
+
+    def _take_error(self, client: int, error: Error) -> None:
+        reason = error.reason or f"error {error.code}"
+        if error.code == WILL_NOT_TAKE_PART:
+            self.declined[client] = reason
+            LOG.warning("client %d will not take part: %s", client, reason)
+            return
+        self.dropped[f"error {error.code}"] += 1
+        if error.code in FAILURES:
+            self.failed[client] = reason
+        LOG.warning("client %d sent no update (error %d): %s", client, error.code, reason)
+
+    def _take(self, client: int, reply: FromNode) -> None:
+        """Give a client's update to the server, and keep its question."""
+        for message in reply.messages:
+            if HELLO.begins(message):
+                if len(message) == HELLO.header_bytes:
+                    self._questions[client] = message
+            else:
+                self._server.handle(message, client)
+        if reply.messages:
+            self._need_first_model.discard(client)
+        else:
+            self._need_first_model.add(client)
+
+
+def mean_of(records: Iterable[MetricRecord]) -> MetricRecord | None:
+    """Return the plain mean of each metric over clients, weighed by no count of theirs; None without any."""
+    values: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.items():
+            if isinstance(value, int | float):
+                values.setdefault(name, []).append(float(value))
+    return MetricRecord({name: sum(each) / len(each) for name, each in values.items()}) if values else None

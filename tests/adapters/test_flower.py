@@ -1,0 +1,448 @@
+"""The Flower adapter in one process: what a node and a server do when messages are lost, late, false or too many."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr")
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
+
+import dpcomp as dp
+from dpcomp.adapters.flower import (
+    PrivateClientApp,
+    PrivateStrategy,
+    client_app,
+    exchange,
+    folder_in_node_config,
+    simulated_folders,
+    strategy,
+)
+from dpcomp.adapters.flower.exchange import MOST_FOLLOW_UPS
+from dpcomp.adapters.flower.records import FAILED, WILL_NOT_TAKE_PART, arrays_of
+from dpcomp.core.database import look_at_database
+from dpcomp.core.errors import DpcompError, NotPrivate
+from dpcomp.federated import Server
+from dpcomp.federated.messages import HELLO, name_of
+from dpcomp.federated.server import largest_message
+from dpcomp.terms import ClientPolicy
+from dpcomp.training.pytorch.rows.parameters import layout_of, read
+from tests.adapters.flower_ends import (
+    GENEROUS,
+    NODES,
+    PIPELINE,
+    STEPS,
+    TRUSTED,
+    InProcess,
+    app_of,
+    network,
+    played,
+    terms_of,
+)
+
+DELTA = 1e-5
+
+
+class Clock:
+    """A clock that only waiting moves on, so that a busy machine misses no deadline."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return 0.0  # before any message was made: no message is too late
+
+    def sleep(self, seconds):
+        self.now += max(seconds, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    found = Clock()
+    for module in (exchange, strategy, client_app):
+        monkeypatch.setattr(module, "time", found)
+    return found
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+def ledger_of(grid, node):
+    return dp.Ledger.read(grid.folder / str(node) / "ledger.db")
+
+
+def payloads_in(reply):
+    messages = reply.content["dpcomp"].get("messages", []) if reply.has_content() else []
+    return [message for message in messages if not HELLO.begins(message)]
+
+
+def with_messages(reply, messages):
+    """A reply to the same message with other content."""
+    reply.content["dpcomp"]["messages"] = messages
+    return reply
+
+
+def accepted_by(monkeypatch):
+    """Record the payloads that servers accept, in their order, beside their version."""
+    kept, take = [], Server._take_payload
+
+    def recorded(self, message, sender, journal):
+        before = len(self.accepted)
+        reply = take(self, message, sender, journal)
+        if len(self.accepted) > before and journal is not None:
+            kept.append((self.memory.shared.version, sender, message))
+        return reply
+
+    monkeypatch.setattr(Server, "_take_payload", recorded)
+    return kept
+
+
+def replayed(terms, kept):
+    """The model of a server that gets the accepted payloads alone."""
+    module = network()
+    server = terms.server(layout_of(module), read(module))
+    for version in range(terms.rounds):
+        for number, sender, payload in kept:
+            if number == version:
+                server.handle(payload, sender)
+        server.close_round()
+    return server.model
+
+
+def vector(arrays):
+    return np.concatenate([array.numpy().reshape(-1) for array in arrays.values()])
+
+
+def test_rounds_cost_what_the_terms_say_and_end_at_the_replayed_model(tmp_path, monkeypatch):
+    terms, kept = terms_of(), accepted_by(monkeypatch)
+    grid = InProcess(tmp_path, terms)
+    private, result = played(grid, tmp_path / "server")
+    assert vector(result.arrays).tobytes() == replayed(terms, kept).tobytes()
+    assert len(kept) == 3 * terms.rounds
+    for node in NODES:
+        assert ledger_of(grid, node).guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
+    # One message to a node and one reply a round; a new node asks once more.
+    assert len(grid.sent) == 3 * terms.rounds + 3
+    assert not private.exchange.dropped
+    assert not private.server.refusals
+
+
+def test_a_lost_reply_is_sent_again_and_charged_once(tmp_path):
+    terms = terms_of(least_updates=3, round_seconds=1.0)
+    grid, lost = InProcess(tmp_path, terms), []
+
+    def lose_one(node, message, answer):
+        reply = answer()
+        if node == NODES[1] and payloads_in(reply) and not lost:
+            lost.extend(payloads_in(reply))  # the process ended after it saved, before Flower had the reply
+            return []
+        return [reply]
+
+    grid.fault = lose_one
+    played(grid, tmp_path / "server")
+    sent = [payload for node, reply in grid.received if node == NODES[1] for payload in payloads_in(reply)]
+    assert sent[0] == lost[0]
+    assert name_of(sent[0]) == name_of(sent[1])  # the same bytes, now with a full header
+    assert ledger_of(grid, NODES[1]).guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
+
+
+def test_a_node_that_is_killed_as_it_trains_gives_the_round_up(tmp_path):
+    terms, kills = terms_of(least_updates=2, round_seconds=1.0), [1]
+
+    def kill_once():
+        if kills:
+            kills.pop()
+            raise Killed
+
+    grid = InProcess(tmp_path, terms)
+    whole = grid.make
+    grid.make = lambda node: app_of(terms, 1, after=kill_once) if node == NODES[1] else whole(node)
+
+    def fault(node, message, answer):
+        try:
+            return [answer()]
+        except Killed:
+            return []
+
+    grid.fault = fault
+    private, _ = played(grid, tmp_path / "server")
+    charged = terms.pipeline.guarantee(terms.rounds * STEPS, DELTA).epsilon  # the lost round is charged too
+    assert ledger_of(grid, NODES[1]).guarantee(DELTA).epsilon == charged
+    assert private.server.memory.link(1).count == terms.rounds - 1
+
+
+def test_false_replies_change_nothing(tmp_path, monkeypatch):
+    terms = terms_of(least_updates=2, round_seconds=1.0)
+    kept, first = accepted_by(monkeypatch), []
+    grid = InProcess(tmp_path, terms)
+
+    def falsify(node, message, answer):
+        reply, round_number = answer(), int(message.metadata.group_id)
+        if node != NODES[2] or not payloads_in(reply):
+            return [reply]
+        first.append(reply.content["dpcomp"]["messages"][0])
+        other = next(payloads_in(each)[0] for at, each in grid.received if at == NODES[0] and payloads_in(each))
+        match round_number:
+            case 2:
+                return [with_messages(reply, [first[0]])]  # the payload of round 1 again
+            case 3:
+                return [with_messages(reply, [other])]  # another client's
+            case 4:
+                return [with_messages(reply, [bytes(largest_message(10) + 1)])]
+        return [reply]
+
+    grid.fault = falsify
+    private, result = played(grid, tmp_path / "server")
+    assert private.server.refusals.keys() >= {"direction", "length"}
+    assert private.server.memory.link(2).count == 1
+    assert vector(result.arrays).tobytes() == replayed(terms, kept).tobytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"dpcomp": ConfigRecord()}),
+        RecordDict({"dpcomp": ConfigRecord({"messages": "text"})}),
+        RecordDict({"dpcomp": ConfigRecord({"messages": [b"x"] * 3})}),
+        RecordDict({"dpcomp": ConfigRecord({"messages": [1, 2]})}),
+    ],
+    ids=["empty", "no messages", "text", "too many", "numbers"],
+)
+def test_replies_of_no_form_end_with_the_round(tmp_path, content):
+    terms = terms_of(rounds=1, least_updates=2)
+    grid = InProcess(tmp_path, terms)
+    grid.fault = lambda node, message, answer: [Message(content, reply_to=message)] if node == NODES[0] else [answer()]
+    private, _ = played(grid, tmp_path / "server")
+    assert private.server.memory.shared.version == 1
+    assert sum(node == NODES[0] for node, _ in grid.sent) <= MOST_FOLLOW_UPS + 1
+
+
+def test_a_reply_of_another_node_is_dropped(tmp_path):
+    terms = terms_of(rounds=1, least_updates=2, round_seconds=1.0)
+    grid = InProcess(tmp_path, terms)
+
+    def from_another(node, message, answer):
+        reply = answer()
+        if node == NODES[0]:
+            reply.metadata.__dict__["_src_node_id"] = NODES[1]
+        return [reply]
+
+    grid.fault = from_another
+    private, _ = played(grid, tmp_path / "server")
+    assert private.exchange.dropped["node"]
+    assert private.server.memory.link(0).count == 0
+
+
+def test_unknown_nodes_take_no_memory_and_no_message(tmp_path):
+    terms = terms_of(rounds=2)
+    grid = InProcess(tmp_path, terms)
+    grid.connected = [*NODES, *range(10**6, 10**6 + 10**4)]
+    private, _ = played(grid, tmp_path / "server")
+    assert private.exchange.unknown == 10**4
+    assert {node for node, _ in grid.sent} == set(NODES)
+    assert len(private.exchange._questions) == 3
+    assert len(private.exchange._numbers._clients) == 3
+
+
+def test_a_node_whose_policy_refuses_will_not_take_part(tmp_path):
+    terms = terms_of(rounds=2, least_updates=2)
+    grid = InProcess(tmp_path, terms)
+    ClientPolicy(budget=dp.Budget(0.1, DELTA)).write(grid.folder / str(NODES[0]) / "client.toml")
+    private, _ = played(grid, tmp_path / "server")
+    assert private.server.memory.shared.version == 2
+    assert set(private.exchange.declined) == {0}
+    assert "ε = 0.1" in private.exchange.declined[0]
+    assert not private.exchange.failed and not private.exchange.dropped
+    errors = [reply.error.code for _, reply in grid.received if reply.has_error()]
+    assert errors == [WILL_NOT_TAKE_PART] * 2
+    assert ledger_of(grid, NODES[0]).guarantee(DELTA).epsilon == 0
+
+
+def test_rounds_end_where_nobody_takes_part(tmp_path):
+    terms = terms_of()
+    grid = InProcess(tmp_path, terms, policy=ClientPolicy(budget=dp.Budget(0.1, DELTA)))
+    private, result = played(grid, tmp_path / "server")
+    assert private.server.memory.shared.version == 0
+    assert vector(result.arrays).tobytes() == read(network()).tobytes()
+
+
+def test_the_text_of_an_error_stays_on_the_node(tmp_path):
+    def fail():
+        raise KeyError("the name of a patient")
+
+    grid = InProcess(tmp_path, terms_of(), before_begin=fail)
+    with pytest.raises(DpcompError, match="no more will come"):
+        played(grid, tmp_path / "server")
+    errors = [reply.error for _, reply in grid.received if reply.has_error()]
+    assert {error.code for error in errors} == {FAILED}
+    assert not any("patient" in error.reason for error in errors)
+    assert ledger_of(grid, NODES[0]).guarantee(DELTA).epsilon == 0  # nothing was charged before begin
+
+
+def test_only_declared_metrics_leave(tmp_path):
+    terms = terms_of(rounds=1)
+    grid = InProcess(tmp_path / "kept", terms)
+    _, result = played(grid, tmp_path / "kept server", fraction_evaluate=1.0)
+    assert not result.train_metrics_clientapp and not result.evaluate_metrics_clientapp
+    grid = InProcess(tmp_path / "declared", terms, nonprivate_metrics=("train_loss", "bias"))
+    _, result = played(grid, tmp_path / "declared server", fraction_evaluate=1.0)
+    assert dict(result.train_metrics_clientapp[1]) == {"train_loss": 0.5}
+    # The nodes evaluate the model after the broadcast.
+    assert result.evaluate_metrics_clientapp[1]["bias"] == pytest.approx(result.arrays["bias"].numpy()[0])
+    assert "train_loss, bias leave the node without noise" in str(ledger_of(grid, NODES[0]).guarantee(DELTA))
+
+
+def test_a_killed_server_goes_on_in_the_same_round(tmp_path, monkeypatch):
+    terms, kept = terms_of(), accepted_by(monkeypatch)
+    grid = InProcess(tmp_path, terms)
+
+    def kill_in_round_three(node, message, answer):
+        if message.metadata.group_id == "3" and node == NODES[2]:
+            raise Killed
+        return [answer()]
+
+    grid.fault = kill_in_round_three
+    with pytest.raises(Killed):
+        played(grid, tmp_path / "server")
+    grid.replies.clear()  # of a run that is over
+    grid.fault = lambda node, message, answer: [answer()]
+    private, result = played(grid, tmp_path / "server")
+    assert private.server.memory.shared.version == terms.rounds
+    assert vector(result.arrays).tobytes() == replayed(terms, kept).tobytes()
+    for node in NODES:
+        assert ledger_of(grid, node).guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
+
+
+def test_a_node_that_was_away_is_brought_up_to_date(tmp_path, monkeypatch):
+    terms, kept = terms_of(rounds=6), accepted_by(monkeypatch)
+    grid = InProcess(tmp_path, terms)
+    for until, connected in ((2, NODES), (5, NODES[:2]), (6, NODES)):
+        grid.connected = list(connected)
+        private, result = played(grid, tmp_path / "server", until)
+    assert private.server.memory.link(2).count == 3
+    charged = terms.pipeline.guarantee(3 * STEPS, DELTA).epsilon
+    assert ledger_of(grid, NODES[2]).guarantee(DELTA).epsilon == charged
+    assert vector(result.arrays).tobytes() == replayed(terms, kept).tobytes()
+
+
+def test_a_late_reply_is_refused_and_its_residual_kept(tmp_path):
+    terms = terms_of(least_updates=2, round_seconds=1.0)
+    grid, held = InProcess(tmp_path, terms), []
+
+    def hold_one(node, message, answer):
+        reply = answer()
+        if node == NODES[0] and payloads_in(reply) and message.metadata.group_id == "2" and not held:
+            held.append(reply)
+            return []
+        late = held[:] if message.metadata.group_id == "3" and len(held) == 1 else []
+        held.extend(late)
+        return [reply, *late]
+
+    grid.fault = hold_one
+    private, _ = played(grid, tmp_path / "server")
+    assert sum(private.server.refusals[reason] for reason in ("round", "version")) == 1
+    assert private.server.memory.link(0).count == terms.rounds - 1
+
+
+def test_a_message_that_comes_too_late_trains_nothing(tmp_path, clock):
+    terms = terms_of(rounds=2, round_seconds=1.0)
+    grid, late = InProcess(tmp_path, terms), []
+
+    def too_late(node, message, answer):
+        late_now = node == NODES[2] and message.metadata.group_id == "2"
+        clock.time = lambda: message.metadata.created_at + (1.5 if late_now else 0.5)
+        reply = answer()
+        late.extend([reply] if late_now else [])
+        return [reply]
+
+    grid.fault = too_late
+    private, _ = played(grid, tmp_path / "server")
+    assert private.server.memory.shared.version == 2
+    assert late and not any(payloads_in(reply) for reply in late)
+    charged = terms.pipeline.guarantee(STEPS, DELTA).epsilon
+    assert ledger_of(grid, NODES[2]).guarantee(DELTA).epsilon == charged
+
+
+def test_a_trusted_server_asks_those_whom_it_has_drawn(tmp_path):
+    terms = terms_of(TRUSTED, rounds=6, least_updates=0)
+    grid, ledger = InProcess(tmp_path, terms), dp.Ledger()
+    private, _ = played(grid, tmp_path / "server", secret=dp.SecretSeed(0), ledger=ledger)
+    asked = {(int(message.metadata.group_id), node) for node, message in grid.sent}
+    drawn = sum(private.server.memory.link(client).count for client in range(3))
+    assert 0 < len(asked) < 18
+    assert drawn == len(asked)
+    assert ledger.guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
+    assert not private.server.refusals
+
+
+def test_flowers_own_noise_is_refused_beside_ours(tmp_path):
+    terms = terms_of()
+    for mod in (fixedclipping_mod, LocalDpMod(1.0, 1.0, 1.0, 1e-5)):
+        with pytest.raises(NotPrivate, match="beside dpcomp"):
+            PrivateClientApp(terms, mods=[mod])
+        with pytest.raises(NotPrivate, match="beside dpcomp"):
+            PrivateClientApp(terms).train(mods=[mod])
+    with pytest.raises(NotPrivate, match="query"):
+        PrivateClientApp(terms).query()
+    private = PrivateStrategy(terms, folder=tmp_path / "server")
+    wrapped = DifferentialPrivacyServerSideFixedClipping(private, 1.0, 1.0, 3)
+    grid, module = InProcess(tmp_path, terms), network()
+    with pytest.raises(NotPrivate, match="another strategy"):
+        wrapped.start(grid, arrays_of(layout_of(module), read(module)), 1)
+
+
+def test_begin_refuses_what_the_terms_do_not_release(tmp_path):
+    with pytest.raises(DpcompError, match="outside of a train function"):
+        PrivateClientApp(terms_of()).begin(network())
+    grid = InProcess(tmp_path, terms_of(learning_rate=0.2))  # and the apps train with another
+    with pytest.raises(DpcompError, match="no more will come"):
+        played(grid, tmp_path / "server")
+    assert ledger_of(grid, NODES[0]).guarantee(DELTA).epsilon == 0
+
+
+def test_a_folder_is_named_and_made_by_its_operator(tmp_path):
+    terms = terms_of()
+    grid = InProcess(tmp_path, terms)
+    (grid.folder / str(NODES[0]) / "ledger.db").unlink()
+    private, _ = played(grid, tmp_path / "server", 1)
+    assert set(private.exchange.failed) == {0}
+
+    class WithoutFolder:
+        node_config: dict[str, str] = {}  # noqa: RUF012
+        node_id = NODES[0]
+
+    with pytest.raises(DpcompError, match="dpcomp-folder"):
+        folder_in_node_config(WithoutFolder())
+    folder_of = simulated_folders(tmp_path / "simulated", GENEROUS)
+    assert folder_of(WithoutFolder()) == folder_of(WithoutFolder())
+    assert (folder_of(WithoutFolder()) / "ledger.db").exists()
+
+
+def test_numbers_of_nodes_are_durable(tmp_path):
+    terms = terms_of(rounds=2, least_updates=1)
+    grid = InProcess(tmp_path, terms)
+    grid.connected = [NODES[1]]
+    played(grid, tmp_path / "server", 1)
+    grid.connected = [NODES[2], NODES[1], NODES[0]]
+    private, _ = played(grid, tmp_path / "server", 2)
+    assert private.server.memory.link(0).count == 2  # node 1 is client 0 as before
+    from dpcomp.adapters.flower.node_numbers import KIND
+
+    with look_at_database(tmp_path / "server" / "nodes.db", KIND) as connection:
+        rows = dict(connection.execute("SELECT client, node FROM nodes").fetchall())
+    assert rows[0] == NODES[1].to_bytes(8, "big")
+
+
+def test_another_first_model_and_more_rounds_are_refused(tmp_path):
+    terms, module = terms_of(), network()
+    private, grid = PrivateStrategy(terms, folder=tmp_path / "server"), InProcess(tmp_path, terms)
+    with pytest.raises(dp.VersionMismatch, match="first model"):
+        private.start(grid, arrays_of(layout_of(module), read(module) + 1))
+    with pytest.raises(ValueError, match="4 rounds"):
+        private.start(grid, arrays_of(layout_of(module), read(module)), 5)
+    assert terms.pipeline == PIPELINE
