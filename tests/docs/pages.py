@@ -6,6 +6,7 @@ A block's language says what is done with it:
     toml     is parsed
     sh       each line that begins with `dpcomp` is run as that command, in this process
     text     is for readers
+    diff     is for readers; a test of the page's own applies it
 
 A title, as in ```python title="mine.py", is a file that the block is written to; such a block is not executed. An HTML
 comment on the line above a block changes what is done, too:
@@ -28,7 +29,7 @@ from types import ModuleType
 
 from markdown_it import MarkdownIt
 
-LANGUAGES = {"python", "toml", "sh", "text"}
+LANGUAGES = {"python", "toml", "sh", "text", "diff"}
 INFO = re.compile(r'(?P<language>\w*)(?: title="(?P<file>[^"]+)")?\s*$')
 COMMENT = re.compile(r"<!--\s*(?P<word>output|not run)(?::\s*(?P<value>.*?))?\s*-->\s*$")
 LAX = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -75,7 +76,7 @@ def run_page(page: Path) -> None:
             assert block.language in LANGUAGES, f"{where}: a block of language {block.language!r}; use {LANGUAGES}"
             if block.word == "not run":
                 assert block.value, f"{where}: say why it is not run"
-            elif block.file:
+            elif block.file and block.language != "diff":
                 Path(block.file).write_text(block.text, encoding="utf-8")
             elif block.word == "output":
                 same = doctest.OutputChecker().check_output(block.text, printed, LAX)

@@ -1,0 +1,97 @@
+"""Run a SuperLink and three SuperNodes as processes that talk TLS on this machine, and let them learn digits.
+
+With `--faults` a SuperNode is killed and restarted, another is away for five rounds, and the ServerApp is killed and
+run again. Whatever is killed goes on from its folder.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import dpcomp as dp
+from dpcomp.adapters.flower import prepare_node
+from dpcomp.core.database import look_at_database
+from dpcomp.federated.journal import KIND
+from dpcomp.terms import ClientPolicy, FederationTerms
+
+HERE, FOLDER = Path(__file__).parent, Path("flower-federation")
+DELTA = 1e-5
+sys.path[:0] = [str(HERE), str(FOLDER / "app")]  # the app is copied there, and gets its terms
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+
+from loopback import Loopback  # noqa: E402
+
+
+def prepare():
+    """Make the app with its terms, and the folders of the nodes, once."""
+    if FOLDER.exists():
+        return
+    shutil.copytree(HERE / "app", FOLDER / "app")
+    from digits_app import task
+
+    task.agree()
+    for node in range(task.CLIENTS):
+        prepare_node(FOLDER / f"node-{node}", ClientPolicy(budget=dp.Budget(epsilon=8.0, delta=DELTA)))
+
+
+def terms():
+    return FederationTerms.read(FOLDER / "app" / "digits_app" / "federation.toml")
+
+
+def journal_of():
+    return FOLDER / "server" / terms().run_id.hex() / "journal.db"
+
+
+def round_now():
+    """Return the round that is open: that of the last update that was accepted."""
+    if not journal_of().exists():
+        return 0
+    with look_at_database(journal_of(), KIND) as connection:
+        return connection.execute("SELECT COALESCE(MAX(version), 0) FROM accepted").fetchone()[0]
+
+
+def faults():
+    """The faults by round: what is done once that round has its first update."""
+    return {
+        3: lambda loopback: (loopback.kill("node-1", signal.SIGKILL), loopback.start_node(1)),
+        6: lambda loopback: loopback.kill("node-2"),
+        11: lambda loopback: loopback.start_node(2),
+        14: lambda loopback: loopback.kill_server_app(),
+    }
+
+
+def main(with_faults):
+    prepare()
+    due = faults() if with_faults else {}
+    home = FOLDER.absolute()
+
+    def node_config(node):
+        return f'partition-id={node} dpcomp-folder="{home / f"node-{node}"}"'
+
+    with Loopback(FOLDER, terms().clients, node_config) as loopback:
+        loopback.wait_for_nodes()
+        run = loopback.run(home / "app", server_folder=home / "server")
+        shown = loopback.show(run)
+        while (status := loopback.status(run))["status"] != "finished:completed":
+            for number in [number for number in due if number <= round_now()]:
+                print(f"--- a fault in round {number + 1}", flush=True)
+                due.pop(number)(loopback)
+            if status["status"].startswith("finished"):
+                print("--- the ServerApp has ended, and is run again", flush=True)
+                shown.kill()
+                run = loopback.run(home / "app", server_folder=home / "server")
+                shown = loopback.show(run)
+            loopback.tend()
+            time.sleep(2.0)
+        shown.wait(timeout=60)
+        traffic = status["network-traffic"]
+        print(f"Flower counts {traffic['inbound-bytes']:,} bytes from the nodes, {traffic['outbound-bytes']:,} to them")
+    for node in range(terms().clients):
+        print(f"node {node}:", str(dp.Ledger.read(FOLDER / f"node-{node}" / "ledger.db").guarantee(DELTA))[:90])
+
+
+if __name__ == "__main__":
+    main("--faults" in sys.argv[1:])

@@ -1,0 +1,132 @@
+"""The Flower adapter in Flower's own processes: SuperNodes that are killed, and the simulation on Ray."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr")
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+import dpcomp as dp
+from dpcomp.adapters.flower import PrivateStrategy, simulated_folders
+from dpcomp.adapters.flower.records import arrays_of
+from dpcomp.core.database import look_at_database
+from dpcomp.core.errors import DpcompError
+from dpcomp.federated.journal import KIND
+from dpcomp.lab.tasks import digits
+from dpcomp.terms import ClientPolicy, FederationTerms
+from dpcomp.training.pytorch.rows.parameters import layout_of, read
+from dpcomp.wire.headers import unsealed
+from tests.adapters.flower_ends import GENEROUS, PIPELINE, STEPS, app_of, network
+
+ROOT = Path(__file__).parents[2]
+DELTA = 1e-5
+
+
+@pytest.mark.slow
+def test_killed_processes_go_on_and_end_at_the_model_of_what_was_accepted(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = ROOT / "examples" / "flower" / "start.py"
+    federation, accepted = tmp_path / "flower-federation", {}
+    with (tmp_path / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(script), "--faults"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while process.poll() is None:
+                for journal in federation.glob("server/*/journal.db"):  # it holds the last two rounds
+                    try:
+                        with look_at_database(journal, KIND) as connection:
+                            rows = connection.execute("SELECT number, version, payload FROM accepted").fetchall()
+                    except DpcompError:
+                        continue  # it is just being made
+                    accepted |= {number: (version, payload) for number, version, payload in rows}
+                time.sleep(1.0)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    printed = (tmp_path / "output").read_text(errors="replace")
+    assert process.returncode == 0, printed[-5000:]
+    assert printed.count("--- a fault") == 4
+    assert "is run again" in printed
+
+    terms = FederationTerms.read(federation / "app" / "digits_app" / "federation.toml")
+    first = digits().model(0)
+    server, counted = terms.server(layout_of(first), read(first)), dict.fromkeys(range(terms.clients), 0)
+    for number in range(terms.rounds):
+        for version, payload in accepted.values():
+            if version == number:
+                client = unsealed(payload).client
+                server.handle(payload, client)
+                counted[client] += 1
+        assert len(server.accepted) >= terms.least_updates
+        server.close_round()
+    final = torch.load(federation / "server" / "final_model.pt", weights_only=True)
+    assert np.concatenate([part.numpy().ravel() for part in final.values()]).tobytes() == server.model.tobytes()
+
+    planned = {rounds: terms.pipeline.guarantee(rounds * terms.steps, DELTA).epsilon for rounds in range(1, 21)}
+    ledgers = [dp.Ledger.read(federation / f"node-{node}" / "ledger.db").guarantee(DELTA) for node in range(3)]
+    told = [min(planned, key=lambda rounds: abs(planned[rounds] - each.epsilon)) for each in ledgers]
+    assert [each.epsilon for each in ledgers] == [planned[rounds] for rounds in told]
+    # The killed node was charged for the round that it lost; whoever was late under load was too.
+    assert sum(counted.values()) <= sum(told) <= terms.clients * terms.rounds
+    assert min(told) < terms.rounds, "the node that was away was charged for rounds that it missed"
+    print(f"{len(accepted)} updates accepted, by client {counted}; charged by node {told}")
+
+
+@pytest.mark.slow
+def test_a_hundred_nodes_of_the_simulation_learn(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    from flwr.simulation import run_simulation
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where Ray's actors find the app
+    module, ended = network(), []
+    terms = FederationTerms.agree(
+        PIPELINE,
+        layout_of(module),
+        read(module),
+        rounds=2,
+        steps=STEPS,
+        clients=100,
+        learning_rate=0.1,
+        least_updates=100,
+        round_seconds=1000.0,
+    )
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy = PrivateStrategy(terms, folder=tmp_path / "server", poll_seconds=0.1)
+        result = strategy.start(grid, arrays_of(layout_of(module), read(module)))
+        ended.append((strategy.server.memory.shared.version, strategy.exchange.failed, result))
+
+    run_simulation(
+        server_app=server_app,
+        client_app=app_of(terms, folder=simulated_folders(tmp_path / "nodes", GENEROUS)),
+        num_supernodes=100,
+        backend_config={
+            "init_args": {"num_cpus": 1, "include_dashboard": False},
+            "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0},
+        },
+    )
+    ((version, failed, _),) = ended
+    assert version == terms.rounds
+    assert not failed
+    folders = list((tmp_path / "nodes").iterdir())
+    assert len(folders) == 100
+    ledger = dp.Ledger.read(folders[0] / "ledger.db")
+    assert ledger.guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
+    assert ClientPolicy.read(folders[0] / "client.toml") == GENEROUS
