@@ -28,6 +28,7 @@ class Loopback:
         self.folder, self.nodes, self.node_config = Path(folder).absolute(), nodes, node_config
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port, self.running, self.started = free_port(), {}, {}
+        self.port_for_nodes = self.port
         self.environment = os.environ | {
             "FLWR_HOME": str(self.folder / "flower"),
             "FLWR_TELEMETRY_ENABLED": "0",
@@ -73,7 +74,7 @@ class Loopback:
         self._start(
             f"node-{node}",
             "flower-supernode",
-            *("--root-certificates", "ca.crt", "--superlink", f"{HOST}:{self.port}"),
+            *("--root-certificates", "ca.crt", "--superlink", f"{HOST}:{self.port_for_nodes}"),
             *("--auth-supernode-private-key", f"node-{node}.key", "--host", HOST, "--port", str(free_port())),
             *("--node-config", self.node_config(node)),
         )
@@ -86,7 +87,7 @@ class Loopback:
 
     def run(self, app, **config):
         """Start the app on the SuperLink; return Flower's number of the run."""
-        values = " ".join(f'{name.replace("_", "-")}="{value}"' for name, value in config.items())
+        values = " ".join(f"{name.replace('_', '-')}={json.dumps(value)}" for name, value in config.items())
         return self._flwr("run", str(app), "loopback", *(("--run-config", values) if values else ()))["run-id"]
 
     def status(self, run):

@@ -73,7 +73,7 @@ def main(with_faults):
 
     with Loopback(FOLDER, terms().clients, node_config) as loopback:
         loopback.wait_for_nodes()
-        run = loopback.run(home / "app", server_folder=home / "server")
+        run = loopback.run(home / "app", server_folder=str(home / "server"))
         shown = loopback.show(run)
         while (status := loopback.status(run))["status"] != "finished:completed":
             for number in [number for number in due if number <= round_now()]:
@@ -82,7 +82,7 @@ def main(with_faults):
             if status["status"].startswith("finished"):
                 print("--- the ServerApp has ended, and is run again", flush=True)
                 shown.kill()
-                run = loopback.run(home / "app", server_folder=home / "server")
+                run = loopback.run(home / "app", server_folder=str(home / "server"))
                 shown = loopback.show(run)
             loopback.tend()
             time.sleep(2.0)

@@ -20,7 +20,7 @@ from dpcomp.adapters.flower import (
     strategy,
 )
 from dpcomp.adapters.flower.exchange import MOST_FOLLOW_UPS
-from dpcomp.adapters.flower.records import FAILED, WILL_NOT_TAKE_PART, arrays_of
+from dpcomp.adapters.flower.records import FAILED, arrays_of
 from dpcomp.core.database import look_at_database
 from dpcomp.core.errors import DpcompError, NotPrivate
 from dpcomp.federated import Server
@@ -258,8 +258,8 @@ def test_a_node_whose_policy_refuses_will_not_take_part(tmp_path):
     assert set(private.exchange.declined) == {0}
     assert "ε = 0.1" in private.exchange.declined[0]
     assert not private.exchange.failed and not private.exchange.dropped
-    errors = [reply.error.code for _, reply in grid.received if reply.has_error()]
-    assert errors == [WILL_NOT_TAKE_PART] * 2
+    assert private.server.withdrawn == {0: "policy"}
+    assert sum(reply.has_error() for _, reply in grid.received) == 1  # it is not asked again
     assert ledger_of(grid, NODES[0]).guarantee(DELTA).epsilon == 0
 
 
@@ -368,13 +368,16 @@ def test_a_message_that_comes_too_late_trains_nothing(tmp_path, clock):
     assert ledger_of(grid, NODES[2]).guarantee(DELTA).epsilon == charged
 
 
-def test_a_trusted_server_asks_those_whom_it_has_drawn(tmp_path):
+def test_a_trusted_server_asks_those_whom_it_has_drawn_and_closes_rounds_by_time(tmp_path, clock):
+    with pytest.raises(NotPrivate, match="by time alone"):
+        PrivateStrategy(terms_of(TRUSTED), folder=tmp_path / "server")
     terms = terms_of(TRUSTED, rounds=6, least_updates=0)
     grid, ledger = InProcess(tmp_path, terms), dp.Ledger()
     private, _ = played(grid, tmp_path / "server", secret=dp.SecretSeed(0), ledger=ledger)
     asked = {(int(message.metadata.group_id), node) for node, message in grid.sent}
     drawn = sum(private.server.memory.link(client).count for client in range(3))
     assert 0 < len(asked) < 18
+    assert clock.now == pytest.approx(6 * 5.0)  # however many had come
     assert drawn == len(asked)
     assert ledger.guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
     assert not private.server.refusals

@@ -11,9 +11,9 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from dpcomp.adapters.flower.node_numbers import NodeNumbers
-from dpcomp.adapters.flower.records import FAILED, WILL_NOT_TAKE_PART, FromNode, Model, ToNode
+from dpcomp.adapters.flower.records import FAILED, WITHDRAWALS, FromNode, Model, ToNode
 from dpcomp.core.errors import CorruptPayload
-from dpcomp.federated.messages import HELLO
+from dpcomp.federated.messages import HELLO, WITHDRAWAL, WITHDRAWAL_REASONS, Withdrawal
 from dpcomp.federated.server import Server
 
 LOG = logging.getLogger("flwr.dpcomp")  # whose records Flower prints
@@ -56,7 +56,7 @@ class Exchange:
     Attributes:
         unknown: The number of nodes that got no number, since there are as many as the terms say.
         dropped: Why replies were dropped, counted by reason.
-        declined: Why a client does not take part, in its own words, by number.
+        declined: Why a client does not take part, in its own words, by number; it is not asked again in this run.
         failed: The error of each client whose app failed at the last message, by number.
     """
 
@@ -165,7 +165,9 @@ class Exchange:
         again = list[int]()
         for message in self._grid.pull_messages(list(self._sent)) if self._sent else ():
             sent = self._sent.pop(message.metadata.reply_to_message_id, None)
-            if sent is None or (message.metadata.src_node_id != sent.node and not message.has_error()):
+            # Flower itself reports that a node is not there; all else must come from the node that was asked.
+            by_flower = message.has_error() and message.error.code not in (*WITHDRAWALS, FAILED)
+            if sent is None or (message.metadata.src_node_id != sent.node and not by_flower):
                 self.dropped["node"] += 1
                 continue
             client = sent.client
@@ -180,7 +182,6 @@ class Exchange:
                 LOG.warning("client %d: %s", client, error)
                 settled.add(client)
                 continue
-            self.declined.pop(client, None)
             self.failed.pop(client, None)
             self._take(client, reply)
             if client in nodes and client not in settled:
@@ -192,8 +193,17 @@ class Exchange:
 
     def _take_error(self, client: int, error: Error) -> None:
         reason = error.reason or f"error {error.code}"
-        if error.code == WILL_NOT_TAKE_PART:
+        if error.code in WITHDRAWALS:
             self.declined[client] = reason
+            memory = self._server.memory
+            withdrawal = Withdrawal(
+                pipeline=memory.pipeline,
+                run=memory.seed.number,
+                run_id=memory.genesis.run_id,
+                client=client,
+                reason=WITHDRAWAL_REASONS.index(WITHDRAWALS[error.code]),
+            )
+            self._server.handle(WITHDRAWAL.seal(withdrawal), client)
             LOG.warning("client %d will not take part: %s", client, reason)
             return
         self.dropped[f"error {error.code}"] += 1

@@ -9,9 +9,12 @@ from jaxtyping import Float32
 
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.layout import Layout
+from dpcomp.federated.messages import WithdrawalReason
 
 RECORD, ARRAYS, METRICS = "dpcomp", "arrays", "metrics"  # names of records in a message's content
-WILL_NOT_TAKE_PART, FAILED = 6400, 6401  # codes of Flower's Error, beyond those of its own
+# Codes of Flower's Error, beyond its own: that a node will not take part, by the reason, and that its app failed.
+WITHDRAWALS: dict[int, WithdrawalReason] = {6400: "policy", 6401: "budget"}
+FAILED = 6402
 MOST_MESSAGES = 2  # of a node in one reply: an update, and the question that the server answers next time
 
 Model = tuple[Layout, Float32[np.ndarray, "d"]]

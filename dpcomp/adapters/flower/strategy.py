@@ -34,7 +34,7 @@ class PrivateStrategy(Strategy):
     In the place of `FedAvg(...)`. Updates and broadcasts travel as the messages of `dpcomp.federated`: a node that has
     followed all rounds gets the last broadcast, one that was away the missed ones or a snapshot. A round is closed with
     `terms.least_updates` or more: once all clients whose nodes are connected have sent or will not take part, or after
-    `terms.round_seconds`.
+    `terms.round_seconds`. That of a trusted server is closed by time alone.
 
     A killed ServerApp goes on from the folder when the app is run again. A node keeps its number as long as it keeps
     its node id, for which Flower needs the authentication of nodes.
@@ -55,6 +55,7 @@ class PrivateStrategy(Strategy):
         exchange: What was dropped, and who does not take part, once `start` was called.
 
     Raises:
+        NotPrivate: The server is trusted, and the terms don't close rounds by time alone.
         ValueError: A number lies outside its range.
 
     Examples:
@@ -81,6 +82,13 @@ class PrivateStrategy(Strategy):
             raise ValueError(f"fraction_evaluate={fraction_evaluate}: give a probability, from 0 to 1")
         if not real_number(poll_seconds, "poll_seconds", "a number above 0") > 0:
             raise ValueError(f"poll_seconds={poll_seconds}: give a time in seconds, above 0")
+        self._trusted = terms.pipeline.trust_model.server_sees_clean
+        if self._trusted and (terms.least_updates or terms.round_seconds is None):
+            raise NotPrivate(
+                f"least_updates={terms.least_updates}, round_seconds={terms.round_seconds} with trust='server': rounds "
+                "would be closed by what has come, and whether a clean update is accepted depends on it. Agree on "
+                "round_seconds and least_updates=0: there a round is closed by time alone"
+            )
         self.terms, self._folder, self._secret, self._ledger = terms, Path(folder), secret, ledger
         self._fraction_evaluate, self._poll_seconds = fraction_evaluate, poll_seconds
         self.server: Server | None = None
@@ -144,6 +152,7 @@ class PrivateStrategy(Strategy):
         """Play a round; return whether there was one: not if no client is left that takes part."""
         terms, cohort = self.terms, server.cohort()
         seconds = terms.round_seconds or timeout
+        until = time.monotonic() + seconds
         number, metrics = server.memory.shared.version, dict[int, MetricRecord]()
 
         def has_sent(client: int) -> bool:
@@ -156,9 +165,9 @@ class PrivateStrategy(Strategy):
             return sent
 
         def enough() -> bool:
-            return len(server.accepted) >= terms.least_updates
+            return not self._trusted and len(server.accepted) >= terms.least_updates
 
-        while missing := [client for client in cohort if not has_sent(client)]:
+        while missing := [client for client in cohort if not has_sent(client) and client not in exchange.declined]:
             settled = exchange.ask(
                 "train",
                 missing,
@@ -168,20 +177,17 @@ class PrivateStrategy(Strategy):
                 answered=answered,
                 enough=enough,
             )
-            if enough():
+            if self._trusted or enough():
                 break
-            if settled.issuperset(missing):
-                if exchange.declined.keys() >= settled:
-                    LOG.error("too few clients take part any more, so the rounds end after %d", number)
-                    return False
-                if exchange.declined.keys() | exchange.failed.keys() >= settled:
-                    raise DpcompError(
-                        f"round {number + 1} has {len(server.accepted)} updates of the {terms.least_updates} that it "
-                        f"needs, and no more will come. Will not take part: {exchange.declined}; failed: "
-                        f"{exchange.failed}. Repair the nodes, by their own logs, and run the app again: it goes on"
-                    )
+            if settled.issuperset(missing) and exchange.failed.keys() | exchange.declined.keys() >= settled:
+                self._refuse_failures(server, exchange)
             LOG.warning("round %d stays open: it has %d updates", number + 1, len(server.accepted))
             time.sleep(self._poll_seconds)
+        if self._trusted:
+            time.sleep(max(0.0, until - time.monotonic()))
+        if len(exchange.declined) == terms.clients or not (self._trusted or enough()):
+            LOG.error("too few clients take part any more, so the rounds end after %d", number)
+            return False
         accepted = len(server.accepted)
         payload_bytes = sum(each.payload_bytes for each in server.accepted)
         broadcast = server.close_round()
@@ -192,6 +198,16 @@ class PrivateStrategy(Strategy):
             *(number + 1, accepted, payload_bytes, len(broadcast)),
         )
         return True
+
+    def _refuse_failures(self, server: Server, exchange: Exchange) -> None:
+        """Refuse to wait for clients whose apps have failed. Raises DpcompError if there are any."""
+        if exchange.failed:
+            raise DpcompError(
+                f"round {server.memory.shared.version + 1} has {len(server.accepted)} updates of the "
+                f"{self.terms.least_updates} that it needs, and no more will come. Will not take part: "
+                f"{exchange.declined}; failed: {exchange.failed}. Repair the nodes, by their own logs, and run the app "
+                "again: it goes on"
+            )
 
     def _evaluate(
         self, server: Server, exchange: Exchange, result: Result, timeout: float, config: ConfigRecord | None
