@@ -94,4 +94,5 @@ def main(with_faults):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     main("--faults" in sys.argv[1:])

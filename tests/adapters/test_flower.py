@@ -19,7 +19,7 @@ from dpcomp.adapters.flower import (
     simulated_folders,
     strategy,
 )
-from dpcomp.adapters.flower.exchange import MOST_FOLLOW_UPS
+from dpcomp.adapters.flower.exchange import MOST_MESSAGES
 from dpcomp.adapters.flower.records import FAILED, arrays_of
 from dpcomp.core.database import look_at_database
 from dpcomp.core.errors import DpcompError, NotPrivate
@@ -219,7 +219,7 @@ def test_replies_of_no_form_end_with_the_round(tmp_path, content):
     grid.fault = lambda node, message, answer: [Message(content, reply_to=message)] if node == NODES[0] else [answer()]
     private, _ = played(grid, tmp_path / "server")
     assert private.server.memory.shared.version == 1
-    assert sum(node == NODES[0] for node, _ in grid.sent) <= MOST_FOLLOW_UPS + 1
+    assert sum(node == NODES[0] for node, _ in grid.sent) <= MOST_MESSAGES
 
 
 def test_a_reply_of_another_node_is_dropped(tmp_path):
@@ -366,6 +366,34 @@ def test_a_message_that_comes_too_late_trains_nothing(tmp_path, clock):
     assert late and not any(payloads_in(reply) for reply in late)
     charged = terms.pipeline.guarantee(STEPS, DELTA).epsilon
     assert ledger_of(grid, NODES[2]).guarantee(DELTA).epsilon == charged
+
+
+def test_nodes_that_take_most_of_a_round_for_each_message_train_in_every_round(tmp_path, clock):
+    terms = terms_of(rounds=3, least_updates=3, round_seconds=1.0)
+    grid, free, queue, deliver = InProcess(tmp_path, terms), {}, [], []
+
+    def hold(node, message, answer):
+        begun = max(clock.now, free.get(node, 0.0))  # one message at a time
+        free[node] = begun + 0.7
+        queue.append((free[node], node, message, begun + 0.3 - clock.now))
+        return []
+
+    def pull(names):
+        for item in [item for item in queue if item[0] <= clock.now]:
+            queue.remove(item)
+            _, node, message, waited = item
+            clock.time = lambda sent=message.metadata.created_at, waited=waited: sent + waited
+            deliver.append(grid.answer(node, message))
+        ready = [reply for reply in deliver if reply.metadata.reply_to_message_id in names]
+        deliver[:] = [reply for reply in deliver if reply not in ready]
+        return ready
+
+    grid.fault, grid.pull_messages = hold, pull
+    private, _ = played(grid, tmp_path / "server")
+    assert private.server.memory.shared.version == terms.rounds
+    for node in NODES:
+        assert ledger_of(grid, node).guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
+    assert len(grid.sent) <= 3 * (2 * terms.rounds + 1)
 
 
 def test_a_trusted_server_asks_those_whom_it_has_drawn_and_closes_rounds_by_time(tmp_path, clock):

@@ -17,7 +17,8 @@ from dpcomp.federated.messages import HELLO, WITHDRAWAL, WITHDRAWAL_REASONS, Wit
 from dpcomp.federated.server import Server
 
 LOG = logging.getLogger("flwr.dpcomp")  # whose records Flower prints
-MOST_FOLLOW_UPS = 3  # of a node in a round: the first model, an answer to a late question, and one more
+MOST_MESSAGES = 4  # to a node in a round: with the first model, with answers to a late and a present question, one more
+LATEST_SHARE = 0.25  # of a round: in its last quarter no message is sent
 # Errors of an app; of Flower's own, those of an app that can't be loaded, that raised, and of a bundle that is refused.
 # The others say that a node or a message is not there.
 FAILURES = (FAILED, 1, 2, 6, 7)
@@ -31,13 +32,13 @@ class Sent:
     Args:
         client: The node's number.
         node: Flower's id of the node.
-        number: The place of the message among all that were sent.
-        expires: When Flower drops it, on this process's monotonic clock.
+        pushed: When it was sent, on this process's monotonic clock.
+        expires: When Flower drops it.
     """
 
     client: int
     node: int
-    number: int
+    pushed: float
     expires: float
 
 
@@ -66,7 +67,6 @@ class Exchange:
         self._questions: dict[int, bytes] = {}
         self._need_first_model: set[int] = set()
         self._sent: dict[str, Sent] = {}
-        self._count = 0
         self.unknown, self.dropped = 0, Counter[str]()
         self.declined, self.failed = dict[int, str](), dict[int, str]()
 
@@ -87,6 +87,9 @@ class Exchange:
         nothing to send. One whose node is not connected is not waited for, if there is enough without it; one that was
         asked is, since Flower keeps its message: a node that comes back would train for a round that is over.
 
+        A node handles one message at a time. So where its reply takes long, no second message waits behind the first,
+        unless that must be lost; and none is sent so late that its reply could hardly come in time.
+
         Args:
             kind: Flower's message type: "train" or "evaluate".
             expected: The numbers of the clients to ask.
@@ -100,24 +103,24 @@ class Exchange:
             The numbers of the clients that were settled.
         """
         until, settled, asked = time.monotonic() + seconds, set[int](), dict[int, int]()
-        nodes: dict[int, int] = {}
         while True:
             connected = self._connected(expected)
-            nodes |= connected
-            due = [client for client in nodes if client not in asked and client not in settled]
-            asked |= dict.fromkeys(due, 0)
-            again = self._pull(nodes, settled, answered)
-            for client in again:
-                asked[client] = asked.get(client, 0) + 1
-                if asked[client] > MOST_FOLLOW_UPS:
-                    settled.add(client)
-                else:
-                    due.append(client)
-            left, waiting = until - time.monotonic(), (asked.keys() | connected.keys()) - settled
-            if settled.issuperset(expected) or (asked and not waiting and enough()) or left <= 0:
+            settled |= self._pull(expected, connected, answered)
+            left, busy = until - time.monotonic(), self._busy(seconds)
+            settled |= {client for client, count in asked.items() if count >= MOST_MESSAGES and client not in busy}
+            waiting = (asked.keys() | connected.keys()) - settled
+            if settled.issuperset(expected) or ((asked or settled) and not waiting and enough()) or left <= 0:
                 return settled
-            self._push(kind, {client: nodes[client] for client in due}, config, left, late_seconds)
+            due = connected.keys() - settled - busy if left > LATEST_SHARE * seconds else set[int]()
+            for client in due:
+                asked[client] = asked.get(client, 0) + 1
+            self._push(kind, {client: connected[client] for client in sorted(due)}, config, left, late_seconds)
             time.sleep(min(self._poll_seconds, left))
+
+    def _busy(self, seconds: float) -> set[int]:
+        """Return the clients whose nodes were sent a message in the last seconds that has no reply yet."""
+        since = time.monotonic() - seconds
+        return {sent.client for sent in self._sent.values() if sent.pushed > since}
 
     def _connected(self, expected: Collection[int]) -> dict[int, int]:
         """Return Flower's ids of the expected clients whose nodes are connected, by number; new nodes get one."""
@@ -139,11 +142,10 @@ class Exchange:
                 Message(self._content(client, config, left), node, kind, ttl=left + late, group_id=str(version + 1))
                 for client, node in some
             ]
-            expires, pushed = time.monotonic() + left + late, set(self._grid.push_messages(messages))
+            now, pushed = time.monotonic(), set(self._grid.push_messages(messages))
             for (client, node), message in zip(some, messages, strict=True):
                 if message.metadata.message_id in pushed:
-                    self._count += 1
-                    sent = Sent(client=client, node=node, number=self._count, expires=expires)
+                    sent = Sent(client=client, node=node, pushed=now, expires=now + left + late)
                     self._sent[message.metadata.message_id] = sent
                 else:
                     LOG.warning("Flower did not take the message to client %d", client)
@@ -157,12 +159,11 @@ class Exchange:
         return content
 
     def _pull(
-        self, nodes: Mapping[int, int], settled: set[int], answered: Callable[[int, FromNode], bool]
-    ) -> list[int]:
-        """Handle the replies that have come; return the clients that need another message."""
-        now = time.monotonic()
+        self, expected: Collection[int], connected: Collection[int], answered: Callable[[int, FromNode], bool]
+    ) -> set[int]:
+        """Handle the replies that have come; return the clients that they settle."""
+        now, settled = time.monotonic(), set[int]()
         self._sent = {name: sent for name, sent in self._sent.items() if sent.expires > now}
-        again = list[int]()
         for message in self._grid.pull_messages(list(self._sent)) if self._sent else ():
             sent = self._sent.pop(message.metadata.reply_to_message_id, None)
             # Flower itself reports that a node is not there; all else must come from the node that was asked.
@@ -173,7 +174,9 @@ class Exchange:
             client = sent.client
             if message.has_error():
                 self._take_error(client, message.error)
-                settled.add(client)
+                # A message that was lost may be of an earlier time, and its node be back.
+                if client not in connected or not by_flower or message.error.code in FAILURES:
+                    settled.add(client)
                 continue
             try:
                 reply = FromNode.read(message.content)
@@ -184,12 +187,9 @@ class Exchange:
                 continue
             self.failed.pop(client, None)
             self._take(client, reply)
-            if client in nodes and client not in settled:
-                if answered(client, reply):
-                    settled.add(client)
-                elif not any(each.client == client and each.number > sent.number for each in self._sent.values()):
-                    again.append(client)
-        return again
+            if client in expected and answered(client, reply):
+                settled.add(client)
+        return settled
 
     def _take_error(self, client: int, error: Error) -> None:
         reason = error.reason or f"error {error.code}"
