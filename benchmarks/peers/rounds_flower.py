@@ -3,14 +3,12 @@
 Flower runs clients in actors of Ray; here in one actor with one core, as everything else.
 """
 
-# flwr is measured where it is installed; no extra of dpcomp brings it.
-# pyright: reportMissingImports=false
-
 import logging
 import os
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -85,18 +83,20 @@ def flower_rounds_a_second(settings: FederationSettings, test_images: int, round
 def train(message: Message, context: Context) -> Message:
     """Train the model that came on the client's own images, and send it back."""
     torch.set_num_threads(1)
-    config, settings = message.content["config"], FederationSettings()
+    config: Any = message.content["config"]  # Flower's types are those of any record
+    arrays: Any = message.content["arrays"]
+    settings = FederationSettings()
     inputs, targets = _own_images(int(context.node_config["partition-id"]))
     model = fashion_cnn(seed=0)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    model.load_state_dict(arrays.to_torch_state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate)
     for _ in range(config["local-steps"]):
         batch = torch.nonzero(torch.rand(len(inputs)) < config["rate"])[:, 0]
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs[batch]), targets[batch]).backward()
         optimizer.step()
-    arrays, metrics = ArrayRecord(model.state_dict()), MetricRecord({"num-examples": len(inputs)})
-    return Message(content=RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+    content = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": len(inputs)})}
+    return Message(content=RecordDict(content), reply_to=message)
 
 
 @cache
