@@ -54,6 +54,18 @@ from dpcomp.wire.memory import NO_DIGEST, ClientMemory, Pending
 from dpcomp.wire.update import Update
 
 
+class LinkSetBack(VersionMismatch):
+    """The server and the client know other payloads of the client than each other, and the client cannot go on.
+
+    Attributes:
+        link: The server's link.
+    """
+
+    def __init__(self, message: str, link: Link):
+        super().__init__(message, reason="link")
+        self.link = link
+
+
 @dataclass(frozen=True)
 class Question:
     """A question that has no reply yet.
@@ -358,18 +370,18 @@ def _kept_beside(link: Link, memory: ClientMemory) -> Kept:
     """Return what a client keeps where the server knows other payloads of it than itself: one end was set back.
 
     Raises:
-        VersionMismatch: The client keeps what the server has of it, and neither end can tell that any more.
+        LinkSetBack: The client keeps what the server has of it, and neither end can tell that any more.
     """
     kept = memory.kept
     if kept.sent is None:
         return kept
     if link.count:
-        raise VersionMismatch(
+        raise LinkSetBack(
             f"the server has accepted {link.count} payloads of client {memory.client} ({link.digest.hex()}), this "
             f"client knows of {memory.link.count} ({memory.link.digest.hex()}): one of the two was set back. The "
             "client sends differences from what the server has of it, which is not known any more, so that its part of "
             "the server's estimate would stay wrong for good. Restore the newest state of both, or begin anew",
-            reason="link",
+            link,
         )
     return replace(kept, sent=np.zeros_like(kept.sent))
 

@@ -1,8 +1,10 @@
 """Participant: a client whose state survives its process."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Float32
@@ -10,7 +12,7 @@ from jaxtyping import Float32
 from dpcomp.core.address import Address
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.absence import AbsencePolicy, Keep
-from dpcomp.federated.client import ClientState, Follow, Question, follow_broadcast, transition
+from dpcomp.federated.client import ClientState, Follow, LinkSetBack, Question, follow_broadcast, transition
 from dpcomp.federated.messages import WITHDRAWAL, WITHDRAWAL_REASONS, Withdrawal, WithdrawalReason
 from dpcomp.federated.phases import Event, Phase, Restarted, Save, Trained
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
@@ -18,7 +20,8 @@ from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.wire import checkpoint
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint
-from dpcomp.wire.memory import ClientMemory
+from dpcomp.wire.links import Link
+from dpcomp.wire.memory import NO_DIGEST, ClientMemory, Pending
 
 
 class Participant:
@@ -66,6 +69,7 @@ class Participant:
         self._channel, self._absence_policy, self.ledger = channel, absence_policy, ledger
         self._folder = None if folder is None else Path(folder)
         self.state = self._saved = ClientState(memory=memory, model=model)
+        self._unaccepted: Mapping[int, bytes] = {}  # round → digest of a release that the server has not accepted
         self._genesis = self.state.memory.genesis
         if self._folder is not None and self._folder.exists():
             self.restart()
@@ -97,15 +101,20 @@ class Participant:
         """
         if isinstance(event, Trained) and not self._channel.server_sees_clean:
             self._refuse_uncharged(event.update.address)
-        after, actions = transition(self._channel, self.state, event, self._absence_policy, self._follow)
-        pending = self.state.pending
-        self._refuse_second_release(after)
+        try:
+            after, actions = transition(self._channel, self.state, event, self._absence_policy, self._follow)
+        except LinkSetBack as error:
+            self._refuse_uncounted(error.link, self._unaccepted_with(self.state.pending))
+            raise
+        pending, unaccepted = self.state.pending, self._unaccepted
+        if pending is not None and after.pending is None and after.memory.link != pending.link:
+            unaccepted = self._unaccepted_with(pending)
         if after.memory.link not in (self.state.memory.link, None if pending is None else pending.link):
-            self._refuse_older_ledger(after, "the server has accepted a release")
+            self._refuse_uncounted(after.memory.link, unaccepted)
         for action in actions:
             if isinstance(action, Save):
-                self._save(after)
-        self.state = after
+                self._save(after, unaccepted)
+        self.state, self._unaccepted = after, unaccepted
         return [action.message for action in actions if not isinstance(action, Save)]
 
     def withdrawal(self, reason: WithdrawalReason) -> bytes:
@@ -134,9 +143,19 @@ class Participant:
             self._saved = self._load(self._folder)
         self.state, _ = transition(self._channel, self._saved, Restarted())
 
-    def _save(self, state: ClientState) -> None:
+    def _unaccepted_with(self, pending: Pending | None) -> Mapping[int, bytes]:
+        """Return the digests of the releases that the server has not accepted, and of a pending one, by their round."""
+        if pending is None or self._channel.server_sees_clean:
+            return self._unaccepted
+        assert pending.link.last is not None
+        return {**self._unaccepted, pending.link.last.round: pending.link.digest}
+
+    def _save(self, state: ClientState, unaccepted: Mapping[int, bytes]) -> None:
         if self._folder is not None:
             beside = ledger_arrays(self.ledger)
+            if unaccepted:
+                beside["unaccepted round"] = np.array(list(unaccepted), dtype=np.int64)
+                beside["unaccepted digest"] = np.frombuffer(b"".join(unaccepted.values()), dtype=np.uint8)
             if state.question is not None:
                 beside["question"] = np.frombuffer(state.question.hello, dtype=np.uint8)
                 beside["question version"] = np.array([state.question.version], dtype=np.int64)
@@ -159,6 +178,10 @@ class Participant:
         refuse_other_genesis(folder, memory, self._genesis)
         memory = replace(memory, dither_key=mine.dither_key)  # which no checkpoint holds
         state = ClientState(memory=memory, model=model, pending=pending)
+        if "unaccepted round" in beside:
+            digests = beside["unaccepted digest"].reshape(-1, len(NO_DIGEST))
+            rounds: list[int] = beside["unaccepted round"].tolist()
+            self._unaccepted = {number: each.tobytes() for number, each in zip(rounds, digests, strict=True)}
         if "question" in beside:
             question = Question(beside["question"].tobytes(), int(beside["question version"][0]))
             state = replace(state, phase=Phase.RESYNCING, question=question)
@@ -175,32 +198,51 @@ class Participant:
                 "ε. Charge the ledger that this Participant was given, before the release"
             )
 
-    def _refuse_second_release(self, after: ClientState) -> None:
-        """Refuse to go on, and mark the ledger, where another process has released at the pending payload's address.
+    def _refuse_uncounted(self, link: Link, unaccepted: Mapping[int, bytes]) -> None:
+        """Refuse to go on, and mark the ledger, where the server has accepted releases that it was not charged for.
 
         A payload of an address is made once and saved before it is sent, so two of them have two processes, which were
-        given copies of one folder: each has drawn noise, and each ledger was charged for its own alone.
+        given copies of one folder: each has drawn noise, and each ledger was charged for its own alone. The server may
+        accept one long after it has refused the other, so the digests of those that it refused are kept.
+
+        Args:
+            link: The server's link, which this client did not expect.
+            unaccepted: The digests of this client's releases that the server has not accepted, by their round.
         """
-        pending, link = self.state.pending, after.memory.link
-        if self._channel.server_sees_clean or pending is None or after.pending is not None:
+        last = link.last
+        if last is None or self._channel.server_sees_clean:
             return
-        if link.last == pending.link.last and link.digest != pending.link.digest:
-            why = f"another process released at {link.last}, where this ledger's own release was refused"
+        charged = self.ledger.charged_rounds(last.run, last.client)
+        if last.round not in charged:
+            self._refuse_uncharged_release(last, "the server has accepted a release")
+        why = ""
+        if unaccepted.get(last.round, link.digest) != link.digest:
+            why = f"another process released at {last}, where this ledger's own release was refused"
+        elif link.count > len(charged):
+            why = (
+                f"the server has accepted {link.count:,} releases of client {last.client} up to {last}, and this "
+                f"ledger was charged for {len(charged):,}"
+            )
+        if why:
             self.ledger.mark_incomplete(why)
             raise DpcompError(
-                f"{why}: two processes take part as client {after.memory.client}, from copies of one folder. "
-                f"{self.ledger} is marked as incomplete and guarantees nothing any more: stop both, and count the "
-                "charges of both ledgers together"
+                f"{why}: two processes take part as client {last.client}, from copies of one folder. {self.ledger} is "
+                "marked as incomplete and guarantees nothing any more: stop both, and count the charges of both "
+                "ledgers together"
             )
 
     def _refuse_older_ledger(self, state: ClientState, evidence: str) -> None:
         """Refuse a state that holds a release which was never charged to the ledger."""
         last = state.memory.link.last if state.pending is None else state.pending.link.last
         if last is not None and not self._channel.server_sees_clean and not self.ledger.charged(last):
-            # A ledger of these data lacks the release; one without any charge of this client may be a wrong one.
-            if self.ledger.charged_rounds(last.run, last.client):
-                self.ledger.mark_incomplete(f"{evidence} at {last}, which it was not charged for")
-            raise DpcompError(
-                f"{evidence} at {last}, which {self.ledger} never charged: it is older than that, or another client's. "
-                "Restore the newest ledger; what is spent cannot be taken back"
-            )
+            self._refuse_uncharged_release(last, evidence)
+
+    def _refuse_uncharged_release(self, last: Address, evidence: str) -> NoReturn:
+        """Refuse a release that was never charged to the ledger, and mark the ledger if it is of the same data."""
+        # A ledger of these data lacks the release; one without any charge of this client may be a wrong one.
+        if self.ledger.charged_rounds(last.run, last.client):
+            self.ledger.mark_incomplete(f"{evidence} at {last}, which it was not charged for")
+        raise DpcompError(
+            f"{evidence} at {last}, which {self.ledger} never charged: it is older than that, or another client's. "
+            "Restore the newest ledger; what is spent cannot be taken back"
+        )

@@ -5,15 +5,17 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import dpcomp as dp
-from dpcomp.federated import BroadcastReceived, ReplyReceived, TimedOut
+from dpcomp.federated import BroadcastReceived, ReplyReceived, TimedOut, Trained, Weigh
 from dpcomp.federated.messages import WITHDRAWAL
 from dpcomp.terms import FederationTerms
 from dpcomp.wire import checkpoint
+from tests.federated import weeks
 from tests.federated.weeks import DELTA, FIRST, PIPELINE, Client, D, open_ledger, terms_of
 
 
@@ -303,4 +305,95 @@ def test_counts_of_traffic_and_refusals_outlive_the_process(federation, tmp_path
     again.restart()  # in the same process, which knows more than the checkpoint
     assert (again.traffic.messages, dict(again.refusals)) == (4, {"corrupt": 2})
     again.close()
+    client.close()
+
+
+def split(terms, server, tmp_path):
+    """Let a client take part in a round, and return two processes that go on from copies of its folder."""
+    client = Client(terms, tmp_path / "one")
+    client.take_part(server)
+    server.close_round()
+    client.close()
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copies = Client(terms, tmp_path / "one"), Client(terms, tmp_path / "two")
+    for copy in copies:
+        copy.say(server, TimedOut())
+    return copies
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_copy_whose_update_was_refused_before_that_of_the_other_came_is_marked(restarted, tmp_path):
+    terms = terms_of(late_policy=Weigh(max_age=3), largest_update=60.0)
+    server = terms.server(D, FIRST)
+    one, two = split(terms, server, tmp_path)
+    (first,) = one.participant.handle(one.release())
+    large = two.release()
+    two.say(server, Trained(large.update.derive(100 * large.update.dense())))
+    assert server.refusals["size"]
+    assert not two.ledger.incomplete
+    if restarted:
+        two.close()
+        two = Client(terms, tmp_path / "two")
+    server.close_round()
+    assert server.handle(first, sender=1) is not None  # late, and accepted
+    assert server.memory.link(1).count == 2
+    with pytest.raises(dp.DpcompError, match="two processes take part as client 1"):
+        two.say(server, TimedOut())
+    assert "another process released" in two.ledger.incomplete
+    one.close()
+    two.close()
+
+
+def test_a_copy_that_was_charged_for_the_newest_round_alone_is_marked(federation, tmp_path):
+    terms, server = federation
+    one, two = split(terms, server, tmp_path)
+    one.take_part(server)
+    broadcast = server.close_round()
+    two.participant.handle(BroadcastReceived(broadcast))  # which does not say what the server has of this client
+    two.release()
+    two.close()  # killed before the update was saved
+    one.take_part(server)
+    two = Client(terms, tmp_path / "two")
+    with pytest.raises(dp.DpcompError, match=r"accepted 3 releases .* was charged for 2: two processes"):
+        two.say(server, TimedOut())
+    assert two.ledger.incomplete
+    assert not one.ledger.incomplete
+    one.close()
+    two.close()
+
+
+def test_a_copy_that_sends_differences_is_marked_before_it_gives_up(tmp_path, monkeypatch):
+    differences = replace(PIPELINE, codec=dp.Codec(sparsify=dp.TopK(0.2)), feedback=dp.EF21())
+    monkeypatch.setattr(weeks, "PIPELINE", differences)
+    terms = terms_of()
+    server = terms.server(D, FIRST)
+    one, two = split(terms, server, tmp_path)
+    one.say(server, one.release())
+    with pytest.raises(dp.DpcompError, match="two processes take part as client 1"):
+        two.say(server, two.release())
+    assert two.ledger.incomplete
+    assert one.ledger.guarantee(DELTA).epsilon == differences.guarantee(4, DELTA).epsilon
+    one.close()
+    two.close()
+
+
+def test_a_client_set_back_to_an_older_checkpoint_is_not_marked(federation, tmp_path):
+    terms, server = federation
+    client = Client(terms, tmp_path / "one")
+    for _ in range(2):
+        client.take_part(server)
+        server.close_round()
+    shutil.copytree(tmp_path / "one" / "client", tmp_path / "older")
+    client.say(server, TimedOut())
+    client.participant.handle(client.release())  # and lost
+    server.close_round()
+    client.take_part(server)
+    server.close_round()
+    client.close()
+    shutil.rmtree(tmp_path / "one" / "client")
+    shutil.copytree(tmp_path / "older", tmp_path / "one" / "client")
+    client = Client(terms, tmp_path / "one")
+    client.take_part(server)
+    assert server.memory.link(1).count == 4
+    assert not client.ledger.incomplete
     client.close()

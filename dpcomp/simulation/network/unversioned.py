@@ -96,12 +96,12 @@ class UnversionedParticipant(Participant):
         memory, messages = self.state.memory, []
         if isinstance(event, Trained):
             payload, memory = exchange.send(self._channel, event.update, memory)
-            self._save(replace(self.state, memory=memory))
+            self._save(replace(self.state, memory=memory), {})
             messages.append(payload.message)
         if isinstance(event, BroadcastReceived):
             memory = exchange.follow(self._channel, _stamped(event.broadcast, memory), memory)
             assert memory.step is not None
-            self._save(replace(self.state, memory=memory, model=self.state.model + memory.step.dense()))
+            self._save(replace(self.state, memory=memory, model=self.state.model + memory.step.dense()), {})
         self.state = replace(self._saved, phase=Phase.SYNCED)
         return messages
 
