@@ -49,11 +49,13 @@ def look_at_journal(path: str | os.PathLike[str]) -> tuple[bytes, dict[int, int]
         DpcompError: It cannot be read, or is not a journal.
     """
     with look_at_database(path, KIND) as connection:
-        (run_id,) = connection.execute("SELECT run_id FROM federation").fetchone()
+        row = connection.execute("SELECT run_id FROM federation").fetchone()
+        if row is None:
+            raise DpcompError(f"the journal {path} names no federation: restore the newest whole copy of it")
         accepted = dict(connection.execute("SELECT version, COUNT(*) FROM accepted GROUP BY version").fetchall())
         lacking = not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'withdrawn'").fetchone()
         withdrawn = [] if lacking else connection.execute("SELECT client, reason FROM withdrawn").fetchall()
-    return run_id, accepted, dict(sorted(withdrawn))
+    return row[0], accepted, dict(sorted(withdrawn))
 
 
 class Journal:

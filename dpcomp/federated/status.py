@@ -53,11 +53,16 @@ class ServerStatus:
         """Read the folder of a server.
 
         Raises:
-            DpcompError: It is none, or its files belong to different federations.
-            FileNotFoundError: It holds no checkpoint.
+            DpcompError: It is none, lacks its checkpoints, or its files belong to different federations.
         """
         run_id, accepted, withdrawn = look_at_journal(folder / JOURNAL)
-        path, record, arrays = checkpoint.look_at(folder / CHECKPOINTS)
+        try:
+            saved, record, arrays = checkpoint.look_at(folder / CHECKPOINTS)
+        except FileNotFoundError as error:
+            raise DpcompError(
+                f"{folder} holds the journal of a server and no checkpoint: a server that begins saves one at once, so "
+                "look again; else restore both from one copy"
+            ) from error
         if bytes.fromhex(record["run_id"]) != run_id:
             raise DpcompError(f"{folder} holds a journal of run id {run_id.hex()} and a checkpoint of another")
         version: int = record["shared"]["version"]
@@ -70,7 +75,7 @@ class ServerStatus:
             run=record["seed"],
             parameters=_parameters(record),
             version=version,
-            saved=_saved(path),
+            saved=datetime.fromtimestamp(saved, tz=UTC),
             updates=accepted.get(version, 0),
             last_rounds=dict(zip(clients, rounds, strict=True)),
             withdrawn=withdrawn,
@@ -120,7 +125,7 @@ class ClientStatus:
             DpcompError: It is that of a server, or its checkpoints are damaged.
             FileNotFoundError: It holds no checkpoint.
         """
-        path, record, arrays = checkpoint.look_at(folder)
+        saved, record, arrays = checkpoint.look_at(folder)
         if "client" not in record:
             raise DpcompError(f"{folder} holds checkpoints of a server, and no {JOURNAL} lies above them")
         pending = arrays.get("payload")
@@ -131,7 +136,7 @@ class ClientStatus:
             client=record["client"],
             parameters=_parameters(record),
             version=record["shared"]["version"],
-            saved=_saved(path),
+            saved=datetime.fromtimestamp(saved, tz=UTC),
             accepted=record["link"]["count"],
             pending=None if pending is None else PAYLOAD.record_of(pending.tobytes()).address,
             asking="beside question" in arrays,
@@ -158,7 +163,3 @@ def states_in(folder: Path, depth: int = 3) -> list[ServerStatus | ClientStatus]
 
 def _parameters(record: Mapping[str, Any]) -> int:
     return sum(int(np.prod(shape, dtype=np.int64)) for _, shape in record["layout"])
-
-
-def _saved(path: Path) -> datetime:
-    return datetime.fromtimestamp(path.stat().st_mtime, tz=UTC)

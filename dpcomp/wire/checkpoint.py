@@ -163,28 +163,33 @@ def load(folder: str | os.PathLike[str], channel: Channel) -> Checkpoint:
     )
 
 
-def look_at(folder: str | os.PathLike[str]) -> tuple[Path, Record, Arrays]:
+def look_at(folder: str | os.PathLike[str]) -> tuple[float, Record, Arrays]:
     """Read the newest undamaged checkpoint as plain values, while another process may save the next; nothing changes.
 
     Args:
         folder: Where `save` wrote the checkpoints.
 
     Returns:
-        Its path; the facts of the memory, as docs/reference/formats.md lists them; and the arrays, by name.
+        When it was saved, in seconds since 1970; the facts of the memory, as docs/reference/formats.md lists them; and
+        the arrays, by name.
 
     Raises:
         FileNotFoundError: The folder holds no checkpoint.
         DpcompError: All checkpoints in the folder are damaged, or of another program or format.
     """
-    refused: list[str] = []
-    for path in reversed(_checkpoints_in(Path(folder))):
-        try:
-            arrays, record = _read(path)
-        except DpcompError as error:
-            if path.exists():  # else the process that saves has deleted it, and a newer one is there
-                refused.append(str(error))
-            continue
-        return path, record, arrays
+    while True:
+        refused, deleted = list[str](), False
+        for path in reversed(_checkpoints_in(Path(folder))):
+            try:
+                arrays, record = _read(path)
+                return path.stat().st_mtime, record, arrays
+            except (DpcompError, FileNotFoundError) as error:
+                if path.exists():
+                    refused.append(str(error))
+                else:
+                    deleted = True
+        if not deleted:  # else the process that saves has deleted it, and a newer one is there
+            break
     if not refused:
         raise FileNotFoundError(f"{folder} holds no checkpoint (*{SUFFIX}): give the folder of a server or client")
     raise DpcompError(f"no checkpoint in {folder} is whole: {'; '.join(refused)}")

@@ -1,12 +1,18 @@
 """`dpcomp federation status`: it says where both ends stand while they are in use, and changes nothing."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
 import dpcomp as dp
 from dpcomp.federated import TimedOut
+from dpcomp.federated.journal import Journal
+from dpcomp.federated.status import ServerStatus
 from dpcomp.lab.cli import main
+from dpcomp.lab.federation_report import FederationReport
+from dpcomp.wire import checkpoint
 from tests.federated.test_long_life import DELTA, FIRST, PIPELINE, Client, D, terms_of
 
 
@@ -95,3 +101,31 @@ def test_folders_without_a_federation_are_refused(tmp_path, capsys):
         assert words in err
     (tmp_path / "journal.db").write_bytes(b"SQLite format 3\0" + bytes(200))
     assert said(capsys, tmp_path)[0] == 1
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_passed_over(tmp_path, monkeypatch):
+    terms = terms_of()
+    server = terms.server(D, FIRST, folder=tmp_path / "server")
+    server.close_round()
+    server.close_round()
+    read, saves = checkpoint._read, [server.close_round, server.close_round]
+
+    def read_while_it_saves(path):
+        content = read(path)
+        while saves:  # the two that are kept are others then
+            saves.pop()()
+        return content
+
+    monkeypatch.setattr(checkpoint, "_read", read_while_it_saves)
+    assert ServerStatus.read(tmp_path / "server").version == 4
+    server.close()
+
+
+def test_a_server_without_a_checkpoint_is_a_clear_error(tmp_path):
+    Journal.create(tmp_path / "journal.db", bytes(8)).close()
+    with pytest.raises(dp.DpcompError, match="no checkpoint"):
+        FederationReport.read(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as database, database:
+        database.execute("DELETE FROM federation")
+    with pytest.raises(dp.DpcompError, match="names no federation"):
+        FederationReport.read(tmp_path)
