@@ -184,7 +184,9 @@ def text(report: LedgerReport) -> str:
             "", f"the ledger's {_epsilon(outlook.before)} would become {_epsilon(outlook.after)}; nothing was charged"
         )
         lines += _said("", str(outlook.after))
-        if record.budget is not None:
+        if record.incomplete:
+            lines += _said("", "the ledger is incomplete, and refuses every charge")
+        elif record.budget is not None:
             refused = f"refused for {_counted(len(outlook.refused), 'client')}: {_numbers(outlook.refused)}"
             lines += _said("", f"the budget: {refused if outlook.refused else 'allows it'}")
     return "\n".join(lines)
@@ -291,6 +293,8 @@ def figure(record: dp.LedgerRecord, delta: float | None, path: Path) -> None:
         raise ConfigError(f"--figure {path}: the name of a figure ends with .png, .pdf or .svg")
     if path.absolute() == Path(record.name).absolute():
         raise ConfigError(f"--figure {path} is the ledger: give another path")
+    if record.incomplete:
+        raise ConfigError(f"--figure: {record.name} is incomplete, so its ε is ∞ at all times: {record.incomplete}")
     if not count:
         raise ConfigError(f"--figure: {record.name} has no charges, so there is nothing to draw")
     moments = np.unique(np.linspace(1, count, min(count, MOMENTS)).round().astype(int)).tolist()

@@ -64,7 +64,7 @@ class ClientPolicy:
             raise ValueError(f"{where}(least_noise_multiplier={least}): give a number from 0 on")
         for name, known in (("trust", get_args(Trust)), ("units", get_args(Unit))):
             given = getattr(self, name)
-            if not isinstance(given, tuple) or not given or not set(given) <= set(known):
+            if not isinstance(given, tuple) or not given or not all(each in known for each in given):
                 raise ValueError(f"{where}({name}={given!r}): give a tuple of {', '.join(map(repr, known))}")
 
     def check(self, terms: FederationTerms, ledger: Ledger | None, client: int) -> None:
@@ -79,7 +79,8 @@ class ClientPolicy:
 
         Raises:
             TermsRefused: They ask for more trust, have less noise, or would cost more than the policy allows; or the
-                ledger holds charges of another client's number, which would not be added up.
+                ledger is incomplete, or holds charges of another client's number, unit or trust, which would not be
+                added up.
             ValueError: `ledger` is None, although the client's is charged.
         """
         cost, trust = terms.pipeline.cost, terms.pipeline.trust_model
@@ -108,6 +109,11 @@ class ClientPolicy:
             return
         if ledger is None:
             raise ValueError(f"check(ledger=None) with trust={trust.trust!r}: give the ledger that the client charges")
+        if ledger.incomplete:
+            raise TermsRefused(
+                f"{ledger} is incomplete ({ledger.incomplete}), so its ε is too small: count the ledgers of all "
+                "releases of these data together, and release nothing of them until then"
+            )
         if others := sorted(set(ledger.clients) - {client}):
             raise TermsRefused(
                 f"{ledger} holds charges of client {others[0]}, and this client has the number {client}: charges of "
@@ -115,7 +121,11 @@ class ClientPolicy:
                 f"{others[0]} in this federation; for the data of another client, give another ledger"
             )
         left = terms.rounds - sum(number < terms.rounds for number in ledger.charged_rounds(terms.seed.number, client))
-        if not ledger.within(budget, cost, client, terms.steps, charges=left):
+        try:
+            within = ledger.within(budget, cost, client, terms.steps, charges=left)
+        except ValueError as error:  # of another unit or trust
+            raise TermsRefused(str(error)) from error
+        if not within:
             self._refuse_cost(terms, left, f" beside what {ledger} holds already" if ledger.clients else "")
 
     def _refuse_cost(self, terms: FederationTerms, rounds: int, beside: str) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.core.errors import ConfigError
+from dpcomp.lab import ledger_report
 from dpcomp.lab.cli import main
 from dpcomp.privacy.cost import guarantee_of
 from dpcomp.privacy.ledger.outlook import largest_spendings, what_if
@@ -343,3 +345,27 @@ def test_the_noise_that_is_printed_can_be_asked_about_as_it_stands(tmp_path, cap
     expected = mine.guarantee(steps=15, delta=1e-5)
     _, out, _ = said(capsys, tmp_path / "a.db", "--what-if", printed, "--steps", 10, "--rate", 0.25, "--json")
     assert json.loads(out)["what_if"]["after"]["epsilon"] == pytest.approx(expected.epsilon)
+
+
+@pytest.mark.parametrize("budget", [None, dp.Budget(epsilon=50.0, delta=1e-5)])
+def test_an_incomplete_ledger_has_no_steps_left_and_allows_no_charge(budget, tmp_path):
+    with dp.Ledger.create(tmp_path / "ledger.db", budget) as ledger:
+        ledger.charge(ONE.cost, dp.Address(0, 7, 0), steps=5)
+        ledger.mark_incomplete("a test")
+    record = dp.Ledger.read(tmp_path / "ledger.db")
+    assert record.incomplete == "a test"
+    question = ledger_report.WhatIf(mechanism="Gaussian(1.0)", rate=0.1)
+    report = ledger_report.LedgerReport.of(record, question=question)
+    assert report.outlook.refused == (7,)
+    assert [list(each.left.values()) for each in report.spendings] == [[0]]
+    assert np.isinf(
+        [report.guarantee.epsilon, report.outlook.after.epsilon, report.spendings[0].guarantee.epsilon]
+    ).all()
+    text = ledger_report.text(report)
+    assert "refuses every charge" in text
+    assert "allows it" not in text
+    assert "ε ≤" not in text.replace("ε ≤ 50 at", "")
+    assert json.loads(ledger_report.json_text(report))["what_if"]["after"]["epsilon"] is None
+    assert list(ledger_report.csv_of_clients(report))[1] == "7,5,inf,1e-05,none,0\n"
+    with pytest.raises(ConfigError, match="incomplete"):
+        ledger_report.figure(record, None, tmp_path / "figure.png")

@@ -68,6 +68,18 @@ def test_a_ledger_of_another_number_is_refused_since_charges_would_not_add_up():
         policy_of(100.0).check(terms, ledger, client=3)
 
 
+def test_a_ledger_that_cannot_be_added_up_is_refused():
+    ledger = dp.Ledger()
+    ledger.mark_incomplete("a test")
+    with pytest.raises(TermsRefused, match=r"is incomplete \(a test\)"):
+        policy_of(100.0).check(terms_of(), ledger, client=3)
+    assert not ledger.within(dp.Budget(1e6, DELTA), EXAMPLE.cost, 3, 1, charges=0)
+    other = dp.Ledger()
+    other.charge(dp.Pipeline(unit="client", mechanism=EXAMPLE.mechanism).cost, dp.Address(0, 3, 0))
+    with pytest.raises(TermsRefused, match="unit='client'"):
+        policy_of(100.0).check(terms_of(), other, client=3)
+
+
 def test_trust_unit_and_noise_are_held_to_the_policy():
     with pytest.raises(TermsRefused, match="trust='server'"):
         policy_of(100.0).check(terms_of(TRUSTED, steps=1), None, client=3)
@@ -102,6 +114,7 @@ def test_a_file_gives_back_the_policy(tmp_path):
         ({"budjet": {}}, "nearest is 'budget'"),
         ({"trust": ["everybody"]}, "'nobody', 'server'"),
         ({"trust": []}, "trust"),
+        ({"trust": [{}]}, "'nobody', 'server'"),
         ({"units": "example"}, "units"),
         ({"least_noise_multiplier": -1.0}, "least_noise_multiplier"),
         ({"least_noise_multiplier": "much"}, "least_noise_multiplier"),

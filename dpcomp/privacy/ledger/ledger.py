@@ -22,7 +22,7 @@ from dpcomp.privacy.ledger.display import as_html, delta_shown
 from dpcomp.privacy.ledger.grant import Grant
 from dpcomp.privacy.ledger.ledger_entries import History, utc
 from dpcomp.privacy.ledger.ledger_file import KIND, LedgerMark, append, digest_at, read_content, read_head, write_head
-from dpcomp.privacy.ledger.ledger_record import LedgerRecord, guarantee_of_histories, within
+from dpcomp.privacy.ledger.ledger_record import LedgerRecord, guarantee_of_histories, incomplete_in, within
 from dpcomp.privacy.plan import Plan
 
 
@@ -374,7 +374,7 @@ class Ledger:
     @property
     def incomplete(self) -> str:
         """Why this ledger lacks charges of releases that were made; empty if nothing says so."""
-        return "; ".join(clause.removeprefix(INCOMPLETE) for clause in self._assumed if clause.startswith(INCOMPLETE))
+        return incomplete_in(self._assumed)
 
     def mark_incomplete(self, why: str) -> None:
         """Note durably that releases were made that this ledger was not charged for; this is never taken back.
@@ -398,6 +398,8 @@ class Ledger:
     def within(self, budget: Budget, cost: Cost, client: int, steps: int, *, charges: int = 1) -> bool:
         """Return whether a client would stay within a budget after further charges; nothing is charged.
 
+        A ledger that is marked as incomplete is within no budget.
+
         Args:
             budget: The largest (ε, δ) of the client, beside the ledger's own.
             cost: The cost of a single release.
@@ -415,6 +417,8 @@ class Ledger:
         with self._lock:
             self._refuse_other_unit_or_trust(cost)
             after = self._history(client)
+        if self.incomplete:
+            return False
         if charges and (self.plan is None or after.followed is None):
             after = after.charged(cost_as_text(cost), steps * charges, self.plan)
         else:

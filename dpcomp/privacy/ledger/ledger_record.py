@@ -48,6 +48,11 @@ class LedgerRecord:
     entries: LedgerEntries
     mark: LedgerMark
 
+    @property
+    def incomplete(self) -> str:
+        """Why the ledger lacks charges of releases that were made; empty if nothing says so."""
+        return incomplete_in(self.assumed)
+
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
         """Return the guarantee of these charges: the largest over clients, whose data are disjoint.
 
@@ -172,6 +177,11 @@ def guarantee_of_histories(
     # Nobody knows what was released beside these charges.
     clauses = tuple(dict.fromkeys((*incomplete, *largest.assumptions)))
     return replace(largest, epsilon=math.inf, accountant="none", assumptions=clauses)
+
+
+def incomplete_in(assumed: Iterable[str]) -> str:
+    """Return what the clauses of a ledger say of releases that it was not charged for; empty if they say nothing."""
+    return "; ".join(clause.removeprefix(INCOMPLETE) for clause in assumed if clause.startswith(INCOMPLETE))
 
 
 def _largest(spent: Iterable[Mapping[CostText, int]]) -> list[Mapping[CostText, int]]:

@@ -54,7 +54,7 @@ class Outlook:
     Attributes:
         before: The guarantee now: the largest over the clients of the ledger.
         after: The guarantee after the charge: the largest over the same clients, and those that were charged.
-        refused: The clients whose budget does not allow the charge.
+        refused: The clients for whom it would be refused: beyond the budget, or since the ledger is incomplete.
     """
 
     before: Guarantee
@@ -125,7 +125,9 @@ def what_if(record: LedgerRecord, cost: Cost, steps: int, delta: float, client: 
         after[each] = before.charged(text, steps, record.plan)
     budget, allowed = record.budget, dict[object, bool]()
     refused: list[int] = []
-    for each in charged if budget is not None else ():
+    if record.incomplete:
+        refused = list(charged)  # whatever the budget
+    for each in charged if budget is not None and not refused else ():
         assert budget is not None
         key = frozenset(after[each].spent.items()), after[each].followed
         if key not in allowed:
@@ -140,6 +142,8 @@ def what_if(record: LedgerRecord, cost: Cost, steps: int, delta: float, client: 
 
 def _left(record: LedgerRecord, history: History) -> Mapping[Cost, int] | None:
     budget, plan = record.budget, record.plan
+    if record.incomplete:
+        return {cost_from_text(*text): 0 for text in history.spent}
     if budget is None:
         return None
     followed = history.followed
