@@ -118,8 +118,13 @@ class FederationTerms:
         whole_number(self.least_updates, f"{where}(least_updates)", least=0, most=self.clients)
         for name in ("learning_rate", "largest_update", "round_seconds"):
             value = getattr(self, name)
-            if value is not None and not 0 < real_number(value, f"{where}({name})", "a number above 0") < math.inf:
+            if value is None:
+                continue
+            if not 0 < real_number(value, f"{where}({name})", "a number above 0") < math.inf:
                 raise ValueError(f"{where}({name}={value}): give a finite number above 0, or None")
+            object.__setattr__(self, name, float(value))  # or 1 and 1.0 would be other terms
+        check_type(self.server_rule, ServerRule, f"{where}(server_rule={self.server_rule!r}): give a ServerOptimizer()")
+        check_type(self.late_policy, LatePolicy, f"{where}(late_policy={self.late_policy!r}): give Reject() or Weigh()")
         if self.rounds * self.steps > MOST_STEPS:
             raise ValueError(
                 f"{where}(rounds={self.rounds}, steps={self.steps}): their product, the releases of a client, is above "
@@ -316,7 +321,7 @@ class FederationTerms:
         """
         made = Layout.of(layout)
         _check_model(first_model, made)
-        if made.digest != self.layout:
+        if (made.digest, made.size) != (self.layout, self.parameters):
             raise VersionMismatch(
                 f"the model has {made.size:,} coordinates in layers of digest {made.digest.hex()}; the terms are for "
                 f"{self.parameters:,} coordinates of digest {self.layout.hex()}: build the model of the federation, "
@@ -359,7 +364,7 @@ class FederationTerms:
             NotPrivate: The pipeline has no guarantee.
         """
         where, parts = "the terms", tuple(parts)
-        if table.get("format") != FORMAT:
+        if type(table.get("format")) is not int or table["format"] != FORMAT:
             raise ConfigError(
                 f"{where} have format = {table.get('format')!r}, and this dpcomp reads format = {FORMAT}: read "
                 "them with the dpcomp that the federation runs"
@@ -376,6 +381,7 @@ class FederationTerms:
                 elif item.name == "seed":
                     values[item.name] = PublicSeed(value)
                 elif item.name == "pipeline":
+                    check_type(value, dict, "write a table, [pipeline]")
                     values[item.name] = Pipeline.from_table(value, parts)
                 else:
                     values[item.name] = from_table(value, item.name, _CALLS)
@@ -425,7 +431,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # besides what is no TOML: numbers too long, and tables too deep
         raise ConfigError(f"{path} is no TOML: {error}") from error
 
 

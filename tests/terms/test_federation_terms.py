@@ -164,6 +164,9 @@ def test_another_model_is_refused_before_anything_is_made():
         ({"largest_update": -1.0}, "largest_update"),
         ({"round_seconds": float("inf")}, "round_seconds"),
         ({"seed": 3}, "PublicSeed"),
+        ({"server_rule": Weigh(max_age=3)}, "server_rule"),
+        ({"late_policy": ServerAdam()}, "late_policy"),
+        ({"late_policy": 3}, "late_policy"),
         ({"pipeline": PIPELINES["client"], "steps": 2}, "steps=1"),
     ],
 )
@@ -198,3 +201,29 @@ def test_a_file_that_is_no_toml_is_refused_by_name(tmp_path):
     (tmp_path / "federation.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"federation\.toml is no TOML"):
         FederationTerms.read(tmp_path / "federation.toml")
+
+
+def test_a_number_is_the_same_term_whatever_its_type(tmp_path):
+    terms = agree(learning_rate=1, largest_update=5, round_seconds=30)
+    table = terms.to_table()
+    again = FederationTerms.from_table(table | {"learning_rate": 1, "largest_update": 5.0})
+    assert again.run_id == terms.run_id
+
+
+def test_another_number_of_parameters_than_that_of_the_layers_is_refused():
+    terms = agree()
+    with pytest.raises(VersionMismatch, match="build the model of the federation"):
+        replace(terms, parameters=D + 1).server(LAYOUT, FIRST)
+
+
+@pytest.mark.parametrize("content", ["format = " + 5000 * "9", "format = " + 5000 * "[" + 5000 * "]"])
+def test_what_the_reader_of_toml_gives_up_on_is_a_clear_error(content, tmp_path):
+    (tmp_path / "federation.toml").write_text(content)
+    with pytest.raises(ConfigError, match=r"federation\.toml is no TOML"):
+        FederationTerms.read(tmp_path / "federation.toml")
+
+
+@pytest.mark.parametrize("change", [{"pipeline": []}, {"pipeline": "x"}, {"format": True}, {"format": 1.0}])
+def test_a_table_of_another_form_is_refused(change):
+    with pytest.raises(ConfigError, match="the terms"):
+        FederationTerms.from_table(agree().to_table() | change)
