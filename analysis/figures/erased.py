@@ -16,6 +16,7 @@ from dpcomp.lab.sweep.paired import paired_difference
 PANELS = {
     "fashion_mnist": "Fashion-MNIST, ε ≤ 4",
     "fashion_mnist_epsilon_8": "Fashion-MNIST, ε ≤ 8",
+    "fashion_mnist_dirichlet": "skewed labels, ε ≤ 4",
     "cifar10": "CIFAR-10, ε ≤ 8",
 }
 KINDS = {  # methods by what their names begin and end with: the name of the kind, and its look
@@ -65,7 +66,7 @@ def draw(trials: pd.DataFrame) -> Figure:
             )
         panel.axhline(0, color="0.3", linewidth=0.8)
         panel.axhline(-1, color="0.3", linewidth=0.8, linestyle=(0, (2, 2)))
-        panel.set(xscale="log", xlim=(180, 3200), xlabel="times smaller than float32")
+        panel.set(xscale="log", xlim=(180, 3200), xlabel="times smaller")
         panel.set_title(PANELS[config], fontsize="small")
         panel.xaxis.set_major_locator(FixedLocator([250, 1000, 2000]))
         panel.xaxis.set_major_formatter("{x:g}")

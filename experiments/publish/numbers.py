@@ -300,7 +300,12 @@ def _erased(configs: Path) -> Numbers:
     """`erased.<budget>.<method>`: supports before the noise; `law.<method>`: what their error foretells."""
     folder = configs / "erased"
     found: Numbers = {}
-    configs_of = {"eps_4": "fashion_mnist", "eps_8": "fashion_mnist_epsilon_8", "cifar10": "cifar10"}
+    configs_of = {
+        "eps_4": "fashion_mnist",
+        "eps_8": "fashion_mnist_epsilon_8",
+        "cifar10": "cifar10",
+        "dirichlet": "fashion_mnist_dirichlet",
+    }
     for budget, config in configs_of.items():
         trials = trials_of(folder / f"{config}.toml")
         found |= of_trials(f"erased.{budget}", trials, ["grid.method"], reference="dense")
