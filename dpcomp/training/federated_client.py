@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
+from dpcomp.core.address import Address
 from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.errors import BudgetExhausted, CorruptPayload, TermsRefused
 from dpcomp.core.randomness import PublicSeed
@@ -41,7 +42,8 @@ class FederatedClient:
         client: The number of this client, as the server knows its sender.
         seed: The public seed of the federation; None where its terms are given.
         terms: The terms of the federation, which say its rounds and steps too; None where a seed is given.
-        policy: What this client allows of the terms; None for any.
+        policy: What this client allows of the terms, held against them now and against the ledger in each round; None
+            for any.
         folder: Where the client's state is saved; the client continues from it. None keeps it in memory.
         absence_policy: What the client keeps of its residual after rounds that it missed, as for `Participant`.
         poll_seconds: How long to wait before the server is asked again, in seconds.
@@ -130,6 +132,7 @@ class FederatedClient:
         )
         self.budget_refusal: BudgetExhausted | None = None
         self._optimizer, self._send, self._poll_seconds = optimizer, send, poll_seconds
+        self._policy = policy
         if terms is not None and policy is not None:
             try:
                 policy.check(terms, ledger, client)
@@ -188,6 +191,7 @@ class FederatedClient:
                 break
             if participant.may_train:
                 try:
+                    self._refuse_beyond_policy(memory.address, steps)
                     permit = self.ledger.charge(optimizer.pipeline.cost, memory.address, steps=steps)
                 except BudgetExhausted as refusal:
                     self.budget_refusal = refusal
@@ -210,6 +214,21 @@ class FederatedClient:
                 time.sleep(self._poll_seconds)
                 self._ask()
         write(optimizer.model, participant.state.model)
+
+    def _refuse_beyond_policy(self, address: Address, steps: int) -> None:
+        """Refuse a round that the policy does not allow any more, since another federation was charged meanwhile.
+
+        Raises:
+            BudgetExhausted: The ledger would hold more than the policy's budget.
+        """
+        policy = self._policy
+        if policy is None:
+            return
+        if not self.ledger.within(policy.budget, self._optimizer.pipeline.cost, address.client, steps):
+            raise BudgetExhausted(
+                f"charging {address} would take {self.ledger} beyond {policy.budget} of this client's policy: nothing "
+                "was charged. Another federation has been charged since this client joined"
+            )
 
     def _withdraw(self, reason: WithdrawalReason) -> None:
         """Tell the server that it need not wait for this client, if it can be reached."""

@@ -229,6 +229,26 @@ def test_terms_say_seed_rounds_and_steps():
         client.rounds(steps=3)
 
 
+def test_a_policy_holds_in_each_round_whatever_else_the_ledger_is_charged_for():
+    model, optimizer, loader = private()
+    terms, federation, ledger = terms_of(optimizer), Federation(), dp.Ledger()
+    federation.server = terms.server(optimizer.layout, read(model))
+    policy = ClientPolicy(budget=dp.Budget(terms.guarantee(1e-5).epsilon, 1e-5))
+    client = FederatedClient(optimizer, ledger, federation.send, client=7, terms=terms, policy=policy, folder=None)
+    trained = []
+    for number in client.rounds():
+        trained.append(number)
+        for inputs, targets in loader:
+            LOSS(model(inputs), targets).backward()
+            optimizer.step()
+        if number == 0:  # another federation, which this client joined on the same ledger
+            ledger.charge(PIPELINE.cost, dp.Address(SEED.number + 1, 7, 0), steps=STEPS)
+    assert trained == [0, 1]
+    assert "policy" in str(client.budget_refusal)
+    assert federation.server.withdrawn == {7: "budget"}
+    assert ledger.guarantee(1e-5).epsilon <= policy.budget.epsilon
+
+
 def test_terms_that_are_not_allowed_are_refused_before_training():
     _, optimizer, _ = private()
     terms, ledger = terms_of(optimizer), dp.Ledger()
