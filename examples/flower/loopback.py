@@ -91,7 +91,13 @@ class Loopback:
         return self._flwr("run", str(app), "loopback", *(("--run-config", values) if values else ()))["run-id"]
 
     def status(self, run):
-        return next(each for each in self._flwr("list")["runs"] if each["run-id"] == run)
+        while True:
+            try:
+                return next(each for each in self._flwr("list")["runs"] if each["run-id"] == run)
+            except RuntimeError:
+                if self.running["superlink"].poll() is not None:
+                    raise
+                time.sleep(2.0)  # a busy machine: Flower's command waits for a few seconds only
 
     def wait_for_nodes(self):
         while sum(each["status"] == "online" for each in self._flwr("supernode", "list")["nodes"]) < self.nodes:
