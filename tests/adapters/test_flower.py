@@ -256,7 +256,7 @@ def test_a_node_whose_policy_refuses_will_not_take_part(tmp_path):
     private, _ = played(grid, tmp_path / "server")
     assert private.server.memory.shared.version == 2
     assert set(private.exchange.declined) == {0}
-    assert "ε = 0.1" in private.exchange.declined[0]
+    assert private.exchange.declined[0] == "the policy of this node does not allow the terms"  # the rest is its own
     assert not private.exchange.failed and not private.exchange.dropped
     assert private.server.withdrawn == {0: "policy"}
     assert sum(reply.has_error() for _, reply in grid.received) == 1  # it is not asked again

@@ -12,10 +12,10 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.adapters.http import HttpTransport, Senders, new_token, serve_folder, write_folder
-from dpcomp.adapters.http.folder import read_first_model
 from dpcomp.federated import ReplyReceived, TimedOut, Trained
 from dpcomp.lab.cli import main
 from dpcomp.terms import FederationTerms
+from dpcomp.wire.model_file import read_model
 from tests.adapters.federation import PIPELINE, SAMPLED, certificates
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_a_folder_is_served_and_goes_on_after_it_was_stopped(tmp_path, capsys):
 
 def test_the_first_model_keeps_the_order_of_its_layers(tmp_path):
     write_folder(tmp_path, agreed(), LAYERS, FIRST, Senders())
-    layout, model = read_first_model(tmp_path / "first-model.safetensors")
+    layout, model = read_model(tmp_path / "first_model.safetensors")
     assert layout == dp.Layout.of(LAYERS)
     assert model.tobytes() == FIRST.tobytes()
 
@@ -87,8 +87,8 @@ def test_what_is_not_of_one_federation_is_refused(tmp_path):
         write_folder(tmp_path, agreed(), LAYERS, FIRST, Senders())
     with pytest.raises(ValueError, match="no TLS"):
         serve_folder(tmp_path, host="0.0.0.0")
-    (tmp_path / "first-model.safetensors").write_bytes(b"no model")
-    with pytest.raises(dp.ConfigError, match="is no model"):
+    (tmp_path / "first_model.safetensors").write_bytes(b"no model")
+    with pytest.raises(dp.DpcompError, match="is no model"):
         serve_folder(tmp_path)
 
 

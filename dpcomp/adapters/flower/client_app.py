@@ -11,9 +11,18 @@ from torch import nn
 
 from dpcomp.adapters.flower.node import LOG, Node, opened_node
 from dpcomp.adapters.flower.node_folders import FolderOf, folder_in_node_config
-from dpcomp.adapters.flower.records import ARRAYS, FAILED, WITHDRAWALS, FromNode, ToNode, arrays_of
+from dpcomp.adapters.flower.records import (
+    ARRAYS,
+    FAILED,
+    SAID_OF_WITHDRAWALS,
+    WITHDRAWALS,
+    FromNode,
+    ToNode,
+    arrays_of,
+)
 from dpcomp.core.errors import BudgetExhausted, DpcompError, NotPrivate, TermsRefused
 from dpcomp.federated.absence import AbsencePolicy, Keep
+from dpcomp.federated.messages import WithdrawalReason
 from dpcomp.terms import FederationTerms
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 
@@ -143,9 +152,10 @@ class _PrivateMod:
             return Message(self._reply(message, context, call_next).content(), reply_to=message)
         except (TermsRefused, BudgetExhausted) as refusal:
             LOG.warning("this node does not take part: %s", refusal)
-            reason = "policy" if isinstance(refusal, TermsRefused) else "budget"
+            reason: WithdrawalReason = "policy" if isinstance(refusal, TermsRefused) else "budget"
             (code,) = (code for code, named in WITHDRAWALS.items() if named == reason)
-            return Message(Error(code, str(refusal)), reply_to=message)
+            # What the refusal says besides, such as what other federations were charged, is the node's own.
+            return Message(Error(code, SAID_OF_WITHDRAWALS[reason]), reply_to=message)
         except Exception as error:
             LOG.error("the app failed, and the server is told only that: %s", KEPT, exc_info=error)
             return Message(Error(FAILED, f"the app of this node failed; {KEPT}"), reply_to=message)

@@ -6,15 +6,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import nn
 
 from dpcomp.adapters.flower.node_folders import LEDGER, POLICY
-from dpcomp.adapters.flower.records import Model, flat
+from dpcomp.adapters.flower.records import Model
 from dpcomp.core.errors import CorruptPayload, DpcompError, NotPrivate
-from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import SecretSeed
-from dpcomp.core.storage import atomic_write
 from dpcomp.federated.absence import AbsencePolicy
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Phase, ReplyReceived, Restarted, TimedOut, Trained
@@ -22,6 +19,7 @@ from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.terms import ClientPolicy, FederationTerms
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, refuse_other_training
 from dpcomp.training.pytorch.rows.parameters import layout_of, read, write
+from dpcomp.wire.model_file import read_model, write_model
 from dpcomp.wire.update import Update
 
 LOG = logging.getLogger("flwr.dpcomp")  # whose records Flower prints
@@ -205,16 +203,9 @@ def opened_node(
 def _first_model(path: Path, terms: FederationTerms, sent: Model | None) -> Model | None:
     """Return the first model: that of the file, or the one that the server sent, which is then written."""
     if path.exists():
-        parts = load_file(path)
-        names = sorted(parts, key=lambda name: int(name.partition(" ")[0]))  # safetensors orders by size
-        layout = Layout.of({name.partition(" ")[2]: parts[name].shape for name in names})
-        return layout, flat(parts[name] for name in names)
-    if sent is None:
-        return None
-    layout, model = sent
-    terms.check_model(layout, model)
-    split = zip(layout.shapes, layout.split(model), strict=True)
-    arrays = {f"{place} {name}": part.reshape(shape) for place, ((name, shape), part) in enumerate(split)}
-    with atomic_write(path) as draft:
-        save_file(arrays, draft)
-    return layout, model
+        return read_model(path)
+    if sent is not None:
+        layout, model = sent
+        terms.check_model(layout, model)
+        write_model(path, model, layout)
+    return sent

@@ -14,6 +14,10 @@ from dpcomp.federated.messages import WithdrawalReason
 RECORD, ARRAYS, METRICS = "dpcomp", "arrays", "metrics"  # names of records in a message's content
 # Codes of Flower's Error, beyond its own: that a node will not take part, by the reason, and that its app failed.
 WITHDRAWALS: dict[int, WithdrawalReason] = {6400: "policy", 6401: "budget"}
+SAID_OF_WITHDRAWALS: dict[WithdrawalReason, str] = {
+    "policy": "the policy of this node does not allow the terms",
+    "budget": "the budget of this node allows no further round",
+}
 FAILED = 6402
 MOST_MESSAGES = 2  # of a node in one reply: an update, and the question that the server answers next time
 

@@ -1,6 +1,5 @@
 """A server's folder: all that `dpcomp federation serve FOLDER` needs, and the state that it leaves there."""
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,8 +7,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from dpcomp.adapters.http.app import FederationApp
 from dpcomp.adapters.http.certificates import Tls
@@ -17,16 +14,15 @@ from dpcomp.adapters.http.limits import Limits
 from dpcomp.adapters.http.rounds import RoundPolicy
 from dpcomp.adapters.http.senders import Senders
 from dpcomp.adapters.http.serving import serve
-from dpcomp.core.errors import ConfigError
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import SecretSeed
-from dpcomp.core.storage import write_whole
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.terms import FederationTerms
+from dpcomp.wire.model_file import read_model, write_model
 
 TERMS, MODEL, SENDERS, STATE, LEDGER = (
     "federation.toml",
-    "first-model.safetensors",
+    "first_model.safetensors",
     "senders.toml",
     "server",
     "ledger.db",
@@ -61,10 +57,7 @@ def write_folder(
     made, place = Layout.of(layout), Path(folder)
     terms.check_model(made, first_model)
     place.mkdir(parents=True, exist_ok=True)
-    layers = zip(made.shapes, made.split(first_model), strict=True)
-    arrays = {name: np.ascontiguousarray(layer).reshape(shape) for (name, shape), layer in layers}
-    order = json.dumps([name for name, _ in made.shapes])  # which the file itself does not keep
-    write_whole(place / MODEL, save(arrays, {"layers": order}))
+    write_model(place / MODEL, first_model, made)
     terms.write(place / TERMS)
     senders.write(place / SENDERS)
 
@@ -87,12 +80,12 @@ def serve_folder(
         limits: What is taken at most.
 
     Raises:
-        ConfigError: A file is none of its kind.
+        ConfigError: A list of senders or terms is none.
         DpcompError, ValueError, OSError: As `FederationTerms.server`, `FederationApp` and `serve` do.
     """
     place = Path(folder)
     terms, senders = FederationTerms.read(place / TERMS), Senders.read(place / SENDERS)
-    layout, first_model = read_first_model(place / MODEL)
+    layout, first_model = read_model(place / MODEL)
     with ExitStack() as opened:
         secret, ledger = None, None
         if terms.pipeline.trust_model.server_sees_clean:
@@ -106,25 +99,3 @@ def serve_folder(
             clients = sorted((place / CLIENTS).glob("*.pem"))
             tls = Tls(certificate=place / CERTIFICATE, key=place / KEY, clients=clients)
         serve(app, host=host, port=port, tls=tls, plain_because=plain_because)
-
-
-def read_first_model(path: Path) -> tuple[Layout, Float32[np.ndarray, "d"]]:
-    """Read the first model of a folder.
-
-    Returns:
-        Its layers, and the model as a (d,) vector.
-
-    Raises:
-        ConfigError: The file holds none.
-        OSError: The file cannot be read.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = json.loads((file.metadata() or {}).get("layers", "null")) or sorted(file.keys())
-            arrays = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no model: {error}; write_folder writes one") from error
-    if not arrays or any(array.dtype != np.float32 for array in arrays.values()):
-        raise ConfigError(f"{path} holds no layers of float32: write_folder writes them")
-    layout = Layout.of({name: array.shape for name, array in arrays.items()})
-    return layout, np.concatenate([array.ravel() for array in arrays.values()])

@@ -15,7 +15,7 @@ from dpcomp.lab.results.provenance import versions
 from dpcomp.lab.sweep.plan import Trial
 from dpcomp.lab.sweep.run_report import report_of
 from dpcomp.simulation import simulate
-from dpcomp.simulation.saving.run_files import write_model
+from dpcomp.wire.model_file import write_model
 
 LOCK, TRACEBACK = "trial.lock", "error.txt"
 

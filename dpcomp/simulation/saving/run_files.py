@@ -10,34 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from dpcomp.core.errors import DpcompError
 from dpcomp.core.layout import Layout
 from dpcomp.core.storage import write_whole
 from dpcomp.privacy.guarantee import Guarantee
 from dpcomp.wire.frame import digest
+from dpcomp.wire.model_file import write_model
 
 if TYPE_CHECKING:
     from dpcomp.simulation.run import Run
 
 FORMAT = 1
 FACTS, MODEL, TAIL_MODEL = "run.json", "model.safetensors", "tail_model.safetensors"
-
-
-def write_model(file: Path, model: Float32[np.ndarray, "d"], layout: Layout) -> None:
-    """Write a model durably, as safetensors: each layer under its name and in its shape.
-
-    Args:
-        file: The file.
-        model: The model, as a (d,) vector.
-        layout: Its layers.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    layers = zip(layout.shapes, layout.split(model), strict=True)
-    write_whole(file, save({name: np.ascontiguousarray(layer).reshape(shape) for (name, shape), layer in layers}))
 
 
 def write_run(folder: Path, run: "Run") -> None:
