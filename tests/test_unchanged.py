@@ -38,7 +38,9 @@ def test_an_epsilon_is_what_it_was(case):
             assert float(computed[name]) == pytest.approx(float(case[name]), rel=1e-9)
         return
     assert computed["accountant"] == case["accountant"]
-    assert float(computed["epsilon"]) == pytest.approx(float(case["epsilon"]), rel=1e-12)
+    # Processors round a transform differently, which its power multiplies by the number of releases (and ε charges).
+    releases = case.get("steps", 0) + sum(number for _, _, number in case.get("charges", []))
+    assert float(computed["epsilon"]) == pytest.approx(float(case["epsilon"]), rel=1e-12 + 1e-13 * releases)
 
 
 @pytest.mark.parametrize("case", GOLDEN["epsilons"], ids=named)
