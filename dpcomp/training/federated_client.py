@@ -38,7 +38,8 @@ class FederatedClient:
         optimizer: What `make_private` returned; its model has the first weights, which are the same at all ends.
         ledger: The ledger that releases are charged to. The script opens and closes it.
         send: Carries a message to the server, and returns its reply; None where none came. An `OSError`, such as a lost
-            connection, counts as no reply.
+            connection, counts as no reply. Where it has a method `asked() -> bool`, as `HttpTransport` has, a round is
+            charged only if that returns True: a server that draws a cohort refuses the updates of other clients.
         client: The number of this client, as the server knows its sender.
         seed: The public seed of the federation; None where its terms are given.
         terms: The terms of the federation, which say its rounds and steps too; None where a seed is given.
@@ -189,7 +190,7 @@ class FederatedClient:
             memory = participant.state.memory
             if until is not None and memory.shared.version >= until:
                 break
-            if participant.may_train:
+            if participant.may_train and self._is_asked():
                 try:
                     self._refuse_beyond_policy(memory.address, steps)
                     permit = self.ledger.charge(optimizer.pipeline.cost, memory.address, steps=steps)
@@ -229,6 +230,15 @@ class FederatedClient:
                 f"charging {address} would take {self.ledger} beyond {policy.budget} of this client's policy: nothing "
                 "was charged. Another federation has been charged since this client joined"
             )
+
+    def _is_asked(self) -> bool:
+        """Return whether the server wants an update of this client now, as far as the transport can ask."""
+        asked: Callable[[], bool] | None = getattr(self._send, "asked", None)
+        try:
+            return asked is None or asked()
+        except OSError as error:
+            LOG.warning("no reply of the server (%s); it is asked again in %g s", error, self._poll_seconds)
+            return False
 
     def _withdraw(self, reason: WithdrawalReason) -> None:
         """Tell the server that it need not wait for this client, if it can be reached."""

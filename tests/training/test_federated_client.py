@@ -103,6 +103,36 @@ def test_lost_and_damaged_messages_cost_no_second_charge(fault, caplog):
     assert ("asked again" in caplog.text) == (fault != "reply")
 
 
+class OfACohort:
+    """A transport that can ask, to a server that asks its only client in some rounds; the line fails at first."""
+
+    def __init__(self, federation, rounds):
+        self.federation, self.rounds, self.times = federation, rounds, 0
+
+    def __call__(self, message):
+        return self.federation.send(message)
+
+    def asked(self):
+        self.times += 1
+        if self.times == 1:
+            raise ConnectionResetError("the line is down")
+        if self.federation.server.memory.shared.version in self.rounds:
+            return True
+        self.federation.server.close_round()  # with the updates of others
+        return False
+
+
+def test_a_client_is_not_charged_for_a_round_in_which_it_is_not_asked(caplog):
+    federation, ledger = Federation(), dp.Ledger()
+    process = Process(federation, ledger)
+    process.client._send = OfACohort(federation, {1, 4})
+    assert process.train(until=6) == [1, 4]
+    assert federation.server.memory.link(7).count == 2
+    assert ledger.guarantee(1e-5).epsilon == PIPELINE.guarantee(2 * STEPS, 1e-5).epsilon
+    assert caplog.text.count("asked again") == 1
+    np.testing.assert_array_equal(read(process.model), federation.server.model)
+
+
 def test_a_killed_process_forfeits_the_round_that_it_was_charged_for(tmp_path, caplog):
     federation, path = Federation(), tmp_path / "client.db"
     with dp.Ledger.create(path) as ledger:
