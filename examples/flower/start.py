@@ -1,7 +1,7 @@
-"""Run a SuperLink and three SuperNodes as processes that talk TLS on this machine, and let them learn digits.
+"""Run a SuperLink and three SuperNodes as processes that talk TLS on this machine, and let them learn pictures.
 
-With `--faults` a SuperNode is killed and restarted, another is away for five rounds, and the ServerApp is killed and
-run again. Whatever is killed goes on from its folder.
+They learn digits, or with `--fashion-mnist` clothes. With `--faults` a SuperNode is killed and restarted, another is
+away for five rounds, and the ServerApp is killed and run again. Whatever is killed goes on from its folder.
 """
 
 import os
@@ -20,6 +20,8 @@ from dpcomp.terms import ClientPolicy, FederationTerms
 HERE, FOLDER = Path(__file__).parent, Path("flower-federation")
 DELTA = 1e-5
 sys.path[:0] = [str(HERE), str(FOLDER / "app")]  # the app is copied there, and gets its terms
+if "--fashion-mnist" in sys.argv[1:]:
+    os.environ["TASK"] = "fashion_mnist"
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
 
 from loopback import Loopback  # noqa: E402
@@ -30,7 +32,7 @@ def prepare():
     if FOLDER.exists():
         return
     shutil.copytree(HERE / "app", FOLDER / "app")
-    from digits_app import task
+    from pictures_app import task
 
     task.agree()
     for node in range(task.CLIENTS):
@@ -38,7 +40,7 @@ def prepare():
 
 
 def terms():
-    return FederationTerms.read(FOLDER / "app" / "digits_app" / "federation.toml")
+    return FederationTerms.read(FOLDER / "app" / "pictures_app" / "federation.toml")
 
 
 def journal_of():

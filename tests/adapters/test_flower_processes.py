@@ -58,7 +58,7 @@ def test_killed_processes_go_on_and_end_at_the_model_of_what_was_accepted(tmp_pa
     assert printed.count("--- a fault") == 4
     assert "is run again" in printed
 
-    terms = FederationTerms.read(federation / "app" / "digits_app" / "federation.toml")
+    terms = FederationTerms.read(federation / "app" / "pictures_app" / "federation.toml")
     first = digits().model(0)
     server, counted = terms.server(layout_of(first), read(first)), dict.fromkeys(range(terms.clients), 0)
     for number in range(terms.rounds):

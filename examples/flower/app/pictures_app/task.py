@@ -12,9 +12,14 @@ from dpcomp.lab.tasks import digits
 from dpcomp.terms import FederationTerms
 from dpcomp.training.pytorch.rows.parameters import layout_of, read
 
-CLIENTS, ROUNDS, STEPS, LEARNING_RATE, SAMPLING = 3, int(os.environ.get("ROUNDS", "20")), 5, 2.0, 0.1
+CLIENTS, ROUNDS, STEPS, LEARNING_RATE = 3, int(os.environ.get("ROUNDS", "20")), 5, 2.0
 TERMS = Path(__file__).with_name("federation.toml")
-TASK = digits()
+if os.environ.get("TASK") == "fashion_mnist":
+    from experiments.data.tasks.fashion_mnist import task
+
+    TASK, SAMPLING = task(), 0.0256
+else:
+    TASK, SAMPLING = digits(), 0.1
 EXPECTED_BATCH_SIZE = SAMPLING * TASK.population / CLIENTS  # public: no count of examples leaves a node
 loss_of = nn.CrossEntropyLoss()
 

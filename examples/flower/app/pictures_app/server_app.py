@@ -6,9 +6,9 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from digits_app import task
 from dpcomp.adapters.flower import PrivateStrategy
 from dpcomp.terms import FederationTerms
+from pictures_app import task
 
 app = ServerApp()
 

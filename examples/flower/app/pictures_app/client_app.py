@@ -3,10 +3,10 @@
 import torch
 from flwr.app import Context, Message, RecordDict
 
-from digits_app import task
 from dpcomp.adapters.flower import PrivateClientApp
 from dpcomp.terms import FederationTerms
 from dpcomp.training.pytorch import make_private
+from pictures_app import task
 
 app = PrivateClientApp(FederationTerms.read(task.TERMS))
 

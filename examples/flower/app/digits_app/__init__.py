@@ -1,1 +1,0 @@
-"""Handwritten digits, learned by nodes of Flower with privacy and compression."""
