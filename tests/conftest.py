@@ -1,11 +1,13 @@
 """While the tests run, the shapes and types of arrays are checked in all signatures of the project."""
 
+import faulthandler
 import functools
 import os
 import sys
 from typing import Any
 
 import jaxtyping
+import pytest
 from beartype import BeartypeConf, beartype
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -24,9 +26,11 @@ CHECKED_CALLS = sys.maxsize if os.environ.get("DPCOMP_CHECK_EVERY_CALL") else 8
 calls: dict[int, int] = {}  # of each function in this test; not in the functions, whose contents some tests watch
 
 
-def pytest_runtest_setup() -> None:
-    """Let every test check the first calls of each function anew."""
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let every test check the first calls of each function anew; and let slow ones take their time."""
     calls.clear()
+    if item.get_closest_marker("slow"):
+        faulthandler.cancel_dump_traceback_later()
 
 
 def first_calls(checked: Any, plain: Any) -> Any:
