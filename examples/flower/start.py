@@ -18,11 +18,12 @@ from dpcomp.federated.journal import KIND
 from dpcomp.terms import ClientPolicy, FederationTerms
 
 HERE, FOLDER = Path(__file__).parent, Path("flower-federation")
+ROOT = HERE.parents[1]
 DELTA = 1e-5
-sys.path[:0] = [str(HERE), str(FOLDER / "app")]  # the app is copied there, and gets its terms
+sys.path[:0] = [str(HERE), str(FOLDER / "app"), str(ROOT)]  # the app is copied there, and gets its terms
 if "--fashion-mnist" in sys.argv[1:]:
     os.environ["TASK"] = "fashion_mnist"
-os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 from loopback import Loopback  # noqa: E402
 

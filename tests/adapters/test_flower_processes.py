@@ -21,19 +21,21 @@ from dpcomp.lab.tasks import digits
 from dpcomp.terms import FederationTerms
 from dpcomp.training.pytorch.rows.parameters import layout_of, read
 from dpcomp.wire.headers import unsealed
+from experiments.data.tasks import fashion_mnist
 
 ROOT = Path(__file__).parents[2]
 DELTA = 1e-5
 
 
 @pytest.mark.slow
-def test_killed_processes_go_on_and_end_at_the_model_of_what_was_accepted(tmp_path):
+@pytest.mark.parametrize("task", ["digits", "fashion_mnist"])
+def test_killed_processes_go_on_and_end_at_the_model_of_what_was_accepted(tmp_path, task):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     script = ROOT / "examples" / "flower" / "start.py"
     federation, accepted = tmp_path / "flower-federation", {}
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, str(script), "--faults"],
+            [sys.executable, str(script), "--faults", *(["--fashion-mnist"] if task == "fashion_mnist" else [])],
             cwd=tmp_path,
             env=environment,
             stdout=output,
@@ -59,7 +61,7 @@ def test_killed_processes_go_on_and_end_at_the_model_of_what_was_accepted(tmp_pa
     assert "is run again" in printed
 
     terms = FederationTerms.read(federation / "app" / "pictures_app" / "federation.toml")
-    first = digits().model(0)
+    first = {"digits": digits, "fashion_mnist": fashion_mnist.task}[task]().model(0)
     server, counted = terms.server(layout_of(first), read(first)), dict.fromkeys(range(terms.clients), 0)
     for number in range(terms.rounds):
         for version, payload in accepted.values():

@@ -1,6 +1,8 @@
 """The client's end: what it sends again, what it raises at once, and what it says."""
 
+import contextlib
 import http.server
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -146,6 +148,30 @@ def test_a_silent_server_is_not_waited_for():
         with pytest.raises((ConnectionError, RefusedByServer)):
             send(b"message")
         assert time.monotonic() - begun < 5
+
+
+def test_a_reply_that_drips_is_not_waited_for():
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def drip():
+        line, _ = listening.accept()
+        line.recv(10_000)
+        line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                line.sendall(b"x")
+                time.sleep(0.05)
+        line.close()
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    with transport(f"http://127.0.0.1:{listening.getsockname()[1]}/", seconds=0.5, attempts=1) as send:
+        begun = time.monotonic()
+        with pytest.raises(ConnectionError, match=r"bytes came in 0\.5 s"):
+            send(b"message")
+        assert time.monotonic() - begun < 10
+    thread.join()
+    listening.close()
 
 
 @pytest.mark.parametrize(

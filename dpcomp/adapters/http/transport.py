@@ -19,6 +19,7 @@ from dpcomp.core.errors import DpcompError
 LOG = logging.getLogger("dpcomp.http")
 FIRST_PAUSE = 0.5  # seconds, doubled after each attempt
 CONNECT_SECONDS = 10.0
+LEAST_BYTES_PER_SECOND = 10_000.0  # of a reply, after `seconds`
 IDLE_SECONDS = 30.0  # below that of a server, which would close the connection while a request is on its way
 AGAIN = (408, 429, 500, 502, 503, 504)  # statuses after which the same request may succeed
 
@@ -43,7 +44,7 @@ class HttpTransport:
         certificate: The PEM files of the client's certificate and private key, if the server knows it by them.
         ca: The PEM file of the authority that has signed the server's certificate, or of that certificate itself if it
             is self-signed. None trusts the authorities of the system.
-        seconds: How long the server may take to begin a reply, and each of its parts.
+        seconds: How long the server may take to begin a reply; and beyond 10 kB a second, for all of it.
         attempts: How often a message is sent before `send` gives up.
         longest_pause: The longest pause between two attempts, in seconds.
         largest_reply: The most bytes of a reply.
@@ -75,6 +76,7 @@ class HttpTransport:
         plain_because: str = "",
     ):
         self._url = _checked(url, plain_because)
+        self._seconds = seconds
         self._attempts = whole_number(attempts, "HttpTransport(attempts)", least=1)
         self._largest_reply = whole_number(largest_reply, "HttpTransport(largest_reply)", least=1)
         self._longest_pause = real_number(longest_pause, "HttpTransport(longest_pause)", "seconds, 0 or more")
@@ -160,9 +162,11 @@ class HttpTransport:
 
     def _read(self, response: httpx.Response) -> bytes:
         parts: list[bytes] = []
-        length = 0
+        length, began = 0, time.monotonic()
         for part in response.iter_raw():
             length += len(part)
+            if time.monotonic() - began > self._seconds + length / LEAST_BYTES_PER_SECOND:
+                raise httpx.ReadTimeout(f"a reply of which only {length:,} bytes came in {self._seconds:g} s and more")
             if length > self._largest_reply:
                 raise RefusedByServer(
                     f"{self._url} replies with more than {self._largest_reply:,} bytes: is it the server? If so, give "
