@@ -48,14 +48,7 @@ class Loopback:
         )
 
     def __enter__(self):
-        self._start(
-            "superlink",
-            "flower-superlink",
-            *("--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.crt"),
-            *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-            *("--host", HOST, "--port", str(self.port), "--database", "superlink.db"),
-        )
-        self._wait_for_port()
+        self.start_link()
         if not (self.folder / "registered").exists():
             for node in range(self.nodes):
                 self._flwr("supernode", "register", f"node-{node}.key.pub", "loopback")
@@ -69,6 +62,16 @@ class Loopback:
             self.kill(name)
         mine = f"FLWR_HOME={self.folder / 'flower'}".encode()
         end([each for each in processes() if mine in of_process(each, "environ").split(b"\0")])
+
+    def start_link(self):
+        self._start(
+            "superlink",
+            "flower-superlink",
+            *("--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.crt"),
+            *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+            *("--host", HOST, "--port", str(self.port), "--database", "superlink.db"),
+        )
+        self._wait_for_port()
 
     def start_node(self, node):
         self._start(

@@ -1,10 +1,13 @@
 """Run a SuperLink and three SuperNodes as processes that talk TLS on this machine, and let them learn pictures.
 
 They learn digits, or with `--fashion-mnist` clothes. With `--faults` a SuperNode is killed and restarted, another is
-away for five rounds, and the ServerApp is killed and run again. Whatever is killed goes on from its folder.
+away for five rounds, and the ServerApp is killed and run again. With `--kills 50` so many kills come at random moments,
+of nodes, of the ServerApp and of the SuperLink. Whatever is killed goes on from its folder.
 """
 
+import argparse
 import os
+import random
 import shutil
 import signal
 import sys
@@ -19,10 +22,8 @@ from dpcomp.terms import ClientPolicy, FederationTerms
 
 HERE, FOLDER = Path(__file__).parent, Path("flower-federation")
 ROOT = HERE.parents[1]
-DELTA = 1e-5
+DELTA, MEAN_SECONDS = 1e-5, 12.0
 sys.path[:0] = [str(HERE), str(FOLDER / "app"), str(ROOT)]  # the app is copied there, and gets its terms
-if "--fashion-mnist" in sys.argv[1:]:
-    os.environ["TASK"] = "fashion_mnist"
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 from loopback import Loopback  # noqa: E402
@@ -66,9 +67,32 @@ def faults():
     }
 
 
-def main(with_faults):
+class Kills:
+    """Kills at random moments, from which everything goes on."""
+
+    def __init__(self, count):
+        self.count, self.done, self.random, self.next = count, 0, random.Random(0), time.monotonic() + 60.0
+
+    def maybe(self, loopback):
+        """Kill something, if it is time."""
+        if self.done == self.count or time.monotonic() < self.next:
+            return
+        self.done += 1
+        victim = self.random.choice(["node-0", "node-1", "node-2", "ServerApp", "superlink"])
+        print(f"--- kill {self.done} of {self.count}: {victim}, in round {round_now() + 1}", flush=True)
+        if victim == "ServerApp":
+            loopback.kill_server_app()
+        else:
+            if victim in loopback.running:
+                loopback.kill(victim, signal.SIGKILL)
+            loopback.start_link() if victim == "superlink" else loopback.start_node(int(victim[-1]))
+        self.next = time.monotonic() + self.random.expovariate(1 / MEAN_SECONDS)
+
+
+def main(options):
     prepare()
-    due = faults() if with_faults else {}
+    due = faults() if options.faults else {}
+    kills = Kills(options.kills)
     home = FOLDER.absolute()
 
     def node_config(node):
@@ -87,6 +111,7 @@ def main(with_faults):
                 shown.kill()
                 run = loopback.run(home / "app", server_folder=str(home / "server"))
                 shown = loopback.show(run)
+            kills.maybe(loopback)
             loopback.tend()
             time.sleep(2.0)
         shown.wait(timeout=60)
@@ -98,4 +123,11 @@ def main(with_faults):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
-    main("--faults" in sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Run a federation of Flower on this machine.")
+    parser.add_argument("--faults", action="store_true", help="kill some processes on the way")
+    parser.add_argument("--kills", type=int, default=0, metavar="NUMBER", help="kill so many at random moments")
+    parser.add_argument("--fashion-mnist", action="store_true", help="learn clothes instead of digits")
+    given = parser.parse_args()
+    if given.fashion_mnist:
+        os.environ["TASK"] = "fashion_mnist"
+    main(given)
