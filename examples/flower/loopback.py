@@ -121,14 +121,11 @@ class Loopback:
         end(started)
 
     def kill_server_app(self):
-        """Kill the process that runs the ServerApp, and nothing else."""
-        end(
-            [
-                each
-                for each in descendants(self.running["superlink"].pid)
-                if b"flwr-serverapp" in of_process(each, "cmdline")
-            ]
-        )
+        """Kill the process that runs the ServerApp, and nothing else; return whether there was one."""
+        started = descendants(self.running["superlink"].pid)
+        found = [each for each in started if b"flwr-serverapp" in of_process(each, "cmdline")]
+        end(found)
+        return bool(found)
 
     def show(self, run):
         """Print what the ServerApp prints, as it comes; return the process that does so."""

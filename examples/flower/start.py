@@ -38,7 +38,7 @@ def prepare():
 
     task.agree()
     for node in range(task.CLIENTS):
-        prepare_node(FOLDER / f"node-{node}", ClientPolicy(budget=dp.Budget(epsilon=8.0, delta=DELTA)))
+        prepare_node(FOLDER / f"node-{node}", ClientPolicy(budget=dp.Budget(epsilon=16.0, delta=DELTA)))
 
 
 def terms():
@@ -77,15 +77,17 @@ class Kills:
         """Kill something, if it is time."""
         if self.done == self.count or time.monotonic() < self.next:
             return
-        self.done += 1
         victim = self.random.choice(["node-0", "node-1", "node-2", "ServerApp", "superlink"])
-        print(f"--- kill {self.done} of {self.count}: {victim}, in round {round_now() + 1}", flush=True)
         if victim == "ServerApp":
-            loopback.kill_server_app()
+            if not loopback.kill_server_app():
+                return  # it is just being started
         else:
-            if victim in loopback.running:
-                loopback.kill(victim, signal.SIGKILL)
+            if loopback.running[victim].poll() is not None:
+                return  # it has ended by itself, and is started again soon
+            loopback.kill(victim, signal.SIGKILL)
             loopback.start_link() if victim == "superlink" else loopback.start_node(int(victim[-1]))
+        self.done += 1
+        print(f"--- kill {self.done} of {self.count}: {victim}, in round {round_now() + 1}", flush=True)
         self.next = time.monotonic() + self.random.expovariate(1 / MEAN_SECONDS)
 
 
@@ -101,8 +103,8 @@ def main(options):
     with Loopback(FOLDER, terms().clients, node_config) as loopback:
         loopback.wait_for_nodes()
         run = loopback.run(home / "app", server_folder=str(home / "server"))
-        shown = loopback.show(run)
-        while (status := loopback.status(run))["status"] != "finished:completed":
+        shown, asked, status = loopback.show(run), time.monotonic(), {"status": "pending"}
+        while status["status"] != "finished:completed":
             for number in [number for number in due if number <= round_now()]:
                 print(f"--- a fault in round {number + 1}", flush=True)
                 due.pop(number)(loopback)
@@ -110,10 +112,12 @@ def main(options):
                 print("--- the ServerApp has ended, and is run again", flush=True)
                 shown.kill()
                 run = loopback.run(home / "app", server_folder=str(home / "server"))
-                shown = loopback.show(run)
+                shown, status = loopback.show(run), {"status": "pending"}
             kills.maybe(loopback)
             loopback.tend()
-            time.sleep(2.0)
+            time.sleep(1.0)
+            if time.monotonic() > asked + 10.0:  # seldom, since Flower's command takes seconds of a core
+                status, asked = loopback.status(run), time.monotonic()
         shown.wait(timeout=60)
         traffic = status["network-traffic"]
         print(f"Flower counts {traffic['inbound-bytes']:,} bytes from the nodes, {traffic['outbound-bytes']:,} to them")

@@ -1,6 +1,7 @@
 """The page on Flower: its changes fit a copy of the quickstart, are few, and the app that results is private."""
 
 import contextlib
+import json
 import re
 import shutil
 import sys
@@ -64,6 +65,25 @@ def test_the_page_changes_few_lines_and_says_how_many():
         count += changed_lines(code(before), code(changed(before, diff)))
     (told,) = re.findall(r"(\d+) lines of three files", PAGE.read_text(encoding="utf-8"))
     assert count == int(told) <= 20
+
+
+def test_the_page_tells_the_times_and_bytes_that_were_measured():
+    record = json.loads((ROOT / "docs" / "benchmarks" / "flower_rounds.json").read_text(encoding="utf-8"))
+    told = re.findall(r"^\| .* s \|.*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    for (name, row), line in zip(record["apps"].items(), told, strict=True):
+        assert name in line
+        ratio = row.get("÷ plain SGD")
+        of_plain = "" if ratio is None else f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+        numbers = [f"{row[f'{way}_nodes_bytes_a_node_and_round']:,}" for way in ("from", "to")]
+        assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+            f"{row['seconds_a_round']:.1f} s",
+            of_plain,
+            *numbers,
+        ]
+    own = record["apps"]["dpcomp"]
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert f"are {own['received_bytes_a_node_and_round']} of the {own['from_nodes_bytes_a_node_and_round']:,}" in text
+    assert f"and {own['sent_bytes_a_node_and_round']} of those to it" in text
 
 
 def test_the_changed_app_learns_privately(app, tmp_path, monkeypatch):

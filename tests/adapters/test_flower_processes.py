@@ -14,6 +14,7 @@ pytest.importorskip("flwr")
 import torch
 
 import dpcomp as dp
+from benchmarks.flower_rounds.__main__ import measured
 from dpcomp.core.database import look_at_database
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.journal import KIND
@@ -109,3 +110,16 @@ def test_a_hundred_nodes_of_the_simulation_learn(tmp_path):
     for folder in folders:
         ledger = dp.Ledger.read(folder / "ledger.db")
         assert ledger.guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
+
+
+@pytest.mark.slow
+def test_rounds_are_timed_with_dpcomp_and_without(tmp_path):
+    figures = measured(tmp_path, clients=2, rounds=3, turns=1)
+    plain, opacus, private = (figures["apps"][name] for name in ("plain SGD", "Opacus", "dpcomp"))
+    dense = 4 * 26_010
+    for row in (plain, opacus):
+        assert row["from_nodes_bytes_a_node_and_round"] > dense < row["to_nodes_bytes_a_node_and_round"]
+    # Beside the messages of both ends, Flower sends the first model to each node once, and a frame with each message.
+    assert private["received_bytes_a_node_and_round"] < private["from_nodes_bytes_a_node_and_round"] < dense / 20
+    assert private["sent_bytes_a_node_and_round"] < private["to_nodes_bytes_a_node_and_round"] < dense / 2
+    assert private["÷ Opacus"]["median"] > 0
