@@ -112,18 +112,20 @@ class Journal:
             row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'accepted'").fetchone()
         return 0 if row is None else row[0]
 
-    def append(self, version: int, payload: bytes) -> None:
-        """Write a payload durably: once this returns, it survives a crash of the machine.
+    def append(self, version: int, payload: bytes, client: int) -> None:
+        """Write a payload durably, and that its client takes part: once this returns, it survives a machine's crash.
 
         Args:
             version: The server's version when it accepted the payload.
             payload: The payload's bytes.
+            client: The number of the client that sent it, which has not withdrawn any more.
 
         Raises:
             DpcompError: The payload could not be written, so the server must not call it accepted.
         """
         with self._database.changing() as connection:
             connection.execute("INSERT INTO accepted (version, payload) VALUES (?, ?)", (version, payload))
+            connection.execute("DELETE FROM withdrawn WHERE client = ?", (client,))
 
     def payloads(self) -> list[tuple[int, bytes]]:
         """Return all payloads in their order, each after the version of the server that accepted it."""
@@ -171,11 +173,6 @@ class Journal:
         """Write durably that a client takes no further part, and why. Raises DpcompError if it could not be written."""
         with self._database.changing() as connection:
             connection.execute("INSERT OR REPLACE INTO withdrawn (client, reason) VALUES (?, ?)", (client, reason))
-
-    def forget_withdrawal(self, client: int) -> None:
-        """Delete that a client takes no part, once it does. Raises DpcompError if the file could not be written."""
-        with self._database.changing() as connection:
-            connection.execute("DELETE FROM withdrawn WHERE client = ?", (client,))
 
     def withdrawals(self) -> dict[int, Any]:
         """Return why each client that takes no further part does not, by its number."""

@@ -446,7 +446,7 @@ class Server:
         else:
             weight = self._late_policy.weight(memory.shared.version - frame.round)
             if journal is not None:
-                journal.append(memory.shared.version, message)
+                journal.append(memory.shared.version, message, frame.client)
             # An interrupt in between would leave a part of the update in the sum, and the client free to send it again.
             self._interrupted = True
             self._sum.add(update, weight)
@@ -454,8 +454,7 @@ class Server:
             self.accepted.append(Accepted(frame.client, weight, len(message)))
             self._in_time += frame.round == memory.shared.version
             self._interrupted = False
-            if self.withdrawn.pop(frame.client, None) and journal is not None:
-                journal.forget_withdrawal(frame.client)
+            self.withdrawn.pop(frame.client, None)
             shared = memory.shared
             # To a late update there is a whole reply, which says where the server is.
             if isinstance(arrived, ShortPayload) and (frame.version, frame.shared) == (shared.version, shared.digest):
@@ -751,7 +750,7 @@ class Server:
             self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
         memory = self._take_up(memory, model, arrays)
         self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
-        self._cohorts, self.withdrawn = journal.cohorts(), journal.withdrawals()
+        self._cohorts = journal.cohorts()
         # A restart in this process knows more than the checkpoint: no count ever falls.
         traffic, refusals = counts_in_arrays(arrays)
         self.traffic = max(self.traffic, traffic)
@@ -761,6 +760,7 @@ class Server:
                 self._take_payload(payload, unsealed(payload).client, None)  # it is in the journal already
             elif version > memory.shared.version:
                 warnings.warn(f"{folder}: an update accepted at version {version} is lost with it", stacklevel=3)
+        self.withdrawn = journal.withdrawals()  # of them, some may have come after the client's update
         for reason in self.refusals:
             warnings.warn(
                 f"{folder}: updates that were accepted before are refused now ({reason}): has the configuration "

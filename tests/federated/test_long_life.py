@@ -158,6 +158,25 @@ def test_a_client_that_comes_back_counts_again(federation, tmp_path):
     client.close()
 
 
+def test_a_restarted_server_knows_who_has_withdrawn_after_an_update_and_who_has_come_back(tmp_path):
+    terms = terms_of()
+    server = terms.server(D, FIRST, folder=tmp_path / "server")
+    one, two = Client(terms, tmp_path / "one", 1), Client(terms, tmp_path / "two", 2)
+    one.take_part(server)
+    for client in (one, two):
+        server.handle(client.participant.withdrawal("done"), sender=client.client)
+    two.take_part(server)
+    for awaited in (2, 3):  # in the same round, and in the next one
+        server.close()
+        server = terms.server(D, FIRST, folder=tmp_path / "server")
+        for _ in range(2):
+            assert (server.withdrawn, server.awaited) == ({1: "done"}, awaited)
+            server.restart()
+        server.close_round()
+    for each in (server, one, two):
+        each.close()
+
+
 def test_a_withdrawal_of_another_client_federation_or_reason_changes_nothing(federation, tmp_path):
     terms, server = federation
     client = Client(terms, tmp_path / "one")
