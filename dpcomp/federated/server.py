@@ -727,9 +727,16 @@ class Server:
 
         A trusted server has charged a closed round, and can't release it again, so it needs none of its clean payloads.
         """
-        journal.forget_before(version if self._channel.server_sees_clean else version - 1)
-        if self._cohort is not None:
-            journal.forget_cohorts_before(self._oldest_cohort(version))
+        try:
+            journal.forget_before(version if self._channel.server_sees_clean else version - 1)
+            if self._cohort is not None:
+                journal.forget_cohorts_before(self._oldest_cohort(version))
+        except DpcompError as error:  # the round is saved, so it is closed; the next one deletes what is left here
+            warnings.warn(
+                f"{self._folder}: what came in closed rounds could not be deleted, and is tried again after the next "
+                f"round or at the next start: {error}",
+                stacklevel=3,
+            )
 
     def _oldest_cohort(self, version: int) -> int:
         """Return the version of the first round whose cohort is needed once the server is at a version."""

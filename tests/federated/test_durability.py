@@ -107,6 +107,33 @@ def test_what_could_not_be_saved_did_not_happen(tmp_path, monkeypatch):
     server.close()
 
 
+@pytest.mark.parametrize("pipeline", [PIPELINE, TRUSTED], ids=["not trusted", "trusted"])
+def test_a_round_that_is_saved_is_closed_whatever_cannot_be_deleted(tmp_path, monkeypatch, pipeline):
+    ledger = dp.Ledger()
+    server, participant = together(pipeline, 0, server_of(pipeline, tmp_path, ledger))
+    talk(participant, server, Trained(update_of(pipeline, participant.state.memory, 1)))
+
+    def full(*_):
+        raise dp.DpcompError("journal.db cannot be written")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dpcomp.federated.journal.Journal.forget_before", full)
+        with pytest.warns(UserWarning, match="could not be deleted"):
+            broadcast = server.close_round()
+    assert server.memory.shared.version == 1 and server.model.any()
+    talk(participant, server, BroadcastReceived(broadcast))
+    talk(participant, server, Trained(update_of(pipeline, participant.state.memory, 2)))
+    accepted = server.memory.link(1)
+    server.close()
+    server = server_of(pipeline, tmp_path, ledger)  # it goes on in the round in which the update was accepted
+    assert (server.memory.link(1), len(server.accepted)) == (accepted, 1)
+    talk(participant, server, BroadcastReceived(server.close_round()))
+    stands_with(participant, server)
+    server.close_round()
+    assert server._journal is not None and server._journal.payloads() == []
+    server.close()
+
+
 def test_a_folder_whose_first_save_was_cut_short_can_be_opened(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "unfinished").write_bytes(b"half")
