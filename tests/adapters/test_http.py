@@ -26,6 +26,7 @@ from dpcomp.adapters.http import (
     serving,
 )
 from dpcomp.federated import Cohort, Fixed, TimedOut, Trained, Weigh
+from dpcomp.federated.journal import Journal
 from dpcomp.terms import FederationTerms
 from tests.adapters.federation import (
     FIRST,
@@ -227,6 +228,26 @@ def test_a_client_that_is_not_in_the_cohort_is_not_asked():
             eventually(lambda version=version: server.memory.shared.version == version + 1)  # of all who were asked
         assert not any(send.asked() for send in sends)  # the last round is over
         assert not app.counts.refused
+
+
+def test_a_draw_that_cannot_be_kept_is_made_later_and_told_to_nobody(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("dpcomp.adapters.http.rounds.RETRY_SECONDS", 0.05)
+    server = server_of(clients=4, cohort=Cohort(sampling=Fixed(1)), folder=tmp_path / "server")
+    keep, said = Journal.keep_cohort, ("round_not_closed version=0", "cohort_not_drawn")
+
+    def failing(*given):
+        if not all(each in caplog.text for each in said):
+            raise dp.DpcompError("the journal cannot be written")
+        keep(*given)
+
+    monkeypatch.setattr(Journal, "keep_cohort", failing)
+    with federation(server, RoundPolicy(updates=1, rounds=1), 4) as (_, sends, app):
+        asked = [number for number, send in enumerate(sends) if send.asked()]
+        assert asked == server.cohort()
+        Client(asked[0], sends[asked[0]]).train()
+        eventually(lambda: server.memory.shared.version == 1)
+        assert not app.counts.refused
+    server.close()
 
 
 def test_metrics_count_what_is_public(caplog):

@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from dpcomp.adapters.http.counts import Counts
 from dpcomp.adapters.http.limits import Limits
-from dpcomp.adapters.http.messages import Messages, Refusal
+from dpcomp.adapters.http.messages import LOG, Messages, Refusal
 from dpcomp.adapters.http.rounds import RoundPolicy, Rounds
 from dpcomp.adapters.http.senders import Senders
+from dpcomp.core.errors import DpcompError
 from dpcomp.federated.server import Server
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -87,7 +88,11 @@ class FederationApp:
 
     async def _asked(self, request: Request) -> Response:
         sender = self._sender_of(request.scope)
-        asked = not self._rounds.ended and await anyio.to_thread.run_sync(self._server.asks, sender)
+        try:
+            asked = not self._rounds.ended and await anyio.to_thread.run_sync(self._server.asks, sender)
+        except (DpcompError, OSError) as error:  # such as a full disk: a draw that is not kept is told to nobody
+            LOG.error("cohort_not_drawn error=%r", error)
+            raise HTTPException(500) from error
         # Of one length for all clients, since lengths are seen on the network.
         return JSONResponse({"version": self._server.memory.shared.version, "asked": int(asked)})
 

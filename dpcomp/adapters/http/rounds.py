@@ -128,18 +128,35 @@ class Rounds:
 
     async def run(self) -> None:
         """Close rounds until there are enough, or until the budget of a trusted server ends them."""
+        began = time.monotonic()
         while not self._finished():
-            began, asked = time.monotonic(), await anyio.to_thread.run_sync(self._asked)
-            while True:
-                self._arrived = anyio.Event()
-                awaits = await self._awaits(asked)
-                seconds = self._policy.seconds_left(len(self._server.accepted), awaits, time.monotonic() - began)
-                if not seconds:
-                    break
-                with anyio.move_on_after(seconds):
-                    await self._arrived.wait()
-            await self._close(time.monotonic() - began)
+            version = self._server.memory.shared.version
+            try:
+                await self._wait(began)
+                age, updates = time.monotonic() - began, len(self._server.accepted)
+                await anyio.to_thread.run_sync(self._server.close_round)
+            except BudgetExhausted as refusal:
+                self.ended = str(refusal)
+            except Exception:  # such as a full disk: the round goes on, and nothing that was accepted is lost
+                LOG.exception("round_not_closed version=%d retry_seconds=%g", version, RETRY_SECONDS)
+                await anyio.sleep(RETRY_SECONDS)
+            else:
+                counted = "" if self._server.sees_clean else f" updates={updates}"
+                LOG.info("round_closed version=%d seconds=%.1f%s", version, age, counted)
+                began = time.monotonic()
         LOG.info("rounds_ended version=%d why=%r", self._server.memory.shared.version, self.ended)
+
+    async def _wait(self, began: float) -> None:
+        """Wait until the present round, which began at a time of the monotonic clock, is to be closed."""
+        asked = await anyio.to_thread.run_sync(self._asked)
+        while True:
+            self._arrived = anyio.Event()
+            awaits = await self._awaits(asked)
+            seconds = self._policy.seconds_left(len(self._server.accepted), awaits, time.monotonic() - began)
+            if not seconds:
+                return
+            with anyio.move_on_after(seconds):
+                await self._arrived.wait()
 
     def _finished(self) -> bool:
         if not self.ended and self._policy.rounds is not None:
@@ -161,16 +178,3 @@ class Rounds:
         if updates < max(self._policy.least_updates, 1) or updates + len(self._server.withdrawn) < asked:
             return True  # the exact number takes the server's lock, and a time that grows with the clients
         return await anyio.to_thread.run_sync(lambda: self._server.awaited) > 0
-
-    async def _close(self, age: float) -> None:
-        version, updates = self._server.memory.shared.version, len(self._server.accepted)
-        try:
-            await anyio.to_thread.run_sync(self._server.close_round)
-        except BudgetExhausted as refusal:
-            self.ended = str(refusal)
-        except Exception:  # such as a full disk: the round goes on, and nothing that was accepted is lost
-            LOG.exception("round_not_closed version=%d retry_seconds=%g", version, RETRY_SECONDS)
-            await anyio.sleep(RETRY_SECONDS)
-        else:
-            counted = "" if self._server.sees_clean else f" updates={updates}"
-            LOG.info("round_closed version=%d seconds=%.1f%s", version, age, counted)
