@@ -250,6 +250,16 @@ class Server:
             sent = {client for client, address in last.items() if address is not None and address.round == version}
             return len(asked) - self._in_time - len((set(self.withdrawn) - sent).intersection(asked))
 
+    @property
+    def unasked(self) -> int:
+        """How many clients only a later round may ask: those outside the present cohort that have not withdrawn.
+
+        Raises:
+            DpcompError: As `cohort` does.
+        """
+        with self._lock:
+            return 0 if self._cohort is None else self._clients - len(set(self.withdrawn).union(self.cohort()))
+
     def cohort(self) -> list[int]:
         """Return the clients that are asked for an update in the present round.
 

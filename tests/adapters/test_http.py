@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dpcomp as dp
@@ -228,6 +230,49 @@ def test_a_client_that_is_not_in_the_cohort_is_not_asked():
             eventually(lambda version=version: server.memory.shared.version == version + 1)  # of all who were asked
         assert not any(send.asked() for send in sends)  # the last round is over
         assert not app.counts.refused
+
+
+class InTurn:
+    """A draw of cohorts that are given."""
+
+    def __init__(self, *cohorts):
+        self.cohorts = [np.array(cohort, np.int64) for cohort in cohorts]
+        self.drawn = 0
+
+    def draw(self, n, stream):
+        self.drawn += 1
+        return self.cohorts[(self.drawn - 1) % len(self.cohorts)]
+
+
+@pytest.mark.parametrize("updates", [3, None])
+def test_a_cohort_that_cannot_send_enough_updates_does_not_hold_up_the_others(updates):
+    server = server_of(clients=3, cohort=Cohort(sampling=InTurn([], [1], [2], [0, 1])))
+    policy = RoundPolicy(updates=updates, seconds=0.3, least_updates=2, rounds=4)
+    with federation(server, policy, 3) as (_, sends, app):
+        clients = [Client(number, send) for number, send in enumerate(sends)]
+        clients[2].talk(TimedOut())
+        sends[2](clients[2].participant.withdrawal("done"))
+        for number in (1, 0, 1):
+            eventually(lambda number=number: sends[number].asked())
+            clients[number].train()
+        eventually(lambda: app._rounds.ended)
+    assert server.memory.shared.version == 4
+    assert [server.memory.link(number).count for number in range(3)] == [1, 2, 0]
+    assert not server.refusals
+
+
+def test_a_cohort_of_clients_that_withdrew_is_waited_for_where_nobody_else_takes_part():
+    server = server_of(clients=2, cohort=Cohort(sampling=InTurn([1], [0])))
+    with federation(server, RoundPolicy(updates=2, rounds=4), 2) as (_, sends, _):
+        clients = [Client(number, send) for number, send in enumerate(sends)]
+        for number in (0, 1):
+            clients[number].talk(TimedOut())
+            sends[number](clients[number].participant.withdrawal("done"))
+        time.sleep(0.2)
+        assert server.memory.shared.version == 0  # else all rounds would pass at once, with nobody in them
+        clients[1].train()
+        eventually(lambda: server.memory.shared.version == 2)  # of the second one the client that is away was drawn
+        assert server.memory.link(1).count == 1
 
 
 def test_a_draw_that_cannot_be_kept_is_made_later_and_told_to_nobody(tmp_path, monkeypatch, caplog):

@@ -29,7 +29,9 @@ class RoundPolicy:
             that withdrew are not; None never closes one for its number.
         seconds: Close a round after so long, if at least `least_updates` were accepted by then, else as soon as they
             are; None never closes one for its age.
-        least_updates: The fewest updates of a round that is closed for its age, or because clients withdrew.
+        least_updates: The fewest updates of a round that is closed for its age, or because clients withdrew. Where a
+            cohort is drawn that cannot send so many, all that it can send, while other clients take part: a later round
+            may ask them.
         rounds: The number of rounds of the federation; the last model is served after them. None for no end.
 
     Raises:
@@ -93,7 +95,7 @@ class RoundPolicy:
 
         Args:
             updates: The number of updates that were accepted in it.
-            awaits: Whether a further client may send one.
+            awaits: Whether the round waits for a further one, whatever its age.
             age: How long ago it began, in seconds.
 
         Returns:
@@ -101,7 +103,7 @@ class RoundPolicy:
         """
         if self.updates is not None and (updates >= self.updates or not awaits):
             return 0.0
-        if self.seconds is not None and updates >= self.least_updates:
+        if self.seconds is not None and (updates >= self.least_updates or not awaits):
             return max(self.seconds - age, 0.0)
         return math.inf
 
@@ -171,10 +173,17 @@ class Rounds:
             return None
 
     async def _awaits(self, asked: int | None) -> bool:
-        """Return whether a further client may send an update; where nobody was drawn, none may."""
-        updates = len(self._server.accepted)
-        if self._policy.updates is None or not asked:
-            return asked is None or self._policy.updates is None
-        if updates < max(self._policy.least_updates, 1) or updates + len(self._server.withdrawn) < asked:
+        """Return whether the round waits for a further update, whatever its age."""
+        updates, enough = len(self._server.accepted), max(self._policy.least_updates, 1)
+        if asked is None or (self._policy.updates is None and updates >= self._policy.least_updates):
+            return True  # then only updates, or only the time, close it
+        if updates + len(self._server.withdrawn) < asked:
             return True  # the exact number takes the server's lock, and a time that grows with the clients
-        return await anyio.to_thread.run_sync(lambda: self._server.awaited) > 0
+        return await anyio.to_thread.run_sync(self._awaits_exactly, asked, updates >= enough)
+
+    def _awaits_exactly(self, asked: int, enough: bool) -> bool:
+        """Return whether a client that was asked may still send, or one that withdrew is needed."""
+        if self._server.awaited > 0:
+            return True
+        # Of a cohort that cannot send enough, nobody else is waited for, unless no later cohort could send more.
+        return asked > 0 and not enough and not self._server.unasked
