@@ -37,7 +37,9 @@ from tests.adapters.federation import (
     Client,
     D,
     certificates,
+    connected,
     eventually,
+    post,
     server_of,
     tls_of,
     transport,
@@ -186,18 +188,26 @@ def test_each_client_is_told_whether_it_is_asked_and_nobody_else_is(caplog):
     assert "asked" not in shown and "cohort" not in shown
 
 
-def test_what_a_trusted_server_shows_does_not_depend_on_what_clients_send():
+def test_what_a_trusted_server_shows_does_not_depend_on_what_clients_send_or_on_who_does():
     texts = []
-    for sent in (b"", b"x" * 1000):
+    for sent in (None, b"y", b"x" * 1000):
         server = trusted_server()
-        with federation(server, RoundPolicy(seconds=3600.0, least_updates=0), 1) as (url, sends, _):
-            sends[0](sent or b"y")
-            sends[0].close()
-            eventually(lambda url=url: "dpcomp_http_connections 1\n" in got(f"{url}metrics"))
+        limits = Limits(requests_per_client=1, grace_seconds=0.1)
+        with federation(server, RoundPolicy(seconds=3600.0, least_updates=0), 1, limits) as (url, sends, app):
+            if sent is not None:
+                sends[0](sent)  # on a connection that stays open
+                token = sends[0]._http.headers["authorization"].partition(" ")[2]
+                begun = [connected(url) for _ in range(2)]
+                for line in begun:  # two messages at once, one of which is refused, and neither ends
+                    line.sendall(post(sent, token=token, length=2000))
+                eventually(lambda app=app: app.counts.refused["busy"] and app.counts.refused["slow"])
+                assert app.counts.connections
+                for line in begun:
+                    line.close()
+                assert server.refusals == {"corrupt": 1}
             texts.append(got(f"{url}metrics"))
-            assert server.refusals == {"corrupt": 1}
-    assert texts[0] == texts[1]
-    assert "bytes" not in texts[0] and "refusals" not in texts[0]
+    assert texts[0] == texts[1] == texts[2]
+    assert not any(word in texts[0] for word in ("bytes", "refusals", "http_connections", "busy", "slow", "cut"))
 
 
 @pytest.mark.parametrize(

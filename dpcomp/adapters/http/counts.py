@@ -16,6 +16,8 @@ Refused = Literal[
     "connections",  # closed for a newer one, or not opened
     "tls",  # no TLS, or a certificate that is not trusted
 ]
+# What clients cause by their messages. Of a trusted server's clients, those that were drawn send any, and no others do.
+OF_CLIENTS: tuple[Refused, ...] = ("length", "slow", "cut", "busy", "connections")
 
 
 class Counts:
@@ -34,23 +36,25 @@ class Counts:
         """Return the counts in the text format of Prometheus.
 
         **Privacy:** where the server is trusted, lengths of messages and what was refused of them depend on clean
-        values, so they are left out.
+        values; and a client that was drawn keeps its connection in other use than one that asks in vain. So all that
+        clients cause is left out.
         """
         version = server.memory.shared.version
+        reasons = [each for each in get_args(Refused) if not (server.sees_clean and each in OF_CLIENTS)]
         lines = [
             *_family("dpcomp_version", "gauge", "Rounds closed so far.", {"": version}),
-            *_family("dpcomp_http_connections", "gauge", "Open connections.", {"": self.connections}),
             *_family(
                 "dpcomp_http_refused_total",
                 "counter",
                 "Requests and connections that the transport refused.",
-                {f'{{reason="{reason}"}}': self.refused[reason] for reason in get_args(Refused)},
+                {f'{{reason="{reason}"}}': self.refused[reason] for reason in reasons},
             ),
         ]
         if not server.sees_clean:
             traffic = server.traffic
             refusals = {f'{{reason="{reason}"}}': count for reason, count in sorted(server.refusals.items())}
             lines += [
+                *_family("dpcomp_http_connections", "gauge", "Open connections.", {"": self.connections}),
                 *_family("dpcomp_updates", "gauge", "Updates accepted in this round.", {"": len(server.accepted)}),
                 *_family(
                     "dpcomp_withdrawn", "gauge", "Clients that take no further part.", {"": len(server.withdrawn)}
