@@ -126,13 +126,14 @@ class ClientPolicy:
         except ValueError as error:  # of another unit or trust
             raise TermsRefused(str(error)) from error
         if not within:
-            self._refuse_cost(terms, left, f" beside what {ledger} holds already" if ledger.clients else "")
+            own = "" if ledger.budget in (None, budget) else f", or than {ledger.budget} of the ledger itself"
+            self._refuse_cost(terms, left, f" beside what {ledger} holds already" if ledger.clients else "", own)
 
-    def _refuse_cost(self, terms: FederationTerms, rounds: int, beside: str) -> None:
+    def _refuse_cost(self, terms: FederationTerms, rounds: int, beside: str, own: str = "") -> None:
         alone = terms.guarantee(self.budget.delta).epsilon
         raise TermsRefused(
             f"{rounds:,} rounds of {terms.steps:,} releases{beside} cost more than ε = {self.budget.epsilon:g} at δ = "
-            f"{self.budget.delta:g}, which this client allows; the whole federation alone costs ε ≤ "
+            f"{self.budget.delta:g}, which this client allows{own}; the whole federation alone costs ε ≤ "
             f"{rounded_up(alone)}. Agree on fewer rounds or more noise"
         )
 

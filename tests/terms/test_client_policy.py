@@ -48,7 +48,7 @@ def test_the_budget_of_the_ledger_counts_too():
     terms = terms_of()
     epsilon = terms.guarantee(DELTA).epsilon
     ledger = dp.Ledger(budget=dp.Budget(epsilon=epsilon / 2, delta=DELTA))
-    with pytest.raises(TermsRefused):
+    with pytest.raises(TermsRefused, match=r"or than Budget\(epsilon=.*\) of the ledger itself"):
         policy_of(epsilon).check(terms, ledger, client=3)
 
 
