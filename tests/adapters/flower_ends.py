@@ -54,7 +54,7 @@ def data_of(number):
     return torch.utils.data.TensorDataset(features, (features[:, 0] > 0).long())
 
 
-def app_of(terms, number=0, before_begin=lambda: None, after=lambda: None, **others):
+def app_of(terms, number=0, before_begin=lambda: None, after=lambda: None, epochs=1, **others):
     """A client app, as a process that Flower starts for one message makes it."""
     app = PrivateClientApp(terms, **others)
 
@@ -80,10 +80,11 @@ def app_of(terms, number=0, before_begin=lambda: None, after=lambda: None, **oth
                 engine=Isolated(),
             )
             app.begin(optimizer)
-            for inputs, targets in loader:
-                optimizer.zero_grad()
-                LOSS(model(inputs), targets).backward()
-                optimizer.step()
+            for _ in range(epochs):
+                for inputs, targets in loader:
+                    optimizer.zero_grad()
+                    LOSS(model(inputs), targets).backward()
+                    optimizer.step()
         after()
         return Message(RecordDict({"metrics": metrics(train_loss=0.5)}), reply_to=msg)
 

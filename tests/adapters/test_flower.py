@@ -284,6 +284,27 @@ def test_the_text_of_an_error_stays_on_the_node(tmp_path):
     assert ledger_of(grid, NODES[0]).guarantee(DELTA).epsilon == 0  # nothing was charged before begin
 
 
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_an_app_that_takes_other_steps_than_the_terms_say_has_failed_and_not_withdrawn(tmp_path, epochs):
+    grid = InProcess(tmp_path, terms_of(), epochs=epochs)
+    with pytest.raises(DpcompError, match="no more will come"):
+        played(grid, tmp_path / "server")
+    assert {reply.error.code for _, reply in grid.received if reply.has_error()} == {FAILED}
+
+
+def test_a_node_whose_budget_ends_will_not_take_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(ClientPolicy, "check", lambda *_: None)  # else the node would not have begun
+    terms = terms_of(rounds=3, least_updates=2)
+    grid, path = InProcess(tmp_path, terms), tmp_path / str(NODES[0]) / "ledger.db"
+    path.unlink()
+    dp.Ledger.create(path, dp.Budget(PIPELINE.guarantee(2 * STEPS, DELTA).epsilon, DELTA)).close()
+    private, _ = played(grid, tmp_path / "server")
+    assert private.server.memory.shared.version == 3
+    assert private.server.withdrawn == {0: "budget"}
+    assert private.server.memory.link(0).count == 2
+    assert not private.exchange.failed
+
+
 def test_only_declared_metrics_leave(tmp_path):
     terms = terms_of(rounds=1)
     grid = InProcess(tmp_path / "kept", terms)

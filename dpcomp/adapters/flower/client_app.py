@@ -9,7 +9,7 @@ from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_m
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
 
-from dpcomp.adapters.flower.node import LOG, Node, opened_node
+from dpcomp.adapters.flower.node import LOG, Node, OutOfBudget, opened_node
 from dpcomp.adapters.flower.node_folders import FolderOf, folder_in_node_config
 from dpcomp.adapters.flower.records import (
     ARRAYS,
@@ -20,7 +20,7 @@ from dpcomp.adapters.flower.records import (
     ToNode,
     arrays_of,
 )
-from dpcomp.core.errors import BudgetExhausted, DpcompError, NotPrivate, TermsRefused
+from dpcomp.core.errors import DpcompError, NotPrivate, TermsRefused
 from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.messages import WithdrawalReason
 from dpcomp.terms import FederationTerms
@@ -150,7 +150,7 @@ class _PrivateMod:
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         try:
             return Message(self._reply(message, context, call_next).content(), reply_to=message)
-        except (TermsRefused, BudgetExhausted) as refusal:
+        except (TermsRefused, OutOfBudget) as refusal:  # a permit that an app has used up is that app's failure
             LOG.warning("this node does not take part: %s", refusal)
             reason: WithdrawalReason = "policy" if isinstance(refusal, TermsRefused) else "budget"
             (code,) = (code for code, named in WITHDRAWALS.items() if named == reason)

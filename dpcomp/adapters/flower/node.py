@@ -10,12 +10,13 @@ from torch import nn
 
 from dpcomp.adapters.flower.node_folders import LEDGER, POLICY
 from dpcomp.adapters.flower.records import Model
-from dpcomp.core.errors import CorruptPayload, DpcompError, NotPrivate
+from dpcomp.core.address import Address
+from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.federated.absence import AbsencePolicy
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Phase, ReplyReceived, Restarted, TimedOut, Trained
-from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger, Permit
 from dpcomp.terms import ClientPolicy, FederationTerms
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, refuse_other_training
 from dpcomp.training.pytorch.rows.parameters import layout_of, read, write
@@ -23,6 +24,10 @@ from dpcomp.wire.model_file import read_model, write_model
 from dpcomp.wire.update import Update
 
 LOG = logging.getLogger("flwr.dpcomp")  # whose records Flower prints
+
+
+class OutOfBudget(BudgetExhausted):
+    """The node's ledger does not allow the round, and so none after it; nothing was charged."""
 
 
 class Node:
@@ -103,10 +108,7 @@ class Node:
             )
         write(module, self._participant.state.model)
         if isinstance(trained, PrivateOptimizer):
-            assert self._ledger is not None
-            permit = self._ledger.charge(terms.pipeline.cost, memory.address, steps=terms.steps)
-            permit.assume(self._assumptions())
-            trained.begin(memory, permit)
+            trained.begin(memory, self._charged(memory.address))
         self._trained = trained
 
     def update(self) -> list[bytes]:
@@ -140,10 +142,22 @@ class Node:
             # What is not finite counts as zero, as under Clip; a client that sent nothing would be seen.
             values = change if np.isfinite(change).all() else np.zeros_like(change)
             return Update(values=values, layout=state.memory.layout, address=state.memory.address)
-        assert self._ledger is not None
-        permit = self._ledger.charge(terms.pipeline.cost, state.memory.address)
-        permit.assume(self._assumptions())
+        permit = self._charged(state.memory.address)
         return terms.pipeline.release([change[None, :]], state.memory, SecretSeed(), permit)
+
+    def _charged(self, address: Address) -> Permit:
+        """Charge the node's ledger for a round, and return the permit.
+
+        Raises:
+            OutOfBudget: The ledger does not allow it.
+        """
+        assert self._ledger is not None
+        try:
+            permit = self._ledger.charge(self._terms.pipeline.cost, address, steps=self._terms.steps)
+        except BudgetExhausted as refusal:
+            raise OutOfBudget(str(refusal)) from refusal
+        permit.assume(self._assumptions())
+        return permit
 
     def _assumptions(self) -> list[str]:
         names = ", ".join(self._nonprivate_metrics)
