@@ -1,11 +1,13 @@
 """The Flower adapter in one process: what a node and a server do when messages are lost, late, false or too many."""
 
+import logging
+
 import numpy as np
 import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping
 
@@ -430,6 +432,28 @@ def test_a_trusted_server_asks_those_whom_it_has_drawn_and_closes_rounds_by_time
     assert drawn == len(asked)
     assert ledger.guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
     assert not private.server.refusals
+
+
+def test_what_a_trusted_server_shows_does_not_depend_on_who_was_drawn(tmp_path, clock, caplog):
+    caplog.set_level(logging.INFO, "flwr.dpcomp")
+    terms = terms_of(TRUSTED, rounds=3, least_updates=0)
+    grid = InProcess(tmp_path, terms)
+    ClientPolicy(budget=dp.Budget(0.1, DELTA)).write(tmp_path / str(NODES[0]) / "client.toml")
+
+    def answer_of(node, message, answer):
+        reply = answer()
+        if node == NODES[1] and message.metadata.message_type.startswith("train"):
+            reply = Message(Error(FAILED, "a test"), reply_to=message)
+        return [reply]
+
+    grid.fault = answer_of
+    private, _ = played(grid, tmp_path / "server", secret=dp.SecretSeed(0), ledger=dp.Ledger(), fraction_evaluate=1.0)
+    assert clock.now == pytest.approx(3 * 2 * 5.0)  # a train phase and an evaluation a round, whoever answers when
+    assert private.exchange.declined and set(private.exchange.dropped) == {f"error {FAILED}"}
+    said = [record for record in caplog.records if record.module in ("strategy", "exchange")]  # nodes have other logs
+    rounds = [record.getMessage() for record in said if record.getMessage().startswith("round ")]
+    assert len(rounds) == 3 and not any("updates" in each for each in rounds)
+    assert not any(record.levelno >= logging.WARNING for record in said)
 
 
 def test_flowers_own_noise_is_refused_beside_ours(tmp_path):

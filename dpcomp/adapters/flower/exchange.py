@@ -47,6 +47,9 @@ class Exchange:
 
     What is kept in memory is one question for each enrolled client, and one entry for each message without a reply.
 
+    **Privacy:** under a trusted server, whom it asks and what they answer tell who was drawn. So no log says it, and
+    the attributes are for the operator alone.
+
     Args:
         grid: Flower's grid.
         server: The server's end of the protocol.
@@ -148,7 +151,7 @@ class Exchange:
                     sent = Sent(client=client, node=node, pushed=now, expires=now + left + late)
                     self._sent[message.metadata.message_id] = sent
                 else:
-                    LOG.warning("Flower did not take the message to client %d", client)
+                    self._warn("Flower did not take the message to client %d", client)
 
     def _content(self, client: int, config: ConfigRecord, left: float) -> RecordDict:
         content, question = RecordDict({"config": config}), self._questions.get(client)
@@ -182,7 +185,7 @@ class Exchange:
                 reply = FromNode.read(message.content)
             except CorruptPayload as error:
                 self.dropped["corrupt"] += 1
-                LOG.warning("client %d: %s", client, error)
+                self._warn("client %d: %s", client, error)
                 settled.add(client)
                 continue
             self.failed.pop(client, None)
@@ -204,12 +207,17 @@ class Exchange:
                 reason=WITHDRAWAL_REASONS.index(WITHDRAWALS[error.code]),
             )
             self._server.handle(WITHDRAWAL.seal(withdrawal), client)
-            LOG.warning("client %d will not take part: %s", client, reason)
+            self._warn("client %d will not take part: %s", client, reason)
             return
         self.dropped[f"error {error.code}"] += 1
         if error.code in FAILURES:
             self.failed[client] = reason
-        LOG.warning("client %d sent no update (error %d): %s", client, error.code, reason)
+        self._warn("client %d sent no update (error %d): %s", client, error.code, reason)
+
+    def _warn(self, words: str, *values: object) -> None:
+        """Log what is said of a client; not under a trusted server, which asks only those that it has drawn."""
+        if not self._server.sees_clean:
+            LOG.warning(words, *values)
 
     def _take(self, client: int, reply: FromNode) -> None:
         """Give a client's update to the server, and keep its question."""

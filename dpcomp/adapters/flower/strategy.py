@@ -40,14 +40,16 @@ class PrivateStrategy(Strategy):
     its node id, for which Flower needs the authentication of nodes.
 
     **Privacy:** the SuperLink must authenticate nodes: whoever can send under several ids is several clients. Where the
-    pipeline of a trusted server samples clients, they are drawn in secret, and only those who were drawn are asked.
+    pipeline of a trusted server samples clients, they are drawn in secret, and only those who were drawn are asked. No
+    time of its rounds and no line of its log depends on the draw or on what has come.
 
     Args:
         terms: The terms of the federation.
         folder: Where the server's state is kept, and the numbers of the nodes; it serves several federations.
         secret: Where the noise and the cohorts of a trusted server come from; None if the server is not trusted.
         ledger: The ledger that a trusted server's releases are charged to; None if the server is not trusted.
-        fraction_evaluate: The probability with which a client is asked to evaluate after a round.
+        fraction_evaluate: The probability with which a client is asked to evaluate after a round; under a trusted
+            server this takes `terms.round_seconds` more.
         poll_seconds: How long to wait before Flower is asked for replies again, in seconds.
 
     Attributes:
@@ -183,8 +185,7 @@ class PrivateStrategy(Strategy):
                 self._refuse_failures(server, exchange)
             LOG.warning("round %d stays open: it has %d updates", number + 1, len(server.accepted))
             time.sleep(self._poll_seconds)
-        if self._trusted:
-            time.sleep(max(0.0, until - time.monotonic()))
+        self._wait_for_time(until)
         if len(exchange.declined) == terms.clients or not (self._trusted or enough()):
             LOG.error("too few clients take part any more, so the rounds end after %d", number)
             return False
@@ -193,11 +194,14 @@ class PrivateStrategy(Strategy):
         broadcast = server.close_round()
         if (mean := mean_of(metrics.values())) is not None:
             result.train_metrics_clientapp[number + 1] = mean
-        LOG.info(
-            "round %d: %d updates of %d bytes together; a broadcast of %d bytes",
-            *(number + 1, accepted, payload_bytes, len(broadcast)),
-        )
+        counted = "" if self._trusted else f"{accepted} updates of {payload_bytes} bytes together; "
+        LOG.info("round %d: %sa broadcast of %d bytes", number + 1, counted, len(broadcast))
         return True
+
+    def _wait_for_time(self, until: float) -> None:
+        """Wait until a time of the monotonic clock under a trusted server, where what has come must not end a wait."""
+        if self._trusted:
+            time.sleep(max(0.0, until - time.monotonic()))
 
     def _refuse_failures(self, server: Server, exchange: Exchange) -> None:
         """Refuse to wait for clients whose apps have failed. Raises DpcompError if there are any."""
@@ -225,6 +229,7 @@ class PrivateStrategy(Strategy):
 
         if asked:
             seconds = self.terms.round_seconds or timeout
+            until = time.monotonic() + seconds
             exchange.ask(
                 "evaluate",
                 asked,
@@ -234,6 +239,7 @@ class PrivateStrategy(Strategy):
                 answered=answered,
                 enough=lambda: True,
             )
+            self._wait_for_time(until)  # a node that was drawn answers later than one that was not
         if (mean := mean_of(metrics.values())) is not None:
             result.evaluate_metrics_clientapp[server.memory.shared.version] = mean
 
