@@ -191,6 +191,7 @@ class FederatedClient:
             if until is not None and memory.shared.version >= until:
                 break
             if participant.may_train and self._is_asked():
+                memory = participant.state.memory
                 try:
                     self._refuse_beyond_policy(memory.address, steps)
                     permit = self.ledger.charge(optimizer.pipeline.cost, memory.address, steps=steps)
@@ -232,13 +233,19 @@ class FederatedClient:
             )
 
     def _is_asked(self) -> bool:
-        """Return whether the server wants an update of this client now, as far as the transport can ask."""
+        """Return whether the server wants an update of this client in its present round, if the transport can ask."""
         asked: Callable[[], bool] | None = getattr(self._send, "asked", None)
+        if asked is None:
+            return True
+        before = self.participant.state.memory.address
         try:
-            return asked is None or asked()
+            if not asked():
+                return False
         except OSError as error:
             LOG.warning("no reply of the server (%s); it is asked again in %g s", error, self._poll_seconds)
             return False
+        self._ask()  # the answer may be of a round that has begun since this client was told the version
+        return self.participant.may_train and self.participant.state.memory.address == before
 
     def _withdraw(self, reason: WithdrawalReason) -> None:
         """Tell the server that it need not wait for this client, if it can be reached."""

@@ -133,6 +133,21 @@ def test_a_client_is_not_charged_for_a_round_in_which_it_is_not_asked(caplog):
     np.testing.assert_array_equal(read(process.model), federation.server.model)
 
 
+def test_an_answer_about_the_next_round_charges_nothing_for_this_one():
+    federation, ledger = Federation(), dp.Ledger()
+    process, send = Process(federation, ledger), OfACohort(federation, {0, 1, 2})
+
+    def asked():
+        if send.times == 2:
+            federation.server.close_round()  # between the version that the client was told and its question
+        return OfACohort.asked(send)
+
+    send.asked, process.client._send = asked, send
+    assert process.train(until=3) == [0, 2]
+    assert not federation.server.refusals
+    assert ledger.guarantee(1e-5).epsilon == PIPELINE.guarantee(2 * STEPS, 1e-5).epsilon
+
+
 def test_a_killed_process_forfeits_the_round_that_it_was_charged_for(tmp_path, caplog):
     federation, path = Federation(), tmp_path / "client.db"
     with dp.Ledger.create(path) as ledger:
