@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from dpcomp.core.address import Address
 from dpcomp.core.checks import check_type, whole_number
-from dpcomp.core.errors import BudgetExhausted, CorruptPayload, TermsRefused
+from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, TermsRefused
 from dpcomp.core.randomness import PublicSeed
 from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.messages import WithdrawalReason
@@ -251,7 +251,7 @@ class FederatedClient:
         """Tell the server that it need not wait for this client, if it can be reached."""
         try:
             self._send(self.participant.withdrawal(reason))
-        except OSError as error:
+        except (OSError, DpcompError) as error:  # why this client withdraws matters more
             LOG.warning("the server was not told that this client takes no further part (%s)", error)
 
     def _ask(self) -> None:

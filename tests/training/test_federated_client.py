@@ -9,6 +9,7 @@ import torch
 import dpcomp as dp
 from dpcomp.core.errors import TermsRefused
 from dpcomp.federated import Server
+from dpcomp.federated.messages import WITHDRAWAL
 from dpcomp.terms import ClientPolicy, FederationTerms
 from dpcomp.training.pytorch import FederatedClient, Isolated, make_private
 from dpcomp.training.pytorch.rows.parameters import read
@@ -146,6 +147,33 @@ def test_an_answer_about_the_next_round_charges_nothing_for_this_one():
     assert process.train(until=3) == [0, 2]
     assert not federation.server.refusals
     assert ledger.guarantee(1e-5).epsilon == PIPELINE.guarantee(2 * STEPS, 1e-5).epsilon
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, dp.DpcompError])
+def test_a_withdrawal_that_the_server_does_not_take_hides_no_reason(error, caplog):
+    def refusing(message):
+        if WITHDRAWAL.begins(message):
+            raise error("no such token")
+        return federation.send(message)
+
+    federation, budget = Federation(), dp.Budget(PIPELINE.guarantee(STEPS, 1e-5).epsilon, 1e-5)
+    process = Process(federation, dp.Ledger(budget=budget))
+    process.client._send = refusing
+    assert process.train(until=3) == [0]
+    assert "beyond" in str(process.client.budget_refusal)
+    assert "no such token" in caplog.text
+    np.testing.assert_array_equal(read(process.model), federation.server.model)
+    _, optimizer, _ = private()
+    with pytest.raises(TermsRefused):
+        FederatedClient(
+            optimizer,
+            dp.Ledger(),
+            refusing,
+            client=7,
+            terms=terms_of(optimizer),
+            policy=ClientPolicy(budget=dp.Budget(0.1, 1e-5)),
+            folder=None,
+        )
 
 
 def test_a_killed_process_forfeits_the_round_that_it_was_charged_for(tmp_path, caplog):
