@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dpcomp.core.address import SERVER
-from dpcomp.core.errors import CorruptPayload, DpcompError, NotPrivate, VersionMismatch
+from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, NotPrivate, VersionMismatch
 from dpcomp.core.storage import make_folder
 from dpcomp.federated.aggregation import (
     ClippedSum,
@@ -304,7 +304,8 @@ class Server:
             The payload that brings each client to the next version.
 
         Raises:
-            BudgetExhausted: A trusted server's budget allows no further release.
+            BudgetExhausted: A trusted server's budget allows no further release. Its clean payloads are deleted, since
+                none of them can be released later; a restarted server is in the same round without them.
             DpcompError: This server was closed.
             OSError: The round could not be saved. A trusted server has charged it, so the next call releases zeros.
         """
@@ -612,7 +613,12 @@ class Server:
         if release is not None and release.ledger.charged(self.memory.address):
             # A crash came after the charge: a second release would not be charged, so the step is zero.
             return mean_of_released(self._channel, [], self.memory)
-        return self._sum.mean()
+        try:
+            return self._sum.mean()
+        except BudgetExhausted:
+            if self._journal is not None:  # no budget is ever raised, so these clean payloads can't be released later
+                self._forget(self._journal, self.memory.shared.version + 1)
+            raise
 
     def _foreign(self, pipeline: bytes, run: int) -> VersionMismatch | None:
         """Return why a message is of another configuration or run; None if it is not."""

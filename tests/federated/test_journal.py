@@ -8,7 +8,7 @@ import pytest
 import dpcomp as dp
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.phases import TimedOut, Trained
-from tests.federated.ends import PIPELINE, RUN_ID, TRUSTED, participant_of, server_of, talk, update_of
+from tests.federated.ends import PIPELINE, RUN_ID, TRUSTED, participant_of, server_of, talk, together, update_of
 
 MARKER = b"the clean update of client 7 "
 
@@ -80,6 +80,24 @@ def test_a_closed_round_leaves_no_clean_payload_behind(tmp_path, pipeline):
     left = {chunk in files for chunk in chunks}
     # Where nobody is trusted, payloads are released values, and the checkpoint in reserve needs the last round's.
     assert left == {pipeline is not TRUSTED}
+    server.close()
+
+
+def test_a_round_that_the_budget_does_not_release_leaves_no_clean_payload_behind(tmp_path):
+    ledger = dp.Ledger(budget=dp.Budget(TRUSTED.guarantee(1, 1e-5).epsilon, 1e-5))
+    server, participant = together(TRUSTED, 1, server_of(TRUSTED, tmp_path, ledger))
+    talk(participant, server, Trained(update_of(TRUSTED, participant.state.memory, 7)))
+    assert server._journal is not None
+    ((_, payload),) = server._journal.payloads()
+    for _ in range(2):
+        with pytest.raises(dp.BudgetExhausted, match="beyond"):
+            server.close_round()
+        files = b"".join(file.read_bytes() for file in tmp_path.glob("journal*"))
+        assert payload[-16:] not in files and server._journal.payloads() == []
+        server.restart()
+        assert server.memory.shared.version == 1 and not server.accepted
+    talk(participant, server, TimedOut())
+    assert participant.state.memory.link == server.memory.link(1)
     server.close()
 
 
