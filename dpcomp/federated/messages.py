@@ -100,13 +100,13 @@ class Reply:
     refusal: Annotated[int, "B"]
 
 
-WithdrawalReason = Literal["budget", "policy", "done"]
+WithdrawalReason = Literal["budget", "policy", "done", "round"]
 WITHDRAWAL_REASONS: tuple[WithdrawalReason, ...] = get_args(WithdrawalReason)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Withdrawal:
-    """A client's statement that it will send no further update, for now.
+    """A client's statement that it will send no further update, for now; or with "round", none in the present round.
 
     Whether a budget allows a further release depends on what was charged before, and not on any data.
 

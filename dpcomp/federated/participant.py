@@ -85,6 +85,17 @@ class Participant:
         spent = memory.address == memory.link.last or self.ledger.charged(memory.address)
         return self.state.phase is Phase.SYNCED and not spent
 
+    @property
+    def gives_round_up(self) -> bool:
+        """Whether the client can send no update in this round, since the round was charged and its update was not kept.
+
+        So it is after a crash between the charge and the update, and in rounds that a server which was restored from a
+        backup plays again. Then `withdrawal("round")` tells the server that it need not wait for this client.
+        """
+        memory = self.state.memory
+        unsent = self.state.pending is None and memory.address != memory.link.last
+        return self.state.phase is Phase.SYNCED and unsent and self.ledger.charged(memory.address)
+
     def handle(self, event: Event) -> list[bytes]:
         """Apply an event, save the new state if needed, and return the messages to send to the server.
 
@@ -124,7 +135,7 @@ class Participant:
 
         Args:
             reason: "budget" where its ledger allows no further release, "policy" where it does not accept the terms,
-                "done" where its operator ends it.
+                "done" where its operator ends it; "round" where it sends none in the present round alone.
         """
         memory = self.state.memory
         return WITHDRAWAL.seal(

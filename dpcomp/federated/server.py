@@ -114,8 +114,8 @@ class Server:
     depend on the order in which updates came.
 
     `refusals` counts the messages that were not accepted, by reason. If the server is trusted, these counts depend on
-    clean messages and are for research alone. `withdrawn` says of each client that takes no further part why not, and
-    `awaited` for how many the present round still waits.
+    clean messages and are for research alone. `withdrawn` says of each client that takes no further part why not,
+    `given_up` which clients can send none in the present round alone, and `awaited` for how many it still waits.
 
     **Privacy:** the transport must authenticate senders. A trusted server's reply to a client shows what the server has
     accepted of that client; and the sensitivity of a round is one clip norm a client, so nobody may send as several
@@ -238,27 +238,29 @@ class Server:
 
     @property
     def awaited(self) -> int:
-        """For how many clients the present round still waits: those that may send, and have not, nor have withdrawn.
+        """For how many clients the present round still waits: those that may send, have not, and did not withdraw.
 
         Raises:
             ValueError: As `cohort` does.
         """
         with self._lock:
             asked, version = self.cohort(), self.memory.shared.version
-            links = self.memory.links
-            last = {client: links[client].last for client in self.withdrawn if client in links}
+            links, away = self.memory.links, self.given_up.union(self.withdrawn)
+            last = {client: links[client].last for client in away if client in links}
             sent = {client for client, address in last.items() if address is not None and address.round == version}
-            return len(asked) - self._in_time - len((set(self.withdrawn) - sent).intersection(asked))
+            return len(asked) - self._in_time - len((away - sent).intersection(asked))
 
     @property
-    def unasked(self) -> int:
-        """How many clients only a later round may ask: those outside the present cohort that have not withdrawn.
+    def next_round_only(self) -> int:
+        """How many clients may send in a later round, but not in the present one: not asked, or they gave it up.
 
         Raises:
             DpcompError: As `cohort` does.
         """
         with self._lock:
-            return 0 if self._cohort is None else self._clients - len(set(self.withdrawn).union(self.cohort()))
+            gone = set(self.withdrawn)
+            unasked = 0 if self._cohort is None else self._clients - len(gone.union(self.cohort()))
+            return unasked + len((self.given_up - gone).intersection(self.cohort()))
 
     def cohort(self) -> list[int]:
         """Return the clients that are asked for an update in the present round.
@@ -423,6 +425,7 @@ class Server:
         self._history = history  # the last broadcasts, as long as they are shorter than a snapshot
         self._snapshot: bytes | None = None  # made once a version, for the first client that needs it
         self.accepted, self._interrupted = AcceptedUpdates(), False
+        self.given_up = set[int]()
         self._in_time = 0  # updates of the present round, of which a client sends one
         self._sum: RoundSum = (
             ReleasedSum(self._channel, memory, self._clients if self._channel.sends_differences else None)
@@ -466,6 +469,7 @@ class Server:
             self._in_time += frame.round == memory.shared.version
             self._interrupted = False
             self.withdrawn.pop(frame.client, None)
+            self.given_up.discard(frame.client)
             shared = memory.shared
             # To a late update there is a whole reply, which says where the server is.
             if isinstance(arrived, ShortPayload) and (frame.version, frame.shared) == (shared.version, shared.digest):
@@ -558,6 +562,11 @@ class Server:
         if not 0 <= withdrawal.reason < len(WITHDRAWAL_REASONS):
             raise CorruptPayload(f"a withdrawal has the reason {withdrawal.reason}, which this dpcomp does not know")
         reason = WITHDRAWAL_REASONS[withdrawal.reason]
+        if reason == "round":  # kept in no file, since a client says it again as long as the round lasts
+            last = self.memory.link(withdrawal.client).last
+            if last is None or last.round < self.memory.shared.version:
+                self.given_up.add(withdrawal.client)
+            return self._reply(message, withdrawal.client)
         if self._journal is not None:
             self._journal.keep_withdrawal(withdrawal.client, reason)
         self.withdrawn[withdrawal.client] = reason

@@ -206,13 +206,15 @@ class FederatedClient:
                 self._deliver(participant.handle(Trained(optimizer.update())))
                 self._ask()
             else:
-                if memory.address not in (memory.link.last, forfeited) and self.ledger.charged(memory.address):
-                    forfeited = memory.address
-                    LOG.warning(
-                        "round %d was charged before, and its noise may have been drawn: it is given up, and the "
-                        "client waits for the server's next round",
-                        forfeited.round,
-                    )
+                if participant.gives_round_up:
+                    if participant.state.memory.address != forfeited:
+                        forfeited = participant.state.memory.address
+                        LOG.warning(
+                            "round %d was charged before, and its noise may have been drawn: it is given up, and the "
+                            "client waits for the server's next round",
+                            forfeited.round,
+                        )
+                    self._withdraw("round")
                 time.sleep(self._poll_seconds)
                 self._ask()
         write(optimizer.model, participant.state.model)
@@ -252,7 +254,7 @@ class FederatedClient:
         try:
             self._send(self.participant.withdrawal(reason))
         except (OSError, DpcompError) as error:  # why this client withdraws matters more
-            LOG.warning("the server was not told that this client takes no further part (%s)", error)
+            LOG.warning("the server was not told that this client takes no part (%s)", error)
 
     def _ask(self) -> None:
         """Ask the server for its version, or send again what it has not decided."""

@@ -1,6 +1,7 @@
 """The Flower adapter in one process: what a node and a server do when messages are lost, late, false or too many."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -175,6 +176,20 @@ def test_a_node_that_is_killed_as_it_trains_gives_the_round_up(tmp_path):
     charged = terms.pipeline.guarantee(terms.rounds * STEPS, DELTA).epsilon  # the lost round is charged too
     assert ledger_of(grid, NODES[1]).guarantee(DELTA).epsilon == charged
     assert private.server.memory.link(1).count == terms.rounds - 1
+
+
+def test_rounds_that_a_restored_server_plays_again_are_given_up_and_closed(tmp_path):
+    terms = terms_of(least_updates=2, rounds=4)
+    grid = InProcess(tmp_path, terms)
+    played(grid, tmp_path / "server", rounds=1)
+    shutil.copytree(tmp_path / "server", tmp_path / "backup")
+    played(grid, tmp_path / "server", rounds=3)
+    grid.replies.clear()
+    private, _ = played(grid, tmp_path / "backup")
+    assert private.server.memory.shared.version == 4
+    assert [private.server.memory.link(client).count for client in range(3)] == [2, 2, 2]  # of the first and the last
+    for node in NODES:
+        assert ledger_of(grid, node).guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
 
 
 def test_false_replies_change_nothing(tmp_path, monkeypatch):

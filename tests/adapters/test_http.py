@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import socket
 import subprocess
@@ -157,6 +158,38 @@ def test_a_round_does_not_wait_for_clients_that_withdrew():
         clients[1].train()
         eventually(lambda: server.memory.shared.version == 2, seconds=5)
     assert [server.memory.link(number).count for number in range(3)] == [2, 2, 0]
+
+
+def test_a_server_that_was_restored_plays_the_rounds_again_that_its_clients_give_up(tmp_path):
+    server = server_of(clients=2, folder=tmp_path / "server")
+    clients = [Client(number, None) for number in range(2)]
+    for version in range(3):
+        for client in clients:
+            client.send = lambda message, to=server, number=client.memory.client: to.handle(message, number)
+            client.train()
+        server.close_round()
+        if version == 0:
+            server.close()
+            shutil.copytree(tmp_path / "server", tmp_path / "backup")
+            server = server_of(clients=2, folder=tmp_path / "server")
+    server.close()
+    server = server_of(clients=2, folder=tmp_path / "backup")
+    with federation(server, RoundPolicy(updates=2, seconds=0.3, least_updates=2, rounds=5), 2) as (_, sends, _):
+        for client, send in zip(clients, sends, strict=True):
+            client.send = send
+        clients[0].train()
+        assert not clients[0].participant.may_train
+        clients[0].send(clients[0].participant.withdrawal("round"))
+        time.sleep(0.5)
+        assert server.memory.shared.version == 1 and server.awaited == 1  # the other client may send for all it knows
+        while server.memory.shared.version < 5:
+            for client in clients:
+                client.train()
+                if client.participant.gives_round_up:
+                    client.send(client.participant.withdrawal("round"))
+    assert [server.memory.link(number).count for number in range(2)] == [3, 3]  # of the rounds 0, 3 and 4
+    assert not server.withdrawn
+    server.close()
 
 
 def test_late_updates_are_treated_as_the_server_says():

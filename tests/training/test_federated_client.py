@@ -176,6 +176,27 @@ def test_a_withdrawal_that_the_server_does_not_take_hides_no_reason(error, caplo
         )
 
 
+def test_a_server_learns_that_a_client_gives_a_round_up():
+    federation, ledger = Federation(), dp.Ledger()
+    federation.server = Server(
+        PIPELINE.channel, PIPELINE.init_server(private()[1].layout, SEED), read(private()[1].model), clients=8
+    )
+    process = Process(federation, ledger)
+    ledger.charge(PIPELINE.cost, dp.Address(SEED.number, 7, 0), steps=STEPS)  # by a process that was killed
+
+    def send(message):
+        reply = federation.send(message)
+        if federation.server.given_up:
+            assert (federation.server.awaited, federation.server.next_round_only) == (7, 1)
+            federation.server.close_round()
+            assert (federation.server.awaited, federation.server.next_round_only) == (8, 0)
+        return reply
+
+    process.client._send = send
+    assert process.train(until=2) == [1]
+    assert not federation.server.withdrawn
+
+
 def test_a_killed_process_forfeits_the_round_that_it_was_charged_for(tmp_path, caplog):
     federation, path = Federation(), tmp_path / "client.db"
     with dp.Ledger.create(path) as ledger:

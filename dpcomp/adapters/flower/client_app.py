@@ -180,6 +180,8 @@ class _PrivateMod:
                 message.content[ARRAYS] = arrays_of(*node.model)
                 metrics = self._call_app(node if training else None, message, context, call_next)
                 messages += node.update() if training else []
+            elif training:
+                messages += node.giving_up()
             return FromNode(messages=(*messages, node.question()), metrics=metrics)
 
     def _call_app(

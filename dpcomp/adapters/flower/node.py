@@ -64,6 +64,10 @@ class Node:
         """Whether the node is at the server's version."""
         return self._participant.state.phase is Phase.SYNCED
 
+    def giving_up(self) -> list[bytes]:
+        """Return the message that the node can send no update in this round, if it was charged for the round before."""
+        return [self._participant.withdrawal("round")] if self._participant.gives_round_up else []
+
     @property
     def model(self) -> Model:
         """The layers and values of the model at the node's version."""

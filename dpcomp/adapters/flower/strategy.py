@@ -164,12 +164,18 @@ class PrivateStrategy(Strategy):
         def answered(client: int, reply: FromNode) -> bool:
             if sent := has_sent(client):
                 metrics[client] = reply.metrics
-            return sent
+            return sent or client in server.given_up
 
         def enough() -> bool:
-            return not self._trusted and len(server.accepted) >= terms.least_updates
+            if self._trusted:
+                return False
+            # A round that nodes have given up is left to the others: they were charged for it, and come back after it.
+            return len(server.accepted) >= terms.least_updates or (server.next_round_only > 0 and not server.awaited)
 
-        while missing := [client for client in cohort if not has_sent(client) and client not in exchange.declined]:
+        def is_missing(client: int) -> bool:
+            return not has_sent(client) and client not in exchange.declined and client not in server.given_up
+
+        while missing := [client for client in cohort if is_missing(client)]:
             settled = exchange.ask(
                 "train",
                 missing,

@@ -29,9 +29,9 @@ class RoundPolicy:
             that withdrew are not; None never closes one for its number.
         seconds: Close a round after so long, if at least `least_updates` were accepted by then, else as soon as they
             are; None never closes one for its age.
-        least_updates: The fewest updates of a round that is closed for its age, or because clients withdrew. Where a
-            cohort is drawn that cannot send so many, all that it can send, while other clients take part: a later round
-            may ask them.
+        least_updates: The fewest updates of a round that is closed for its age, or because clients withdrew. Where so
+            many cannot come, all that can, while other clients may send in a later round: those outside of the cohort,
+            and those that have given the round up, since they were charged for it before.
         rounds: The number of rounds of the federation; the last model is served after them. None for no end.
 
     Raises:
@@ -177,7 +177,7 @@ class Rounds:
         updates, enough = len(self._server.accepted), max(self._policy.least_updates, 1)
         if asked is None or (self._policy.updates is None and updates >= self._policy.least_updates):
             return True  # then only updates, or only the time, close it
-        if updates + len(self._server.withdrawn) < asked:
+        if updates + len(self._server.withdrawn) + len(self._server.given_up) < asked:
             return True  # the exact number takes the server's lock, and a time that grows with the clients
         return await anyio.to_thread.run_sync(self._awaits_exactly, asked, updates >= enough)
 
@@ -185,5 +185,5 @@ class Rounds:
         """Return whether a client that was asked may still send, or one that withdrew is needed."""
         if self._server.awaited > 0:
             return True
-        # Of a cohort that cannot send enough, nobody else is waited for, unless no later cohort could send more.
-        return asked > 0 and not enough and not self._server.unasked
+        # Where those who may send are too few, nobody else is waited for, unless no later round could have more.
+        return asked > 0 and not enough and not self._server.next_round_only
