@@ -103,7 +103,7 @@ def main(options):
     with Loopback(FOLDER, terms().clients, node_config) as loopback:
         loopback.wait_for_nodes()
         run = loopback.run(home / "app", server_folder=str(home / "server"))
-        shown, asked, status = loopback.show(run), time.monotonic(), {"status": "pending"}
+        shown, asked, status = loopback.show(run), time.monotonic(), loopback.status(run)
         while status["status"] != "finished:completed":
             for number in [number for number in due if number <= round_now()]:
                 print(f"--- a fault in round {number + 1}", flush=True)
@@ -112,7 +112,7 @@ def main(options):
                 print("--- the ServerApp has ended, and is run again", flush=True)
                 shown.kill()
                 run = loopback.run(home / "app", server_folder=str(home / "server"))
-                shown, status = loopback.show(run), {"status": "pending"}
+                shown, status = loopback.show(run), loopback.status(run)
             kills.maybe(loopback)
             loopback.tend()
             time.sleep(1.0)
