@@ -192,6 +192,7 @@ class Server:
         self._lock = threading.RLock()
         self._channel, self._late_policy, self._trusted_release = channel, late_policy, trusted_release
         self._cohort = _enforced_cohort(cohort, trusted_release, clients)
+        self._ended = False  # whether no further round is closed
         self._cohorts: dict[int, np.ndarray] = {}  # version → the clients of that round, ascending
         self._largest_update, self._largest_message = largest_update, largest_message(memory.layout.size)
         self._clients, self._folder, self._journal, self._closed = clients, None, None, False
@@ -295,7 +296,8 @@ class Server:
         """
         with self._lock:
             self._refuse_closed()
-            return 0 <= client < self._clients and self._is_drawn(client, self.memory.shared.version)
+            asked = 0 <= client < self._clients and self._is_drawn(client, self.memory.shared.version)
+            return asked and not self._ended
 
     def close_round(self) -> bytes:
         """Close the round: aggregate its updates, move the model, and return the broadcast for all clients.
@@ -333,6 +335,20 @@ class Server:
             self._cohorts = {version: drawn for version, drawn in self._cohorts.items() if version >= oldest}
             self._begin(memory, model, moments, estimate, history)
             return broadcast.message
+
+    def end_rounds(self) -> None:
+        """Take no update any more, since no further round is closed; questions are answered as before.
+
+        A trusted server deletes the clean payloads of the round that is not closed, for which nothing was charged.
+
+        Raises:
+            DpcompError: This server was closed.
+        """
+        with self._lock:
+            self._refuse_closed()
+            self._ended = True
+            if self._journal is not None and self._channel.server_sees_clean:
+                self._forget(self._journal, self.memory.shared.version + 1)
 
     def between_rounds(self) -> Checkpoint:
         """Return what another server goes on from with `go_on`; the secrets of the clients are left out.
@@ -493,6 +509,11 @@ class Server:
                 f"client {frame.client} sends another update of round {frame.round}, after one of round {last.round}: "
                 "a client counts once in a round. Wait for the next broadcast",
                 reason="twice",
+            )
+        if self._ended:
+            raise VersionMismatch(
+                f"client {frame.client} sends an update of round {frame.round}, but no further round is closed",
+                reason="uninvited",
             )
         if not self._is_drawn(frame.client, frame.round):
             raise VersionMismatch(

@@ -30,7 +30,7 @@ DELTA = 1e-5
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "rounds"), [(["--faults"], 20), (["--faults", "--fashion-mnist"], 20), (["--kills", "50"], 60)], ids=str
+    ("options", "rounds"), [(["--faults"], 20), (["--faults", "--fashion-mnist"], 20), (["--kills", "50"], 20)], ids=str
 )
 def test_killed_processes_go_on_and_end_at_the_model_of_what_was_accepted(tmp_path, options, rounds):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ROUNDS": str(rounds)}

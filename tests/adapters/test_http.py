@@ -258,6 +258,7 @@ def test_a_trusted_server_closes_rounds_by_the_clock_until_its_budget_ends_them(
     with federation(server, RoundPolicy(seconds=0.05, least_updates=0), 1):
         eventually(lambda: server.memory.shared.version == 3)
         eventually(lambda: "rounds_ended version=3" in caplog.text)
+        assert server._ended
     assert "updates=" not in caplog.text
     assert "beyond Budget" in caplog.text
 

@@ -101,6 +101,26 @@ def test_a_round_that_the_budget_does_not_release_leaves_no_clean_payload_behind
     server.close()
 
 
+@pytest.mark.parametrize("pipeline", [TRUSTED, PIPELINE], ids=["trusted", "not trusted"])
+def test_after_the_last_round_no_update_is_taken_and_no_clean_one_kept(tmp_path, pipeline):
+    server = server_of(pipeline, tmp_path)
+    before, after = participant_of(pipeline, 7), participant_of(pipeline, 8)
+    for participant in (before, after):
+        talk(participant, server, TimedOut())
+    talk(before, server, Trained(update_of(pipeline, before.state.memory, 7)))
+    assert server._journal is not None
+    ((_, payload),) = server._journal.payloads()
+    server.end_rounds()
+    server.end_rounds()
+    talk(after, server, Trained(update_of(pipeline, after.state.memory, 8)))
+    assert not server.memory.link(8).count and not server.asks(8)
+    assert server.refusals == {"uninvited": 1}
+    files = b"".join(file.read_bytes() for file in tmp_path.glob("journal*"))
+    assert (payload[-16:] in files) == (pipeline is not TRUSTED)
+    talk(after, server, TimedOut())  # questions are answered
+    server.close()
+
+
 def test_a_crash_between_the_checkpoint_and_the_journal_leaves_no_clean_payload(tmp_path, monkeypatch):
     ledger = dp.Ledger()
     server, participant = server_of(TRUSTED, tmp_path, ledger), participant_of(TRUSTED)

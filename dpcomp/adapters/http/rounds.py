@@ -146,6 +146,7 @@ class Rounds:
                 counted = "" if self._server.sees_clean else f" updates={updates}"
                 LOG.info("round_closed version=%d seconds=%.1f%s", version, age, counted)
                 began = time.monotonic()
+        await anyio.to_thread.run_sync(self._server.end_rounds)
         LOG.info("rounds_ended version=%d why=%r", self._server.memory.shared.version, self.ended)
 
     async def _wait(self, began: float) -> None:
