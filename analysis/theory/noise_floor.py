@@ -20,7 +20,8 @@ def added_error(
         η = q(b)·(1 + SNR/(κn)) + excess·SNR.
 
     Where η depends on the compressor alone (SNR small), training loses what it would lose by 1 + η times the variance
-    of the noise. Supports that are dealt over rounds add less than independent ones, which this form counts.
+    of the noise. Own supports are dealt, so that those of a round share no coordinate as long as κn ≤ 1, as
+    `RandomK(per="client")` deals them; beyond that they count as independent.
 
     Args:
         bits: b, of `dp.Rotated`; None for float32.
@@ -42,6 +43,7 @@ def added_error(
     """
     if bits is not None and bits not in ROTATED:
         raise ValueError(f"bits = {bits}: dp.Rotated has {min(ROTATED)} to {max(ROTATED)}; None is float32")
-    excess = excess_second_moment(density=density, clients=clients, supports="own" if own_supports else "common")
+    own = "dealt" if density * clients <= 1 else "own"
+    excess = excess_second_moment(density=density, clients=clients, supports=own if own_supports else "common")
     quantiser = 0.0 if bits is None else ROTATED[bits] * (1 + signal_to_noise / (density * clients))
     return quantiser + excess * signal_to_noise

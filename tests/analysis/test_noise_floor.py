@@ -17,10 +17,11 @@ def test_what_is_decoded_errs_as_the_form_says(bits, density, own):
     deviation = np.sqrt(CLIENTS / (ratio * D))  # of a client's coordinate
     added = 0.0
     for number in range(ROUNDS):
-        mean, common = np.zeros(D), rng.choice(D, k, replace=False)
+        mean, dealt = np.zeros(D), rng.permutation(D)
         noise = np.zeros(D)
         for client in range(CLIENTS):
-            support = dp.Listed(np.sort(rng.choice(D, k, replace=False) if own else common))
+            begin = client * k if own and density * CLIENTS <= 1 else 0
+            support = dp.Listed(np.sort(dealt[begin : begin + k]))
             drawn = rng.standard_normal(k) * deviation
             context = dp.PublicContext(
                 layout=dp.Layout.of(D), public_support=support, dither_key=1 + 97 * number + client
