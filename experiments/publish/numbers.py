@@ -309,6 +309,8 @@ def _erased(configs: Path) -> Numbers:
     for budget, config in configs_of.items():
         trials = trials_of(folder / f"{config}.toml")
         found |= of_trials(f"erased.{budget}", trials, ["grid.method"], reference="dense")
+    clips = trials_of(folder / "clip.toml")
+    found |= of_trials("erased.clip", clips, ["grid.method"], reference="own 1 %, clip 0.1")
     table: Any = floor_of(folder)
     shown = {"error": plain("error", 2), "lost": plain("difference"), "foretold": plain("foretold")}
     found |= of_table("law", table, ["method"], shown)
