@@ -82,7 +82,7 @@ def test_killed_processes_go_on_and_end_at_the_model_of_what_was_accepted(tmp_pa
     told = {}  # client → the rounds that its ledger was charged for
     for node in range(terms.clients):
         ledger = dp.Ledger.read(federation / f"node-{node}" / "ledger.db")
-        epsilon, (client,) = ledger.guarantee(DELTA).epsilon, ledger.clients
+        epsilon, (client,) = ledger.guarantee(DELTA).epsilon, {entry.address.client for entry in ledger.entries}
         told[client] = min(planned, key=lambda number: abs(planned[number] - epsilon))
         assert epsilon == planned[told[client]]
     # A killed node was charged for a round that it lost; whoever was late under load was too.
