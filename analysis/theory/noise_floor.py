@@ -37,9 +37,9 @@ def added_error(
         >>> round(added_error(bits=1, clients=10, signal_to_noise=0.0), 2)
         0.57
         >>> round(added_error(bits=1, density=0.01, clients=10, signal_to_noise=0.05), 2)
-        1.35
+        1.31
         >>> round(added_error(bits=2, density=0.06, clients=10, signal_to_noise=0.05), 2)
-        0.22
+        0.18
     """
     if bits is not None and bits not in ROTATED:
         raise ValueError(f"bits = {bits}: dp.Rotated has {min(ROTATED)} to {max(ROTATED)}; None is float32")
