@@ -451,7 +451,7 @@ def test_a_trusted_server_asks_those_whom_it_has_drawn_and_closes_rounds_by_time
 
 def test_what_a_trusted_server_shows_does_not_depend_on_who_was_drawn(tmp_path, clock, caplog):
     caplog.set_level(logging.INFO, "flwr.dpcomp")
-    terms = terms_of(TRUSTED, rounds=3, least_updates=0)
+    terms = terms_of(TRUSTED, rounds=3, least_updates=0, seed=dp.PublicSeed(0))
     grid = InProcess(tmp_path, terms)
     ClientPolicy(budget=dp.Budget(0.1, DELTA)).write(tmp_path / str(NODES[0]) / "client.toml")
 
