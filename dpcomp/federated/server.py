@@ -337,7 +337,7 @@ class Server:
             return broadcast.message
 
     def end_rounds(self) -> None:
-        """Take no update any more, since no further round is closed; questions are answered as before.
+        """Take no update any more, until `restart`, since no further round is closed; questions are answered as before.
 
         A trusted server deletes the clean payloads of the round that is not closed, for which nothing was charged.
 
@@ -802,6 +802,7 @@ class Server:
         if self._trusted_release is not None:
             self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
         memory = self._take_up(memory, model, arrays)
+        self._ended = False  # as in a new process: what was accepted is taken again
         self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
         self._cohorts = journal.cohorts()
         # A restart in this process knows more than the checkpoint: no count ever falls.

@@ -118,6 +118,9 @@ def test_after_the_last_round_no_update_is_taken_and_no_clean_one_kept(tmp_path,
     files = b"".join(file.read_bytes() for file in tmp_path.glob("journal*"))
     assert (payload[-16:] in files) == (pipeline is not TRUSTED)
     talk(after, server, TimedOut())  # questions are answered
+    server.restart()  # as a new process, which may play more rounds
+    assert len(server.accepted) == (pipeline is not TRUSTED)
+    assert server.asks(8)
     server.close()
 
 
