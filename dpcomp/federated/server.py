@@ -215,6 +215,11 @@ class Server:
         """Whether clients send clean updates, so that what is counted of their messages is private."""
         return self._channel.server_sees_clean
 
+    @property
+    def rounds_ended(self) -> bool:
+        """Whether `end_rounds` was called, so that no update is taken."""
+        return self._ended
+
     def handle(self, message: bytes, sender: int) -> bytes | None:
         """Handle a client's payload or hello.
 

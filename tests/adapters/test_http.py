@@ -258,7 +258,9 @@ def test_a_trusted_server_closes_rounds_by_the_clock_until_its_budget_ends_them(
     with federation(server, RoundPolicy(seconds=0.05, least_updates=0), 1):
         eventually(lambda: server.memory.shared.version == 3)
         eventually(lambda: "rounds_ended version=3" in caplog.text)
-        assert server._ended
+        assert server.rounds_ended
+    with pytest.raises(ValueError, match=r"ended at version 3.*open the server anew"):
+        FederationApp(server, Senders.of(tokens=[new_token(0)]), RoundPolicy(seconds=1.0, least_updates=0))
     assert "updates=" not in caplog.text
     assert "beyond Budget" in caplog.text
 

@@ -49,7 +49,7 @@ class FederationApp:
 
     Raises:
         NotPrivate: As `RoundPolicy.refuse_observable` does.
-        ValueError: As `Messages` does.
+        ValueError: As `Messages` and `Rounds` do.
     """
 
     def __init__(self, server: Server, senders: Senders, policy: RoundPolicy, *, limits: Limits = Limits()):

@@ -117,12 +117,20 @@ class Rounds:
 
     Attributes:
         ended: Why no further round is closed; empty as long as rounds are.
+
+    Raises:
+        ValueError: The server's rounds were ended before, and the policy has more.
     """
 
     def __init__(self, server: Server, policy: RoundPolicy):
         self._server, self._policy = server, policy
         self._arrived = anyio.Event()
         self.ended = ""
+        if server.rounds_ended and not self._finished():
+            raise ValueError(
+                f"the rounds of this server were ended at version {server.memory.shared.version}, so it takes no "
+                f"update for {policy}: open the server anew"
+            )
 
     def arrived(self) -> None:
         """Look anew whether the round is to be closed; called after each message."""
