@@ -1,8 +1,9 @@
 """Aggregation: from the updates of a round to the step that is broadcast."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,6 +18,41 @@ from dpcomp.privacy.units.unit_gradients import SumOfTotals, Total
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ServerMemory
 from dpcomp.wire.update import UNKNOWN, Update, with_claim
+
+
+class Accepted(NamedTuple):
+    """What is kept of an update that the server has accepted in the present round; its values are in the sum.
+
+    Attributes:
+        client: The number of the client that sent it.
+        weight: Its weight in the mean.
+        payload_bytes: The length of its payload.
+    """
+
+    client: int
+    weight: float
+    payload_bytes: int
+
+
+class AcceptedUpdates(Sequence[Accepted]):
+    """What is kept of each update of a round, in 16 bytes an update."""
+
+    def __init__(self):
+        self._clients, self._weights, self._payload_bytes = array("I"), array("d"), array("I")
+
+    def append(self, accepted: Accepted) -> None:
+        """Add an update."""
+        self._clients.append(accepted.client)
+        self._weights.append(accepted.weight)
+        self._payload_bytes.append(accepted.payload_bytes)
+
+    def __len__(self) -> int:
+        return len(self._payload_bytes)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        return Accepted(self._clients[place], self._weights[place], self._payload_bytes[place])
 
 
 @runtime_checkable

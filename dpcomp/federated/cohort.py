@@ -9,7 +9,9 @@ from jaxtyping import Int64
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.checks import whole_number
+from dpcomp.core.errors import NotPrivate
 from dpcomp.core.randomness import SecretSeed
+from dpcomp.federated.aggregation import TrustedRelease
 from dpcomp.wire.memory import ServerMemory
 
 
@@ -143,3 +145,20 @@ def _tail_bits(rate: float, clients: int, most: int) -> float:
         return math.inf if most >= clients else -clients * math.log2(rate)
     divergence = share * math.log2(share / rate) + (1 - share) * math.log2((1 - share) / (1 - rate))
     return clients * divergence
+
+
+def enforced_cohort(cohort: Cohort | None, release: TrustedRelease | None, clients: int) -> Cohort | None:
+    """Return the cohort that a server enforces: that of the pipeline, if the server is trusted."""
+    if release is not None:
+        if cohort is not None:
+            raise NotPrivate(
+                f"cohort={cohort} under a trusted server: its pipeline says how clients are drawn, and the guarantee "
+                "rests on that. Leave cohort out, and set sampling= in the pipeline"
+            )
+        sampling, most = release.pipeline.sampling, release.pipeline.largest_cohort
+        if most is not None:
+            refuse_likely_redraw(1.0 if sampling is None else sampling.rate, clients, most)
+        cohort = None if sampling is None else Cohort(sampling=sampling, secret=release.secret, most=most)
+    if cohort is not None and clients == SERVER:
+        raise ValueError(f"{cohort} draws among all clients, so their number is needed: give Server(clients=...)")
+    return cohort

@@ -138,6 +138,18 @@ def name_of(message: bytes) -> bytes:
     return (WITHDRAWAL if WITHDRAWAL.begins(message) else HELLO).checksum_of(message)
 
 
+def largest_message(d: int) -> int:
+    """Return the most bytes of a message from a client; a server reads no longer one.
+
+    A coordinate takes at most 8 bytes for its value and 4 for its position; the rest is left to frames, side
+    information and tables.
+
+    Args:
+        d: The number of coordinates.
+    """
+    return 2**18 + 16 * d
+
+
 def receipt_of(frame: Frame, tag: bytes, run_id: bytes) -> Reply:
     """Return the reply to a payload that is accepted as the next one of its sender, at the version that it was sent at.
 

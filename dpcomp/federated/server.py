@@ -5,13 +5,11 @@ import os
 import secrets
 import threading
 import warnings
-from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -20,6 +18,8 @@ from dpcomp.core.address import SERVER
 from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, NotPrivate, VersionMismatch
 from dpcomp.core.storage import make_folder
 from dpcomp.federated.aggregation import (
+    Accepted,
+    AcceptedUpdates,
     ClippedSum,
     ReleasedSum,
     RoundSum,
@@ -27,7 +27,7 @@ from dpcomp.federated.aggregation import (
     estimate_after,
     mean_of_released,
 )
-from dpcomp.federated.cohort import Cohort, refuse_likely_redraw
+from dpcomp.federated.cohort import Cohort, enforced_cohort
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.messages import (
@@ -44,6 +44,7 @@ from dpcomp.federated.messages import (
     Reply,
     Snapshot,
     WithdrawalReason,
+    largest_message,
     name_of,
     receipt_of,
     seal_receipt,
@@ -63,41 +64,6 @@ from dpcomp.wire.memory import ServerMemory, Shared
 from dpcomp.wire.update import Update
 
 LARGEST_VALUE = 2.0**64  # of an update: far above any sum of clipped gradients, far below the end of float32
-
-
-class Accepted(NamedTuple):
-    """What is kept of an update that the server has accepted in the present round; its values are in the sum.
-
-    Attributes:
-        client: The number of the client that sent it.
-        weight: Its weight in the mean.
-        payload_bytes: The length of its payload.
-    """
-
-    client: int
-    weight: float
-    payload_bytes: int
-
-
-class AcceptedUpdates(Sequence[Accepted]):
-    """What is kept of each update of a round, in 16 bytes an update."""
-
-    def __init__(self):
-        self._clients, self._weights, self._payload_bytes = array("I"), array("d"), array("I")
-
-    def append(self, accepted: Accepted) -> None:
-        """Add an update."""
-        self._clients.append(accepted.client)
-        self._weights.append(accepted.weight)
-        self._payload_bytes.append(accepted.payload_bytes)
-
-    def __len__(self) -> int:
-        return len(self._payload_bytes)
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        return Accepted(self._clients[place], self._weights[place], self._payload_bytes[place])
 
 
 class Server:
@@ -191,7 +157,7 @@ class Server:
             raise ValueError(f"largest_update={largest_update}: the largest norm of an update is a number above 0")
         self._lock = threading.RLock()
         self._channel, self._late_policy, self._trusted_release = channel, late_policy, trusted_release
-        self._cohort = _enforced_cohort(cohort, trusted_release, clients)
+        self._cohort = enforced_cohort(cohort, trusted_release, clients)
         self._ended = False  # whether no further round is closed
         self._cohorts: dict[int, np.ndarray] = {}  # version → the clients of that round, ascending
         self._largest_update, self._largest_message = largest_update, largest_message(memory.layout.size)
@@ -848,35 +814,6 @@ class Server:
                 "ledger; what is spent cannot be taken back"
             )
         refuse_older_ledger(release.ledger, arrays)
-
-
-def largest_message(d: int) -> int:
-    """Return the most bytes of a message from a client; a server reads no longer one.
-
-    A coordinate takes at most 8 bytes for its value and 4 for its position; the rest is left to frames, side
-    information and tables.
-
-    Args:
-        d: The number of coordinates.
-    """
-    return 2**18 + 16 * d
-
-
-def _enforced_cohort(cohort: Cohort | None, release: TrustedRelease | None, clients: int) -> Cohort | None:
-    """Return the cohort that a server enforces: that of the pipeline, if the server is trusted."""
-    if release is not None:
-        if cohort is not None:
-            raise NotPrivate(
-                f"cohort={cohort} under a trusted server: its pipeline says how clients are drawn, and the guarantee "
-                "rests on that. Leave cohort out, and set sampling= in the pipeline"
-            )
-        sampling, most = release.pipeline.sampling, release.pipeline.largest_cohort
-        if most is not None:
-            refuse_likely_redraw(1.0 if sampling is None else sampling.rate, clients, most)
-        cohort = None if sampling is None else Cohort(sampling=sampling, secret=release.secret, most=most)
-    if cohort is not None and clients == SERVER:
-        raise ValueError(f"{cohort} draws among all clients, so their number is needed: give Server(clients=...)")
-    return cohort
 
 
 def _refuse_differences(channel: Channel, late_policy: LatePolicy, clients: int) -> None:

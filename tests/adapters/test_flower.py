@@ -27,8 +27,7 @@ from dpcomp.adapters.flower.records import FAILED, arrays_of
 from dpcomp.core.database import look_at_database
 from dpcomp.core.errors import DpcompError, NotPrivate
 from dpcomp.federated import Server
-from dpcomp.federated.messages import HELLO, name_of
-from dpcomp.federated.server import largest_message
+from dpcomp.federated.messages import HELLO, largest_message, name_of
 from dpcomp.terms import ClientPolicy
 from dpcomp.training.pytorch.rows.parameters import layout_of, read
 from tests.adapters.flower_ends import (

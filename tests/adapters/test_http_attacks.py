@@ -21,7 +21,7 @@ from dpcomp.adapters.http import (
     serving,
 )
 from dpcomp.federated import TimedOut, Trained
-from dpcomp.federated.server import largest_message
+from dpcomp.federated.messages import largest_message
 from tests.adapters.federation import (
     Client,
     D,

@@ -9,8 +9,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.federated import Server, TimedOut, largest_update
-from dpcomp.federated.messages import REPLY, write_snapshot
-from dpcomp.federated.server import largest_message
+from dpcomp.federated.messages import REPLY, largest_message, write_snapshot
 from dpcomp.wire import checkpoint
 from dpcomp.wire.checkpoint import Checkpoint
 from dpcomp.wire.frame import PAYLOAD, Frame

@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 from dpcomp.adapters.http.counts import Refused
 from dpcomp.adapters.http.limits import Limits
 from dpcomp.core.errors import DpcompError
-from dpcomp.federated.server import Server, largest_message
+from dpcomp.federated.messages import largest_message
+from dpcomp.federated.server import Server
 
 LOG = logging.getLogger("dpcomp.http")
 CHUNK = 2**18  # bytes of a reply that are handed to the network at once, which holds a few of them
