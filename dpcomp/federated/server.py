@@ -2,21 +2,17 @@
 
 import math
 import os
-import secrets
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, NotPrivate, VersionMismatch
-from dpcomp.core.storage import make_folder
 from dpcomp.federated.aggregation import (
     Accepted,
     AcceptedUpdates,
@@ -31,7 +27,6 @@ from dpcomp.federated.cohort import Cohort, enforced_cohort
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.messages import (
-    BROADCAST_BYTES,
     FOREIGN,
     HELLO,
     LONGEST_REASON,
@@ -40,26 +35,23 @@ from dpcomp.federated.messages import (
     REPLY,
     WITHDRAWAL,
     WITHDRAWAL_REASONS,
-    Hello,
     Reply,
-    Snapshot,
     WithdrawalReason,
     largest_message,
     name_of,
     receipt_of,
     seal_receipt,
-    write_broadcasts,
     write_link,
-    write_snapshot,
 )
-from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
-from dpcomp.federated.server_optimizers import Moments, ServerOptimizer, ServerRule
-from dpcomp.federated.traffic import Traffic, counts_as_arrays, counts_in_arrays
-from dpcomp.wire import checkpoint, exchange
+from dpcomp.federated.server_folder import ServerFolder
+from dpcomp.federated.server_optimizers import ServerOptimizer, ServerRule
+from dpcomp.federated.server_state import ServerState, other_configuration, other_genesis, other_run
+from dpcomp.federated.traffic import Traffic
+from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint
 from dpcomp.wire.frame import Frame
-from dpcomp.wire.headers import Payload, ShortPayload, read, unsealed
+from dpcomp.wire.headers import ShortPayload, unsealed
 from dpcomp.wire.memory import ServerMemory, Shared
 from dpcomp.wire.update import Update
 
@@ -161,20 +153,23 @@ class Server:
         self._ended = False  # whether no further round is closed
         self._cohorts: dict[int, np.ndarray] = {}  # version → the clients of that round, ascending
         self._largest_update, self._largest_message = largest_update, largest_message(memory.layout.size)
-        self._clients, self._folder, self._journal, self._closed = clients, None, None, False
-        self._interrupted = False
+        self._clients, self._closed, self._interrupted = clients, False, False
         self.refusals: Counter[str] = Counter()
         self.traffic = Traffic()
         self.withdrawn: dict[int, WithdrawalReason] = {}
         self._optimizer = optimizer
-        self._begin(memory.with_first_model(model), model, {}, None, [])
-        self._genesis = self.memory.genesis
+        first = ServerState(memory=memory.with_first_model(model), model=model, moments={})
+        self._folder: ServerFolder | None = None
         if folder is None:
-            self._draw_run_id()
-        else:
-            self._folder = Path(folder)
-            make_folder(self._folder)
-            self._open_folder(self._folder)
+            self._begin(first.with_run_id())
+            return
+        self._begin(first)
+        ledger = None if trusted_release is None else trusted_release.ledger
+        with ExitStack() as on_failure:
+            self._folder = ServerFolder(folder, first, channel, ledger)
+            on_failure.callback(self._folder.close)
+            self._restore(self._folder)
+            on_failure.pop_all()
 
     @property
     def sees_clean(self) -> bool:
@@ -288,23 +283,20 @@ class Server:
             self._refuse_closed()
             mean, estimate = self._mean(), None
             if self._channel.sends_differences:
-                mean = estimate_after(mean, self._estimate)
+                mean = estimate_after(mean, self._state.estimate)
                 estimate = mean.dense()
-            step, moments = self._optimizer.step(mean, self._moments)
+            step, moments = self._optimizer.step(mean, self._state.moments)
             broadcast, memory = exchange.broadcast(self._channel, step, self.memory)
-            assert memory.step is not None
-            model, history = self.model + memory.step.dense(), [*self._history, broadcast]
             memory = replace(memory, older=self._still_received((*self.memory.older, self.memory.shared)))
             if self._sum.next_clip_norm is not None:
                 memory = replace(memory, clip_norm=self._sum.next_clip_norm)
-            while sum(BROADCAST_BYTES + len(kept.body) for kept in history) > self._least_snapshot_bytes:
-                del history[0]
-            if self._journal is not None:
-                self._save(memory, model, moments, estimate, history)  # first: an unsaved round must not be broadcast
-                self._forget(self._journal, memory.shared.version)
+            state = self._state.after(broadcast, memory, moments, estimate)
+            if self._folder is not None:  # first: an unsaved round must not be broadcast
+                self._folder.save(state, self.traffic, self.refusals)
+                self._forget(self._folder, memory.shared.version)
             oldest = self._oldest_cohort(memory.shared.version)
             self._cohorts = {version: drawn for version, drawn in self._cohorts.items() if version >= oldest}
-            self._begin(memory, model, moments, estimate, history)
+            self._begin(state)
             return broadcast.message
 
     def end_rounds(self) -> None:
@@ -318,8 +310,8 @@ class Server:
         with self._lock:
             self._refuse_closed()
             self._ended = True
-            if self._journal is not None and self._channel.server_sees_clean:
-                self._forget(self._journal, self.memory.shared.version + 1)
+            if self._folder is not None and self._channel.server_sees_clean:
+                self._forget(self._folder, self.memory.shared.version + 1)
 
     def between_rounds(self) -> Checkpoint:
         """Return what another server goes on from with `go_on`; the secrets of the clients are left out.
@@ -330,11 +322,7 @@ class Server:
         with self._lock:
             if len(self.accepted) or self.memory.shared.version in self._cohorts:
                 raise DpcompError("the round has begun, so there is no state between two rounds: close it first")
-            return Checkpoint(
-                self.memory,
-                self.model,
-                extra_arrays=_beside(self._moments, self._estimate, self._history),
-            )
+            return replace(self._state, memory=self.memory).checkpoint()
 
     def go_on(self, saved: Checkpoint) -> None:
         """Begin the round that another server was about to begin, in place of the first one.
@@ -346,21 +334,21 @@ class Server:
             DpcompError: The state is of another federation, or this server has closed a round or has a folder.
         """
         with self._lock:
-            memory, model = saved.memory, saved.model
             if self._folder is not None or self.memory.shared.version:
                 raise DpcompError(
                     "a server goes on from a state before its first round, and without a folder: make one"
                 )
-            mine = self.memory
-            same = (memory.seed, memory.pipeline, memory.genesis.first_model)
-            if model is None or not isinstance(memory, ServerMemory):
+            state = ServerState.in_checkpoint(saved, self._optimizer.moments)
+            if state is None:
                 raise DpcompError("this is no state of a server: give what between_rounds returned")
+            mine, memory = self.memory, state.memory
+            same = (memory.seed, memory.pipeline, memory.genesis.first_model)
             if same != (mine.seed, mine.pipeline, mine.genesis.first_model):
                 raise DpcompError(
                     "the state is of another run, pipeline or first model than this server: make the server as the one "
                     "that it was taken of"
                 )
-            self._take_up(memory, model, saved.extra_arrays)
+            self._take_up(state)
 
     def restart(self) -> None:
         """Continue from the state in the folder, as a new process does; no accepted payload is lost.
@@ -370,15 +358,15 @@ class Server:
             DpcompError: As for the constructor.
         """
         with self._lock:
-            if self._folder is None or self._journal is None:
+            if self._folder is None:
                 raise ValueError("a server without a folder has no saved state to restart from: give it a folder")
-            self._restore(self._folder, self._journal)
+            self._restore(self._folder)
 
     def close(self) -> None:
         """Close the folder, so that another process may use it; this server handles no message after that."""
         with self._lock:
-            if self._journal is not None:
-                self._journal.close()
+            if self._folder is not None:
+                self._folder.close()
                 self._closed = True
 
     def _reply_to(self, message: bytes, sender: int) -> bytes | None:
@@ -390,34 +378,25 @@ class Server:
                 return self._take_hello(message, sender)
             if WITHDRAWAL.begins(message):
                 return self._take_withdrawal(message, sender)
-            return self._take_payload(message, sender, self._journal)
+            journal = None if self._folder is None else self._folder.journal
+            return self._take_payload(message, sender, journal)
         except CorruptPayload:
             self.refusals["corrupt"] += 1
         except VersionMismatch as error:
             self.refusals[error.reason] += 1
         return None
 
-    def _begin(
-        self,
-        memory: ServerMemory,
-        model: Float32[np.ndarray, "d"],
-        moments: Moments,
-        estimate: Float32[np.ndarray, "d"] | None,
-        history: list[Payload],
-    ) -> None:
+    def _begin(self, state: ServerState) -> None:
         """Begin a round without updates."""
-        self.memory, self.model = memory, model
-        self._moments = moments  # the optimiser's, after the last round
-        self._estimate = estimate  # of the mean update, where clients send differences
-        self._history = history  # the last broadcasts, as long as they are shorter than a snapshot
-        self._snapshot: bytes | None = None  # made once a version, for the first client that needs it
+        self._state = state
+        self.memory, self.model = state.memory, state.model
         self.accepted, self._interrupted = AcceptedUpdates(), False
         self.given_up = set[int]()
         self._in_time = 0  # updates of the present round, of which a client sends one
         self._sum: RoundSum = (
-            ReleasedSum(self._channel, memory, self._clients if self._channel.sends_differences else None)
+            ReleasedSum(self._channel, state.memory, self._clients if self._channel.sends_differences else None)
             if self._trusted_release is None
-            else ClippedSum(self._trusted_release, memory)
+            else ClippedSum(self._trusted_release, state.memory)
         )
 
     def _take_payload(self, message: bytes, sender: int, journal: Journal | None) -> bytes:
@@ -432,7 +411,7 @@ class Server:
                 return self._reply(message, sender, refusal="unread")
         else:
             payload = arrived
-            if foreign := self._foreign(payload.frame.pipeline, payload.frame.run):
+            if foreign := other_configuration(self.memory, payload.frame.pipeline, payload.frame.run):
                 return self._refusal(message, sender, foreign)
         frame = payload.frame
         try:
@@ -518,15 +497,16 @@ class Server:
         assert self._cohort is not None
         if version not in self._cohorts and version == self.memory.shared.version:
             drawn = self._cohort.draw(self._clients, self.memory)
-            if self._journal is not None:
-                self._journal.keep_cohort(version, drawn)
+            if self._folder is not None:
+                self._folder.journal.keep_cohort(version, drawn)
             self._cohorts[version] = drawn
         return self._cohorts.get(version, np.empty(0, np.int64))  # nobody was drawn for a round that nobody asked about
 
     def _take_hello(self, message: bytes, sender: int) -> bytes:
         hello, _ = HELLO.unseal(message)
         self._refuse_other_sender(hello.client, sender)
-        if foreign := self._foreign(hello.pipeline, hello.run) or self._other_genesis(hello):
+        foreign = other_configuration(self.memory, hello.pipeline, hello.run) or other_genesis(self.memory, hello)
+        if foreign:
             return self._refusal(message, hello.client, foreign)
         link, at_pending = self.memory.link(hello.client), self.memory.shared_at(hello.pending_version)
         same = (hello.link_count, hello.link) == (link.count, link.digest)
@@ -537,18 +517,16 @@ class Server:
         # A client that does not know the run id yet does not know the digest that begins with it.
         new = hello.run_id == NO_DIGEST and hello.version == 0
         begun = self._digest_at_start() if new else hello.shared
-        since = self._broadcasts_since(hello.version, begun)
+        since = self._state.broadcasts_since(hello.version, begun)
         snapshot = since is None
-        if since is None:
-            if self._snapshot is None:
-                self._snapshot = write_snapshot(Snapshot(self.memory.shared, self.model), self.memory.layout)
-            since = self._snapshot
-        return self._reply(message, hello.client, usable=usable, link=whole_link, snapshot=snapshot, body=since)
+        body = self._state.snapshot if since is None else since
+        return self._reply(message, hello.client, usable=usable, link=whole_link, snapshot=snapshot, body=body)
 
     def _take_withdrawal(self, message: bytes, sender: int) -> bytes:
         withdrawal, _ = WITHDRAWAL.unseal(message)
         self._refuse_other_sender(withdrawal.client, sender)
-        foreign = self._foreign(withdrawal.pipeline, withdrawal.run) or self._other_run(withdrawal.run_id)
+        foreign = other_configuration(self.memory, withdrawal.pipeline, withdrawal.run)
+        foreign = foreign or other_run(self.memory, withdrawal.run_id)
         if foreign:
             return self._refusal(message, withdrawal.client, foreign)
         if not 0 <= withdrawal.reason < len(WITHDRAWAL_REASONS):
@@ -559,8 +537,8 @@ class Server:
             if last is None or last.round < self.memory.shared.version:
                 self.given_up.add(withdrawal.client)
             return self._reply(message, withdrawal.client)
-        if self._journal is not None:
-            self._journal.keep_withdrawal(withdrawal.client, reason)
+        if self._folder is not None:
+            self._folder.journal.keep_withdrawal(withdrawal.client, reason)
         self.withdrawn[withdrawal.client] = reason
         return self._reply(message, withdrawal.client)
 
@@ -595,20 +573,6 @@ class Server:
         )
         return REPLY.seal(reply, link + body)
 
-    def _broadcasts_since(self, version: int, chained: bytes) -> bytes | None:
-        """Return the broadcasts from a version to the present one; None where they are longer than a snapshot."""
-        shared = self.memory.shared
-        if (version, chained) == (shared.version, shared.digest):
-            return b""
-        place = version - (shared.version - len(self._history))
-        if not 0 <= place < len(self._history) or self._history[place].frame.shared != chained:
-            return None
-        return write_broadcasts(self._history[place:])
-
-    @property
-    def _least_snapshot_bytes(self) -> int:
-        return 4 * self.memory.layout.size * (1 if self.memory.shared.reference is None else 2)
-
     def _mean(self) -> Update:
         release = self._trusted_release
         if release is not None and release.ledger.charged(self.memory.address):
@@ -617,47 +581,9 @@ class Server:
         try:
             return self._sum.mean()
         except BudgetExhausted:
-            if self._journal is not None:  # no budget is ever raised, so these clean payloads can't be released later
-                self._forget(self._journal, self.memory.shared.version + 1)
+            if self._folder is not None:  # no budget is ever raised, so these clean payloads can't be released later
+                self._forget(self._folder, self.memory.shared.version + 1)
             raise
-
-    def _foreign(self, pipeline: bytes, run: int) -> VersionMismatch | None:
-        """Return why a message is of another configuration or run; None if it is not."""
-        if pipeline != self.memory.pipeline:
-            return VersionMismatch(
-                f"the message is of pipeline and layout {pipeline.hex()}, this server has {self.memory.pipeline.hex()}"
-                ": both ends must be built from one configuration",
-                reason="pipeline",
-            )
-        if run != self.memory.seed.number:
-            return VersionMismatch(
-                f"the message is of run {run}, this server has run {self.memory.seed.number}: build both ends with the "
-                "same PublicSeed",
-                reason="run",
-            )
-        return None
-
-    def _other_genesis(self, hello: Hello) -> VersionMismatch | None:
-        """Return why a client began another federation than this one; None if it did not."""
-        mine = self.memory.genesis
-        if hello.first_model != mine.first_model:
-            return VersionMismatch(
-                f"the client began with the first model {hello.first_model.hex()}, this server with "
-                f"{mine.first_model.hex()}: give both ends the same first model",
-                reason="model",
-            )
-        return self._other_run(hello.run_id)
-
-    def _other_run(self, run_id: bytes) -> VersionMismatch | None:
-        """Return why a client takes part in another federation than this one; None if it does not."""
-        mine = self.memory.genesis.run_id
-        if run_id in (NO_DIGEST, mine):
-            return None
-        return VersionMismatch(
-            f"the client takes part in run id {run_id.hex()}, this server runs {mine.hex()}, another federation of the "
-            "same seed, or one of other terms: ask the server that it began with, or begin anew in an empty folder",
-            reason="run",
-        )
 
     def _refusal(self, message: bytes, client: int, foreign: VersionMismatch) -> bytes:
         """Count a message of another federation, and return the reply that says so."""
@@ -675,7 +601,8 @@ class Server:
 
     def _refuse_closed(self) -> None:
         if self._closed:
-            raise DpcompError(f"this server was closed, and another may hold {self._folder}: open a new one")
+            assert self._folder is not None
+            raise DpcompError(f"this server was closed, and another may hold {self._folder.path}: open a new one")
         if self._interrupted:
             raise DpcompError(
                 "this server was interrupted while it counted an update, which may be in the sum in part: call "
@@ -685,135 +612,45 @@ class Server:
     def _still_received(self, older: tuple[Shared, ...]) -> tuple[Shared, ...]:
         return older[-self._late_policy.max_age :] if self._late_policy.max_age else ()
 
-    def _draw_run_id(self) -> None:
-        """Draw a run id, unless the memory was made with one; of all streams, only secret dither derives from it."""
-        genesis = self.memory.genesis
-        if genesis.run_id == NO_DIGEST and not self.memory.shared.version:
-            self.memory = self.memory.with_genesis(replace(genesis, run_id=secrets.token_bytes(len(NO_DIGEST))))
-
-    def _open_folder(self, folder: Path) -> None:
-        path, begun = folder / "journal.db", checkpoint.exists(folder / "checkpoints")
-        if begun and not path.exists():
-            raise DpcompError(
-                f"{folder} holds checkpoints, but no {path.name}: payloads that were called accepted are missing. "
-                "Restore both from one copy"
-            )
-        if not begun and not path.exists():
-            self._draw_run_id()
-            self._journal = Journal.create(path, self.memory.genesis.run_id)
-        else:
-            self._journal = Journal(path)
-        with ExitStack() as on_failure:
-            on_failure.callback(self._journal.close)
-            if begun:
-                self._restore(folder, self._journal)
-            else:
-                self._adopt(folder, self._journal)
-            on_failure.pop_all()
-
-    def _adopt(self, folder: Path, journal: Journal) -> None:
-        """Begin with a new journal, or one whose server was killed before it saved its first checkpoint."""
-        if journal.count or journal.cohorts():
-            raise DpcompError(
-                f"{folder} holds the journal of a server, but no checkpoint: restore both from one copy, or give an "
-                "empty folder"
-            )
-        self.memory = self.memory.with_genesis(replace(self._genesis, run_id=journal.run_id))
-        refuse_other_genesis(folder, self.memory, self._genesis)
-        self._save(self.memory, self.model, self._moments, self._estimate, self._history)
-
-    def _save(
-        self,
-        memory: ServerMemory,
-        model: Float32[np.ndarray, "d"],
-        moments: Moments,
-        estimate: Float32[np.ndarray, "d"] | None,
-        history: list[Payload],
-    ) -> None:
-        assert self._folder is not None
-        assert self._journal is not None
-        arrays: dict[str, np.ndarray] = {"accepted": np.array([self._journal.count], dtype=np.int64)}
-        arrays |= counts_as_arrays(self.traffic, self.refusals)
-        if self._trusted_release is not None:
-            arrays |= ledger_arrays(self._trusted_release.ledger)
-        arrays |= _beside(moments, estimate, history)
-        checkpoint.save(self._folder / "checkpoints", Checkpoint(memory, model, extra_arrays=arrays))
-
-    def _forget(self, journal: Journal, version: int) -> None:
-        """Delete the payloads and cohorts of closed rounds, but for those that the checkpoint before the newest needs.
-
-        A trusted server has charged a closed round, and can't release it again, so it needs none of its clean payloads.
-        """
-        try:
-            journal.forget_before(version if self._channel.server_sees_clean else version - 1)
-            if self._cohort is not None:
-                journal.forget_cohorts_before(self._oldest_cohort(version))
-        except DpcompError as error:  # the round is saved, so it is closed; the next one deletes what is left here
-            warnings.warn(
-                f"{self._folder}: what came in closed rounds could not be deleted, and is tried again after the next "
-                f"round or at the next start: {error}",
-                stacklevel=3,
-            )
-
     def _oldest_cohort(self, version: int) -> int:
         """Return the version of the first round whose cohort is needed once the server is at a version."""
         return version - 1 - self._late_policy.max_age
 
-    def _restore(self, folder: Path, journal: Journal) -> None:
-        memory, model, _, arrays = checkpoint.load(folder / "checkpoints", self._channel)
-        if not isinstance(memory, ServerMemory) or model is None:
-            raise DpcompError(f"{folder} holds no checkpoint of a server: give another folder")
-        if (memory.seed, memory.pipeline) != (self.memory.seed, self.memory.pipeline):
-            raise DpcompError(
-                f"{folder} is of run {memory.seed} and layout {memory.layout}; this is run {self.memory.seed} and "
-                f"layout {self.memory.layout}: give another folder"
-            )
-        refuse_other_genesis(folder, memory, self._genesis)
-        journal.refuse_other(folder, memory.genesis.run_id, int(arrays["accepted"][0]))
-        if self._trusted_release is not None:
-            self._refuse_older_ledger(folder, memory, arrays, self._trusted_release)
-        memory = self._take_up(memory, model, arrays)
+    def _forget(self, folder: ServerFolder, version: int) -> None:
+        """Delete what came in the rounds before a version, and is needed no more."""
+        folder.forget(version, None if self._cohort is None else self._oldest_cohort(version))
+
+    def _restore(self, folder: ServerFolder) -> None:
+        """Go on from a folder: from its last closed round, and with what was accepted and drawn since."""
+        state, traffic, refusals = folder.load(self._optimizer.moments)
+        version = state.memory.shared.version
+        self._take_up(state)
         self._ended = False  # as in a new process: what was accepted is taken again
-        self._forget(journal, memory.shared.version)  # a crash may have come between the checkpoint and this
-        self._cohorts = journal.cohorts()
+        self._forget(folder, version)  # a crash may have come between the checkpoint and this
+        self._cohorts = folder.journal.cohorts()
         # A restart in this process knows more than the checkpoint: no count ever falls.
-        traffic, refusals = counts_in_arrays(arrays)
         self.traffic = max(self.traffic, traffic)
         counted, self.refusals = self.refusals | refusals, Counter()
-        for version, payload in journal.payloads():
-            if version == memory.shared.version:
+        for accepted_at, payload in folder.journal.payloads():
+            if accepted_at == version:
                 self._take_payload(payload, unsealed(payload).client, None)  # it is in the journal already
-            elif version > memory.shared.version:
-                warnings.warn(f"{folder}: an update accepted at version {version} is lost with it", stacklevel=3)
-        self.withdrawn = journal.withdrawals()  # of them, some may have come after the client's update
+            elif accepted_at > version:
+                warnings.warn(
+                    f"{folder.path}: an update accepted at version {accepted_at} is lost with it", stacklevel=3
+                )
+        self.withdrawn = folder.journal.withdrawals()  # of them, some may have come after the client's update
         for reason in self.refusals:
             warnings.warn(
-                f"{folder}: updates that were accepted before are refused now ({reason}): has the configuration "
+                f"{folder.path}: updates that were accepted before are refused now ({reason}): has the configuration "
                 "changed within a round?",
                 stacklevel=3,
             )
         self.refusals = counted
 
-    def _take_up(
-        self, memory: ServerMemory, model: Float32[np.ndarray, "d"], arrays: Mapping[str, np.ndarray]
-    ) -> ServerMemory:
-        """Begin the round after a saved one, and return the memory at its beginning."""
-        memory = replace(memory, older=self._still_received(memory.older), dither_keys=self.memory.dither_keys)
-        moments = {name: arrays[name] for name in self._optimizer.moments if name in arrays}
-        self._begin(memory, model, moments, arrays.get("estimate"), _broadcasts(arrays, memory))
-        return memory
-
-    def _refuse_older_ledger(
-        self, folder: Path, memory: ServerMemory, arrays: Mapping[str, np.ndarray], release: TrustedRelease
-    ) -> None:
-        """Refuse a ledger that lacks a charge of a release in the folder."""
-        last = replace(memory.address, round=memory.shared.version - 1) if memory.shared.version else None
-        if last is not None and not release.ledger.charged(last):
-            raise DpcompError(
-                f"{folder} holds the release of {last}, which {release.ledger} never charged: restore the newest "
-                "ledger; what is spent cannot be taken back"
-            )
-        refuse_older_ledger(release.ledger, arrays)
+    def _take_up(self, state: ServerState) -> None:
+        """Begin the round after a saved one."""
+        older, dither_keys = self._still_received(state.memory.older), self.memory.dither_keys
+        self._begin(replace(state, memory=replace(state.memory, older=older, dither_keys=dither_keys)))
 
 
 def _refuse_differences(channel: Channel, late_policy: LatePolicy, clients: int) -> None:
@@ -828,21 +665,3 @@ def _refuse_differences(channel: Channel, late_policy: LatePolicy, clients: int)
             f"late_policy={late_policy} beside feedback={channel.feedback}: a difference that counts less leaves the "
             "server's estimate apart from the client's for good. Use Reject(), or Weigh(exponent=0.0, max_age=...)"
         )
-
-
-def _beside(
-    moments: Moments, estimate: Float32[np.ndarray, "d"] | None, history: Sequence[Payload]
-) -> dict[str, np.ndarray]:
-    """Return what a server keeps besides memory and model, as arrays by name."""
-    arrays: dict[str, np.ndarray] = dict(moments)
-    if estimate is not None:
-        arrays["estimate"] = estimate
-    return arrays | {
-        f"broadcast {place}": np.frombuffer(broadcast.in_full(), dtype=np.uint8)
-        for place, broadcast in enumerate(history)
-    }
-
-
-def _broadcasts(arrays: Mapping[str, np.ndarray], memory: ServerMemory) -> list[Payload]:
-    count = sum(name.startswith("broadcast ") for name in arrays)
-    return [read(arrays[f"broadcast {place}"].tobytes(), memory) for place in range(count)]

@@ -130,7 +130,7 @@ def test_a_round_that_is_saved_is_closed_whatever_cannot_be_deleted(tmp_path, mo
     talk(participant, server, BroadcastReceived(server.close_round()))
     stands_with(participant, server)
     server.close_round()
-    assert server._journal is not None and server._journal.payloads() == []
+    assert server._folder is not None and server._folder.journal.payloads() == []
     server.close()
 
 

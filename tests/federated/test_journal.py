@@ -69,8 +69,8 @@ def test_a_closed_round_leaves_no_clean_payload_behind(tmp_path, pipeline):
     server, participant = server_of(pipeline, tmp_path), participant_of(pipeline)
     talk(participant, server, TimedOut())
     talk(participant, server, Trained(update_of(pipeline, participant.state.memory, 7)))
-    assert server._journal is not None
-    ((_, payload),) = server._journal.payloads()
+    assert server._folder is not None
+    ((_, payload),) = server._folder.journal.payloads()
     journal = tmp_path / "journal.db"
     chunks = [payload[place : place + 8] for place in range(0, len(payload) - 8, 8)]
     chunks = [chunk for chunk in chunks if 0 not in chunk]  # a zero may stand anywhere in a file
@@ -87,13 +87,13 @@ def test_a_round_that_the_budget_does_not_release_leaves_no_clean_payload_behind
     ledger = dp.Ledger(budget=dp.Budget(TRUSTED.guarantee(1, 1e-5).epsilon, 1e-5))
     server, participant = together(TRUSTED, 1, server_of(TRUSTED, tmp_path, ledger))
     talk(participant, server, Trained(update_of(TRUSTED, participant.state.memory, 7)))
-    assert server._journal is not None
-    ((_, payload),) = server._journal.payloads()
+    assert server._folder is not None
+    ((_, payload),) = server._folder.journal.payloads()
     for _ in range(2):
         with pytest.raises(dp.BudgetExhausted, match="beyond"):
             server.close_round()
         files = b"".join(file.read_bytes() for file in tmp_path.glob("journal*"))
-        assert payload[-16:] not in files and server._journal.payloads() == []
+        assert payload[-16:] not in files and server._folder.journal.payloads() == []
         server.restart()
         assert server.memory.shared.version == 1 and not server.accepted
     talk(participant, server, TimedOut())
@@ -108,8 +108,8 @@ def test_after_the_last_round_no_update_is_taken_and_no_clean_one_kept(tmp_path,
     for participant in (before, after):
         talk(participant, server, TimedOut())
     talk(before, server, Trained(update_of(pipeline, before.state.memory, 7)))
-    assert server._journal is not None
-    ((_, payload),) = server._journal.payloads()
+    assert server._folder is not None
+    ((_, payload),) = server._folder.journal.payloads()
     server.end_rounds()
     server.end_rounds()
     talk(after, server, Trained(update_of(pipeline, after.state.memory, 8)))

@@ -58,9 +58,9 @@ def test_the_broadcasts_that_are_kept_are_never_more_than_a_snapshot():
     for number in range(250):
         talk(participant, server, Trained(update_of(PIPELINE, participant.state.memory, number)))
         talk(participant, server, BroadcastReceived(server.close_round()))
-        most = max(most, sum(len(shortened(broadcast)) for broadcast in server._history))
+        most = max(most, sum(len(shortened(broadcast)) for broadcast in server._state.broadcasts))
     assert most <= 4 * LAYOUT.size
-    assert len(server._history) < 250
+    assert len(server._state.broadcasts) < 250
 
 
 @pytest.mark.parametrize("pipeline", [PIPELINE, TRUSTED], ids=["nobody", "server"])

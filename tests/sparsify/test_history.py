@@ -117,7 +117,7 @@ def test_history_stands_in_checkpoints_and_snapshots(tmp_path):
     history = client.state.memory.shared.history.tobytes()
     assert again.shared.history.tobytes() == history == server.memory.shared.history.tobytes()
     away = Participant(pipeline.channel, pipeline.init_client(D, SEED, 2), np.zeros(D, np.float32), dp.Ledger())
-    server._history.clear()  # the broadcasts are gone, so that a snapshot must do
+    server._state.broadcasts.clear()  # the broadcasts are gone, so that a snapshot must do
     (hello,) = away.handle(TimedOut())
     away.handle(ReplyReceived(server.handle(hello, sender=2)))
     assert away.state.phase is Phase.SYNCED
