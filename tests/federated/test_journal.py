@@ -134,6 +134,6 @@ def test_a_crash_between_the_checkpoint_and_the_journal_leaves_no_clean_payload(
     server.close()
     monkeypatch.undo()
     again = server_of(TRUSTED, tmp_path, ledger)
-    assert again._journal is not None
-    assert again._journal.payloads() == []
+    assert again._folder is not None
+    assert again._folder.journal.payloads() == []
     again.close()
