@@ -1,6 +1,9 @@
 """Many clients at once: no update is lost or counted twice, and the server's memory does not grow with the rounds."""
 
+import json
+import re
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +42,21 @@ def test_the_memory_of_a_server_does_not_grow_with_the_rounds(tmp_path):
     assert figures["sent_again"] == 0
     memory = figures["resident_mib"]
     assert memory["at the end"] < memory["after a tenth"] + 10
+
+
+def test_the_page_tells_what_was_measured():
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "docs" / "benchmarks" / "http_federation.json").read_text(encoding="utf-8"))
+    page = (root / "docs" / "guides" / "http.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", page[page.index("## Measured") :], re.MULTILINE))
+    memory, reply = record["resident_mib"], record["client_ms"]
+    updates = record["clients"] * record["rounds"]
+    assert told[f"updates lost or counted twice, of {updates:,}"].startswith("0:")  # the script ends with an error else
+    assert told["resident memory of the server after 20 rounds, and at the end"] == (
+        f"{memory['after a tenth']:.0f} MiB, {memory['at the end']:.0f} MiB"
+    )
+    assert told["processor time of the server"] == f"{record['processor_ms_a_request']:.1f} ms a request"
+    assert told["reply at the client, median and 99th percentile"] == (
+        f"{reply['50'] / 1000:.2f} s, {reply['99'] / 1000:.2f} s"
+    )
+    assert f"(load average {record['load_average']}" in page
