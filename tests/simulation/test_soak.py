@@ -40,7 +40,7 @@ class WatchedServer(Server):
         self.stood[self.memory.shared.version] = (self.memory.shared.digest, self.model)
         supports = [link.last_support for link in self.memory.links.values()]
         links = sum(0 if support is None else support.positions.nbytes for support in supports)
-        self.held.append(links + sum(len(broadcast.message) for broadcast in self._history))
+        self.held.append(links + sum(len(broadcast.message) for broadcast in self._state.broadcasts))
         self.resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return broadcast
 
