@@ -19,7 +19,7 @@ from analysis.tables.noise_losses import (
 )
 from analysis.tables.studies import study_reports
 from dpcomp.core.errors import ConfigError
-from dpcomp.lab.results.results_file import ResultsFile
+from dpcomp.lab.results.results_file import FORMAT, ResultsFile
 from dpcomp.lab.tasks import SHIPPED_TASKS, digits
 from dpcomp.sparsify.top_k_indices import top_k_indices
 from experiments.cli import main
@@ -68,7 +68,7 @@ def reports():
 
 def report_of(seed):
     case = ("early", 30)
-    about = {"format": 2, "trial": name_of(STUDY, case, seed), "config": config_of(STUDY, case), "seed": seed}
+    about = {"format": FORMAT, "trial": name_of(STUDY, case, seed), "config": config_of(STUDY, case), "seed": seed}
     return about | measured(STUDY, rounds_of(seed))
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.cli import main
-from dpcomp.lab.results.results_file import results_of
+from dpcomp.lab.results.results_file import FORMAT, results_of
 from dpcomp.lab.sweep.comparison import compare, rounds_behind
 from dpcomp.lab.sweep.plan import outcomes, standing_of
 from tests.lab.test_frames import a_report
@@ -36,7 +36,7 @@ def finished(config, accuracies, **more):
     trials = {trial.name: trial for point in standing.points for trial in point.every}
     reports = [
         a_report(trials[name].seed, values, 40)
-        | {"format": 2, "trial": name, "config": trials[name].experiment.settings, "versions": {"commit": None}}
+        | {"format": FORMAT, "trial": name, "config": trials[name].experiment.settings, "versions": {"commit": None}}
         | more
         for name, values in accuracies.items()
     ]

@@ -14,7 +14,7 @@ from dpcomp.lab import results
 from dpcomp.lab.cli import main
 from dpcomp.lab.figures.gallery import draw_gallery
 from dpcomp.lab.figures.plots import front_of, plot_curves, plot_overlap, plot_pareto
-from dpcomp.lab.results.results_file import ResultsFile, results_of
+from dpcomp.lab.results.results_file import FORMAT, ResultsFile, results_of
 from dpcomp.lab.sweep.rounds import rounds_in
 from tests.lab.test_comparison import UNTUNED, config_in, finished
 from tests.lab.test_frames import a_report
@@ -34,7 +34,7 @@ def a_trial(name, seed, accuracies, payload, rate=1.0, **more):
     config["pipeline"] = {"mechanism": [{"Clip": {"norm": 0.5}}, {"Gaussian": {}}], "feedback": False}
     report = a_report(seed, accuracies, payload)
     report["curves"] |= {"top_k_overlap": [0.5] * len(accuracies), **more}
-    return report | {"format": 2, "trial": f"{name}/seed-{seed}", "config": config}
+    return report | {"format": FORMAT, "trial": f"{name}/seed-{seed}", "config": config}
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def folder(tmp_path):
     file.path.parent.mkdir()
     file.replace([a_trial("sparse", seed, [None, 0.2 + seed / 10, 0.6 + seed / 10], 40) for seed in (0, 1)])
     ResultsFile(path=tmp_path / "mine" / "second.jsonl").write(a_trial("dense", 0, [0.1, 0.5, 0.8], 400, rate=2.0))
-    study = {"format": 2, "trial": "a/b", "config": {}, "seed": 0, "rows": []}
+    study = {"format": FORMAT, "trial": "a/b", "config": {}, "seed": 0, "rows": []}
     (tmp_path / "mine" / "study.jsonl").write_text(json.dumps(study) + "\n", encoding="utf-8")
     return tmp_path / "mine"
 

@@ -11,26 +11,33 @@ from pathlib import Path
 import pytest
 
 from dpcomp.core.errors import ConfigError
-from dpcomp.lab.results.results_file import ResultsFile, results_of
+from dpcomp.lab.results.results_file import FORMAT, ResultsFile, results_of
 
 ROOT = Path(__file__).parents[2]
 
 
 def a_result(number, **config):
-    return {"format": 2, "trial": f"point/seed-{number}", "config": config, "seed": number, "curves": {"round": [1, 2]}}
+    return {
+        "format": FORMAT,
+        "trial": f"point/seed-{number}",
+        "config": config,
+        "seed": number,
+        "curves": {"round": [1, 2]},
+    }
 
 
 # Writes results of its own numbers and folds after every third, for ever.
 FOLDER = """
 import itertools, sys
 from pathlib import Path
-from dpcomp.lab.results.results_file import ResultsFile
+from dpcomp.lab.results.results_file import FORMAT, ResultsFile
 
 file, first, step = ResultsFile(path=Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
 there = {report["seed"] for report in file.read()}
 for number in itertools.count(first, step):
     if number not in there:
-        file.write({"format": 2, "trial": f"point/seed-{number}", "config": {}, "seed": number, "padding": "x" * 5000})
+        trial = f"point/seed-{number}"
+        file.write({"format": FORMAT, "trial": trial, "config": {}, "seed": number, "padding": "x" * 5000})
         print(number, flush=True)
     if number % 3 == 0:
         file.fold()
@@ -104,7 +111,7 @@ def test_lines_and_keys_are_sorted_and_a_trial_of_another_config_is_another_resu
         file.write(report)
         file.fold()
     lines = file.path.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == ('{"config":{"a":1,"z":1},"curves":{"round":[1,2]},"format":2,"seed":0,"trial":"point/seed-0"}')
+    assert lines[0] == ('{"config":{"a":1,"z":1},"curves":{"round":[1,2]},"format":3,"seed":0,"trial":"point/seed-0"}')
     assert [report["config"] for report in file.read()] == [{"z": 1, "a": 1}, {"delta": 1}, {"delta": 2}]
     file.write(a_result(1, delta=1) | {"curves": {}})  # trained twice: what was counted stays
     file.fold()
@@ -124,7 +131,7 @@ def test_what_else_lies_beside_a_report_stays(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("line", ["<<<<<<< HEAD", '{"format": 1}', "[]", '{"format":2,"trial":"a","config":{}}'])
+@pytest.mark.parametrize("line", ["<<<<<<< HEAD", '{"format": 1}', "[]", '{"format":3,"trial":"a","config":{}}'])
 def test_a_damaged_file_is_named_and_nothing_is_folded_into_it(tmp_path, line):
     file = ResultsFile(path=tmp_path / "some.jsonl")
     file.replace([a_result(0)])

@@ -83,13 +83,17 @@ def _vectors(report: Mapping[str, Any]) -> float:
 
 
 def columns(table: pd.DataFrame) -> dict[str, list[float | int | str | None]]:
-    """Return a table's columns as JSON types: six digits, and null for what was not measured."""
+    """Return a table's columns as JSON types: six digits, three of `seconds`, and null for what was not measured."""
     return {
-        column: [value if isinstance(value, str) else _rounded(value) for value in table[column]] for column in table
+        str(column): [
+            value if isinstance(value, str) else _rounded(value, 3 if column == "seconds" else 6)
+            for value in table[column]
+        ]
+        for column in table
     }
 
 
-def _rounded(value: float) -> float | int | None:
+def _rounded(value: float, digits: int) -> float | int | None:
     if pd.isna(value) or math.isinf(value):  # JSON has no infinity
         return None
-    return int(value) if float(value).is_integer() else float(f"{value:.6g}")
+    return int(value) if float(value).is_integer() else float(f"{value:.{digits}g}")

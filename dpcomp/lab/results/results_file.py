@@ -22,8 +22,10 @@ from filelock import FileLock
 
 from dpcomp.core.errors import ConfigError
 from dpcomp.core.storage import atomic_write, write_whole
+from dpcomp.lab.results.short_curves import lengthen_all, shorten_all
 
-FORMAT = 2
+FORMAT = 3
+OLDER = 2  # which has curves as lists alone
 REPORT, LOCK, MODEL = "report.json", "fold.lock", "model.safetensors"
 
 Report = Mapping[str, Any]
@@ -33,8 +35,9 @@ Report = Mapping[str, Any]
 class ResultsFile:
     """The results of one config or study.
 
-    A report is a mapping of JSON types. Its `format` is FORMAT; `trial`, the trial's name, and `config` say which trial
-    it is of: of two reports that agree in both, one counts.
+    A report is a mapping of JSON types. Its `format` is FORMAT; its `curves`, if it has any, are lists by name, which
+    stand in the file in the forms of `short_curves`. `trial`, the trial's name, and `config` say which trial it is of:
+    of two reports that agree in both, one counts.
 
     Attributes:
         path: The JSON-lines file.
@@ -147,17 +150,19 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _line(report: Report) -> str:
-    return json.dumps(report, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    short = {**shorten_all(report), "format": FORMAT}
+    return json.dumps(short, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _parsed(text: str) -> Report | None:
     """Return the report that a text is; None if it is none."""
     try:
         report = json.loads(text)
+        whole = isinstance(report, dict) and report.get("format") in (FORMAT, OLDER)
+        report = {**lengthen_all(report), "format": FORMAT} if whole else {}
     except ValueError:
         return None
-    whole = isinstance(report, dict) and report.get("format") == FORMAT and isinstance(report.get("trial"), str)
-    return report if whole and {"config", "seed"} <= report.keys() else None
+    return report if isinstance(report.get("trial"), str) and {"config", "seed"} <= report.keys() else None
 
 
 def results_of(config: Path) -> ResultsFile:
