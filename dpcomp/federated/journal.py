@@ -16,9 +16,8 @@ from dpcomp.core.database import (
 )
 from dpcomp.core.errors import DpcompError
 
-FORMAT = 2  # of the file: SQLite's user_version
+FORMAT = 3  # of the file: SQLite's user_version
 
-WITHDRAWN = "CREATE TABLE IF NOT EXISTS withdrawn (client INTEGER PRIMARY KEY, reason TEXT NOT NULL)"
 KIND = DatabaseKind(
     name="journal",
     application_id=int.from_bytes(b"dpcJ", "big"),
@@ -29,6 +28,7 @@ KIND = DatabaseKind(
         "(number INTEGER PRIMARY KEY AUTOINCREMENT, version INTEGER NOT NULL, payload BLOB NOT NULL)",
         "CREATE TABLE cohorts (version INTEGER PRIMARY KEY, clients BLOB NOT NULL)",
         "CREATE TABLE federation (run_id BLOB NOT NULL)",
+        "CREATE TABLE withdrawn (client INTEGER PRIMARY KEY, round INTEGER NOT NULL, reason TEXT NOT NULL)",
     ),
     unmarked=b"CREATE TABLE accepted",
     how_to_create="A server makes a new journal in an empty folder",
@@ -53,9 +53,8 @@ def look_at_journal(path: str | os.PathLike[str]) -> tuple[bytes, dict[int, int]
         if row is None:
             raise DpcompError(f"the journal {path} names no federation: restore the newest whole copy of it")
         accepted = dict(connection.execute("SELECT version, COUNT(*) FROM accepted GROUP BY version").fetchall())
-        lacking = not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'withdrawn'").fetchone()
-        withdrawn = [] if lacking else connection.execute("SELECT client, reason FROM withdrawn").fetchall()
-    return row[0], accepted, dict(sorted(withdrawn))
+        withdrawn = connection.execute("SELECT client, reason FROM withdrawn ORDER BY client").fetchall()
+    return row[0], accepted, dict(withdrawn)
 
 
 class Journal:
@@ -72,12 +71,6 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]):
         self._database: Database = open_database(path, KIND)
-        try:
-            with self._database.changing() as connection:
-                connection.execute(WITHDRAWN)  # which journals of earlier versions lack
-        except BaseException:
-            self._database.close()
-            raise
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], run_id: bytes) -> "Journal":
@@ -92,7 +85,6 @@ class Journal:
         """
 
         def fill(connection: sqlite3.Connection) -> None:
-            connection.execute(WITHDRAWN)
             connection.execute("INSERT INTO federation (run_id) VALUES (?)", (run_id,))
 
         journal = cls.__new__(cls)
@@ -112,20 +104,21 @@ class Journal:
             row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'accepted'").fetchone()
         return 0 if row is None else row[0]
 
-    def append(self, version: int, payload: bytes, client: int) -> None:
+    def append(self, version: int, payload: bytes, client: int, number: int) -> None:
         """Write a payload durably, and that its client takes part: once this returns, it survives a machine's crash.
 
         Args:
             version: The server's version when it accepted the payload.
             payload: The payload's bytes.
-            client: The number of the client that sent it, which has not withdrawn any more.
+            client: The number of the client that sent it, which has come back if it withdrew from this round or before.
+            number: The round of the payload.
 
         Raises:
             DpcompError: The payload could not be written, so the server must not call it accepted.
         """
         with self._database.changing() as connection:
             connection.execute("INSERT INTO accepted (version, payload) VALUES (?, ?)", (version, payload))
-            connection.execute("DELETE FROM withdrawn WHERE client = ?", (client,))
+            connection.execute("DELETE FROM withdrawn WHERE client = ? AND round <= ?", (client, number))
 
     def payloads(self) -> list[tuple[int, bytes]]:
         """Return all payloads in their order, each after the version of the server that accepted it."""
@@ -169,15 +162,26 @@ class Journal:
         with self._database.changing() as connection:
             connection.execute("DELETE FROM cohorts WHERE version < ?", (version,))
 
-    def keep_withdrawal(self, client: int, reason: str) -> None:
-        """Write durably that a client takes no further part, and why. Raises DpcompError if it could not be written."""
-        with self._database.changing() as connection:
-            connection.execute("INSERT OR REPLACE INTO withdrawn (client, reason) VALUES (?, ?)", (client, reason))
+    def keep_withdrawal(self, client: int, number: int, reason: str) -> None:
+        """Write durably that a client takes no further part.
 
-    def withdrawals(self) -> dict[int, Any]:
-        """Return why each client that takes no further part does not, by its number."""
+        Args:
+            client: The client's number.
+            number: The first round of which it sends no update.
+            reason: Why.
+
+        Raises:
+            DpcompError: It could not be written.
+        """
+        with self._database.changing() as connection:
+            row = (client, number, reason)
+            connection.execute("INSERT OR REPLACE INTO withdrawn (client, round, reason) VALUES (?, ?, ?)", row)
+
+    def withdrawals(self) -> dict[int, tuple[int, Any]]:
+        """Return of each client that takes no further part the first round of which it sends no update, and why."""
         with self._database.reading() as connection:
-            return dict(connection.execute("SELECT client, reason FROM withdrawn ORDER BY client").fetchall())
+            rows = connection.execute("SELECT client, round, reason FROM withdrawn ORDER BY client").fetchall()
+        return {client: (number, reason) for client, number, reason in rows}
 
     def refuse_other(self, folder: object, run_id: bytes, count: int) -> None:
         """Refuse to go on from a checkpoint that this journal does not belong to.

@@ -106,7 +106,10 @@ WITHDRAWAL_REASONS: tuple[WithdrawalReason, ...] = get_args(WithdrawalReason)
 
 @dataclass(frozen=True, kw_only=True)
 class Withdrawal:
-    """A client's statement that it will send no further update, for now; or with "round", none in the present round.
+    """A client's statement that it will send no update of a round or a later one, for now; or with "round", none of it.
+
+    Messages may come twice or late, so it names the round: once the server has accepted an update of that round or a
+    later one, the client has come back, and the statement is out of date.
 
     Whether a budget allows a further release depends on what was charged before, and not on any data.
 
@@ -115,6 +118,7 @@ class Withdrawal:
         run: The number of the run's public seed.
         run_id: The run id of the federation; zeros for a client that does not know it.
         client: The client's number.
+        round: The first round of which the client sends no update.
         reason: Why, as a place in `WITHDRAWAL_REASONS`.
     """
 
@@ -122,10 +126,21 @@ class Withdrawal:
     run: Annotated[int, "Q"]
     run_id: Annotated[bytes, "8s"]
     client: Annotated[int, "I"]
+    round: Annotated[int, "I"]
     reason: Annotated[int, "B"]
 
 
-WITHDRAWAL = Format(Withdrawal, b"dpw\x01")
+def first_unsent_round(version: int, last: Address | None) -> int:
+    """Return the first round of which a client has sent no update, and may still do so.
+
+    Args:
+        version: The version that the client, or its server, is at.
+        last: The address of the last update that it has sent; None for none.
+    """
+    return version if last is None else max(version, last.round + 1)
+
+
+WITHDRAWAL = Format(Withdrawal, b"dpw\x02")
 HELLO = Format(Hello, b"dph\x04")
 REPLY = Format(Reply, b"dpr\x04")
 RECEIPT = 192 + 4  # the first byte of a receipt: above that of a payload with a short header

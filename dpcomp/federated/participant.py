@@ -13,7 +13,13 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.client import ClientState, Follow, LinkSetBack, Question, follow_broadcast, transition
-from dpcomp.federated.messages import WITHDRAWAL, WITHDRAWAL_REASONS, Withdrawal, WithdrawalReason
+from dpcomp.federated.messages import (
+    WITHDRAWAL,
+    WITHDRAWAL_REASONS,
+    Withdrawal,
+    WithdrawalReason,
+    first_unsent_round,
+)
 from dpcomp.federated.phases import Event, Phase, Restarted, Save, Trained
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
 from dpcomp.privacy.ledger.ledger import Ledger
@@ -131,19 +137,22 @@ class Participant:
     def withdrawal(self, reason: WithdrawalReason) -> bytes:
         """Return the message by which this client says that it will send no further update, for now.
 
-        The server then waits no longer for it. It counts again once it sends an update.
+        The server then waits no longer for it. It counts again once it sends an update of a later round than those
+        that it has sent so far.
 
         Args:
             reason: "budget" where its ledger allows no further release, "policy" where it does not accept the terms,
                 "done" where its operator ends it; "round" where it sends none in the present round alone.
         """
-        memory = self.state.memory
+        memory, pending = self.state.memory, self.state.pending
+        last = memory.link.last if pending is None else pending.link.last
         return WITHDRAWAL.seal(
             Withdrawal(
                 pipeline=memory.pipeline,
                 run=memory.seed.number,
                 run_id=memory.genesis.run_id,
                 client=memory.client,
+                round=first_unsent_round(memory.shared.version, last),
                 reason=WITHDRAWAL_REASONS.index(reason),
             )
         )

@@ -37,6 +37,7 @@ from dpcomp.federated.messages import (
     WITHDRAWAL_REASONS,
     Reply,
     WithdrawalReason,
+    first_unsent_round,
     largest_message,
     name_of,
     receipt_of,
@@ -157,6 +158,7 @@ class Server:
         self.refusals: Counter[str] = Counter()
         self.traffic = Traffic()
         self.withdrawn: dict[int, WithdrawalReason] = {}
+        self._withdrawn_from: dict[int, int] = {}  # client → the first round of which it sends no update
         self._optimizer = optimizer
         first = ServerState(memory=memory.with_first_model(model), model=model, moments={})
         self._folder: ServerFolder | None = None
@@ -264,6 +266,21 @@ class Server:
             self._refuse_closed()
             asked = 0 <= client < self._clients and self._is_drawn(client, self.memory.shared.version)
             return asked and not self._ended
+
+    def withdraw(self, client: int, reason: WithdrawalReason) -> None:
+        """Take note that a client sends no further update for now, where its transport says so in place of a message.
+
+        Args:
+            client: The client's number.
+            reason: Why, as for `Participant.withdrawal`; "round" is for clients alone to say.
+
+        Raises:
+            DpcompError: The journal cannot be written; or this server was closed.
+        """
+        with self._lock:
+            self._refuse_closed()
+            first = first_unsent_round(self.memory.shared.version, self.memory.link(client).last)
+            self._keep_withdrawal(client, first, reason)
 
     def close_round(self) -> bytes:
         """Close the round: aggregate its updates, move the model, and return the broadcast for all clients.
@@ -426,7 +443,7 @@ class Server:
         else:
             weight = self._late_policy.weight(memory.shared.version - frame.round)
             if journal is not None:
-                journal.append(memory.shared.version, message, frame.client)
+                journal.append(memory.shared.version, message, frame.client, frame.round)
             # An interrupt in between would leave a part of the update in the sum, and the client free to send it again.
             self._interrupted = True
             self._sum.add(update, weight)
@@ -434,8 +451,11 @@ class Server:
             self.accepted.append(Accepted(frame.client, weight, len(message)))
             self._in_time += frame.round == memory.shared.version
             self._interrupted = False
-            self.withdrawn.pop(frame.client, None)
-            self.given_up.discard(frame.client)
+            if frame.round >= self._withdrawn_from.get(frame.client, 0):  # else it was sent before the withdrawal
+                self.withdrawn.pop(frame.client, None)
+                self._withdrawn_from.pop(frame.client, None)
+            if frame.round == memory.shared.version:  # a late update says nothing of this round
+                self.given_up.discard(frame.client)
             shared = memory.shared
             # To a late update there is a whole reply, which says where the server is.
             if isinstance(arrived, ShortPayload) and (frame.version, frame.shared) == (shared.version, shared.digest):
@@ -531,16 +551,25 @@ class Server:
             return self._refusal(message, withdrawal.client, foreign)
         if not 0 <= withdrawal.reason < len(WITHDRAWAL_REASONS):
             raise CorruptPayload(f"a withdrawal has the reason {withdrawal.reason}, which this dpcomp does not know")
-        reason = WITHDRAWAL_REASONS[withdrawal.reason]
+        reason, version = WITHDRAWAL_REASONS[withdrawal.reason], self.memory.shared.version
+        withdrawn_from = self._withdrawn_from.get(withdrawal.client, 0)
+        newest = first_unsent_round(withdrawn_from, self.memory.link(withdrawal.client).last)
+        if withdrawal.round < newest or (reason == "round" and withdrawal.round != version):
+            # The client has come back since, or has withdrawn anew; or it is of another round than this one.
+            self.refusals["round"] += 1
+            return self._reply(message, withdrawal.client, refusal="round")
         if reason == "round":  # kept in no file, since a client says it again as long as the round lasts
-            last = self.memory.link(withdrawal.client).last
-            if last is None or last.round < self.memory.shared.version:
-                self.given_up.add(withdrawal.client)
-            return self._reply(message, withdrawal.client)
-        if self._folder is not None:
-            self._folder.journal.keep_withdrawal(withdrawal.client, reason)
-        self.withdrawn[withdrawal.client] = reason
+            self.given_up.add(withdrawal.client)
+        else:
+            # A client that is beyond the next round knows a server that was not set back yet, and will play this round.
+            self._keep_withdrawal(withdrawal.client, min(withdrawal.round, version + 1), reason)
         return self._reply(message, withdrawal.client)
+
+    def _keep_withdrawal(self, client: int, number: int, reason: WithdrawalReason) -> None:
+        """Take note that a client sends no update of a round or a later one."""
+        if self._folder is not None:
+            self._folder.journal.keep_withdrawal(client, number, reason)
+        self.withdrawn[client], self._withdrawn_from[client] = reason, number
 
     def _digest_at_start(self) -> bytes:
         memory = self.memory
@@ -638,7 +667,9 @@ class Server:
                 warnings.warn(
                     f"{folder.path}: an update accepted at version {accepted_at} is lost with it", stacklevel=3
                 )
-        self.withdrawn = folder.journal.withdrawals()  # of them, some may have come after the client's update
+        withdrawals = folder.journal.withdrawals()  # of them, some may have come after the client's update
+        self.withdrawn = {client: reason for client, (_, reason) in withdrawals.items()}
+        self._withdrawn_from = {client: number for client, (number, _) in withdrawals.items()}
         for reason in self.refusals:
             warnings.warn(
                 f"{folder.path}: updates that were accepted before are refused now ({reason}): has the configuration "

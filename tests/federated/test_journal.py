@@ -22,7 +22,7 @@ def test_no_byte_of_a_payload_stays_after_it_is_forgotten(tmp_path, length):
     journal, payload = Journal.create(tmp_path / "journal.db", RUN_ID), MARKER * (length // len(MARKER) + 1)
     for version in range(4):
         for _ in range(5):
-            journal.append(version, payload, 7)
+            journal.append(version, payload, 7, version)
     assert MARKER in raw(tmp_path)
     journal.forget_before(3)
     assert journal.payloads() == [(3, payload)] * 5
@@ -38,7 +38,7 @@ def test_a_journal_is_its_owners_alone_and_survives(tmp_path):
     before = os.umask(0)
     try:
         journal = Journal.create(path, RUN_ID)
-        journal.append(0, b"payload", 7)
+        journal.append(0, b"payload", 7, 0)
     finally:
         os.umask(before)
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}

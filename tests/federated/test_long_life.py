@@ -12,7 +12,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.federated import BroadcastReceived, ReplyReceived, TimedOut, Trained, Weigh
-from dpcomp.federated.messages import WITHDRAWAL
+from dpcomp.federated.messages import REFUSALS, REPLY, WITHDRAWAL
 from dpcomp.terms import FederationTerms
 from dpcomp.wire import checkpoint
 from tests.federated import weeks
@@ -177,6 +177,71 @@ def test_a_restarted_server_knows_who_has_withdrawn_after_an_update_and_who_has_
         each.close()
 
 
+def refusal_of(reply):
+    return REFUSALS[REPLY.unseal(reply)[0].refusal]
+
+
+def test_a_withdrawal_that_comes_again_after_the_client_has_come_back_changes_nothing(tmp_path):
+    terms = terms_of()
+    server = terms.server(D, FIRST, folder=tmp_path / "server")
+    client, said = Client(terms, tmp_path / "one", 1), []
+    for _ in range(3):
+        said += [client.participant.withdrawal("done"), client.participant.withdrawal("budget")]
+        for message in said[-2:]:
+            assert refusal_of(server.handle(message, sender=1)) == ""
+        assert server.withdrawn == {1: "budget"}
+        client.take_part(server)
+        for message in said:
+            assert refusal_of(server.handle(message, sender=1)) == "round"
+        assert (server.withdrawn, server.awaited) == ({}, 3)
+        server.close_round()
+        server.close()
+        server = terms.server(D, FIRST, folder=tmp_path / "server")
+        for message in said:
+            server.handle(message, sender=1)
+        assert (server.withdrawn, server.awaited) == ({}, 4)
+    for each in (server, client):
+        each.close()
+
+
+def test_an_update_that_was_sent_before_a_withdrawal_and_comes_after_it_takes_it_back_in_no_process(tmp_path):
+    terms = terms_of()
+    server, client = terms.server(D, FIRST, folder=tmp_path / "server"), Client(terms, tmp_path / "one", 1)
+    client.say(server, TimedOut())
+    (payload,) = client.participant.handle(client.release())
+    server.handle(client.participant.withdrawal("done"), sender=1)
+    server.handle(payload, sender=1)
+    assert len(server.accepted) == 1
+    for awaited in (3, 3):  # in this process and in the next one
+        assert (server.withdrawn, server.awaited) == ({1: "done"}, awaited)
+        server.close()
+        server = terms.server(D, FIRST, folder=tmp_path / "server")
+    server.close_round()
+    assert server.awaited == 3
+    client.take_part(server)
+    assert (server.withdrawn, server.awaited) == ({}, 3)
+    for each in (server, client):
+        each.close()
+
+
+def test_a_client_that_gave_a_round_up_is_awaited_in_the_next_whatever_comes_again(federation, tmp_path):
+    terms, server = federation
+    client = Client(terms, tmp_path / "one")
+    client.say(server, TimedOut())
+    client.ledger.charge(PIPELINE.cost, client.participant.state.memory.address, steps=terms.steps)  # and it was killed
+    assert client.participant.gives_round_up
+    message = client.participant.withdrawal("round")
+    assert refusal_of(server.handle(message, sender=1)) == ""
+    assert (server.given_up, server.awaited) == ({1}, 3)
+    client.say(server, BroadcastReceived(server.close_round()))
+    assert refusal_of(server.handle(message, sender=1)) == "round"
+    assert (server.given_up, server.awaited) == (set(), 4)
+    client.take_part(server)
+    assert server.handle(message, sender=1) is not None
+    assert (server.given_up, server.awaited) == (set(), 3)
+    client.close()
+
+
 def test_a_withdrawal_of_another_client_federation_or_reason_changes_nothing(federation, tmp_path):
     terms, server = federation
     client = Client(terms, tmp_path / "one")
@@ -189,8 +254,9 @@ def test_a_withdrawal_of_another_client_federation_or_reason_changes_nothing(fed
     assert b"another federation" in server.handle(foreign, sender=1)
     unknown = type(record)(**{**vars(record), "reason": 99})
     assert server.handle(WITHDRAWAL.seal(unknown), sender=1) is None
+    assert server.handle(b"dpw\x01" + message[4:], sender=1) is None  # of another format number
     assert (server.withdrawn, server.awaited) == ({}, 4)
-    assert server.refusals == {"direction": 1, "corrupt": 2, "run": 1}
+    assert server.refusals == {"direction": 1, "corrupt": 3, "run": 1}
     client.close()
 
 

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from dpcomp.adapters.flower.node_numbers import NodeNumbers
 from dpcomp.adapters.flower.records import FAILED, WITHDRAWALS, FromNode, Model, ToNode
 from dpcomp.core.errors import CorruptPayload
-from dpcomp.federated.messages import HELLO, WITHDRAWAL, WITHDRAWAL_REASONS, Withdrawal
+from dpcomp.federated.messages import HELLO
 from dpcomp.federated.server import Server
 
 LOG = logging.getLogger("flwr.dpcomp")  # whose records Flower prints
@@ -198,15 +198,7 @@ class Exchange:
         reason = error.reason or f"error {error.code}"
         if error.code in WITHDRAWALS:
             self.declined[client] = reason
-            memory = self._server.memory
-            withdrawal = Withdrawal(
-                pipeline=memory.pipeline,
-                run=memory.seed.number,
-                run_id=memory.genesis.run_id,
-                client=client,
-                reason=WITHDRAWAL_REASONS.index(WITHDRAWALS[error.code]),
-            )
-            self._server.handle(WITHDRAWAL.seal(withdrawal), client)
+            self._server.withdraw(client, WITHDRAWALS[error.code])
             self._warn("client %d will not take part: %s", client, reason)
             return
         self.dropped[f"error {error.code}"] += 1
