@@ -11,7 +11,7 @@ from dpcomp.core.address import SERVER
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.randomness import SecretSeed
-from dpcomp.federated.aggregation import TrustedRelease
+from dpcomp.federated.aggregation import Releases, TrustedRelease
 from dpcomp.wire.memory import ServerMemory
 
 
@@ -147,6 +147,21 @@ def _tail_bits(rate: float, clients: int, most: int) -> float:
     return clients * divergence
 
 
+def refuse_large_cohorts(pipeline: Releases, clients: int) -> None:
+    """Refuse so many clients that a round may well have more of them than the noise of the pipeline hides.
+
+    Args:
+        pipeline: The pipeline of a trusted server.
+        clients: The number of clients.
+
+    Raises:
+        ValueError: As `refuse_likely_redraw` does.
+    """
+    sampling, most = pipeline.sampling, pipeline.largest_cohort
+    if most is not None:
+        refuse_likely_redraw(1.0 if sampling is None else sampling.rate, clients, most)
+
+
 def enforced_cohort(cohort: Cohort | None, release: TrustedRelease | None, clients: int) -> Cohort | None:
     """Return the cohort that a server enforces: that of the pipeline, if the server is trusted."""
     if release is not None:
@@ -155,9 +170,9 @@ def enforced_cohort(cohort: Cohort | None, release: TrustedRelease | None, clien
                 f"cohort={cohort} under a trusted server: its pipeline says how clients are drawn, and the guarantee "
                 "rests on that. Leave cohort out, and set sampling= in the pipeline"
             )
-        sampling, most = release.pipeline.sampling, release.pipeline.largest_cohort
-        if most is not None:
-            refuse_likely_redraw(1.0 if sampling is None else sampling.rate, clients, most)
+        pipeline = release.pipeline
+        refuse_large_cohorts(pipeline, clients)
+        sampling, most = pipeline.sampling, pipeline.largest_cohort
         cohort = None if sampling is None else Cohort(sampling=sampling, secret=release.secret, most=most)
     if cohort is not None and clients == SERVER:
         raise ValueError(f"{cohort} draws among all clients, so their number is needed: give Server(clients=...)")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dpcomp.core.address import SERVER
-from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, NotPrivate, VersionMismatch
+from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, VersionMismatch
 from dpcomp.federated.aggregation import (
     Accepted,
     AcceptedUpdates,
@@ -24,6 +24,7 @@ from dpcomp.federated.aggregation import (
     mean_of_released,
 )
 from dpcomp.federated.cohort import Cohort, enforced_cohort
+from dpcomp.federated.configuration import refuse_contradictions
 from dpcomp.federated.journal import Journal
 from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.messages import (
@@ -130,11 +131,7 @@ class Server:
         largest_update: float = math.inf,
         folder: str | os.PathLike[str] | None = None,
     ):
-        if channel.server_sees_clean and late_policy.max_age:
-            raise NotPrivate(
-                f"late_policy={late_policy} under a trusted server: a late update beside a fresh one has twice the "
-                "sensitivity. Use Reject()"
-            )
+        refuse_contradictions(channel, optimizer, late_policy, clients)
         if channel.server_sees_clean != (trusted_release is not None):
             raise ValueError(
                 f"trusted_release={trusted_release}: give one if the pipeline has trust='server', and only then"
@@ -143,9 +140,6 @@ class Server:
             raise ValueError(
                 "trusted_release is of another pipeline than the channel: build both from the same pipeline"
             )
-        optimizer.refuse_feedback(channel)
-        if channel.sends_differences:
-            _refuse_differences(channel, late_policy, clients)
         if not largest_update > 0:
             raise ValueError(f"largest_update={largest_update}: the largest norm of an update is a number above 0")
         self._lock = threading.RLock()
@@ -172,6 +166,11 @@ class Server:
             on_failure.callback(self._folder.close)
             self._restore(self._folder)
             on_failure.pop_all()
+
+    @property
+    def channel(self) -> Channel:
+        """The channel of both ends."""
+        return self._channel
 
     @property
     def sees_clean(self) -> bool:
@@ -682,17 +681,3 @@ class Server:
         """Begin the round after a saved one."""
         older, dither_keys = self._still_received(state.memory.older), self.memory.dither_keys
         self._begin(replace(state, memory=replace(state.memory, older=older, dither_keys=dither_keys)))
-
-
-def _refuse_differences(channel: Channel, late_policy: LatePolicy, clients: int) -> None:
-    """Refuse a server whose sum of differences would not be the mean of what the clients take it for."""
-    if clients == SERVER:
-        raise ValueError(
-            f"feedback={channel.feedback}: the server's estimate is the mean over all clients, of whom only some send "
-            "in a round, so their number is needed: give Server(clients=...)"
-        )
-    if any(late_policy.weight(age) != 1 for age in range(1, late_policy.max_age + 1)):
-        raise ValueError(
-            f"late_policy={late_policy} beside feedback={channel.feedback}: a difference that counts less leaves the "
-            "server's estimate apart from the client's for good. Use Reject(), or Weigh(exponent=0.0, max_age=...)"
-        )

@@ -23,6 +23,8 @@ from dpcomp.core.randomness import LARGEST_SEED, DitherKey, DitherKeys, PublicSe
 from dpcomp.core.storage import write_whole
 from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.aggregation import TrustedRelease
+from dpcomp.federated.cohort import refuse_large_cohorts
+from dpcomp.federated.configuration import refuse_contradictions, refuse_observable_rounds
 from dpcomp.federated.late import LatePolicy, Reject, Weigh
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.server import Server
@@ -67,12 +69,15 @@ class FederationTerms:
         server_rule: How the server makes a step of a round's mean.
         late_policy: What the server does with an update that arrives after its round.
         largest_update: The largest L2 norm of a decoded update, as `largest_update(...)` computes it; None for any.
-        least_updates: The number of updates without which no round is closed because of its time.
-        round_seconds: How long a round stays open for all `clients`, in seconds; None for ever.
+        least_updates: The number of updates without which no round is closed because of its time; 0 where the server
+            is trusted, which closes rounds by time alone.
+        round_seconds: How long a round stays open for all `clients`, in seconds; None for ever, where the server is not
+            trusted.
 
     Raises:
         TypeError: A value is of another type.
         ValueError: A number lies outside its range, or two values do not fit together.
+        NotPrivate: The server is trusted, and would accept late updates or close rounds by what has come.
 
     Examples:
         >>> import numpy as np
@@ -136,6 +141,10 @@ class FederationTerms:
                 f"{where}(steps={self.steps}): with unit={trust.unit!r} a client releases its whole update, once a "
                 "round: give steps=1"
             )
+        refuse_contradictions(self.pipeline.channel, self.server_rule, self.late_policy, self.clients)
+        refuse_observable_rounds(self.pipeline.channel, seconds=self.round_seconds, least_updates=self.least_updates)
+        if trust.server_sees_clean:
+            refuse_large_cohorts(self.pipeline, self.clients)
 
     @classmethod
     def agree(
@@ -163,7 +172,7 @@ class FederationTerms:
             others: The other fields of `FederationTerms`, by name.
 
         Raises:
-            TypeError, ValueError: As the constructor does.
+            TypeError, ValueError, NotPrivate: As the constructor does.
         """
         made = Layout.of(layout)
         _check_model(first_model, made)
@@ -361,7 +370,7 @@ class FederationTerms:
 
         Raises:
             ConfigError: A key is unknown or missing, or a value refused; or the format is of another dpcomp.
-            NotPrivate: The pipeline has no guarantee.
+            NotPrivate: The pipeline has no guarantee; or as the constructor raises it.
         """
         where, parts = "the terms", tuple(parts)
         if type(table.get("format")) is not int or table["format"] != FORMAT:
@@ -402,7 +411,7 @@ class FederationTerms:
 
         Raises:
             ConfigError: The file is no TOML, or describes no terms; the message names it.
-            NotPrivate: The pipeline has no guarantee.
+            NotPrivate: As `from_table` does.
             OSError: The file can't be read.
         """
         return cls.from_table(read_toml(path), parts)

@@ -435,7 +435,7 @@ def test_nodes_that_take_most_of_a_round_for_each_message_train_in_every_round(t
 
 def test_a_trusted_server_asks_those_whom_it_has_drawn_and_closes_rounds_by_time(tmp_path, clock):
     with pytest.raises(NotPrivate, match="by time alone"):
-        PrivateStrategy(terms_of(TRUSTED), folder=tmp_path / "server")
+        terms_of(TRUSTED)
     terms = terms_of(TRUSTED, rounds=6, least_updates=0)
     grid, ledger = InProcess(tmp_path, terms), dp.Ledger()
     private, _ = played(grid, tmp_path / "server", secret=dp.SecretSeed(0), ledger=ledger)

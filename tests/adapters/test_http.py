@@ -401,6 +401,11 @@ def test_terms_say_when_a_round_is_closed():
     assert RoundPolicy.of(terms) == RoundPolicy(updates=3, seconds=30.0, least_updates=2, rounds=4)
     trusted = FederationTerms.agree(SAMPLED, D, FIRST, rounds=4, steps=1, clients=3, least_updates=0, round_seconds=5.0)
     RoundPolicy.of(trusted).refuse_observable(trusted_server())
+    with pytest.raises(dp.NotPrivate) as agreed:
+        FederationTerms.agree(SAMPLED, D, FIRST, rounds=4, steps=1, clients=3, round_seconds=5.0)
+    with pytest.raises(dp.NotPrivate) as served:
+        RoundPolicy(seconds=5.0).refuse_observable(trusted_server())
+    assert str(agreed.value) == str(served.value)
 
 
 def test_a_policy_that_closes_no_round_is_refused():

@@ -93,9 +93,8 @@ def test_what_is_not_of_one_federation_is_refused(tmp_path):
 
 
 def test_a_trusted_server_needs_its_ledger_and_a_clock(tmp_path):
-    write_folder(tmp_path, agreed(SAMPLED, 1, round_seconds=5.0), LAYERS, FIRST, Senders())
-    with pytest.raises(dp.DpcompError, match=r"ledger\.db"):
-        serve_folder(tmp_path)
-    dp.Ledger.create(tmp_path / "ledger.db").close()
     with pytest.raises(dp.NotPrivate, match="least_updates=0"):
+        agreed(SAMPLED, 1, round_seconds=5.0)
+    write_folder(tmp_path, agreed(SAMPLED, 1, round_seconds=5.0, least_updates=0), LAYERS, FIRST, Senders())
+    with pytest.raises(dp.DpcompError, match=r"ledger\.db"):
         serve_folder(tmp_path)

@@ -7,9 +7,19 @@ import pytest
 import tomli_w
 
 import dpcomp as dp
+from dpcomp.core.calls import as_toml_table
 from dpcomp.core.errors import ConfigError, VersionMismatch
-from dpcomp.federated import Participant, ReplyReceived, ServerOptimizer, TimedOut, Trained
-from dpcomp.federated.late import Weigh
+from dpcomp.federated import (
+    Participant,
+    Reject,
+    ReplyReceived,
+    Server,
+    ServerOptimizer,
+    TimedOut,
+    Trained,
+    TrustedRelease,
+    Weigh,
+)
 from dpcomp.federated.server_optimizers import ServerAdam
 from dpcomp.terms import FederationTerms
 
@@ -30,6 +40,9 @@ PIPELINES = {
 }
 
 
+BY_TIME = {"least_updates": 0, "round_seconds": 5.0}  # as the rounds of a trusted server are closed
+
+
 def agree(pipeline=PIPELINES["example"], **others):
     values = {"rounds": 3, "steps": 1, "clients": 5} | others
     return FederationTerms.agree(pipeline, LAYOUT, FIRST, **values)
@@ -41,11 +54,13 @@ def agree(pipeline=PIPELINES["example"], **others):
     [
         {},
         {"learning_rate": 0.1, "largest_update": 1220.0, "least_updates": 2, "round_seconds": 30.0},
-        {"server_rule": ServerAdam(learning_rate=0.01), "seed": dp.PublicSeed(2**64 - 1)},
+        {"server_rule": ServerAdam(learning_rate=0.01, behind_feedback=True), "seed": dp.PublicSeed(2**64 - 1)},
         {"server_rule": ServerOptimizer(learning_rate=0.5), "late_policy": Weigh(max_age=3)},
     ],
 )
 def test_a_file_gives_back_the_terms(name, others, tmp_path):
+    if name == "trusted":
+        others = {key: value for key, value in (others | BY_TIME).items() if key != "late_policy"}
     terms = agree(PIPELINES[name], **others)
     terms.write(tmp_path / "federation.toml")
     read = FederationTerms.read(tmp_path / "federation.toml")
@@ -128,7 +143,7 @@ def test_a_client_goes_on_from_its_folder_under_its_terms_alone(tmp_path):
 
 
 def test_a_trusted_server_needs_its_secrets_and_others_take_none():
-    trusted, other = agree(PIPELINES["trusted"]), agree()
+    trusted, other = agree(PIPELINES["trusted"], **BY_TIME), agree()
     with pytest.raises(ValueError, match="give both"):
         trusted.server(LAYOUT, FIRST)
     with pytest.raises(ValueError, match="neither elsewhere"):
@@ -173,6 +188,57 @@ def test_another_model_is_refused_before_anything_is_made():
 def test_values_that_make_no_terms_are_refused(change, words):
     with pytest.raises((TypeError, ValueError), match=words):
         agree(**change)
+
+
+SHARED = dp.Pipeline(
+    unit="client",
+    trust="server",
+    sampling=dp.Poisson(0.1),
+    mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)),
+    codec=dp.Codec(quantize=dp.ExactGaussian(cohort=5)),
+    downlink=dp.Codec(),
+    feedback=False,
+)
+DIFFERENCES = dp.Pipeline(
+    mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=dp.Codec(sparsify=dp.TopK(0.2)), feedback=dp.EF21()
+)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "values", "words"),
+    [
+        (PIPELINES["trusted"], {"round_seconds": 5.0}, "least_updates=1 after seconds=5.0"),
+        (PIPELINES["trusted"], {"least_updates": 0}, "least_updates=0 after seconds=None"),
+        (PIPELINES["trusted"], BY_TIME | {"late_policy": Weigh(max_age=1)}, r"Weigh\(.*under a trusted server"),
+        (SHARED, BY_TIME | {"clients": 100}, r"ExactGaussian\(cohort=5\): with 100 clients"),
+        (PIPELINES["example"], {"server_rule": ServerOptimizer(momentum=0.9)}, "behind feedback"),
+        (DIFFERENCES, {"late_policy": Weigh(max_age=2)}, "a difference that counts less"),
+    ],
+)
+def test_terms_with_which_no_server_starts_are_refused_where_they_are_made_and_read(pipeline, values, words, tmp_path):
+    with pytest.raises((dp.NotPrivate, ValueError), match=words) as agreed:
+        agree(pipeline, **values)
+    fitting = BY_TIME if pipeline.trust == "server" else {}
+    table = {name: value for name, value in agree(pipeline, **fitting).to_table().items() if name not in BY_TIME}
+    table |= {name: as_toml_table(value, name) for name, value in values.items()}
+    (tmp_path / "federation.toml").write_text(tomli_w.dumps(table))
+    with pytest.raises((dp.NotPrivate, ConfigError), match=words):
+        FederationTerms.read(tmp_path / "federation.toml")
+    if values.keys() <= BY_TIME.keys():
+        return  # the policy that closes rounds refuses them, and not the server
+    keys = dp.DitherKeys(bytes(32)) if pipeline is SHARED else None
+    release = TrustedRelease(pipeline=pipeline, secret=dp.SecretSeed(), ledger=dp.Ledger(), divisor=1.0)
+    with pytest.raises(type(agreed.value)) as started:
+        Server(
+            pipeline.channel,
+            pipeline.init_server(LAYOUT, dp.PublicSeed(0), dither_keys=keys),
+            FIRST,
+            late_policy=values.get("late_policy", Reject()),
+            optimizer=values.get("server_rule", ServerOptimizer()),
+            clients=values.get("clients", 5),
+            trusted_release=release if pipeline.trust == "server" else None,
+        )
+    assert str(started.value) == str(agreed.value)
 
 
 @pytest.mark.parametrize(

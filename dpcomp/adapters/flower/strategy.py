@@ -57,7 +57,6 @@ class PrivateStrategy(Strategy):
         exchange: What was dropped, and who does not take part, once `start` was called.
 
     Raises:
-        NotPrivate: The server is trusted, and the terms don't close rounds by time alone.
         ValueError: A number lies outside its range.
 
     Examples:
@@ -85,12 +84,6 @@ class PrivateStrategy(Strategy):
         if not real_number(poll_seconds, "poll_seconds", "a number above 0") > 0:
             raise ValueError(f"poll_seconds={poll_seconds}: give a time in seconds, above 0")
         self._trusted = terms.pipeline.trust_model.server_sees_clean
-        if self._trusted and (terms.least_updates or terms.round_seconds is None):
-            raise NotPrivate(
-                f"least_updates={terms.least_updates}, round_seconds={terms.round_seconds} with trust='server': rounds "
-                "would be closed by what has come, and whether a clean update is accepted depends on it. Agree on "
-                "round_seconds and least_updates=0: there a round is closed by time alone"
-            )
         self.terms, self._folder, self._secret, self._ledger = terms, Path(folder), secret, ledger
         self._fraction_evaluate, self._poll_seconds = fraction_evaluate, poll_seconds
         self.server: Server | None = None

@@ -9,7 +9,8 @@ import anyio
 import anyio.to_thread
 
 from dpcomp.core.checks import real_number, whole_number
-from dpcomp.core.errors import BudgetExhausted, NotPrivate
+from dpcomp.core.errors import BudgetExhausted
+from dpcomp.federated.configuration import refuse_observable_rounds
 from dpcomp.federated.server import Server
 from dpcomp.terms import FederationTerms
 
@@ -66,10 +67,7 @@ class RoundPolicy:
     def of(cls, terms: FederationTerms) -> "RoundPolicy":
         """Return the policy that the terms of a federation say: all enrolled clients, or the time and enough of them.
 
-        Where the server is trusted, the time alone: agree on `round_seconds` and `least_updates=0`.
-
-        Raises:
-            ValueError: The server is trusted, and the terms have no `round_seconds`.
+        Where the server is trusted, the time alone, which its terms have.
         """
         return cls(
             updates=None if terms.pipeline.trust_model.server_sees_clean else terms.clients,
@@ -82,13 +80,11 @@ class RoundPolicy:
         """Refuse a policy that would show something of clean messages by the time at which a round is closed.
 
         Raises:
-            NotPrivate: The server is trusted, and the number of updates decides.
+            NotPrivate: As `refuse_observable_rounds` does.
         """
-        if server.sees_clean and (self.updates is not None or self.least_updates):
-            raise NotPrivate(
-                f"{self} under a trusted server: when a round is closed would show how many clients have sent, for "
-                "which nothing is charged. Use RoundPolicy(seconds=..., least_updates=0)"
-            )
+        refuse_observable_rounds(
+            server.channel, seconds=self.seconds, least_updates=self.least_updates, updates=self.updates
+        )
 
     def seconds_left(self, updates: int, awaits: bool, age: float) -> float:
         """Return in how many seconds a round is to be closed, if no further update comes.
