@@ -178,6 +178,11 @@ class Server:
         return self._channel.server_sees_clean
 
     @property
+    def clients(self) -> int:
+        """The number of clients, which have the numbers below it; `SERVER`, the highest number, where it is unknown."""
+        return self._clients
+
+    @property
     def rounds_ended(self) -> bool:
         """Whether `end_rounds` was called, so that no update is taken."""
         return self._ended
@@ -219,6 +224,28 @@ class Server:
             return len(asked) - self._in_time - len((away - sent).intersection(asked))
 
     @property
+    def present(self) -> int:
+        """How many clients have shown in this round that they take part: by an update, or by giving the round up.
+
+        Raises:
+            DpcompError: As `cohort` does.
+        """
+        with self._lock:
+            waiting = self._waiting()
+            sent = {each.client for each in self.accepted} if waiting else set[int]()
+            return len(self.accepted) + len(waiting - sent)
+
+    @property
+    def unasked(self) -> int:
+        """How many clients only a later round may ask: those outside of its cohort that have not withdrawn.
+
+        Raises:
+            DpcompError: As `cohort` does.
+        """
+        with self._lock:
+            return 0 if self._cohort is None else self._clients - len(set(self.withdrawn).union(self.cohort()))
+
+    @property
     def next_round_only(self) -> int:
         """How many clients may send in a later round, but not in the present one: not asked, or they gave it up.
 
@@ -226,9 +253,7 @@ class Server:
             DpcompError: As `cohort` does.
         """
         with self._lock:
-            gone = set(self.withdrawn)
-            unasked = 0 if self._cohort is None else self._clients - len(gone.union(self.cohort()))
-            return unasked + len((self.given_up - gone).intersection(self.cohort()))
+            return self.unasked + len(self._waiting())
 
     def cohort(self) -> list[int]:
         """Return the clients that are asked for an update in the present round.
@@ -510,6 +535,11 @@ class Server:
         drawn = self._drawn(version)
         place = int(np.searchsorted(drawn, client))
         return place < len(drawn) and bool(drawn[place] == client)
+
+    def _waiting(self) -> set[int]:
+        """Return the clients that were asked in the present round, gave it up, and take part in later ones."""
+        version = self.memory.shared.version
+        return {client for client in self.given_up.difference(self.withdrawn) if self._is_drawn(client, version)}
 
     def _drawn(self, version: int) -> Int64[np.ndarray, "chosen"]:
         """Return the clients that were drawn for a round; those of the present round are drawn now if need be."""

@@ -191,6 +191,18 @@ def test_rounds_that_a_restored_server_plays_again_are_given_up_and_closed(tmp_p
         assert ledger_of(grid, node).guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
 
 
+def test_a_node_that_is_away_holds_up_no_round_that_the_others_give_up(tmp_path):
+    terms = terms_of(least_updates=2, rounds=4, round_seconds=1.0)
+    grid = InProcess(tmp_path, terms, nodes=NODES[:2])
+    played(grid, tmp_path / "server", rounds=1)
+    shutil.copytree(tmp_path / "server", tmp_path / "backup")
+    played(grid, tmp_path / "server", rounds=3)
+    grid.replies.clear()
+    private, _ = played(grid, tmp_path / "backup")
+    assert private.server.memory.shared.version == 4
+    assert [private.server.memory.link(client).count for client in range(3)] == [2, 2, 0]  # of the first and the last
+
+
 def test_false_replies_change_nothing(tmp_path, monkeypatch):
     terms = terms_of(least_updates=2, round_seconds=1.0)
     kept, first = accepted_by(monkeypatch), []

@@ -307,6 +307,53 @@ def test_a_cohort_that_cannot_send_enough_updates_does_not_hold_up_the_others(up
     assert not server.refusals
 
 
+@pytest.mark.parametrize("updates", [2, None])
+def test_a_drawn_client_that_is_away_holds_up_no_others(updates, caplog):
+    caplog.set_level(logging.INFO, "dpcomp")
+    server = server_of(clients=3, cohort=Cohort(sampling=InTurn([0], [0, 1], [1])))
+    policy = RoundPolicy(updates=updates, seconds=0.8, least_updates=2, rounds=3)
+    with federation(server, policy, 3) as (_, sends, app):
+        client = Client(1, sends[1])
+        for version in (1, 2):
+            eventually(lambda version=version: server.memory.shared.version == version)
+            client.train()
+        eventually(lambda: app._rounds.ended)
+    assert server.memory.link(1).count == 2 and not server.refusals
+    assert [f"cohort_small version={version} asked=1" in caplog.text for version in range(3)] == [True, False, True]
+    assert "round_held" not in caplog.text
+
+
+def test_a_cohort_that_may_have_enough_is_waited_for_and_the_log_says_so(caplog):
+    server = server_of(clients=4, cohort=Cohort(sampling=InTurn([0, 1, 2])))
+    with federation(server, RoundPolicy(seconds=0.2, least_updates=2, rounds=1), 4) as (_, sends, _):
+        Client(0, sends[0]).train()
+        eventually(lambda: "round_held version=0" in caplog.text)
+        assert server.memory.shared.version == 0
+        Client(2, sends[2]).train()
+        eventually(lambda: server.memory.shared.version == 1)
+    assert caplog.text.count("round_held") == 1
+
+
+def test_clients_that_gave_a_round_up_are_enough_to_close_it_beside_one_that_is_away():
+    server = server_of(clients=3)
+    with federation(server, RoundPolicy(updates=3, seconds=0.3, least_updates=2, rounds=2), 3) as (_, sends, _):
+        clients = [Client(number, send) for number, send in enumerate(sends[:2])]
+        for client in clients:
+            client.talk(TimedOut())
+            client.release()  # and its process is killed before it keeps the update
+            client.send(client.participant.withdrawal("round"))
+        eventually(lambda: server.memory.shared.version == 1)
+        for client in clients:
+            client.train()
+        eventually(lambda: server.memory.shared.version == 2)
+    assert [server.memory.link(number).count for number in range(3)] == [1, 1, 0]
+
+
+def test_more_updates_than_clients_are_refused():
+    with pytest.raises(ValueError, match=r"with 3 clients.*3 or less"):
+        FederationApp(server_of(clients=3), Senders(), RoundPolicy(seconds=1.0, least_updates=4))
+
+
 def test_a_cohort_of_clients_that_withdrew_is_waited_for_where_nobody_else_takes_part():
     server = server_of(clients=2, cohort=Cohort(sampling=InTurn([1], [0])))
     with federation(server, RoundPolicy(updates=2, rounds=4), 2) as (_, sends, _):

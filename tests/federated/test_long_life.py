@@ -242,6 +242,25 @@ def test_a_client_that_gave_a_round_up_is_awaited_in_the_next_whatever_comes_aga
     client.close()
 
 
+def test_a_client_with_a_late_update_that_gave_the_round_up_counts_once(tmp_path):
+    terms = terms_of(late_policy=Weigh(max_age=1))
+    server, client = terms.server(D, FIRST), Client(terms, tmp_path / "one")
+    client.say(server, TimedOut())
+    (late,) = client.participant.handle(client.release())
+    server.close_round()
+    client.participant.restart()
+    (question,) = client.participant.handle(TimedOut())
+    (resent,) = client.participant.handle(ReplyReceived(server.handle(question, sender=1)))
+    assert resent != late  # with a full header
+    client.say(server, ReplyReceived(server.handle(resent, sender=1)))
+    client.say(server, TimedOut())
+    client.ledger.charge(PIPELINE.cost, client.participant.state.memory.address, steps=terms.steps)  # and it was killed
+    server.handle(client.participant.withdrawal("round"), sender=1)
+    assert (server.given_up, server.awaited, server.next_round_only) == ({1}, 3, 1)
+    assert len(server.accepted) == server.present == 1
+    client.close()
+
+
 def test_a_withdrawal_of_another_client_federation_or_reason_changes_nothing(federation, tmp_path):
     terms, server = federation
     client = Client(terms, tmp_path / "one")

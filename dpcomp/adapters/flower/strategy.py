@@ -163,7 +163,7 @@ class PrivateStrategy(Strategy):
             if self._trusted:
                 return False
             # A round that nodes have given up is left to the others: they were charged for it, and come back after it.
-            return len(server.accepted) >= terms.least_updates or (server.next_round_only > 0 and not server.awaited)
+            return server.present >= terms.least_updates or (server.next_round_only > 0 and not server.awaited)
 
         def is_missing(client: int) -> bool:
             return not has_sent(client) and client not in exchange.declined and client not in server.given_up

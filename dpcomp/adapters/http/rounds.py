@@ -30,9 +30,11 @@ class RoundPolicy:
             that withdrew are not; None never closes one for its number.
         seconds: Close a round after so long, if at least `least_updates` were accepted by then, else as soon as they
             are; None never closes one for its age.
-        least_updates: The fewest updates of a round that is closed for its age, or because clients withdrew. Where so
-            many cannot come, all that can, while other clients may send in a later round: those outside of the cohort,
-            and those that have given the round up, since they were charged for it before.
+        least_updates: The fewest updates of a round that is closed for its age, or because clients withdrew. Clients
+            that have given the round up, since they were charged for it before, count as if they had sent; and for its
+            age a round is closed with fewer too where its cohort is no larger than this, and others may be drawn later,
+            who would else wait for a client that is away. Where so many cannot come, all that can, while other clients
+            may send in a later round.
         rounds: The number of rounds of the federation; the last model is served after them. None for no end.
 
     Raises:
@@ -86,12 +88,13 @@ class RoundPolicy:
             server.channel, seconds=self.seconds, least_updates=self.least_updates, updates=self.updates
         )
 
-    def seconds_left(self, updates: int, awaits: bool, age: float) -> float:
+    def seconds_left(self, updates: int, awaits: bool, enough: bool, age: float) -> float:
         """Return in how many seconds a round is to be closed, if no further update comes.
 
         Args:
             updates: The number of updates that were accepted in it.
-            awaits: Whether the round waits for a further one, whatever its age.
+            awaits: Whether a further one may come in this round, or has to.
+            enough: Whether it may be closed for its age alone.
             age: How long ago it began, in seconds.
 
         Returns:
@@ -99,7 +102,7 @@ class RoundPolicy:
         """
         if self.updates is not None and (updates >= self.updates or not awaits):
             return 0.0
-        if self.seconds is not None and (updates >= self.least_updates or not awaits):
+        if self.seconds is not None and (enough or not awaits):
             return max(self.seconds - age, 0.0)
         return math.inf
 
@@ -115,13 +118,19 @@ class Rounds:
         ended: Why no further round is closed; empty as long as rounds are.
 
     Raises:
-        ValueError: The server's rounds were ended before, and the policy has more.
+        ValueError: The server's rounds were ended before, and the policy has more; or it asks for more updates than the
+            server has clients.
     """
 
     def __init__(self, server: Server, policy: RoundPolicy):
         self._server, self._policy = server, policy
         self._arrived = anyio.Event()
         self.ended = ""
+        if policy.least_updates > server.clients:
+            raise ValueError(
+                f"{policy} with {server.clients} clients: no round would have so many updates. Give a least_updates of "
+                f"{server.clients} or less"
+            )
         if server.rounds_ended and not self._finished():
             raise ValueError(
                 f"the rounds of this server were ended at version {server.memory.shared.version}, so it takes no "
@@ -155,13 +164,21 @@ class Rounds:
 
     async def _wait(self, began: float) -> None:
         """Wait until the present round, which began at a time of the monotonic clock, is to be closed."""
-        asked = await anyio.to_thread.run_sync(self._asked)
+        asked, due = await anyio.to_thread.run_sync(self._asked), self._policy.seconds
+        version, least = self._server.memory.shared.version, self._policy.least_updates
         while True:
             self._arrived = anyio.Event()
-            awaits = await self._awaits(asked)
-            seconds = self._policy.seconds_left(len(self._server.accepted), awaits, time.monotonic() - began)
+            awaits, enough = await self._awaits(asked), await self._enough(asked)
+            updates, age = len(self._server.accepted), time.monotonic() - began
+            seconds = self._policy.seconds_left(updates, awaits, enough, age)
             if not seconds:
                 return
+            if due is not None and math.isinf(seconds):
+                seconds = due - age
+                if seconds <= 0:
+                    LOG.warning("round_held version=%d updates=%d least_updates=%d", version, updates, least)
+                    due = None  # it is said once
+                    continue
             with anyio.move_on_after(seconds):
                 await self._arrived.wait()
 
@@ -172,10 +189,15 @@ class Rounds:
         return bool(self.ended)
 
     def _asked(self) -> int | None:
+        """Return how many clients may send in the present round; None if nobody knows."""
+        server, least = self._server, self._policy.least_updates
         try:
-            return len(self._server.cohort())
+            asked = len(server.cohort())
         except ValueError:  # it takes all clients, and does not know their number
             return None
+        if asked < least and server.unasked:
+            LOG.warning("cohort_small version=%d asked=%d least_updates=%d", server.memory.shared.version, asked, least)
+        return asked
 
     async def _awaits(self, asked: int | None) -> bool:
         """Return whether the round waits for a further update, whatever its age."""
@@ -185,6 +207,21 @@ class Rounds:
         if updates + len(self._server.withdrawn) + len(self._server.given_up) < asked:
             return True  # the exact number takes the server's lock, and a time that grows with the clients
         return await anyio.to_thread.run_sync(self._awaits_exactly, asked, updates >= enough)
+
+    async def _enough(self, asked: int | None) -> bool:
+        """Return whether the round may be closed for its age alone."""
+        least = self._policy.least_updates
+        if len(self._server.accepted) >= least:
+            return True
+        # Of a small cohort each client would be needed, and one that is away would hold up all who may be drawn later.
+        small = asked is not None and asked <= least
+        if not small and not self._server.given_up:
+            return False
+        return await anyio.to_thread.run_sync(self._enough_exactly, least, small)
+
+    def _enough_exactly(self, least: int, small: bool) -> bool:
+        """Return whether enough clients have shown that they take part, or a small cohort is not all there is."""
+        return self._server.present >= least or (small and self._server.unasked > 0)
 
     def _awaits_exactly(self, asked: int, enough: bool) -> bool:
         """Return whether a client that was asked may still send, or one that withdrew is needed."""
