@@ -45,7 +45,7 @@ from dpcomp.federated.messages import (
     seal_receipt,
     write_link,
 )
-from dpcomp.federated.server_folder import ServerFolder
+from dpcomp.federated.server_folder import ServerFolder, charged_from
 from dpcomp.federated.server_optimizers import ServerOptimizer, ServerRule
 from dpcomp.federated.server_state import ServerState, other_configuration, other_genesis, other_run
 from dpcomp.federated.traffic import Traffic
@@ -72,6 +72,10 @@ class Server:
 
     An update is added to the round's sum as it arrives, and is not kept. The sum is exact, so the broadcast does not
     depend on the order in which updates came.
+
+    A trusted server whose ledger was charged for a round before closes it without a release, since its noise may have
+    been drawn: after a crash between the charge and the end of the round, and in each round that it plays again from a
+    folder that was set back. A warning names these rounds when the folder is opened, and `forfeited` has them.
 
     `refusals` counts the messages that were not accepted, by reason. If the server is trusted, these counts depend on
     clean messages and are for research alone. `withdrawn` says of each client that takes no further part why not,
@@ -146,6 +150,7 @@ class Server:
         self._channel, self._late_policy, self._trusted_release = channel, late_policy, trusted_release
         self._cohort = enforced_cohort(cohort, trusted_release, clients)
         self._ended = False  # whether no further round is closed
+        self._forfeited: tuple[int, ...] = ()  # closed rounds without a release
         self._cohorts: dict[int, np.ndarray] = {}  # version → the clients of that round, ascending
         self._largest_update, self._largest_message = largest_update, largest_message(memory.layout.size)
         self._clients, self._closed, self._interrupted = clients, False, False
@@ -208,6 +213,14 @@ class Server:
             reply = self._reply_to(message, sender)
             self.traffic = self.traffic.after(len(message), 0 if reply is None else len(reply))
             return reply
+
+    @property
+    def forfeited(self) -> tuple[int, ...]:
+        """The rounds that have no release, ascending: closed ones, and those to come that were charged already."""
+        with self._lock:
+            release = self._trusted_release
+            ahead = [] if release is None else charged_from(release.ledger, self.memory)
+            return (*self._forfeited, *ahead)
 
     @property
     def awaited(self) -> int:
@@ -318,11 +331,13 @@ class Server:
             BudgetExhausted: A trusted server's budget allows no further release. Its clean payloads are deleted, since
                 none of them can be released later; a restarted server is in the same round without them.
             DpcompError: This server was closed.
-            OSError: The round could not be saved. A trusted server has charged it, so the next call releases zeros.
+            OSError: The round could not be saved. A trusted server has charged it, so the next call forfeits it.
         """
         with self._lock:
             self._refuse_closed()
-            mean, estimate = self._mean(), None
+            forfeits = self._forfeits_round()
+            forfeited = (*self._forfeited, self.memory.shared.version) if forfeits else self._forfeited
+            mean, estimate = self._mean(forfeits), None
             if self._channel.sends_differences:
                 mean = estimate_after(mean, self._state.estimate)
                 estimate = mean.dense()
@@ -333,11 +348,12 @@ class Server:
                 memory = replace(memory, clip_norm=self._sum.next_clip_norm)
             state = self._state.after(broadcast, memory, moments, estimate)
             if self._folder is not None:  # first: an unsaved round must not be broadcast
-                self._folder.save(state, self.traffic, self.refusals)
+                self._folder.save(state, self.traffic, self.refusals, forfeited)
                 self._forget(self._folder, memory.shared.version)
             oldest = self._oldest_cohort(memory.shared.version)
             self._cohorts = {version: drawn for version, drawn in self._cohorts.items() if version >= oldest}
             self._begin(state)
+            self._forfeited = forfeited
             return broadcast.message
 
     def end_rounds(self) -> None:
@@ -631,10 +647,20 @@ class Server:
         )
         return REPLY.seal(reply, link + body)
 
-    def _mean(self) -> Update:
+    def _forfeits_round(self) -> bool:
+        """Return whether the present round is closed without a release, since a trusted server was charged for it."""
         release = self._trusted_release
-        if release is not None and release.ledger.charged(self.memory.address):
-            # A crash came after the charge: a second release would not be charged, so the step is zero.
+        if release is None or not release.ledger.charged(self.memory.address):
+            return False
+        warnings.warn(
+            f"round {self.memory.shared.version} is closed without a release: {release.ledger} was charged for it "
+            "before, and its noise may have been drawn",
+            stacklevel=3,
+        )
+        return True
+
+    def _mean(self, forfeits: bool) -> Update:
+        if forfeits:  # a second release would not be charged
             return mean_of_released(self._channel, [], self.memory)
         try:
             return self._sum.mean()
@@ -680,7 +706,7 @@ class Server:
 
     def _restore(self, folder: ServerFolder) -> None:
         """Go on from a folder: from its last closed round, and with what was accepted and drawn since."""
-        state, traffic, refusals = folder.load(self._optimizer.moments)
+        state, traffic, refusals, self._forfeited = folder.load(self._optimizer.moments)
         version = state.memory.shared.version
         self._take_up(state)
         self._ended = False  # as in a new process: what was accepted is taken again

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ServerMemory
 
 ACCEPTED = "accepted"  # the array with the number of payloads that the journal had taken when a checkpoint was saved
+FORFEITED = "forfeited"  # the array with the rounds that were closed without a release
 
 
 class Saved(NamedTuple):
@@ -32,11 +33,13 @@ class Saved(NamedTuple):
         state: What the next round begins with.
         traffic: What the server had received and sent.
         refusals: How many messages it had refused, by reason.
+        forfeited: The rounds that were closed without a release, ascending.
     """
 
     state: ServerState
     traffic: Traffic
     refusals: Counter[str]
+    forfeited: tuple[int, ...]
 
 
 class ServerFolder:
@@ -85,21 +88,24 @@ class ServerFolder:
         genesis = first.memory.genesis
         memory = first.memory.with_genesis(replace(genesis, run_id=self.journal.run_id))
         refuse_other_genesis(self.path, memory, genesis)
-        self.save(replace(first, memory=memory), Traffic(), {})
+        self.save(replace(first, memory=memory), Traffic(), {}, ())
 
-    def save(self, state: ServerState, traffic: Traffic, refusals: Mapping[str, int]) -> None:
+    def save(self, state: ServerState, traffic: Traffic, refusals: Mapping[str, int], forfeited: Sequence[int]) -> None:
         """Write a checkpoint durably.
 
         Args:
             state: What the next round begins with.
             traffic: What the server has received and sent.
             refusals: How many messages it has refused, by reason.
+            forfeited: The rounds that were closed without a release, ascending.
 
         Raises:
             OSError: It could not be written.
         """
         arrays: dict[str, np.ndarray] = {ACCEPTED: np.array([self.journal.count], dtype=np.int64)}
         arrays |= counts_as_arrays(traffic, refusals)
+        if forfeited:
+            arrays[FORFEITED] = np.array(forfeited, dtype=np.int64)
         if self._ledger is not None:
             arrays |= ledger_arrays(self._ledger)
         checkpoint.save(self._checkpoints, state.checkpoint(arrays))
@@ -129,7 +135,9 @@ class ServerFolder:
         if self._ledger is not None:
             self._refuse_uncharged(self._ledger, memory)
             refuse_older_ledger(self._ledger, arrays)
-        return Saved(state, *counts_in_arrays(arrays))
+        if self._ledger is not None:
+            self._warn_of_charged(self._ledger, memory)
+        return Saved(state, *counts_in_arrays(arrays), forfeited_in_arrays(arrays))
 
     def _refuse_uncharged(self, ledger: Ledger, memory: ServerMemory) -> None:
         """Refuse a ledger that lacks the charge of the last release."""
@@ -139,6 +147,26 @@ class ServerFolder:
                 f"{self.path} holds the release of {last}, which {ledger} never charged: restore the newest ledger; "
                 "what is spent cannot be taken back"
             )
+
+    def _warn_of_charged(self, ledger: Ledger, memory: ServerMemory) -> None:
+        """Warn of the rounds from the present one on that a ledger was charged for, of which there is no release."""
+        version = memory.shared.version
+        ahead = charged_from(ledger, memory)
+        if not ahead:
+            return
+        if ahead == [version]:
+            why = "a process ended between its charge and its end, or the folder was set back by one round"
+        else:
+            why = (
+                "the folder was set back to an older copy, and what was released after that is lost; or it is new, "
+                "beside the ledger of another run of this seed"
+            )
+        warnings.warn(
+            f"{self.path} is at version {version}, and {ledger} was charged for {_rounds(ahead)} already: {why}. What "
+            "was charged is closed without a release: it is not charged again, no noise is drawn, and what clients "
+            "send is deleted unused. If there is a newer copy of the folder, stop now and restore that; else go on",
+            stacklevel=5,
+        )
 
     def forget(self, version: int, oldest_cohort: int | None) -> None:
         """Delete the payloads and cohorts of closed rounds, but for those that the checkpoint before the newest needs.
@@ -163,3 +191,26 @@ class ServerFolder:
     def close(self) -> None:
         """Close the journal, so that another process may use the folder."""
         self.journal.close()
+
+
+def charged_from(ledger: Ledger, memory: ServerMemory) -> list[int]:
+    """Return the rounds from the present one on that a trusted server's ledger was charged for, ascending.
+
+    Args:
+        ledger: The ledger.
+        memory: The server's memory.
+    """
+    place = memory.address
+    return sorted(number for number in ledger.charged_rounds(place.run, place.client) if number >= place.round)
+
+
+def forfeited_in_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Return the rounds that were closed without a release, as the extra arrays of a checkpoint hold them."""
+    return tuple(arrays.get(FORFEITED, np.empty(0, np.int64)).tolist())
+
+
+def _rounds(numbers: Sequence[int]) -> str:
+    """Write rounds, ascending, as their number and the first and last of them."""
+    if len(numbers) == 1:
+        return f"round {numbers[0]}"
+    return f"{len(numbers):,} rounds from {numbers[0]} to {numbers[-1]}"

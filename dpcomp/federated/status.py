@@ -11,6 +11,7 @@ import numpy as np
 from dpcomp.core.address import Address
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.journal import look_at_journal
+from dpcomp.federated.server_folder import forfeited_in_arrays
 from dpcomp.federated.traffic import Traffic, counts_in_arrays
 from dpcomp.wire import checkpoint
 from dpcomp.wire.frame import PAYLOAD
@@ -34,6 +35,7 @@ class ServerStatus:
         withdrawn: Why each client that takes no further part does not.
         refusals: How many messages were refused for each reason, up to the last closed round.
         traffic: What was received and replied, up to the last closed round.
+        forfeited: The closed rounds of a trusted server that had no release, since it was charged for them before.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class ServerStatus:
     withdrawn: Mapping[int, str]
     refusals: Mapping[str, int]
     traffic: Traffic
+    forfeited: tuple[int, ...]
 
     @classmethod
     def read(cls, folder: Path) -> "ServerStatus":
@@ -81,6 +84,7 @@ class ServerStatus:
             withdrawn=withdrawn,
             refusals=dict(refusals),
             traffic=traffic,
+            forfeited=forfeited_in_arrays(extra),
         )
 
     @property

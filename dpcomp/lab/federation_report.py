@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpcomp.core.address import SERVER
 from dpcomp.core.database import HEADER_BYTES
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.status import ClientStatus, ServerStatus, states_in
@@ -67,6 +68,15 @@ class FederationReport:
             )
         return report
 
+    def charged_ahead(self, state: ServerStatus) -> list[int]:
+        """Return the rounds that a trusted server has not closed, although a ledger in the folder was charged for them.
+
+        Args:
+            state: A state in the folder.
+        """
+        charged = [record.charged_rounds(state.run, SERVER) for record, _ in self.ledgers]
+        return sorted(number for number in frozenset().union(*charged) if number >= state.version)
+
 
 def text(report: FederationReport) -> str:
     """Return the report as lines of at most 100 columns."""
@@ -80,7 +90,7 @@ def text(report: FederationReport) -> str:
         version = f"version {state.version:,}" + ("" if of is None else f" of {of.rounds:,}")
         where = f"{state.folder} · run id {state.run_id.hex()} · {version} · saved {state.saved:%Y-%m-%d %H:%M} UTC"
         if isinstance(state, ServerStatus):
-            lines += [*_said("server", where), *_of_server(state, of), ""]
+            lines += [*_said("server", where), *_of_server(state, of, report.charged_ahead(state)), ""]
         else:
             lines += [*_said(f"client {state.client}", where), *_of_client(state), ""]
     for record, guarantee in report.ledgers:
@@ -89,7 +99,7 @@ def text(report: FederationReport) -> str:
     return "\n".join(lines[:-1])
 
 
-def _of_server(state: ServerStatus, terms: FederationTerms | None) -> list[str]:
+def _of_server(state: ServerStatus, terms: FederationTerms | None, ahead: list[int]) -> list[str]:
     enrolled = "" if terms is None else f" of {terms.clients:,}"
     behind = [client for client in state.last_rounds if client not in state.current]
     refusals = ", ".join(f"{reason} {count:,}" for reason, count in sorted(state.refusals.items()))
@@ -104,6 +114,11 @@ def _of_server(state: ServerStatus, terms: FederationTerms | None) -> list[str]:
         *_said("refused", refusals or "nothing"),
         *_said("bytes", f"{traffic.received_bytes:,} in {traffic.messages:,} messages; {traffic.sent_bytes:,} replied"),
     ]
+    if state.forfeited:
+        lines += _said("forfeited", f"{_numbers(state.forfeited, 'round')}, closed without a release")
+    if ahead:
+        spent = f"the ledger was charged already for {_numbers(ahead, 'round')}"
+        lines += _said("charged", f"{spent}; unless a server is closing it now, a round is closed without a release")
     if terms is not None and terms.pipeline.trust_model.server_sees_clean:
         lines += _said("", "counts of a trusted server depend on clean messages: tell nobody")
     return lines
@@ -122,7 +137,7 @@ def json_text(report: FederationReport) -> str:
     said: dict[str, Any] = {
         "folder": str(report.folder),
         "terms": [{"run_id": run_id.hex(), **terms.to_table()} for run_id, terms in report.terms.items()],
-        "states": [_as_json(state) for state in report.states],
+        "states": [_as_json(state, report) for state in report.states],
         "ledgers": [
             {
                 "ledger": record.name,
@@ -138,11 +153,12 @@ def json_text(report: FederationReport) -> str:
     return json.dumps(said, ensure_ascii=False, indent=2)
 
 
-def _as_json(state: ServerStatus | ClientStatus) -> dict[str, Any]:
+def _as_json(state: ServerStatus | ClientStatus, report: FederationReport) -> dict[str, Any]:
     said = {"is": "server" if isinstance(state, ServerStatus) else "client", **vars(state)}
     said |= {"folder": str(state.folder), "run_id": state.run_id.hex(), "saved": state.saved.isoformat()}
     if isinstance(state, ServerStatus):
-        return said | {"traffic": vars(state.traffic), "current": list(state.current)}
+        ahead = report.charged_ahead(state)
+        return said | {"traffic": vars(state.traffic), "current": list(state.current), "charged_ahead": ahead}
     return said | {"pending": None if state.pending is None else state.pending.round}
 
 

@@ -11,6 +11,7 @@ from dpcomp.federated.late import Weigh
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut, Trained
 from dpcomp.federated.server import Server
+from dpcomp.federated.status import ServerStatus
 from tests.federated.ends import (
     LAYOUT,
     PIPELINE,
@@ -34,15 +35,61 @@ def test_a_charged_round_of_a_trusted_server_is_forfeit_after_a_crash(tmp_path):
     before = server.model
     ledger.charge(TRUSTED.cost, server.memory.address)  # and the power went
     server.close()
-    again = server_of(TRUSTED, tmp_path, ledger)
-    assert len(again.accepted) == 1
-    talk(participant, again, BroadcastReceived(again.close_round()))
+    with pytest.warns(UserWarning, match="charged for round 1 already: a process ended between its charge and its end"):
+        again = server_of(TRUSTED, tmp_path, ledger)
+    assert len(again.accepted) == 1 and again.forfeited == (1,)
+    with pytest.warns(UserWarning, match="round 1 is closed without a release"):
+        broadcast = again.close_round()
+    talk(participant, again, BroadcastReceived(broadcast))
     stands_with(participant, again)
     np.testing.assert_allclose(again.model + again.memory.residual, before + server.memory.residual, atol=1e-6)
     talk(participant, again, Trained(update_of(TRUSTED, participant.state.memory, 8)))
     again.close_round()
     assert ledger.guarantee(1e-5).steps == 3
     again.close()
+
+
+def test_a_trusted_server_that_was_set_back_says_which_rounds_it_closes_without_a_release(tmp_path):
+    ledger, folder = dp.Ledger(), tmp_path / "server"
+    server = server_of(TRUSTED, folder, ledger)
+    server.close_round()
+    server.close()
+    shutil.copytree(folder, tmp_path / "backup")
+    server = server_of(TRUSTED, folder, ledger)  # nothing is said of a server that goes on
+    for _ in range(3):
+        server.close_round()
+    server.close()
+    assert server.forfeited == ()
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "backup", folder)
+    words = r"is at version 1, and .* was charged for 3 rounds from 1 to 3 already: the folder was set back"
+    with pytest.warns(UserWarning, match=words):
+        server = server_of(TRUSTED, folder, ledger)
+    before = server.model + server.memory.residual
+    for number in (1, 2):
+        with pytest.warns(UserWarning, match=f"round {number} is closed without a release"):
+            server.close_round()
+        assert server.forfeited == (1, 2, 3)
+    np.testing.assert_allclose(server.model + server.memory.residual, before, atol=1e-6)
+    assert ServerStatus.read(folder).forfeited == (1, 2)
+    server.close()
+    with pytest.warns(UserWarning, match="charged for round 3 already"):
+        server = server_of(TRUSTED, folder, ledger)
+    with pytest.warns(UserWarning, match="round 3 is closed without a release"):
+        server.close_round()
+    server.close_round()
+    assert server.forfeited == ServerStatus.read(folder).forfeited == (1, 2, 3)
+    assert ledger.guarantee(1e-5).steps == 5
+    server.close()
+
+
+def test_another_server_of_one_seed_and_ledger_says_that_it_releases_nothing(tmp_path):
+    ledger = dp.Ledger()
+    server_of(TRUSTED, ledger=ledger).close_round()
+    with pytest.warns(UserWarning, match="round 0 is closed without a release"):
+        server_of(TRUSTED, ledger=ledger).close_round()
+    with pytest.warns(UserWarning, match="is at version 0, and .* charged for round 0 already"):
+        server_of(TRUSTED, tmp_path, ledger).close()
 
 
 def test_one_server_at_a_time_holds_a_folder(tmp_path):

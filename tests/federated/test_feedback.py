@@ -293,7 +293,7 @@ class TestDifferences:
 
     def test_the_estimate_has_the_claim_of_the_releases(self):
         server = server_of(self.PIPELINE)
-        step, _ = server._optimizer.step(server._mean(), {})
+        step, _ = server._optimizer.step(server._mean(forfeits=False), {})
         assert step.claim == self.PIPELINE.claim
         server.close_round()
         assert server.memory.step.claim == self.PIPELINE.claim

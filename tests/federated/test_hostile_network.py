@@ -223,9 +223,15 @@ class HostileNetwork(RuleBasedStateMachine):
         if crash and self.pipeline.trust == "server" and not self.server_ledger.charged(self.server.memory.address):
             self.server_ledger.charge(self.pipeline.cost, self.server.memory.address)
             self.replayed._trusted_release.ledger.charge(self.pipeline.cost, self.server.memory.address)
-            self.restart_server()
-        broadcast = self.server.close_round()
-        self.replayed.close_round()
+            with pytest.warns(UserWarning, match="was charged for round"):
+                self.restart_server()
+            with pytest.warns(UserWarning, match="closed without a release"):
+                broadcast = self.server.close_round()
+            with pytest.warns(UserWarning, match="closed without a release"):
+                self.replayed.close_round()
+        else:
+            broadcast = self.server.close_round()
+            self.replayed.close_round()
         self.history[self.server.memory.shared.version] = (self.server.memory.shared, self.server.model)
         self.coming += [(SERVER, client, broadcast) for client in range(CLIENTS)]
 

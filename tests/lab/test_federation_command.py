@@ -13,6 +13,7 @@ from dpcomp.federated.status import ServerStatus
 from dpcomp.lab.cli import main
 from dpcomp.lab.federation_report import FederationReport
 from dpcomp.wire import checkpoint
+from tests.federated.ends import RUN, TRUSTED, server_of
 from tests.federated.test_long_life import DELTA, FIRST, PIPELINE, Client, D, terms_of
 
 
@@ -90,6 +91,23 @@ def test_a_ledger_that_is_incomplete_is_said_to_be(folder, capsys):
         ledger.mark_incomplete("a test")
     assert "ε = ∞" in said(capsys, folder)[1]
     assert None in {ledger["epsilon"] for ledger in json.loads(said(capsys, folder, "--json")[1])["ledgers"]}
+
+
+def test_rounds_of_a_trusted_server_without_a_release_are_said(tmp_path, capsys):
+    with dp.Ledger.create(tmp_path / "ledger.db", research=True) as ledger:
+        for number in (0, 1, 2):
+            ledger.charge(TRUSTED.cost, dp.Address(RUN.number, dp.SERVER, number))
+        ledger.charge(TRUSTED.cost, dp.Address(RUN.number + 1, dp.SERVER, 7))  # of another run
+        with pytest.warns(UserWarning, match="3 rounds from 0 to 2"):
+            server = server_of(TRUSTED, tmp_path / "server", ledger)
+        with pytest.warns(UserWarning, match="round 0 is closed without a release"):
+            server.close_round()
+        text = said(capsys, tmp_path)[1]
+        assert "forfeited  1 round: 0, closed without a release" in text
+        assert "was charged already for 2 rounds: 1-2;" in text
+        (state,) = json.loads(said(capsys, tmp_path, "--json")[1])["states"]
+        assert (state["forfeited"], state["charged_ahead"]) == ([0], [1, 2])
+        server.close()
 
 
 def test_folders_without_a_federation_are_refused(tmp_path, capsys):

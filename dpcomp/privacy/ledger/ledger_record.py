@@ -73,6 +73,19 @@ class LedgerRecord:
         """What each client has spent, by its number."""
         return self.entries.histories(self.plan, len(self.entries))
 
+    def charged_rounds(self, run: int, client: int) -> frozenset[int]:
+        """Return the rounds of a run that a client was charged for, as `Ledger.charged_rounds` does.
+
+        Args:
+            run: The number of the run: that of its public seed.
+            client: The client's number.
+        """
+        entries = self.entries
+        if str(run) not in entries.runs:
+            return frozenset()
+        charged = (entries.run_places == entries.runs.index(str(run))) & (entries.clients == client)
+        return frozenset(entries.rounds[charged].tolist())
+
     def guarantee_of(self, client: int, delta: float, population: int | None = None) -> Guarantee:
         """Return the guarantee of one client's charges; of a client without any, ε is 0.
 
