@@ -8,12 +8,14 @@ from typing import Any, get_args
 
 import tomli_w
 
+from dpcomp.core.address import Address
 from dpcomp.core.calls import check_keys
 from dpcomp.core.checks import check_type, real_number
-from dpcomp.core.errors import ConfigError, TermsRefused
+from dpcomp.core.errors import BudgetExhausted, ConfigError, TermsRefused
 from dpcomp.core.storage import write_whole
 from dpcomp.privacy.accounting.events import gaussians_in
 from dpcomp.privacy.claim import ROUNDING
+from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.guarantee import rounded_up
 from dpcomp.privacy.ledger.budget import Budget
 from dpcomp.privacy.ledger.ledger import Ledger
@@ -67,15 +69,18 @@ class ClientPolicy:
             if not isinstance(given, tuple) or not given or not all(each in known for each in given):
                 raise ValueError(f"{where}({name}={given!r}): give a tuple of {', '.join(map(repr, known))}")
 
-    def check(self, terms: FederationTerms, ledger: Ledger | None, client: int) -> None:
+    def check(self, terms: FederationTerms, ledger: Ledger | None, client: int, version: int = 0) -> None:
         """Refuse terms that this policy does not allow; nothing is charged.
 
-        Rounds of this federation that the ledger was charged for already, before a restart, are not counted twice.
+        What counts is what the ledger holds, and the rounds from the server's version on that it was not charged for.
+        A client's budget is spent by its own releases alone, so a round that it missed costs nothing. Should a server
+        that was set back play such a round again, `refuse_round` holds it against the policy.
 
         Args:
             terms: The terms of the federation.
-            ledger: The client's ledger; None where the server is trusted, whose ledger is charged.
+            ledger: The client's ledger; None where the server is trusted, whose ledger is charged in every round.
             client: The number of the client in the federation.
+            version: The version of the server, as far as the client knows it: how many rounds are closed.
 
         Raises:
             TermsRefused: They ask for more trust, have less noise, or would cost more than the policy allows; or the
@@ -120,7 +125,7 @@ class ClientPolicy:
                 "two numbers are not added up, since they should be of two clients' data. Ask for the number "
                 f"{others[0]} in this federation; for the data of another client, give another ledger"
             )
-        left = terms.rounds - sum(number < terms.rounds for number in ledger.charged_rounds(terms.seed.number, client))
+        left = len(set(range(version, terms.rounds)) - ledger.charged_rounds(terms.seed.number, client))
         try:
             within = ledger.within(budget, cost, client, terms.steps, charges=left)
         except ValueError as error:  # of another unit or trust
@@ -128,6 +133,24 @@ class ClientPolicy:
         if not within:
             own = "" if ledger.budget in (None, budget) else f", or than {ledger.budget} of the ledger itself"
             self._refuse_cost(terms, left, f" beside what {ledger} holds already" if ledger.clients else "", own)
+
+    def refuse_round(self, ledger: Ledger, cost: Cost, address: Address, steps: int) -> None:
+        """Refuse a round that this policy does not allow any more, such as after another federation was charged.
+
+        Args:
+            ledger: The client's ledger; nothing is charged.
+            cost: The cost of a single release.
+            address: Where the round would be charged.
+            steps: The number of releases in it.
+
+        Raises:
+            BudgetExhausted: The ledger would hold more than the policy's budget, or than its own.
+        """
+        if not ledger.within(self.budget, cost, address.client, steps):
+            raise BudgetExhausted(
+                f"charging {address} would take {ledger} beyond {self.budget} of this client's policy, or beyond its "
+                "own budget: nothing was charged. Another federation has been charged since this client joined"
+            )
 
     def _refuse_cost(self, terms: FederationTerms, rounds: int, beside: str, own: str = "") -> None:
         alone = terms.guarantee(self.budget.delta).epsilon

@@ -4,8 +4,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
-from dpcomp.core.address import Address
 from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, TermsRefused
 from dpcomp.core.randomness import PublicSeed
@@ -135,8 +135,19 @@ class FederatedClient:
         self._optimizer, self._send, self._poll_seconds = optimizer, send, poll_seconds
         self._policy = policy
         if terms is not None and policy is not None:
+            self._hold_to(policy, terms)
+
+    def _hold_to(self, policy: ClientPolicy, terms: FederationTerms) -> None:
+        """Refuse terms that the policy does not allow. Raises TermsRefused."""
+        memory = self.participant.state.memory
+        try:
+            policy.check(terms, self.ledger, memory.client, memory.shared.version)
+        except TermsRefused:
+            with suppress(OSError, DpcompError):  # why the terms are refused matters more
+                self._ask()  # the rounds that were closed meanwhile cost nothing
+            version = self.participant.state.memory.shared.version
             try:
-                policy.check(terms, ledger, client)
+                policy.check(terms, self.ledger, memory.client, version)
             except TermsRefused:
                 self._withdraw("policy")
                 raise
@@ -193,7 +204,8 @@ class FederatedClient:
             if participant.may_train and self._is_asked():
                 memory = participant.state.memory
                 try:
-                    self._refuse_beyond_policy(memory.address, steps)
+                    if self._policy is not None:
+                        self._policy.refuse_round(self.ledger, optimizer.pipeline.cost, memory.address, steps)
                     permit = self.ledger.charge(optimizer.pipeline.cost, memory.address, steps=steps)
                 except BudgetExhausted as refusal:
                     self.budget_refusal = refusal
@@ -218,21 +230,6 @@ class FederatedClient:
                 time.sleep(self._poll_seconds)
                 self._ask()
         write(optimizer.model, participant.state.model)
-
-    def _refuse_beyond_policy(self, address: Address, steps: int) -> None:
-        """Refuse a round that the policy does not allow any more, since another federation was charged meanwhile.
-
-        Raises:
-            BudgetExhausted: The ledger would hold more than the policy's budget.
-        """
-        policy = self._policy
-        if policy is None:
-            return
-        if not self.ledger.within(policy.budget, self._optimizer.pipeline.cost, address.client, steps):
-            raise BudgetExhausted(
-                f"charging {address} would take {self.ledger} beyond {policy.budget} of this client's policy: nothing "
-                "was charged. Another federation has been charged since this client joined"
-            )
 
     def _is_asked(self) -> bool:
         """Return whether the server wants an update of this client in its present round, if the transport can ask."""

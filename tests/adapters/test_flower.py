@@ -291,6 +291,22 @@ def test_a_node_whose_policy_refuses_will_not_take_part(tmp_path):
     assert ledger_of(grid, NODES[0]).guarantee(DELTA).epsilon == 0
 
 
+def test_a_node_that_missed_rounds_needs_no_budget_for_them(tmp_path):
+    terms = terms_of(least_updates=2)
+    budget = dp.Budget(terms.guarantee(DELTA).epsilon, DELTA)
+    grid = InProcess(tmp_path, terms, policy=ClientPolicy(budget=budget))
+    played(grid, tmp_path / "server", rounds=1)
+    grid.connected = list(NODES[1:])
+    played(grid, tmp_path / "server", rounds=3)
+    with dp.Ledger(grid.folder / str(NODES[0]) / "ledger.db") as ledger:
+        for number in range(2):  # of another federation
+            ledger.charge(PIPELINE.cost, dp.Address(terms.seed.number + 1, 0, number), steps=STEPS)
+    grid.connected = list(NODES)
+    private, _ = played(grid, tmp_path / "server")
+    assert [private.server.memory.link(client).count for client in range(3)] == [2, 4, 4]
+    assert not private.exchange.declined and not private.server.withdrawn
+
+
 def test_rounds_end_where_nobody_takes_part(tmp_path):
     terms = terms_of()
     grid = InProcess(tmp_path, terms, policy=ClientPolicy(budget=dp.Budget(0.1, DELTA)))

@@ -46,6 +46,32 @@ def test_rounds_that_were_charged_before_a_restart_are_not_counted_twice():
         policy.check(terms, ledger, client=3)
 
 
+def test_rounds_that_a_client_missed_cost_it_nothing():
+    terms, ledger = terms_of(), dp.Ledger()
+    policy = policy_of(terms.guarantee(DELTA).epsilon)
+    for number in range(4):
+        ledger.charge(EXAMPLE.cost, dp.Address(terms.seed.number, 3, number), steps=5)
+    for number in range(6):  # of another federation, while this one went on without the client
+        ledger.charge(EXAMPLE.cost, dp.Address(terms.seed.number + 1, 3, number), steps=5)
+    policy.check(terms, ledger, client=3, version=10)  # 4 + 6 + the 10 that are left
+    with pytest.raises(TermsRefused, match="11 rounds of 5 releases beside what"):
+        policy.check(terms, ledger, client=3, version=9)
+    ledger.charge(EXAMPLE.cost, dp.Address(terms.seed.number, 3, 10), steps=5)
+    policy.check(terms, ledger, client=3, version=10)  # the charge of the present round is in the ledger
+
+
+def test_a_round_that_a_server_which_was_set_back_plays_again_is_held_against_the_policy():
+    terms, ledger = terms_of(), dp.Ledger()
+    policy = policy_of(terms.guarantee(DELTA).epsilon)
+    for number in range(19):
+        ledger.charge(EXAMPLE.cost, dp.Address(terms.seed.number, 3, number + 1), steps=5)
+    missed = dp.Address(terms.seed.number, 3, 0)
+    policy.refuse_round(ledger, EXAMPLE.cost, missed, 5)
+    ledger.charge(EXAMPLE.cost, dp.Address(terms.seed.number + 1, 3, 0), steps=5)
+    with pytest.raises(dp.BudgetExhausted, match="of this client's policy"):
+        policy.refuse_round(ledger, EXAMPLE.cost, missed, 5)
+
+
 def test_the_budget_of_the_ledger_counts_too():
     terms = terms_of()
     epsilon = terms.guarantee(DELTA).epsilon

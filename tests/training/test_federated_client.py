@@ -343,6 +343,27 @@ def test_a_policy_holds_in_each_round_whatever_else_the_ledger_is_charged_for():
     assert ledger.guarantee(1e-5).epsilon <= policy.budget.epsilon
 
 
+def test_a_client_that_missed_rounds_needs_no_budget_for_them():
+    model, optimizer, loader = private()
+    terms, federation, ledger = terms_of(optimizer), Federation(), dp.Ledger()
+    federation.server = terms.server(optimizer.layout, read(model))
+    policy = ClientPolicy(budget=dp.Budget(terms.guarantee(1e-5).epsilon, 1e-5))
+    ledger.charge(PIPELINE.cost, dp.Address(SEED.number + 1, 7, 0), steps=STEPS)  # of another federation
+    with pytest.raises(TermsRefused, match="3 rounds"):
+        FederatedClient(optimizer, ledger, federation.send, client=7, terms=terms, policy=policy, folder=None)
+    federation.server.close_round()
+    client = FederatedClient(optimizer, ledger, federation.send, client=7, terms=terms, policy=policy, folder=None)
+    trained = []
+    for number in client.rounds():
+        trained.append(number)
+        for inputs, targets in loader:
+            LOSS(model(inputs), targets).backward()
+            optimizer.step()
+    assert trained == [1, 2]
+    assert ledger.guarantee(1e-5).epsilon <= policy.budget.epsilon
+    assert not federation.server.withdrawn
+
+
 def test_terms_that_are_not_allowed_are_refused_before_training():
     _, optimizer, _ = private()
     terms, ledger = terms_of(optimizer), dp.Ledger()

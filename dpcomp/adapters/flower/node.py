@@ -40,6 +40,7 @@ class Node:
         terms: The terms of the federation.
         participant: The client's state.
         ledger: The node's ledger; None where a trusted server's is charged.
+        policy: What the node allows.
         nonprivate_metrics: The names of metrics that leave the node without noise, for the ledger to tell.
     """
 
@@ -48,10 +49,11 @@ class Node:
         terms: FederationTerms,
         participant: Participant,
         ledger: Ledger | None,
+        policy: ClientPolicy,
         nonprivate_metrics: tuple[str, ...],
     ):
         self._terms, self._ledger, self._nonprivate_metrics = terms, ledger, nonprivate_metrics
-        self._participant = participant
+        self._participant, self._policy = participant, policy
         self._trained: PrivateOptimizer | nn.Module | None = None
 
     @property
@@ -79,14 +81,19 @@ class Node:
 
         Raises:
             VersionMismatch: The server is of another federation.
+            TermsRefused: The rounds that are left cost more than the node's policy allows.
         """
         if answer is None:
             return []
         try:
-            return self._participant.handle(ReplyReceived(answer))
+            messages = self._participant.handle(ReplyReceived(answer))
         except CorruptPayload as error:
             LOG.warning("a damaged answer of the server (%s): it is asked again", error)
             return []
+        if self.synced:
+            memory = self._participant.state.memory
+            self._policy.check(self._terms, self._ledger, memory.client, memory.shared.version)
+        return messages
 
     def begin(self, trained: PrivateOptimizer | nn.Module) -> None:
         """Open the round for what the app trains; `PrivateClientApp.begin` explains it."""
@@ -156,8 +163,10 @@ class Node:
             OutOfBudget: The ledger does not allow it.
         """
         assert self._ledger is not None
+        cost, steps = self._terms.pipeline.cost, self._terms.steps
         try:
-            permit = self._ledger.charge(self._terms.pipeline.cost, address, steps=self._terms.steps)
+            self._policy.refuse_round(self._ledger, cost, address, steps)
+            permit = self._ledger.charge(cost, address, steps=steps)
         except BudgetExhausted as refusal:
             raise OutOfBudget(str(refusal)) from refusal
         permit.assume(self._assumptions())
@@ -179,6 +188,8 @@ def opened_node(
     nonprivate_metrics: tuple[str, ...],
 ) -> Iterator[Node | None]:
     """Open a node's ledger, hold the node's policy against the terms, and read its state; close the ledger at the end.
+
+    What the rounds cost that are left is held against the policy once the node knows the server's version.
 
     Args:
         folder: The node's folder, which `prepare_node` has made.
@@ -202,7 +213,7 @@ def opened_node(
     with ExitStack() as at_the_end:
         charged = terms.pipeline.trust_model.ledger_of == "client"
         ledger = at_the_end.enter_context(Ledger(folder / LEDGER)) if charged else None
-        policy.check(terms, ledger, client)
+        policy.check(terms, ledger, client, terms.rounds)  # all but the cost of the rounds that are left
         place = folder / terms.run_id.hex()  # a node may take part in several federations
         model = _first_model(place / "first_model.safetensors", terms, first_model)
         if model is None:
@@ -215,7 +226,7 @@ def opened_node(
             folder=place / "state",
             absence_policy=absence_policy,
         )
-        yield Node(terms, participant, ledger, nonprivate_metrics)
+        yield Node(terms, participant, ledger, policy, nonprivate_metrics)
 
 
 def _first_model(path: Path, terms: FederationTerms, sent: Model | None) -> Model | None:
