@@ -146,7 +146,10 @@ class Journal:
         return {version: np.frombuffer(clients, dtype="<u4").astype(np.int64) for version, clients in rows}
 
     def forget_before(self, version: int) -> None:
-        """Delete the payloads that were accepted before a version; their bytes are overwritten.
+        """Delete the payloads that were accepted before a version, and overwrite them in the file.
+
+        The blocks of the disk that SQLite's rollback journal had meanwhile hold them too. They are given back to the
+        file system, and nobody overwrites them: keep the folder of a trusted server on an encrypted volume.
 
         Args:
             version: The first version whose payloads a checkpoint that is kept still needs.

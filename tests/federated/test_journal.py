@@ -18,7 +18,7 @@ def raw(folder):
 
 
 @pytest.mark.parametrize("length", [100, 3_000, 300_000])
-def test_no_byte_of_a_payload_stays_after_it_is_forgotten(tmp_path, length):
+def test_no_byte_of_a_payload_stays_in_a_file_after_it_is_forgotten(tmp_path, length):
     journal, payload = Journal.create(tmp_path / "journal.db", RUN_ID), MARKER * (length // len(MARKER) + 1)
     for version in range(4):
         for _ in range(5):
@@ -31,6 +31,17 @@ def test_no_byte_of_a_payload_stays_after_it_is_forgotten(tmp_path, length):
     journal.close()
     assert MARKER not in raw(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["journal.db"]
+
+
+def test_the_rollback_journal_of_a_deletion_has_the_payloads_so_freed_blocks_may_keep_them(tmp_path):
+    journal = Journal.create(tmp_path / "journal.db", RUN_ID)
+    journal.append(0, MARKER * 20, 7, 0)
+    with journal._database.changing() as connection:
+        connection.execute("DELETE FROM accepted")
+        assert MARKER in (tmp_path / "journal.db-journal").read_bytes()
+    assert MARKER not in raw(tmp_path)
+    assert not (tmp_path / "journal.db-journal").read_bytes()
+    journal.close()
 
 
 def test_a_journal_is_its_owners_alone_and_survives(tmp_path):
