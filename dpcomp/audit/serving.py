@@ -13,8 +13,8 @@ from dpcomp.audit.observations import Features, Observations, message_features, 
 from dpcomp.core.checks import whole_number
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import DitherKeys, PublicSeed, SecretSeed
-from dpcomp.federated.aggregation import TrustedRelease
 from dpcomp.federated.server import Server
+from dpcomp.federated.server.aggregation import TrustedRelease
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.wire.memory import ClientMemory, ServerMemory

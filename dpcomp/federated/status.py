@@ -10,9 +10,9 @@ import numpy as np
 
 from dpcomp.core.address import Address
 from dpcomp.core.errors import DpcompError
-from dpcomp.federated.journal import look_at_journal
-from dpcomp.federated.server_folder import forfeited_in_arrays
-from dpcomp.federated.traffic import Traffic, counts_in_arrays
+from dpcomp.federated.server.folder import forfeited_in_arrays
+from dpcomp.federated.server.journal import look_at_journal
+from dpcomp.federated.server.traffic import Traffic, counts_in_arrays
 from dpcomp.wire import checkpoint
 from dpcomp.wire.frame import PAYLOAD
 

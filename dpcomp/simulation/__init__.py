@@ -1,6 +1,6 @@
 """Simulation of a federation on one machine: real clients, real payloads, and faults as they are configured."""
 
-from dpcomp.federated.cohort import Fixed as Fixed
+from dpcomp.federated.server.cohort import Fixed as Fixed
 from dpcomp.simulation.callbacks import Callback as Callback
 from dpcomp.simulation.callbacks import MLflow as MLflow
 from dpcomp.simulation.callbacks import RunInProgress as RunInProgress

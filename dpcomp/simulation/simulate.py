@@ -18,8 +18,8 @@ from dpcomp.core.layout import Layout
 from dpcomp.core.processes import Backend
 from dpcomp.core.randomness import PublicSeed, SecretSeed
 from dpcomp.core.read_only import read_only
-from dpcomp.federated.cohort import Fixed
-from dpcomp.federated.server_optimizers import ServerOptimizer, ServerRule
+from dpcomp.federated.server.cohort import Fixed
+from dpcomp.federated.server.optimizers import ServerOptimizer, ServerRule
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.accounting.epsilon import check_delta

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpcomp.core.randomness import DitherKeys, PublicSeed, SecretSeed
-from dpcomp.federated.aggregation import TrustedRelease
-from dpcomp.federated.cohort import Draw
 from dpcomp.federated.server import Server
-from dpcomp.federated.server_optimizers import ServerRule
+from dpcomp.federated.server.aggregation import TrustedRelease
+from dpcomp.federated.server.cohort import Draw
+from dpcomp.federated.server.optimizers import ServerRule
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.simulation.clients.participation import public_cohort

@@ -22,13 +22,13 @@ from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import LARGEST_SEED, DitherKey, DitherKeys, PublicSeed, SecretSeed
 from dpcomp.core.storage import write_whole
 from dpcomp.federated.absence import AbsencePolicy, Keep
-from dpcomp.federated.aggregation import TrustedRelease
-from dpcomp.federated.cohort import refuse_large_cohorts
-from dpcomp.federated.configuration import refuse_contradictions, refuse_observable_rounds
-from dpcomp.federated.late import LatePolicy, Reject, Weigh
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.server import Server
-from dpcomp.federated.server_optimizers import ServerAdagrad, ServerAdam, ServerOptimizer, ServerRule, ServerYogi
+from dpcomp.federated.server.aggregation import TrustedRelease
+from dpcomp.federated.server.cohort import refuse_large_cohorts
+from dpcomp.federated.server.configuration import refuse_contradictions, refuse_observable_rounds
+from dpcomp.federated.server.late import LatePolicy, Reject, Weigh
+from dpcomp.federated.server.optimizers import ServerAdagrad, ServerAdam, ServerOptimizer, ServerRule, ServerYogi
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy.accounting.events import MOST_STEPS
 from dpcomp.privacy.guarantee import Guarantee

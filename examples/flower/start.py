@@ -17,7 +17,7 @@ from pathlib import Path
 import dpcomp as dp
 from dpcomp.adapters.flower import prepare_node
 from dpcomp.core.database import look_at_database
-from dpcomp.federated.journal import KIND
+from dpcomp.federated.server.journal import KIND
 from dpcomp.terms import ClientPolicy, FederationTerms
 
 HERE, FOLDER = Path(__file__).parent, Path("flower-federation")

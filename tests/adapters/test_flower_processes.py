@@ -17,7 +17,7 @@ import dpcomp as dp
 from benchmarks.flower_rounds.__main__ import measured
 from dpcomp.core.database import look_at_database
 from dpcomp.core.errors import DpcompError
-from dpcomp.federated.journal import KIND
+from dpcomp.federated.server.journal import KIND
 from dpcomp.lab.tasks import digits
 from dpcomp.terms import FederationTerms
 from dpcomp.training.pytorch.rows.parameters import layout_of, read

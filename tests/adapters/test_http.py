@@ -29,7 +29,7 @@ from dpcomp.adapters.http import (
     serving,
 )
 from dpcomp.federated import Cohort, Fixed, TimedOut, Trained, Weigh
-from dpcomp.federated.journal import Journal
+from dpcomp.federated.server.journal import Journal
 from dpcomp.terms import FederationTerms
 from tests.adapters.federation import (
     FIRST,

@@ -12,8 +12,8 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.codec import standalone
-from dpcomp.federated import journal
 from dpcomp.federated.messages import HELLO, RECEIPT, REPLY, WITHDRAWAL, Hello, Reply, Withdrawal
+from dpcomp.federated.server import journal
 from dpcomp.lab.results import results_file
 from dpcomp.privacy.ledger import ledger_file
 from dpcomp.wire import checkpoint

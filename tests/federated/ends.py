@@ -3,11 +3,11 @@
 import numpy as np
 
 import dpcomp as dp
-from dpcomp.federated.late import Reject
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut, Trained
 from dpcomp.federated.server import Server, TrustedRelease
-from dpcomp.federated.server_optimizers import ServerOptimizer
+from dpcomp.federated.server.late import Reject
+from dpcomp.federated.server.optimizers import ServerOptimizer
 from dpcomp.wire.update import with_claim
 
 LAYOUT = dp.Layout.of({"a": (100, 48), "b": (200,)})

@@ -8,7 +8,6 @@ import pytest
 import dpcomp as dp
 from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.client import ClientState, transition
-from dpcomp.federated.late import Weigh
 from dpcomp.federated.messages import HELLO, REPLY
 from dpcomp.federated.phases import (
     BroadcastReceived,
@@ -21,6 +20,7 @@ from dpcomp.federated.phases import (
     Trained,
 )
 from dpcomp.federated.server import Server
+from dpcomp.federated.server.late import Weigh
 from dpcomp.wire.headers import read
 from dpcomp.wire.update import with_claim
 

@@ -80,7 +80,7 @@ def test_a_draw_that_could_not_be_kept_is_told_to_nobody(tmp_path, monkeypatch):
         raise dp.DpcompError("the disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr("dpcomp.federated.journal.Journal.keep_cohort", full)
+        patched.setattr("dpcomp.federated.server.journal.Journal.keep_cohort", full)
         with pytest.raises(dp.DpcompError, match="full"):
             server.cohort()
         with pytest.raises(dp.DpcompError, match="full"):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from dpcomp.federated.late import Weigh
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut, Trained
 from dpcomp.federated.server import Server
+from dpcomp.federated.server.late import Weigh
 from dpcomp.federated.status import ServerStatus
 from tests.federated.ends import (
     LAYOUT,
@@ -164,7 +164,7 @@ def test_a_round_that_is_saved_is_closed_whatever_cannot_be_deleted(tmp_path, mo
         raise dp.DpcompError("journal.db cannot be written")
 
     with monkeypatch.context() as patched:
-        patched.setattr("dpcomp.federated.journal.Journal.forget_before", full)
+        patched.setattr("dpcomp.federated.server.journal.Journal.forget_before", full)
         with pytest.warns(UserWarning, match="could not be deleted"):
             broadcast = server.close_round()
     assert server.memory.shared.version == 1 and server.model.any()

@@ -9,11 +9,11 @@ import pytest
 import dpcomp as dp
 from dpcomp.federated.absence import Decay, Drop, Keep
 from dpcomp.federated.client import ClientState, transition
-from dpcomp.federated.late import Weigh
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, Restarted, TimedOut, Trained
 from dpcomp.federated.server import Server
-from dpcomp.federated.server_optimizers import ServerOptimizer
+from dpcomp.federated.server.late import Weigh
+from dpcomp.federated.server.optimizers import ServerOptimizer
 from dpcomp.wire.headers import read
 from dpcomp.wire.update import with_claim, with_learning_rate
 

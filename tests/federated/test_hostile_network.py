@@ -21,7 +21,6 @@ from hypothesis.stateful import (
 
 import dpcomp as dp
 from dpcomp.core.address import SERVER
-from dpcomp.federated.late import Reject, Weigh
 from dpcomp.federated.messages import is_reply
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import (
@@ -34,7 +33,8 @@ from dpcomp.federated.phases import (
     Trained,
 )
 from dpcomp.federated.server import Server, TrustedRelease
-from dpcomp.federated.server_optimizers import ServerOptimizer
+from dpcomp.federated.server.late import Reject, Weigh
+from dpcomp.federated.server.optimizers import ServerOptimizer
 from dpcomp.simulation.network.faulty_network import damaged
 from dpcomp.wire.frame import PAYLOAD
 from dpcomp.wire.headers import is_payload, tag_of

@@ -6,8 +6,8 @@ import stat
 import pytest
 
 import dpcomp as dp
-from dpcomp.federated.journal import Journal
 from dpcomp.federated.phases import TimedOut, Trained
+from dpcomp.federated.server.journal import Journal
 from tests.federated.ends import PIPELINE, RUN_ID, TRUSTED, participant_of, server_of, talk, together, update_of
 
 MARKER = b"the clean update of client 7 "

@@ -102,7 +102,7 @@ def test_a_snapshot_is_made_once_a_version(monkeypatch):
         made.append(arguments)
         return write_snapshot(*arguments)
 
-    monkeypatch.setattr("dpcomp.federated.server_state.write_snapshot", counted)
+    monkeypatch.setattr("dpcomp.federated.server.state.write_snapshot", counted)
     for version in range(200):
         server.close_round()
         if version in (150, 199):

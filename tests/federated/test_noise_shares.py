@@ -11,7 +11,7 @@ from scipy import stats
 
 import dpcomp as dp
 from dpcomp.federated import Participant, ReplyReceived, Server, TimedOut, Trained, TrustedRelease
-from dpcomp.federated.cohort import Cohort, refuse_likely_redraw
+from dpcomp.federated.server.cohort import Cohort, refuse_likely_redraw
 from dpcomp.privacy.claim import ROUNDING
 from dpcomp.wire import checkpoint
 from dpcomp.wire.checkpoint import Checkpoint

@@ -8,10 +8,10 @@ import pytest
 import dpcomp as dp
 from dpcomp.core.exact_sum import ExactSum
 from dpcomp.federated.client import ClientState, transition
-from dpcomp.federated.late import Weigh
 from dpcomp.federated.phases import BroadcastReceived, Phase, Restarted, TimedOut, Trained
 from dpcomp.federated.server import Server
-from dpcomp.federated.server_optimizers import ServerOptimizer
+from dpcomp.federated.server.late import Weigh
+from dpcomp.federated.server.optimizers import ServerOptimizer
 from dpcomp.wire.frame import PAYLOAD
 from dpcomp.wire.headers import read, unsealed
 from tests.federated.ends import (

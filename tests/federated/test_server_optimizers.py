@@ -7,7 +7,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.federated import ServerAdagrad, ServerAdam, ServerOptimizer, ServerYogi, TimedOut
-from dpcomp.federated.server_optimizers import ServerRule
+from dpcomp.federated.server.optimizers import ServerRule
 from tests.federated.ends import LAYOUT, NOISE, PIPELINE, participant_of, server_of, talk, trained
 
 RULES = [

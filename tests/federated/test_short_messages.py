@@ -176,7 +176,7 @@ def test_a_journal_of_short_headers_is_read_again(tmp_path):
 
 
 def test_an_update_that_is_late_gets_a_whole_reply():
-    from dpcomp.federated.late import Weigh
+    from dpcomp.federated.server.late import Weigh
 
     server, participant = server_of(late_policy=Weigh(max_age=2)), participant_of()
     talk(participant, server, TimedOut())

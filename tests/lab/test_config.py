@@ -4,7 +4,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.core.errors import ConfigError
-from dpcomp.federated.server_optimizers import ServerAdam, ServerOptimizer
+from dpcomp.federated.server.optimizers import ServerAdam, ServerOptimizer
 from dpcomp.lab.cli import main
 from dpcomp.lab.config.build import checked_points, make_arguments, make_pipeline, simulation_arguments
 from dpcomp.lab.config.calls import CALLS

@@ -8,7 +8,7 @@ import pytest
 
 import dpcomp as dp
 from dpcomp.federated import TimedOut
-from dpcomp.federated.journal import Journal
+from dpcomp.federated.server.journal import Journal
 from dpcomp.federated.status import ServerStatus
 from dpcomp.lab.cli import main
 from dpcomp.lab.federation_report import FederationReport

@@ -10,8 +10,8 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 
 import dpcomp as dp
 from dpcomp.federated import Server, TrustedRelease
-from dpcomp.federated.aggregation import ClippedSum
-from dpcomp.federated.cohort import Cohort
+from dpcomp.federated.server.aggregation import ClippedSum
+from dpcomp.federated.server.cohort import Cohort
 from dpcomp.privacy.adaptive_clip import count_stddev, sum_multiplier
 from dpcomp.privacy.claim import ROUNDING
 from dpcomp.privacy.units.unit_gradients import SumOfTotals

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import dpcomp as dp
-from dpcomp.federated.late import Weigh
 from dpcomp.federated.server import Server
+from dpcomp.federated.server.late import Weigh
 from dpcomp.simulation import Faults, Unversioned, Versioned, simulate
 from dpcomp.simulation.network.faulty_network import Network
 from dpcomp.simulation.network.unversioned import UnversionedServer

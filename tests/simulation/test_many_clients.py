@@ -11,7 +11,7 @@ import dpcomp as dp
 from dpcomp.core.layout import Layout
 from dpcomp.federated import Cohort, Decay, Participant
 from dpcomp.federated.phases import Phase
-from dpcomp.federated.server_optimizers import ServerOptimizer
+from dpcomp.federated.server.optimizers import ServerOptimizer
 from dpcomp.simulation import Faults, Fixed, Versioned, simulate
 from dpcomp.simulation.clients.residuals import Residuals
 from dpcomp.simulation.evaluation_rounds import rounds_between

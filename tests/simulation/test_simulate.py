@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import dpcomp as dp
-from dpcomp.federated.server_optimizers import ServerOptimizer
+from dpcomp.federated.server.optimizers import ServerOptimizer
 from dpcomp.simulation import Dirichlet, Run, simulate
 from dpcomp.training.pytorch import PyTorch
 from dpcomp.wire import exchange

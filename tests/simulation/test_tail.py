@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dpcomp as dp
-from dpcomp.federated.server_optimizers import ServerOptimizer
+from dpcomp.federated.server.optimizers import ServerOptimizer
 from dpcomp.lab.tasks import digits
 from dpcomp.simulation import simulate
 from dpcomp.simulation.evaluation_rounds import TailAverage

@@ -14,7 +14,7 @@ from dpcomp.codec.codec import UNION
 from dpcomp.core import support as support_module
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import _permuted
-from dpcomp.federated.aggregation import ReleasedSum, mean_of_released
+from dpcomp.federated.server.aggregation import ReleasedSum, mean_of_released
 from dpcomp.wire.update import with_claim
 
 D = 1000

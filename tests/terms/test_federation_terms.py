@@ -20,7 +20,7 @@ from dpcomp.federated import (
     TrustedRelease,
     Weigh,
 )
-from dpcomp.federated.server_optimizers import ServerAdam
+from dpcomp.federated.server.optimizers import ServerAdam
 from dpcomp.terms import FederationTerms
 
 D = 40

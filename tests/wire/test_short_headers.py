@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from dpcomp.federated.late import Weigh
+from dpcomp.federated.server.late import Weigh
 from dpcomp.wire.exchange import send
 from dpcomp.wire.frame import FULL_HEADER_BYTES, PAYLOAD
 from dpcomp.wire.headers import Payload, ShortPayload, is_payload, read, shortened, tag_of, unsealed

@@ -10,8 +10,8 @@ import anyio.to_thread
 
 from dpcomp.core.checks import real_number, whole_number
 from dpcomp.core.errors import BudgetExhausted
-from dpcomp.federated.configuration import refuse_observable_rounds
 from dpcomp.federated.server import Server
+from dpcomp.federated.server.configuration import refuse_observable_rounds
 from dpcomp.terms import FederationTerms
 
 LOG = logging.getLogger("dpcomp.http")

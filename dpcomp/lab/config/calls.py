@@ -5,8 +5,8 @@ from typing import Any
 
 from dpcomp.core.errors import ConfigError
 from dpcomp.federated.absence import Decay, Drop, Keep
-from dpcomp.federated.late import Reject, Weigh
-from dpcomp.federated.server_optimizers import ServerAdagrad, ServerAdam, ServerOptimizer, ServerYogi
+from dpcomp.federated.server.late import Reject, Weigh
+from dpcomp.federated.server.optimizers import ServerAdagrad, ServerAdam, ServerOptimizer, ServerYogi
 from dpcomp.lab.config.experiment import Experiment, names_in
 from dpcomp.pipeline import PARTS
 from dpcomp.simulation import IID, ByClientId, Dirichlet, Faults, Fixed, Versioned

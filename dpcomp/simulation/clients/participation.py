@@ -1,7 +1,7 @@
 """Participation: the clients that take part in a round."""
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.federated.cohort import Cohort, Draw, Fixed
+from dpcomp.federated.server.cohort import Cohort, Draw, Fixed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Poisson
 

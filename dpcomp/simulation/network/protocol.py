@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 from dpcomp.federated.absence import AbsencePolicy, Keep
-from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.server import Server
+from dpcomp.federated.server.late import LatePolicy, Reject
 
 
 @runtime_checkable

@@ -15,13 +15,13 @@ from jaxtyping import Float32
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload, NotPrivate
 from dpcomp.federated.absence import Keep
-from dpcomp.federated.aggregation import Accepted, TrustedRelease
-from dpcomp.federated.cohort import Cohort
-from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Event, Phase, Trained
 from dpcomp.federated.server import Server
-from dpcomp.federated.server_optimizers import ServerOptimizer, ServerRule
+from dpcomp.federated.server.aggregation import Accepted, TrustedRelease
+from dpcomp.federated.server.cohort import Cohort
+from dpcomp.federated.server.late import LatePolicy, Reject
+from dpcomp.federated.server.optimizers import ServerOptimizer, ServerRule
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.headers import Payload, sealed, stated, unsealed

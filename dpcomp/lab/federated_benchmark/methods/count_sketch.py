@@ -14,7 +14,7 @@ from dpcomp.core.public_context import PublicContext
 from dpcomp.core.randomness import PublicSeed
 from dpcomp.core.support import Listed
 from dpcomp.federated import ServerOptimizer
-from dpcomp.federated.server_optimizers import Moments
+from dpcomp.federated.server.optimizers import Moments
 from dpcomp.lab.federated_benchmark.method import FOUR_BITS, mechanism, percent, sampling
 from dpcomp.lab.federated_benchmark.setting import Setting
 from dpcomp.pipeline import Pipeline

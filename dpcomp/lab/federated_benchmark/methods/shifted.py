@@ -8,7 +8,7 @@ from dpcomp.codec import Codec
 from dpcomp.codec.entropy import FixedWidth
 from dpcomp.codec.quantize import Rotated
 from dpcomp.federated import ServerOptimizer
-from dpcomp.federated.server_optimizers import Moments
+from dpcomp.federated.server.optimizers import Moments
 from dpcomp.lab.federated_benchmark.method import FOUR_BITS, in_bits, mechanism, percent, sampling
 from dpcomp.lab.federated_benchmark.setting import Setting
 from dpcomp.pipeline import Pipeline

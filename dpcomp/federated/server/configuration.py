@@ -2,8 +2,8 @@
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import NotPrivate
-from dpcomp.federated.late import LatePolicy
-from dpcomp.federated.server_optimizers import ServerRule
+from dpcomp.federated.server.late import LatePolicy
+from dpcomp.federated.server.optimizers import ServerRule
 from dpcomp.wire.channel import Channel
 
 

@@ -18,7 +18,7 @@ from dpcomp.federated.messages import (
     write_broadcasts,
     write_snapshot,
 )
-from dpcomp.federated.server_optimizers import Moments
+from dpcomp.federated.server.optimizers import Moments
 from dpcomp.wire.checkpoint import Checkpoint
 from dpcomp.wire.headers import Payload, read
 from dpcomp.wire.memory import ServerMemory

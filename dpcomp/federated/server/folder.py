@@ -13,10 +13,10 @@ import numpy as np
 
 from dpcomp.core.errors import DpcompError
 from dpcomp.core.storage import make_folder
-from dpcomp.federated.journal import Journal
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
-from dpcomp.federated.server_state import ServerState
-from dpcomp.federated.traffic import Traffic, counts_as_arrays, counts_in_arrays
+from dpcomp.federated.server.journal import Journal
+from dpcomp.federated.server.state import ServerState
+from dpcomp.federated.server.traffic import Traffic, counts_as_arrays, counts_in_arrays
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.wire import checkpoint
 from dpcomp.wire.channel import Channel

@@ -11,7 +11,7 @@ from dpcomp.core.address import SERVER
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.randomness import SecretSeed
-from dpcomp.federated.aggregation import Releases, TrustedRelease
+from dpcomp.federated.server.aggregation import Releases, TrustedRelease
 from dpcomp.wire.memory import ServerMemory
 
 

@@ -13,20 +13,6 @@ from jaxtyping import Float32, Int64
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, VersionMismatch
-from dpcomp.federated.aggregation import (
-    Accepted,
-    AcceptedUpdates,
-    ClippedSum,
-    ReleasedSum,
-    RoundSum,
-    TrustedRelease,
-    estimate_after,
-    mean_of_released,
-)
-from dpcomp.federated.cohort import Cohort, enforced_cohort
-from dpcomp.federated.configuration import refuse_contradictions
-from dpcomp.federated.journal import Journal
-from dpcomp.federated.late import LatePolicy, Reject
 from dpcomp.federated.messages import (
     FOREIGN,
     HELLO,
@@ -45,10 +31,24 @@ from dpcomp.federated.messages import (
     seal_receipt,
     write_link,
 )
-from dpcomp.federated.server_folder import ServerFolder, charged_from
-from dpcomp.federated.server_optimizers import ServerOptimizer, ServerRule
-from dpcomp.federated.server_state import ServerState, other_configuration, other_genesis, other_run
-from dpcomp.federated.traffic import Traffic
+from dpcomp.federated.server.aggregation import (
+    Accepted,
+    AcceptedUpdates,
+    ClippedSum,
+    ReleasedSum,
+    RoundSum,
+    TrustedRelease,
+    estimate_after,
+    mean_of_released,
+)
+from dpcomp.federated.server.cohort import Cohort, enforced_cohort
+from dpcomp.federated.server.configuration import refuse_contradictions
+from dpcomp.federated.server.folder import ServerFolder, charged_from
+from dpcomp.federated.server.journal import Journal
+from dpcomp.federated.server.late import LatePolicy, Reject
+from dpcomp.federated.server.optimizers import ServerOptimizer, ServerRule
+from dpcomp.federated.server.state import ServerState, other_configuration, other_genesis, other_run
+from dpcomp.federated.server.traffic import Traffic
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.checkpoint import Checkpoint
