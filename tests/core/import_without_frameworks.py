@@ -16,6 +16,7 @@ FREE = (
     "dpcomp.codec",
     "dpcomp.sparsify",
     "dpcomp.wire",
+    "dpcomp.pipeline",
     "dpcomp.federated",
     "dpcomp.terms",
     "dpcomp.adapters.http",
@@ -34,7 +35,7 @@ class Blocking(MetaPathFinder):
 def main() -> None:
     assert not BLOCKED & set(sys.modules), "a framework was imported before the check began"
     sys.meta_path.insert(0, Blocking())
-    for name in ("dpcomp", "dpcomp.pipeline", *FREE):
+    for name in ("dpcomp", *FREE):
         package = importlib.import_module(name)
         if name in FREE:
             for module in pkgutil.walk_packages(package.__path__, f"{name}."):

@@ -1,5 +1,6 @@
 """Values as tables, and back."""
 
+import pickle
 import re
 import subprocess
 import sys
@@ -115,6 +116,16 @@ class WithArray(Plain):
 def test_a_part_without_a_description_is_refused_where_it_is_made(part):
     with pytest.raises(TypeError, match=r"@dataclass\(frozen=True\)"):
         dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), codec=dp.Codec(sparsify=part))
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_pickle_that_names_a_pipeline_where_users_import_it_is_read(pipeline):
+    module = f"c{type(pipeline).__module__}\n".encode()
+    written = pickle.dumps(pipeline, protocol=2)
+    assert module in written
+    read = pickle.loads(written.replace(module, b"cdpcomp.pipeline\n"))
+    assert read == pipeline
+    assert read.channel.identity == pipeline.channel.identity
 
 
 def test_every_process_gives_a_pipeline_one_name():

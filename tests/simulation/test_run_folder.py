@@ -280,6 +280,10 @@ def test_values_are_described_alike_in_every_process_and_tell_data_apart():
     assert not differences({"a": {"b": None}}, {"a": {"b": None}})
 
 
+def test_a_folder_names_the_class_of_a_pipeline_as_folders_always_have():
+    assert [*described(pipeline())] == ["dpcomp.pipeline.Pipeline"]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -12,6 +12,8 @@ from typing import Any, cast
 import numpy as np
 from array_api_compat import is_torch_array
 
+from dpcomp.pipeline import Pipeline
+
 # Their arithmetic decides the last bits of a run; those that are not imported decide nothing.
 LIBRARIES = ("dpcomp", "numpy", "scipy", "torch", "jax")
 MOST_NAMED = 3  # differences that an error names
@@ -96,6 +98,8 @@ class _ClassName(str):
 
 
 def _name(value: Any) -> str:
+    if value is Pipeline:
+        return "dpcomp.pipeline.Pipeline"  # as in folders that were saved while the class stood in dpcomp/pipeline.py
     return f"{value.__module__}.{value.__qualname__}"
 
 
