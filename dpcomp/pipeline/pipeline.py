@@ -3,28 +3,20 @@
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import tomli_w
 from dp_accounting import NonPrivateDpEvent
 from jaxtyping import Float, Int32, Int64
 
-from dpcomp import codec as codec_folder
-from dpcomp import privacy as privacy_folder
-from dpcomp import sparsify as sparsify_folder
-from dpcomp.codec import Codec, LastBroadcast
-from dpcomp.codec import entropy as entropy_folder
-from dpcomp.codec import quantize as quantize_folder
+from dpcomp.codec import Codec
 from dpcomp.codec.chain import codec_steps
-from dpcomp.codec.codec import Sparsifier
-from dpcomp.codec.entropy import EntropyCoder
-from dpcomp.codec.quantize import ExactGaussian, Quantizer
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
-from dpcomp.core.checks import check_type, missing_members
+from dpcomp.core.checks import check_type
 from dpcomp.core.errors import ConfigError, NotPrivate
 from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.core.layout import Layout
@@ -33,6 +25,9 @@ from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed, SecretSeed
 from dpcomp.core.support import Everywhere
 from dpcomp.display import html
 from dpcomp.display.text import given_fields, with_comments
+from dpcomp.pipeline.checks import _as_codec, _refuse_subclass, _refuse_taken_names, _why_no_stage
+from dpcomp.pipeline.table import PARTS
+from dpcomp.pipeline.unchanged import Facts, contents, state_beside_fields
 from dpcomp.privacy import AdaptiveClip, Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.adaptive_clip import count_stddev, sum_multiplier
 from dpcomp.privacy.chain import mechanism_steps
@@ -57,37 +52,6 @@ from dpcomp.wire.feedback import EF21, ErrorFeedback, Feedback, Kept, MomentumCo
 from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory
 from dpcomp.wire.update import Update, with_claim
-
-# The classes that a table may name, by their names: the parts that the folders of the library export.
-PARTS: dict[str, type] = {
-    name: part
-    for folder in (privacy_folder, sparsify_folder, codec_folder, quantize_folder, entropy_folder)
-    for name, part in vars(folder).items()
-    if is_dataclass(part) and isinstance(part, type) and part not in (Unsafe, quantize_folder.Bounds)
-} | {part.__name__: part for part in (MomentumCorrection, EF21)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Facts:
-    """What a release rests on, taken from the parts of a pipeline once instead of at each use.
-
-    Attributes:
-        contents: Of all parts.
-        claim: On the mechanism's output.
-        cost: Of a release.
-        l2: The sensitivity that the noise multiplier scales.
-        stddev: The noise's standard deviation; with `AdaptiveClip`, in clip norms.
-        count_stddev: That of the noise on the count of `AdaptiveClip`; 0 without one.
-        clips_by: What identifies the mechanism whose totals the pipeline may release.
-    """
-
-    contents: Any
-    claim: Released
-    cost: Cost
-    l2: float
-    stddev: float
-    count_stddev: float
-    clips_by: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +142,7 @@ class Pipeline:
         if self._noise_stddev:
             public_grid(self._noise_stddev)
         for number, stage in enumerate(self.stages, start=1):
-            if hidden := _state_beside_fields(stage):
+            if hidden := state_beside_fields(stage):
                 raise TypeError(
                     f"mechanism: {stage!r} (stage {number}) has {', '.join(hidden)} beside its fields, which may "
                     "change unseen: make it a field, or compute it where it is used"
@@ -478,19 +442,19 @@ class Pipeline:
             table[item.name] = as_table(value, item.name)
         return json.dumps(table, sort_keys=True)
 
-    def _facts(self) -> _Facts:
+    def _facts(self) -> Facts:
         """Return what a release rests on, as it is now."""
         parts = (self.mechanism, self.codec, self.downlink, self.sampling, self.feedback, self.unit, self.trust)
-        contents = _contents(parts)
-        return _Facts(
-            contents=contents,
+        noted = contents(parts)
+        return Facts(
+            contents=noted,
             claim=self.claim,
             cost=self.cost,
             l2=self._noise_l2,
             stddev=self._noise_stddev,
             count_stddev=self._count_stddev,
             # A stage that was changed equals itself, so the contents too; and the shares of the noise that units have.
-            clips_by=(self.mechanism, contents[0], self.codec.noise_share),
+            clips_by=(self.mechanism, noted[0], self.codec.noise_share),
         )
 
     @cached_property
@@ -499,7 +463,7 @@ class Pipeline:
         return all(type(stage) in PARTS.values() for stage in self.stages)
 
     @cached_property
-    def _at_birth(self) -> _Facts:
+    def _at_birth(self) -> Facts:
         return self._facts()
 
     @cached_property
@@ -518,7 +482,7 @@ class Pipeline:
         vars(self).update(state)
         self.__post_init__()
 
-    def _unchanged(self) -> _Facts:
+    def _unchanged(self) -> Facts:
         """Return what a release rests on now, which is what it was when the pipeline was made.
 
         Raises:
@@ -1011,7 +975,7 @@ class Pipeline:
         )
         return with_claim(update, facts.claim)
 
-    def _in_trace(self, facts: _Facts) -> MechanismInTrace:
+    def _in_trace(self, facts: Facts) -> MechanismInTrace:
         return MechanismInTrace(stages=self._transforms, gaussian=self._noise, l2=facts.l2, drawn_by=facts.clips_by)
 
     def public_positions(self, memory: ClientMemory | ServerMemory) -> Int64[np.ndarray, "k"] | None:
@@ -1137,16 +1101,6 @@ class Pipeline:
         return exchange.follow(self.channel, payload, memory)
 
 
-def _refuse_subclass(part: Any) -> None:
-    """Refuse a subclass of a part whose proof is in its code: what it overrides would still be charged as before."""
-    for proven in (Clip, AdaptiveClip, Gaussian, Poisson, RandomK, ExactGaussian):
-        if isinstance(part, proven) and type(part) is not proven:
-            raise TypeError(
-                f"{part!r} is of {type(part).__name__}, a subclass of {proven.__name__}, whose proof is of that class "
-                "alone: write a stage of its own, with the claim that it proves"
-            )
-
-
 def _units(block: Any, layout: Layout, transforms: tuple[Transform, ...]) -> Units | FactoredUnits:
     """Return the units of a block, as rows unless all stages work on norms and sums alone."""
     if not isinstance(block, FactoredUnits):
@@ -1156,54 +1110,3 @@ def _units(block: Any, layout: Layout, transforms: tuple[Transform, ...]) -> Uni
     *supports, last = (None, None, *map(type, transforms))
     factored = last is Clip and all(stage in (None, RandomK) for stage in supports)
     return block if factored else block.rows()
-
-
-def _refuse_taken_names(part: Any) -> None:
-    """Refuse an own class with the name of a part of dpcomp, for which a fingerprint or a TOML file would take it."""
-    if isinstance(part, tuple):
-        for item in cast("tuple[Any, ...]", part):
-            _refuse_taken_names(item)
-    elif is_dataclass(part):
-        name = type(part).__name__
-        if PARTS.get(name, type(part)) is not type(part):
-            raise ValueError(
-                f"{part!r} is of an own class {name}, but dpcomp has a part of that name: rename the class"
-            )
-        for item in fields(part):
-            _refuse_taken_names(getattr(part, item.name))
-
-
-def _why_no_stage(part: object, number: int) -> str:
-    """Return the message of an error: why a part of a mechanism is no stage, and what to do."""
-    where = f"mechanism: {part!r} (stage {number})"
-    if isinstance(part, type):
-        return f"{where} is a class: give an instance of it, such as {part.__name__}(…)"
-    if isinstance(part, (Sparsifier, Quantizer, EntropyCoder, LastBroadcast)):
-        return f"{where} is no stage, but a part of the codec: give it to {_as_codec(part)}"
-    missing = ", ".join(missing_members(part, Stage))
-    return f"{where} is no stage; it lacks: {missing}. Give one such as dp.Clip(1.0), or write these methods"
-
-
-def _as_codec(part: object) -> str:
-    """Return the call that makes a codec of a part: what an error says to write."""
-    slots = {"sparsify": Sparsifier, "quantize": Quantizer, "entropy": EntropyCoder, "predict": LastBroadcast}
-    for slot, protocol in slots.items():
-        if isinstance(part, protocol) and not isinstance(part, type):
-            return f"dp.Codec({slot}={part!r})"
-    return "dp.Codec(quantize=dp.Uniform(4)), or dp.Codec() for float32"
-
-
-def _state_beside_fields(part: Any) -> list[str]:
-    """Return the names of a part's attributes that are no fields; what a `cached_property` keeps is a field's echo."""
-    names = vars(part).keys() - part.__dataclass_fields__.keys() if hasattr(part, "__dict__") else ()
-    return sorted(name for name in names if not isinstance(getattr(type(part), name, None), cached_property))
-
-
-def _contents(part: Any) -> Any:
-    """Return the classes and contents of a part, which are equal to the former ones as long as nothing was changed."""
-    if isinstance(part, tuple):
-        return tuple(map(_contents, cast(tuple[Any, ...], part)))
-    if not is_dataclass(part):
-        return part
-    names = (*part.__dataclass_fields__, *_state_beside_fields(part))
-    return type(part), tuple((name, _contents(getattr(part, name))) for name in names)
