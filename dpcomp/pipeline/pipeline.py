@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -20,14 +20,13 @@ from dpcomp.core.checks import check_type
 from dpcomp.core.errors import ConfigError, NotPrivate
 from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.core.layout import Layout
-from dpcomp.core.public_context import HasPublicSupport
 from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed, SecretSeed
 from dpcomp.core.support import Everywhere
 from dpcomp.display import html
 from dpcomp.display.text import given_fields, with_comments
-from dpcomp.pipeline.checks import _as_codec, _refuse_subclass, _refuse_taken_names, _why_no_stage
+from dpcomp.pipeline.checks import check_state, check_together, check_types
 from dpcomp.pipeline.table import PARTS
-from dpcomp.pipeline.unchanged import Facts, contents, state_beside_fields
+from dpcomp.pipeline.unchanged import Facts, contents
 from dpcomp.privacy import AdaptiveClip, Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.adaptive_clip import count_stddev, sum_multiplier
 from dpcomp.privacy.chain import mechanism_steps
@@ -48,7 +47,7 @@ from dpcomp.privacy.units.unit_gradients import Total, Units
 from dpcomp.sparsify import RandomK, TopK
 from dpcomp.wire import exchange
 from dpcomp.wire.channel import Channel
-from dpcomp.wire.feedback import EF21, ErrorFeedback, Feedback, Kept, MomentumCorrection, SenderFeedback
+from dpcomp.wire.feedback import ErrorFeedback, Feedback, Kept, SenderFeedback
 from dpcomp.wire.frame import digest
 from dpcomp.wire.memory import ClientMemory, Genesis, ServerMemory
 from dpcomp.wire.update import Update, with_claim
@@ -102,165 +101,24 @@ class Pipeline:
     trust: Trust = "nobody"
 
     def __post_init__(self):
-        self._check_parts()
-        if not isinstance(self.mechanism, Unsafe) and (refusal := self.trust_model.why_refused):
-            raise NotPrivate(refusal)
-        codecs = [self.codec, *([self.downlink] if self.downlink else [])]
-        masks = [stage for stage in self.stages if isinstance(stage, HasPublicSupport)]
-        if len(masks) + any(isinstance(codec.sparsify, HasPublicSupport) for codec in codecs) > 1:
-            raise ValueError(
-                "two parts have a public support: a round has one, of the mechanism or of the codec. Leave one out"
-            )
-        own = next((stage for stage in masks if getattr(stage, "varies_by_client", False)), None)
-        if own is not None and self.trust_model.server_sees_clean:
-            raise NotPrivate(
-                f"{own} gives each client a support of its own, but with trust='server' one noise stands on the sum of "
-                "all: on the supports of those who took part it would tell who they are. Give it to the codec, "
-                f"dp.Codec(sparsify={own}), so that the noise stands on all coordinates"
-            )
-        if (
-            self.downlink is not None
-            and getattr(self.downlink.sparsify, "varies_by_client", False)
-            and self.downlink.sparsify != self.codec.sparsify
-        ):
-            raise ValueError(
-                f"downlink={self.downlink}: a broadcast is for all clients, and stands on the union of the own "
-                "supports that they sent; here they have none, so all coordinates would be sent. Give the codec the "
-                "same sparsifier, or the downlink another one"
-            )
-        if self.codec.averaged_clients:
-            self._check_estimates()
-        self._check_feedback(masks)
-        self._check_adaptive_clip()
-        self._check_noise_share()
-        if masks and any(codec.predict for codec in codecs):
-            raise ValueError(
-                "predict= needs whole updates, but a support in the mechanism sends parts of them: leave one out"
-            )
+        if not isinstance(self.mechanism, Unsafe):
+            stages = self.mechanism if isinstance(self.mechanism, (tuple, list)) else (self.mechanism,)
+            object.__setattr__(self, "mechanism", tuple(stages))
+        check_types(self)
+        # Refuse an unknown unit or trust, and a part that is no frozen dataclass.
+        _ = self.trust_model, self._description()
+        check_together(self)
         # Raise now what they would raise at the first release or message.
         _ = self.claim, self._noise_stddev, self.channel.history_reader
         if self._noise_stddev:
             public_grid(self._noise_stddev)
-        for number, stage in enumerate(self.stages, start=1):
-            if hidden := state_beside_fields(stage):
-                raise TypeError(
-                    f"mechanism: {stage!r} (stage {number}) has {', '.join(hidden)} beside its fields, which may "
-                    "change unseen: make it a field, or compute it where it is used"
-                )
+        check_state(self.stages)
         _ = self._at_birth, self._objects_at_birth
-
-    def _check_parts(self) -> None:
-        if not isinstance(self.mechanism, Unsafe):
-            stages = self.mechanism if isinstance(self.mechanism, (tuple, list)) else (self.mechanism,)
-            object.__setattr__(self, "mechanism", tuple(stages))
-        for number, stage in enumerate(self.stages, start=1):
-            if not isinstance(stage, Stage) or isinstance(stage, type):
-                raise TypeError(_why_no_stage(stage, number))
-            _refuse_subclass(stage)
-        for name in ("codec", "downlink"):
-            codec = getattr(self, name)
-            if not isinstance(codec, Codec) and (name, codec) != ("downlink", None):
-                raise TypeError(f"Pipeline({name}={codec!r}) is no Codec: write {_as_codec(codec)}")
-        if self.sampling is not None and not isinstance(self.sampling, Poisson):
-            raise TypeError(f"Pipeline(sampling={self.sampling!r}): give dp.Poisson(rate), or None for all units")
-        _refuse_subclass(self.sampling)
-        if type(self.feedback) not in (bool, MomentumCorrection, EF21):
-            raise TypeError(
-                f"Pipeline(feedback={self.feedback!r}): give True or False, dp.MomentumCorrection(...) or dp.EF21(...)"
-            )
-        _refuse_taken_names((self.stages, self.codec, self.downlink, self.sampling))
-        _ = (
-            self.trust_model,
-            self._description(),
-        )  # refuse an unknown unit or trust, and a part that is no frozen dataclass
-
-    def _check_estimates(self) -> None:
-        """Refuse settings under which the signal estimates of an allocator that uses the noise are wrong."""
-        at_fault = [f"feedback={self.feedback}"] if self.feedback else []
-        at_fault += [repr(self.codec.sparsify)] if self.codec.sparsify else []
-        at_fault += [repr(stage) for stage in self.stages if isinstance(stage, HasPublicSupport)]
-        if at_fault:
-            raise ValueError(
-                f"{self.codec.quantize} estimates the signal from the variances of whole updates and of the noise, "
-                f"which {' and '.join(at_fault)} would change. Set feedback=False and use no sparsifier, or leave out "
-                "clients="
-            )
-        if self.trust_model.server_sees_clean:
-            raise ValueError(
-                f"{self.codec.quantize} uses the noise in updates, but with trust='server' they have none: leave out "
-                "clients="
-            )
-
-    def _check_feedback(self, masks: Sequence[Stage]) -> None:
-        """Refuse a feedback that does not work with the codec or the trust."""
-        if isinstance(self.feedback, EF21) and self.trust_model.server_sees_clean:
-            raise ValueError(
-                f"feedback={self.feedback} with trust='server': the server would clip the differences that clients "
-                "send, so that its estimate is not theirs, and would add up the noise of all rounds. Use "
-                "feedback=True or dp.MomentumCorrection(...)"
-            )
-        if isinstance(self.feedback, MomentumCorrection) and self.feedback.masking:
-            sends_all = self.codec.sparsify is None and not masks
-            if sends_all or self.codec.predict:
-                raise ValueError(
-                    f"feedback={self.feedback} beside {self.codec}, which sends something of all coordinates: masking "
-                    "would set the whole momentum to zero in every round. Use masking=False, or a sparsifier and no "
-                    "predict="
-                )
-
-    def _check_adaptive_clip(self) -> None:
-        """Refuse a clip norm that adapts where nobody counts what it follows, or where its claim would not hold."""
-        places = [number for number, stage in enumerate(self.stages) if isinstance(stage, AdaptiveClip)]
-        if not places:
-            return
-        stage = self.stages[places[0]]
-        if isinstance(self.mechanism, Unsafe):
-            raise ValueError(
-                f"dp.unsafe(...) with {stage}: what it charges is proven for its own place alone. Use Clip"
-            )
-        if self.trust_model.noise_at != "server":
-            raise NotPrivate(
-                f"{stage} with unit={self.unit!r} and trust={self.trust!r}: its norm follows a count over all clients, "
-                "which a trusted server alone can make and noise. Use unit='client' and trust='server', or "
-                "dp.Clip(norm)"
-            )
-        if self.codec.noise_share is not None:
-            raise NotPrivate(
-                f"{stage} beside {self.codec.quantize}, whose clients clip to a fixed norm, so that their errors are "
-                "the noise: use dp.Clip(norm), or another quantiser"
-            )
-        if places != [len(self.stages) - 2] or self._noise is None:
-            raise ValueError(
-                f"{stage} does not stand directly before Gaussian: the two share the noise between a sum and a count. "
-                "Write mechanism=(…, dp.AdaptiveClip(…), dp.Gaussian(…)), with a public support before it"
-            )
 
     @property
     def _adaptive(self) -> AdaptiveClip | None:
         stage = self._transforms[-1] if self._transforms else None
         return stage if isinstance(stage, AdaptiveClip) else None
-
-    def _check_noise_share(self) -> None:
-        """Refuse a pipeline in which the error of the clients' codec is meant to be noise, and would not hide them."""
-        if self.downlink is not None and self.downlink.noise_share is not None:
-            raise NotPrivate(
-                f"downlink={self.downlink}: a broadcast is for all, and the dither of {self.downlink.quantize} is a "
-                "secret of each client: give the downlink another codec, such as dp.Codec()"
-            )
-        share = self.codec.noise_share
-        if share is None:
-            return
-        _refuse_subclass(share)
-        _ = self._shared_noise  # refuse a mechanism and a trust under which the error would not hide a client
-        if self.feedback is not False:
-            raise NotPrivate(
-                f"{share} with feedback={self.feedback!r}: the residual would be the noise of this release, and take "
-                "it away in the next one. Set feedback=False"
-            )
-        if self.downlink is None:
-            raise ValueError(
-                f"{share} codes the updates of clients; broadcasts need a codec of their own: give downlink=dp.Codec()"
-            )
 
     def __repr__(self) -> str:
         given = dict(given_fields(self))
