@@ -13,7 +13,6 @@ from dp_accounting import NonPrivateDpEvent
 from jaxtyping import Float, Int32, Int64
 
 from dpcomp.codec import Codec
-from dpcomp.codec.chain import codec_steps
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
 from dpcomp.core.checks import check_type
@@ -22,14 +21,12 @@ from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed, SecretSeed
 from dpcomp.core.support import Everywhere
-from dpcomp.display import html
-from dpcomp.display.text import given_fields, with_comments
 from dpcomp.pipeline.checks import check_state, check_together, check_types
+from dpcomp.pipeline.display import as_code, as_html
 from dpcomp.pipeline.table import PARTS
 from dpcomp.pipeline.unchanged import Facts, contents
 from dpcomp.privacy import AdaptiveClip, Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.adaptive_clip import count_stddev, sum_multiplier
-from dpcomp.privacy.chain import mechanism_steps
 from dpcomp.privacy.claim import Bounded, BoundedWithCount, Released, Stage, Transform, claim_after, fold
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.gaussian import noise_of_step, public_grid
@@ -121,53 +118,10 @@ class Pipeline:
         return stage if isinstance(stage, AdaptiveClip) else None
 
     def __repr__(self) -> str:
-        given = dict(given_fields(self))
-        lines = [(f"{type(self).__name__}(", "")]
-        mechanism = [(step.title, step.words) for step in self._mechanism_steps()]
-        if self.sampling is not None:
-            (title, words), *mechanism = mechanism
-            lines.append((f"    sampling={title},", words))
-        if isinstance(self.mechanism, Unsafe):
-            lines.append((f"    mechanism=unsafe({self.mechanism.why!r},", ""))
-        else:
-            lines.append(("    mechanism=(", ""))
-        lines += [*((f"        {title},", words) for title, words in mechanism), ("    ),", "")]
-        sent, broadcast = self._state(clean=self.trust_model.server_sees_clean), self._state(clean=False)
-        codecs: list[tuple[str, html.State]] = [("codec", sent), ("downlink", broadcast)]
-        for name, state in codecs:
-            codec = given.get(name)
-            if codec is not None:
-                words = {step.title: step.words for step in codec_steps(codec, place="", state=state)}
-                parts = [(f"{slot}={part!r}", words.get(repr(part), "")) for slot, part in given_fields(codec)]
-                lines.append((f"    {name}={type(codec).__name__}(", ""))
-                lines += [*((f"        {code},", known) for code, known in parts), ("    ),", "")]
-        others = given.keys() - {"sampling", "mechanism", "codec", "downlink"}
-        lines += [(f"    {name}={value!r},", "") for name, value in given.items() if name in others]
-        return with_comments([*lines, (")", "")])
+        return as_code(self, self._noise_stddev)
 
     def _repr_html_(self) -> str:
-        notes = [(name, str(value)) for name, value in given_fields(self) if name in ("feedback", "unit", "trust")]
-        why = [("no guarantee", self.mechanism.why)] if isinstance(self.mechanism, Unsafe) else []
-        return html.panel(type(self).__name__, html.chain(self._steps()), html.facts((*why, *notes)))
-
-    def _steps(self) -> list[html.Step]:
-        """Return the way of an update, from the sample to the broadcast, with what is known after each step."""
-        steps, trust = self._mechanism_steps(), self.trust_model
-        sent = codec_steps(self.codec, place="client, update", state=self._state(clean=trust.server_sees_clean))
-        down = codec_steps(self.channel.downlink, place="server, broadcast", state=self._state(clean=False))
-        if not trust.server_sees_clean:
-            return [*steps, *sent, *down]
-        # The server draws the noise on what it has decoded.
-        noise = [step for step in steps if step.place == "server" and step.state != "clean"]
-        before = [step for step in steps if step not in noise]
-        return [*before, *sent, *noise, *down]
-
-    def _mechanism_steps(self) -> list[html.Step]:
-        unsafe = isinstance(self.mechanism, Unsafe)
-        return mechanism_steps(self.stages, self.sampling, self.trust_model, stddev=self._noise_stddev, unsafe=unsafe)
-
-    def _state(self, *, clean: bool) -> html.State:
-        return "clean" if clean else "none" if isinstance(self.mechanism, Unsafe) else "released"
+        return as_html(self, self._noise_stddev)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

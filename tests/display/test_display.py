@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import dpcomp as dp
 from dpcomp.display.text import BARS, outline, shortened, sparkline
+from dpcomp.pipeline.display import steps_of
 from dpcomp.privacy.units.unit_gradients import Units
 from dpcomp.simulation import Run
 
@@ -89,7 +90,7 @@ def test_a_pipeline_says_what_is_known_after_each_step():
 
 @pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
 def test_the_chain_tells_clean_from_released(pipeline):
-    steps = pipeline._steps()
+    steps = steps_of(pipeline, pipeline._noise_stddev)
     noise = next((place for place, step in enumerate(steps) if step.title.startswith("Gaussian")), None)
     unsafe = "unsafe" in repr(pipeline)
     for place, step in enumerate(steps):
