@@ -1,7 +1,5 @@
 """Pipeline: a private mechanism and a codec as a single value, with its privacy cost."""
 
-import json
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -14,16 +12,15 @@ from jaxtyping import Float, Int32, Int64
 
 from dpcomp.codec import Codec
 from dpcomp.codec.wiener import TrackedSignal
-from dpcomp.core.calls import Calls, as_table, as_toml_table, check_keys, from_table
 from dpcomp.core.checks import check_type
-from dpcomp.core.errors import ConfigError, NotPrivate
+from dpcomp.core.errors import NotPrivate
 from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed, SecretSeed
 from dpcomp.core.support import Everywhere
 from dpcomp.pipeline.checks import check_state, check_together, check_types
 from dpcomp.pipeline.display import as_code, as_html
-from dpcomp.pipeline.table import PARTS
+from dpcomp.pipeline.table import PARTS, canonical_text, read_toml, toml_table, values_of_table
 from dpcomp.pipeline.unchanged import Facts, contents
 from dpcomp.privacy import AdaptiveClip, Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.adaptive_clip import count_stddev, sum_multiplier
@@ -103,7 +100,7 @@ class Pipeline:
             object.__setattr__(self, "mechanism", tuple(stages))
         check_types(self)
         # Refuse an unknown unit or trust, and a part that is no frozen dataclass.
-        _ = self.trust_model, self._description()
+        _ = self.trust_model, canonical_text(self._field_values())
         check_together(self)
         # Raise now what they would raise at the first release or message.
         _ = self.claim, self._noise_stddev, self.channel.history_reader
@@ -232,7 +229,7 @@ class Pipeline:
         public = tuple(stage for stage in self.stages if any(hasattr(stage, name) for name in names))
         shared = self._shared_noise
         return Channel(
-            identity=digest(self._description().encode()),
+            identity=digest(canonical_text(self._field_values()).encode()),
             uplink=self.codec,
             downlink=self.codec if self.downlink is None else self.downlink,
             feedback=self.feedback,
@@ -243,16 +240,10 @@ class Pipeline:
             share_stddev=0.0 if shared is None else shared.share,
         )
 
-    def _description(self) -> str:
-        """Describe all fields as they are now, in a canonical text."""
+    def _field_values(self) -> dict[str, Any]:
+        """Return the fields as they are now, by name."""
         # Of this class alone: a subclass that only observes (simulation/probes.py) is the same pipeline on the wire.
-        table: dict[str, Any] = {}
-        for item in fields(Pipeline):
-            value = getattr(self, item.name)
-            if isinstance(value, Unsafe):
-                table["unsafe"], value = value.why, value.stages
-            table[item.name] = as_table(value, item.name)
-        return json.dumps(table, sort_keys=True)
+        return {item.name: getattr(self, item.name) for item in fields(Pipeline)}
 
     def _facts(self) -> Facts:
         """Return what a release rests on, as it is now."""
@@ -323,14 +314,7 @@ class Pipeline:
         Raises:
             ValueError: A field is None, but its default is not, so reading the table would change it.
         """
-        table: dict[str, Any] = {}
-        for item in fields(Pipeline):
-            value = getattr(self, item.name)
-            if isinstance(value, Unsafe):
-                table["unsafe"], value = value.why, value.stages
-            if value is not None:
-                table[item.name] = as_toml_table(value, item.name)
-        return table
+        return toml_table(self._field_values())
 
     def to_toml(self) -> str:
         """Return the pipeline as the text of a TOML file, which `from_toml` reads."""
@@ -349,14 +333,7 @@ class Pipeline:
             NotPrivate: The pipeline has no guarantee.
             TypeError, ValueError: As the constructor does.
         """
-        calls: Calls = {**PARTS, **{part.__name__: part for part in parts}}
-        check_keys(table, (*(item.name for item in fields(Pipeline)), "unsafe"), "[pipeline]")
-        values = {key: from_table(value, key, calls) for key, value in table.items() if key != "unsafe"}
-        if "mechanism" not in values:
-            values["mechanism"] = ()
-        if "unsafe" in table:
-            values["mechanism"] = Unsafe(table["unsafe"], values["mechanism"])
-        return cls(**values)
+        return cls(**values_of_table(table, [item.name for item in fields(Pipeline)], parts))
 
     @classmethod
     def from_toml(cls, text: str, parts: Iterable[type] = ()) -> "Pipeline":
@@ -371,10 +348,7 @@ class Pipeline:
             NotPrivate: The pipeline has no guarantee.
             TypeError, ValueError: As the constructor does.
         """
-        try:
-            return cls.from_table(tomllib.loads(text), parts)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"the text is no TOML: {error}") from error
+        return cls.from_table(read_toml(text), parts)
 
     def guarantee(self, steps: int, delta: float, population: int | None = None) -> Guarantee:
         """Return the guarantee of `steps` releases, on a schedule that was fixed in advance.
