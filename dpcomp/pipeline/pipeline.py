@@ -14,14 +14,13 @@ from dpcomp.codec import Codec
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.checks import check_type
 from dpcomp.core.errors import NotPrivate
-from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed, SecretSeed
 from dpcomp.core.support import Everywhere
 from dpcomp.pipeline.checks import check_state, check_together, check_types
 from dpcomp.pipeline.display import as_code, as_html
 from dpcomp.pipeline.table import PARTS, canonical_text, read_toml, toml_table, values_of_table
-from dpcomp.pipeline.unchanged import Facts, contents
+from dpcomp.pipeline.unchanged import Facts, HeldObjects, contents, facts_if_unchanged
 from dpcomp.privacy import AdaptiveClip, Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.adaptive_clip import count_stddev, sum_multiplier
 from dpcomp.privacy.claim import Bounded, BoundedWithCount, Released, Stage, Transform, claim_after, fold
@@ -270,11 +269,8 @@ class Pipeline:
         return self._facts()
 
     @cached_property
-    def _objects_at_birth(self) -> tuple[Dictionaries, Composition]:
-        """The fields, and the objects that they are made of."""
-        names = [item.name for item in fields(Pipeline)]
-        own = Dictionary(vars(self), names, whole=False)
-        return Dictionaries([own]), Composition(getattr(self, name) for name in names)
+    def _objects_at_birth(self) -> HeldObjects:
+        return HeldObjects(vars(self), list(self._field_values()))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles take: the fields, without what was noted of them when this one was made."""
@@ -291,19 +287,9 @@ class Pipeline:
         Raises:
             NotPrivate: A part was changed since then: what was charged is another mechanism.
         """
-        fields_at_birth, parts_at_birth = self._objects_at_birth
-        if self._only_library_stages and fields_at_birth.same() and parts_at_birth.same():
+        if self._only_library_stages and self._objects_at_birth.same():
             return self._at_birth
-        try:
-            facts = self._facts()
-        except (NotPrivate, TypeError, ValueError) as error:
-            raise NotPrivate(f"a part was changed after the pipeline was made, and now {error}") from error
-        if facts != self._at_birth:
-            raise NotPrivate(
-                f"a part was changed after the pipeline was made, which is now {self}, with the claim {self.claim} "
-                f"where {self._at_birth.claim} was charged: parts are values, so make another pipeline of other parts"
-            )
-        return facts
+        return facts_if_unchanged(self._facts, self._at_birth, self)
 
     def to_table(self) -> dict[str, Any]:
         """Return the pipeline as the table `[pipeline]` of a TOML file: plain types, class names with their fields.

@@ -1,9 +1,12 @@
 """What a release rests on, and that no part of a pipeline was changed since the pipeline was made."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from typing import Any, cast
 
+from dpcomp.core.errors import NotPrivate
+from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.privacy.claim import Released
 from dpcomp.privacy.cost import Cost
 
@@ -29,6 +32,48 @@ class Facts:
     stddev: float
     count_stddev: float
     clips_by: Any
+
+
+class HeldObjects:
+    """The objects that the fields of a pipeline hold, and those that they are made of.
+
+    While these are the same objects, nothing was changed, which is seen without comparing contents.
+
+    Args:
+        held: The attributes of the pipeline.
+        names: The names of its fields.
+    """
+
+    def __init__(self, held: Mapping[str, Any], names: Sequence[str]):
+        self._fields = Dictionaries([Dictionary(held, names, whole=False)])
+        self._parts = Composition(held[name] for name in names)
+
+    def same(self) -> bool:
+        """Return whether they are the same objects as when this was made: False also where that is not known."""
+        return self._fields.same() and self._parts.same()
+
+
+def facts_if_unchanged(facts_now: Callable[[], Facts], at_birth: Facts, pipeline: object) -> Facts:
+    """Return what a release rests on now, which is what it was when the pipeline was made.
+
+    Args:
+        facts_now: Returns what a release rests on, taken from the parts as they are now.
+        at_birth: What it rested on when the pipeline was made.
+        pipeline: The pipeline, which the error shows.
+
+    Raises:
+        NotPrivate: A part was changed since then: what was charged is another mechanism.
+    """
+    try:
+        facts = facts_now()
+    except (NotPrivate, TypeError, ValueError) as error:
+        raise NotPrivate(f"a part was changed after the pipeline was made, and now {error}") from error
+    if facts != at_birth:
+        raise NotPrivate(
+            f"a part was changed after the pipeline was made, which is now {pipeline}, with the claim {facts.claim} "
+            f"where {at_birth.claim} was charged: parts are values, so make another pipeline of other parts"
+        )
+    return facts
 
 
 def state_beside_fields(part: Any) -> list[str]:
