@@ -12,11 +12,11 @@ from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.public_context import HasPublicSupport
 from dpcomp.pipeline.fields import PipelineFields
+from dpcomp.pipeline.mechanism import shared_noise_of
 from dpcomp.pipeline.table import PARTS
 from dpcomp.pipeline.unchanged import state_beside_fields
 from dpcomp.privacy import AdaptiveClip, Clip, Gaussian, Poisson, Unsafe
 from dpcomp.privacy.claim import Stage
-from dpcomp.privacy.shared_noise import SharedNoise
 from dpcomp.sparsify import RandomK
 from dpcomp.wire.feedback import EF21, MomentumCorrection
 
@@ -153,17 +153,17 @@ def _check_feedback(pipeline: PipelineFields) -> None:
 
 def _check_adaptive_clip(pipeline: PipelineFields) -> None:
     """Refuse a clip norm that adapts where nobody counts what it follows, or where its claim would not hold."""
-    stages, trust = pipeline.stages, pipeline.trust_model
+    stages = pipeline.stages
     places = [number for number, stage in enumerate(stages) if isinstance(stage, AdaptiveClip)]
     if not places:
         return
     stage = stages[places[0]]
     if isinstance(pipeline.mechanism, Unsafe):
         raise ValueError(f"dp.unsafe(...) with {stage}: what it charges is proven for its own place alone. Use Clip")
-    if trust.noise_at != "server":
+    if pipeline.trust_model.noise_at != "server":
         raise NotPrivate(
-            f"{stage} with unit={trust.unit!r} and trust={trust.trust!r}: its norm follows a count over all clients, "
-            "which a trusted server alone can make and noise. Use unit='client' and trust='server', or "
+            f"{stage} with unit={pipeline.unit!r} and trust={pipeline.trust!r}: its norm follows a count over all "
+            "clients, which a trusted server alone can make and noise. Use unit='client' and trust='server', or "
             "dp.Clip(norm)"
         )
     if pipeline.codec.noise_share is not None:
@@ -190,7 +190,7 @@ def _check_noise_share(pipeline: PipelineFields) -> None:
         return
     _refuse_subclass(share)
     # Refuse a mechanism and a trust under which the error would not hide a client.
-    SharedNoise.of(share, pipeline.mechanism, pipeline.trust_model)
+    shared_noise_of(pipeline)
     if pipeline.feedback is not False:
         raise NotPrivate(
             f"{share} with feedback={pipeline.feedback!r}: the residual would be the noise of this release, and take "

@@ -4,20 +4,16 @@ from dpcomp.codec.chain import codec_steps
 from dpcomp.display import html
 from dpcomp.display.text import given_fields, with_comments
 from dpcomp.pipeline.fields import PipelineFields
+from dpcomp.pipeline.mechanism import noise_stddev_of
 from dpcomp.privacy import Unsafe
 from dpcomp.privacy.chain import mechanism_steps
 
 
-def as_code(pipeline: PipelineFields, stddev: float) -> str:
-    """Return the call that makes a pipeline, with what is known after each part as a comment.
-
-    Args:
-        pipeline: The pipeline.
-        stddev: The standard deviation of its noise.
-    """
+def as_code(pipeline: PipelineFields) -> str:
+    """Return the call that makes a pipeline, with what is known after each part as a comment."""
     given = dict(given_fields(pipeline))
     lines = [(f"{type(pipeline).__name__}(", "")]
-    mechanism = [(step.title, step.words) for step in _mechanism_steps(pipeline, stddev)]
+    mechanism = [(step.title, step.words) for step in _mechanism_steps(pipeline)]
     if pipeline.sampling is not None:
         (title, words), *mechanism = mechanism
         lines.append((f"    sampling={title},", words))
@@ -40,21 +36,16 @@ def as_code(pipeline: PipelineFields, stddev: float) -> str:
     return with_comments([*lines, (")", "")])
 
 
-def as_html(pipeline: PipelineFields, stddev: float) -> str:
-    """Return a pipeline as a block of HTML: its steps from left to right, and what else is set.
-
-    Args:
-        pipeline: The pipeline.
-        stddev: The standard deviation of its noise.
-    """
+def as_html(pipeline: PipelineFields) -> str:
+    """Return a pipeline as a block of HTML: its steps from left to right, and what else is set."""
     notes = [(name, str(value)) for name, value in given_fields(pipeline) if name in ("feedback", "unit", "trust")]
     why = [("no guarantee", pipeline.mechanism.why)] if isinstance(pipeline.mechanism, Unsafe) else []
-    return html.panel(type(pipeline).__name__, html.chain(steps_of(pipeline, stddev)), html.facts((*why, *notes)))
+    return html.panel(type(pipeline).__name__, html.chain(steps_of(pipeline)), html.facts((*why, *notes)))
 
 
-def steps_of(pipeline: PipelineFields, stddev: float) -> list[html.Step]:
+def steps_of(pipeline: PipelineFields) -> list[html.Step]:
     """Return the steps of an update, from the sample to the broadcast, with what is known after each."""
-    steps, clean = _mechanism_steps(pipeline, stddev), pipeline.trust_model.server_sees_clean
+    steps, clean = _mechanism_steps(pipeline), pipeline.trust_model.server_sees_clean
     sent = codec_steps(pipeline.codec, place="client, update", state=_state(pipeline, clean=clean))
     downlink = pipeline.codec if pipeline.downlink is None else pipeline.downlink
     down = codec_steps(downlink, place="server, broadcast", state=_state(pipeline, clean=False))
@@ -66,8 +57,8 @@ def steps_of(pipeline: PipelineFields, stddev: float) -> list[html.Step]:
     return [*before, *sent, *noise, *down]
 
 
-def _mechanism_steps(pipeline: PipelineFields, stddev: float) -> list[html.Step]:
-    unsafe = isinstance(pipeline.mechanism, Unsafe)
+def _mechanism_steps(pipeline: PipelineFields) -> list[html.Step]:
+    stddev, unsafe = noise_stddev_of(pipeline), isinstance(pipeline.mechanism, Unsafe)
     return mechanism_steps(pipeline.stages, pipeline.sampling, pipeline.trust_model, stddev=stddev, unsafe=unsafe)
 
 

@@ -5,7 +5,7 @@ from typing import Protocol
 from dpcomp.codec import Codec
 from dpcomp.privacy import Poisson, Unsafe
 from dpcomp.privacy.claim import Stage
-from dpcomp.privacy.trust import TrustModel
+from dpcomp.privacy.trust import Trust, TrustModel, Unit
 from dpcomp.wire.feedback import Feedback
 
 
@@ -40,6 +40,16 @@ class PipelineFields(Protocol):
     @property
     def feedback(self) -> Feedback:
         """What a client adds to its next update."""
+        ...
+
+    @property
+    def unit(self) -> Unit:
+        """What one neighbour adds or removes."""
+        ...
+
+    @property
+    def trust(self) -> Trust:
+        """Who may see values before the noise."""
         ...
 
     @property

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-from dp_accounting import NonPrivateDpEvent
 from jaxtyping import Float, Int32, Int64
 
 from dpcomp.codec import Codec
@@ -19,11 +18,11 @@ from dpcomp.core.randomness import DitherKey, DitherKeys, PublicSeed, SecretSeed
 from dpcomp.core.support import Everywhere
 from dpcomp.pipeline.checks import check_state, check_together, check_types
 from dpcomp.pipeline.display import as_code, as_html
+from dpcomp.pipeline.mechanism import adaptive_clip_of, claim_of, cost_of, gaussian_of, noise_stddev_of, shared_noise_of
 from dpcomp.pipeline.table import PARTS, canonical_text, read_toml, toml_table, values_of_table
-from dpcomp.pipeline.unchanged import Facts, HeldObjects, contents, facts_if_unchanged
+from dpcomp.pipeline.unchanged import Facts, HeldObjects, facts_if_unchanged, facts_of
 from dpcomp.privacy import AdaptiveClip, Clip, Gaussian, Poisson, Unsafe
-from dpcomp.privacy.adaptive_clip import count_stddev, sum_multiplier
-from dpcomp.privacy.claim import Bounded, BoundedWithCount, Released, Stage, Transform, claim_after, fold
+from dpcomp.privacy.claim import Released, Stage, Transform
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.gaussian import noise_of_step, public_grid
 from dpcomp.privacy.guarantee import Guarantee
@@ -102,22 +101,17 @@ class Pipeline:
         _ = self.trust_model, canonical_text(self._field_values())
         check_together(self)
         # Raise now what they would raise at the first release or message.
-        _ = self.claim, self._noise_stddev, self.channel.history_reader
-        if self._noise_stddev:
-            public_grid(self._noise_stddev)
+        _, stddev, _ = self.claim, noise_stddev_of(self), self.channel.history_reader
+        if stddev:
+            public_grid(stddev)
         check_state(self.stages)
         _ = self._at_birth, self._objects_at_birth
 
-    @property
-    def _adaptive(self) -> AdaptiveClip | None:
-        stage = self._transforms[-1] if self._transforms else None
-        return stage if isinstance(stage, AdaptiveClip) else None
-
     def __repr__(self) -> str:
-        return as_code(self, self._noise_stddev)
+        return as_code(self)
 
     def _repr_html_(self) -> str:
-        return as_html(self, self._noise_stddev)
+        return as_html(self)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -131,8 +125,15 @@ class Pipeline:
 
     @property
     def _noise(self) -> Gaussian | None:
-        last = self.stages[-1] if self.stages else None
-        return last if isinstance(last, Gaussian) else None
+        return gaussian_of(self.stages)
+
+    @property
+    def _adaptive(self) -> AdaptiveClip | None:
+        return adaptive_clip_of(self.stages)
+
+    @property
+    def _shared_noise(self) -> SharedNoise | None:
+        return shared_noise_of(self)
 
     @property
     def _transforms(self) -> tuple[Transform, ...]:
@@ -147,70 +148,12 @@ class Pipeline:
         Raises:
             NotPrivate: The stages have no guarantee.
         """
-        if isinstance(self.mechanism, Unsafe):
-            return Released(event=NonPrivateDpEvent())
-        claim = fold(self.stages)
-        for number, stage in enumerate(self.stages, start=1):
-            if isinstance(stage, Gaussian) != (number == len(self.stages)):
-                raise NotPrivate(
-                    f"{type(stage).__name__} (stage {number} of {len(self.stages)}): a mechanism has a single "
-                    "Gaussian, which is its last stage. Put other stages before it, or into the codec"
-                )
-        return claim if self._shared_noise is None else Released(event=self._shared_noise.event)
-
-    @property
-    def _shared_noise(self) -> SharedNoise | None:
-        """The noise that the errors of the clients' codec make; None where the pipeline draws all of it."""
-        share = self.codec.noise_share
-        return None if share is None else SharedNoise.of(share, self.mechanism, self.trust_model)
-
-    @property
-    def _noise_l2(self) -> float:
-        """The L2 sensitivity that the noise multiplier scales: the bound that the stages before the noise prove.
-
-        Unsafe stages prove no bound; for them it is the norm of the last clip.
-        """
-        if self._noise is None:
-            return 0.0
-        if not isinstance(self.mechanism, Unsafe):
-            before = claim_after(self.stages[:-1])
-            if isinstance(before, BoundedWithCount):
-                multiplier = self._noise.noise_multiplier
-                return before.l2 * sum_multiplier(multiplier, before.count_noise) / multiplier
-            if isinstance(before, Bounded):
-                return before.l2
-        norms = [stage.norm for stage in self.stages if isinstance(stage, Clip)]
-        if not norms:
-            raise NotPrivate(f"{self._noise} has no Clip before it, whose norm scales the noise: add one")
-        return norms[-1]
-
-    @property
-    def _noise_stddev(self) -> float:
-        return self._noise.noise_multiplier * self._noise_l2 if self._noise else 0.0
-
-    @property
-    def _count_stddev(self) -> float:
-        if self._adaptive is None or self._noise is None:
-            return 0.0
-        return count_stddev(self._noise.noise_multiplier, self._adaptive.count_noise)
+        return claim_of(self)
 
     @property
     def cost(self) -> Cost:
         """The cost of a single release; its event includes the sampling if that amplifies."""
-        event, sampling = self.claim.event, "none"
-        if self.sampling is not None:
-            sampling = f"Poisson {self.sampling.rate:g}"
-            if not self.trust_model.amplified:
-                sampling = "no amplification (the server sees who sends)"
-            elif not isinstance(self.mechanism, Unsafe):
-                event = self.sampling.amplify(event)
-        why_unsafe = self.mechanism.why if isinstance(self.mechanism, Unsafe) else ""
-        assumed = () if self._shared_noise is None else self._shared_noise.assumed(self.sampling)
-        if self._adaptive is not None:
-            assumed = (*assumed, "the event is that of the sum and of the noisy count that the clip norm follows")
-        return Cost(
-            event=event, unit=self.unit, trust=self.trust, sampling=sampling, why_unsafe=why_unsafe, assumed=assumed
-        )
+        return cost_of(self)
 
     @property
     def largest_cohort(self) -> int | None:
@@ -244,21 +187,6 @@ class Pipeline:
         # Of this class alone: a subclass that only observes (simulation/probes.py) is the same pipeline on the wire.
         return {item.name: getattr(self, item.name) for item in fields(Pipeline)}
 
-    def _facts(self) -> Facts:
-        """Return what a release rests on, as it is now."""
-        parts = (self.mechanism, self.codec, self.downlink, self.sampling, self.feedback, self.unit, self.trust)
-        noted = contents(parts)
-        return Facts(
-            contents=noted,
-            claim=self.claim,
-            cost=self.cost,
-            l2=self._noise_l2,
-            stddev=self._noise_stddev,
-            count_stddev=self._count_stddev,
-            # A stage that was changed equals itself, so the contents too; and the shares of the noise that units have.
-            clips_by=(self.mechanism, noted[0], self.codec.noise_share),
-        )
-
     @cached_property
     def _only_library_stages(self) -> bool:
         """Whether all stages are dpcomp's, whose claims follow from their fields."""
@@ -266,7 +194,7 @@ class Pipeline:
 
     @cached_property
     def _at_birth(self) -> Facts:
-        return self._facts()
+        return facts_of(self)
 
     @cached_property
     def _objects_at_birth(self) -> HeldObjects:
@@ -289,7 +217,7 @@ class Pipeline:
         """
         if self._only_library_stages and self._objects_at_birth.same():
             return self._at_birth
-        return facts_if_unchanged(self._facts, self._at_birth, self)
+        return facts_if_unchanged(self, self._at_birth)
 
     def to_table(self) -> dict[str, Any]:
         """Return the pipeline as the table `[pipeline]` of a TOML file: plain types, class names with their fields.

@@ -1,12 +1,14 @@
 """What a release rests on, and that no part of a pipeline was changed since the pipeline was made."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from typing import Any, cast
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.identity import Composition, Dictionaries, Dictionary
+from dpcomp.pipeline.fields import PipelineFields
+from dpcomp.pipeline.mechanism import claim_of, cost_of, count_stddev_of, noise_l2_of, noise_stddev_of
 from dpcomp.privacy.claim import Released
 from dpcomp.privacy.cost import Cost
 
@@ -53,19 +55,38 @@ class HeldObjects:
         return self._fields.same() and self._parts.same()
 
 
-def facts_if_unchanged(facts_now: Callable[[], Facts], at_birth: Facts, pipeline: object) -> Facts:
-    """Return what a release rests on now, which is what it was when the pipeline was made.
+def facts_of(pipeline: PipelineFields) -> Facts:
+    """Return what a release of a pipeline rests on, as its parts are now.
+
+    Raises:
+        NotPrivate: The stages have no guarantee.
+    """
+    mechanism = _contents(pipeline.mechanism)
+    others = (pipeline.codec, pipeline.downlink, pipeline.sampling, pipeline.feedback, pipeline.unit, pipeline.trust)
+    return Facts(
+        contents=(mechanism, _contents(others)),
+        claim=claim_of(pipeline),
+        cost=cost_of(pipeline),
+        l2=noise_l2_of(pipeline),
+        stddev=noise_stddev_of(pipeline),
+        count_stddev=count_stddev_of(pipeline),
+        # A stage that was changed equals itself, so the contents too; and the shares of the noise that units have.
+        clips_by=(pipeline.mechanism, mechanism, pipeline.codec.noise_share),
+    )
+
+
+def facts_if_unchanged(pipeline: PipelineFields, at_birth: Facts) -> Facts:
+    """Return what a release of a pipeline rests on now, which is what it was when the pipeline was made.
 
     Args:
-        facts_now: Returns what a release rests on, taken from the parts as they are now.
-        at_birth: What it rested on when the pipeline was made.
-        pipeline: The pipeline, which the error shows.
+        pipeline: The pipeline.
+        at_birth: What a release rested on when the pipeline was made.
 
     Raises:
         NotPrivate: A part was changed since then: what was charged is another mechanism.
     """
     try:
-        facts = facts_now()
+        facts = facts_of(pipeline)
     except (NotPrivate, TypeError, ValueError) as error:
         raise NotPrivate(f"a part was changed after the pipeline was made, and now {error}") from error
     if facts != at_birth:
@@ -82,11 +103,11 @@ def state_beside_fields(part: Any) -> list[str]:
     return sorted(name for name in names if not isinstance(getattr(type(part), name, None), cached_property))
 
 
-def contents(part: Any) -> Any:
+def _contents(part: Any) -> Any:
     """Return the classes and contents of a part, which are equal to the former ones as long as nothing was changed."""
     if isinstance(part, tuple):
-        return tuple(map(contents, cast(tuple[Any, ...], part)))
+        return tuple(map(_contents, cast(tuple[Any, ...], part)))
     if not is_dataclass(part):
         return part
     names = (*part.__dataclass_fields__, *state_beside_fields(part))
-    return type(part), tuple((name, contents(getattr(part, name))) for name in names)
+    return type(part), tuple((name, _contents(getattr(part, name))) for name in names)

@@ -90,7 +90,7 @@ def test_a_pipeline_says_what_is_known_after_each_step():
 
 @pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
 def test_the_chain_tells_clean_from_released(pipeline):
-    steps = steps_of(pipeline, pipeline._noise_stddev)
+    steps = steps_of(pipeline)
     noise = next((place for place, step in enumerate(steps) if step.title.startswith("Gaussian")), None)
     unsafe = "unsafe" in repr(pipeline)
     for place, step in enumerate(steps):

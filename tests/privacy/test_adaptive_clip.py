@@ -12,6 +12,7 @@ import dpcomp as dp
 from dpcomp.federated import Server, TrustedRelease
 from dpcomp.federated.server.aggregation import ClippedSum
 from dpcomp.federated.server.cohort import Cohort
+from dpcomp.pipeline.mechanism import count_stddev_of, noise_stddev_of
 from dpcomp.privacy.adaptive_clip import count_stddev, sum_multiplier
 from dpcomp.privacy.claim import ROUNDING
 from dpcomp.privacy.units.unit_gradients import SumOfTotals
@@ -50,8 +51,8 @@ def test_the_split_of_the_noise_is_that_of_the_paper():
 def test_what_is_charged_is_the_exact_cost_of_the_pair(z, sigma):
     """By another road: the two Gaussians composed, each with the noise that its part really gets."""
     chosen = pipeline_of(z, count_noise=sigma)
-    alone = pld.from_gaussian_mechanism(chosen._facts().stddev / (1 + ROUNDING), value_discretization_interval=1e-3)
-    count = pld.from_gaussian_mechanism(chosen._facts().count_stddev / 0.5, value_discretization_interval=1e-3)
+    alone = pld.from_gaussian_mechanism(noise_stddev_of(chosen) / (1 + ROUNDING), value_discretization_interval=1e-3)
+    count = pld.from_gaussian_mechanism(count_stddev_of(chosen) / 0.5, value_discretization_interval=1e-3)
     for delta in (1e-3, 1e-6):
         pair = alone.compose(count).get_epsilon_for_delta(delta)
         assert chosen.guarantee(1, delta).epsilon == pytest.approx(pair, rel=3e-3)
