@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from dpcomp.federated import ServerAdam, ServerOptimizer
+from dpcomp.federated import ServerAdam, ServerOptimizer, Weigh
 from dpcomp.privacy.ledger.ledger_copy import copy_of_ledger, ledger_of_copy
 from dpcomp.simulation import Callback, Clipping, Dirichlet, Faults, Fixed, Unversioned
 from dpcomp.simulation.saving import run_folder, settings
@@ -280,8 +280,17 @@ def test_values_are_described_alike_in_every_process_and_tell_data_apart():
     assert not differences({"a": {"b": None}}, {"a": {"b": None}})
 
 
-def test_a_folder_names_the_class_of_a_pipeline_as_folders_always_have():
-    assert [*described(pipeline())] == ["dpcomp.pipeline.Pipeline"]
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (dp.Pipeline(mechanism=NOISE), "dpcomp.pipeline.Pipeline"),
+        (ServerAdam(), "dpcomp.federated.server_optimizers.ServerAdam"),
+        (Fixed(3), "dpcomp.federated.cohort.Fixed"),
+        (Weigh(max_age=1), "dpcomp.federated.late.Weigh"),
+    ],
+)
+def test_a_folder_names_a_class_that_was_moved_as_folders_always_have(value, name):
+    assert [*described(value)] == [name]
 
 
 SCRIPT = """

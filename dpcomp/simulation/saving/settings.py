@@ -12,10 +12,14 @@ from typing import Any, cast
 import numpy as np
 from array_api_compat import is_torch_array
 
-from dpcomp.pipeline import Pipeline
-
 # Their arithmetic decides the last bits of a run; those that are not imported decide nothing.
 LIBRARIES = ("dpcomp", "numpy", "scipy", "torch", "jax")
+MOVED = {  # modules by what they were called, so that folders from before are taken up
+    "dpcomp.pipeline.pipeline": "dpcomp.pipeline",
+    "dpcomp.federated.server.cohort": "dpcomp.federated.cohort",
+    "dpcomp.federated.server.late": "dpcomp.federated.late",
+    "dpcomp.federated.server.optimizers": "dpcomp.federated.server_optimizers",
+}
 MOST_NAMED = 3  # differences that an error names
 
 
@@ -98,9 +102,7 @@ class _ClassName(str):
 
 
 def _name(value: Any) -> str:
-    if value is Pipeline:
-        return "dpcomp.pipeline.Pipeline"  # as in folders that were saved while the class stood in dpcomp/pipeline.py
-    return f"{value.__module__}.{value.__qualname__}"
+    return f"{MOVED.get(value.__module__, value.__module__)}.{value.__qualname__}"
 
 
 def _short(value: Any) -> str:
