@@ -3,9 +3,9 @@
 import numpy as np
 
 import dpcomp as dp
+from dpcomp.federated import Server, TrustedRelease
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, TimedOut, Trained
-from dpcomp.federated.server import Server, TrustedRelease
 from dpcomp.federated.server.late import Reject
 from dpcomp.federated.server.optimizers import ServerOptimizer
 from dpcomp.wire.update import with_claim

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 
 import dpcomp as dp
 from dpcomp.core.address import SERVER
+from dpcomp.federated import Server, TrustedRelease
 from dpcomp.federated.messages import is_reply
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import (
@@ -32,7 +33,6 @@ from dpcomp.federated.phases import (
     TimedOut,
     Trained,
 )
-from dpcomp.federated.server import Server, TrustedRelease
 from dpcomp.federated.server.late import Reject, Weigh
 from dpcomp.federated.server.optimizers import ServerOptimizer
 from dpcomp.simulation.network.faulty_network import damaged
