@@ -58,12 +58,18 @@ def test_a_number_beyond_the_type_is_outside_the_bounds_after_it_wraps():
             codec.decode(forged, context)
 
 
+def set_block(patch, size):
+    """Set the size of blocks, without what is remembered of vectors that fit a block of another size."""
+    patch.setattr(quantizer, "BLOCK", size)
+    patch.setattr(quantizer, "_only_block", quantizer._only_block.__wrapped__)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=12))
 def test_blocks_cover_all_layers_in_order(sizes):
     counts = np.array(sizes, dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantizer, "BLOCK", 8)
+        set_block(patch, 8)
         blocks = list(layer_blocks(counts))
     at, seen = 0, []
     for where, layers, starts in blocks:
@@ -95,7 +101,7 @@ def test_the_size_of_blocks_changes_no_bit(quantize, entropy, monkeypatch):
     values[layout.edges[2] : layout.edges[3]] = 0.0
     codec, context = dp.Codec(quantize=quantize, entropy=entropy), PublicContext(layout=layout, dither_key=5)
     whole, decoded = codec.encode(values, dp.Everywhere(), context)
-    monkeypatch.setattr(quantizer, "BLOCK", 64)
+    set_block(monkeypatch, 64)
     body, again = codec.encode(values, dp.Everywhere(), context)
     assert body == whole
     assert again.tobytes() == decoded.tobytes() == codec.decode(body, context)[0].tobytes()

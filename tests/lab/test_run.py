@@ -11,7 +11,7 @@ from dpcomp.lab.cli import main
 from dpcomp.lab.config.build import checked_points, make_pipeline
 from dpcomp.lab.config.experiment import load
 from dpcomp.lab.results.measure import metric_of
-from dpcomp.lab.results.results_file import results_of
+from dpcomp.lab.results.results_file import FORMAT, results_of
 from dpcomp.lab.sweep.plan import standing_of
 from dpcomp.lab.sweep.sweep import run
 from dpcomp.lab.tasks import SHIPPED_TASKS
@@ -71,7 +71,7 @@ def test_every_tuning_is_tried_once_and_the_best_goes_on_with_every_seed(config)
 
 def test_a_report_holds_all_there_is_to_know(config):
     facts = counted(config)[1]
-    assert facts["format"] == 2
+    assert facts["format"] == FORMAT
     assert facts["seed"] == 1
     assert facts["config"]["federation"]["rounds"] == 3
     assert facts["pipeline"] == as_table(make_pipeline(load(config)), "pipeline")
