@@ -62,7 +62,7 @@ def _panel(axes: Axes, trials: pd.DataFrame) -> None:
     grey = COLORS[LOOKS[DENSE]]
     axes.axhspan(dense.min(), dense.max(), color=grey, alpha=0.3, linewidth=0)
     axes.axhline(dense.mean(), color=grey, linewidth=1.5, label=DENSE)
-    sparse: Any = percent[percent["label"] != "dense"].copy()
+    sparse: Any = percent[percent["label"].str.startswith("top ")].copy()  # beside dense ones at other rates
     sparse["density"] = sparse["label"].str.extract(r"top ([\d.]+) %", expand=False).astype(float)
     ending = sparse["label"].str.partition(", ")[2]
     sparse["method"] = ending.map({"feedback": FEEDBACK, "momentum correction": CORRECTED, "": ALONE})
