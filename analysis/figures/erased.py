@@ -22,7 +22,7 @@ PANELS = {
 KINDS = {  # methods by what their names begin and end with: the name of the kind, and its look
     ("own", "2 bits"): ("own support, then noise; 2 bits", 2),
     ("own", "%"): ("own support, then noise; 1 bit", 0),
-    ("shared", "%"): ("common support, then noise; 1 bit", 3),
+    ("shared", "2 bits"): ("common support, then noise; 2 bits", 3),
     ("top", "feedback"): ("noise, then top-k, feedback; 4 bits", 1),
 }
 

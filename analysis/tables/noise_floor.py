@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,14 +13,39 @@ from analysis.theory.noise_floor import added_error
 from dpcomp.lab.sweep.paired import paired_difference
 
 TAIL = 0.25  # the share of the rounds whose models are averaged, where the accuracy is decided
-NAME = re.compile(r"(own|shared) ([\d.]+) %(?:, (\d) bits)?")  # of a method with supports before the noise
+SUPPORTS = re.compile(r"(own|shared) ([\d.]+) %(?:, (\d) bits)?")  # of a method with supports before the noise
+DENSE_BITS = re.compile(r"dense, (\d) bits?")
+
+
+class Code(NamedTuple):
+    """What a method sends of an update.
+
+    Attributes:
+        bits: The bits of a rotated value.
+        density: The share of the coordinates.
+        own_supports: Whether the clients of a round have supports of their own, or a common one.
+    """
+
+    bits: int
+    density: float
+    own_supports: bool
+
+
+def code_of(method: str) -> Code | None:
+    """Read what a method sends from its name, such as "own 0.5 %, 2 bits" or "dense, 1 bit"; None for another name."""
+    if dense := DENSE_BITS.fullmatch(method):
+        return Code(int(dense[1]), 1.0, own_supports=False)
+    if supports := SUPPORTS.fullmatch(method):
+        whose, percent, bits = supports.groups(default="1")
+        return Code(int(bits), float(percent) / 100, own_supports=whose == "own")
+    return None
 
 
 def floor_of(folder: Path) -> pd.DataFrame:
     """Return one row for each method: its error beside the noise, what it loses, and what that error foretells.
 
     Args:
-        folder: Has `fashion_mnist.toml`, whose methods are named as `own 2 %, 1 bits` or `own 2 %` are, and
+        folder: Has `fashion_mnist.toml`, whose methods are named as `code_of` reads them, and
             `noise_floor.toml`, whose labels are the shares of the noise that are added; share 0 has the probe
                 `SignalToNoise`.
 
@@ -46,15 +71,8 @@ def floor_of(folder: Path) -> pd.DataFrame:
     ]
     found = _by_seed(methods, "grid.method")
     for method, values in found.items():
-        if named := NAME.fullmatch(method):
-            whose, percent, bits = named.groups(default="1")
-            error = added_error(
-                bits=int(bits),
-                density=float(percent) / 100,
-                clients=clients,
-                signal_to_noise=ratio,
-                own_supports=whose == "own",
-            )
+        if (code := code_of(method)) is not None:
+            error = added_error(**code._asdict(), clients=clients, signal_to_noise=ratio)
             rows.append({"method": method, "dense": False, "error": error, **_lost(values, found["dense"])})
     table = pd.DataFrame(rows)
     line = table[table["dense"]]

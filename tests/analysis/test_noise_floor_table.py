@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from analysis.figures.noise_floor import draw
-from analysis.tables.noise_floor import NAME, explained
+from analysis.tables.noise_floor import Code, code_of, explained
 
 TABLE = pd.DataFrame(
     {
@@ -23,13 +23,12 @@ def test_what_is_explained_is_the_share_of_the_variance():
 
 
 def test_methods_are_read_by_their_names():
-    assert [NAME.fullmatch(name).groups(default="1") for name in ("own 0.5 %, 2 bits", "shared 1 %")] == [
-        ("own", "0.5", "2"),
-        ("shared", "1", "1"),
-    ]
-    assert NAME.fullmatch("top 1 %, feedback") is None
+    assert code_of("own 0.5 %, 2 bits") == Code(2, 0.005, own_supports=True)
+    assert code_of("shared 1 %") == Code(1, 0.01, own_supports=False)
+    assert code_of("dense, 1 bit") == Code(1, 1.0, own_supports=False)
+    assert [code_of(name) for name in ("dense", "dense, momentum", "top 1 %, feedback")] == [None] * 3
 
 
 def test_every_method_is_named_in_the_figure():
-    texts = {text.get_text() for text in draw(TABLE).axes[0].texts}
-    assert texts == {"own 1 %", "own 6 %, 2 bits"}
+    (legend,) = draw(TABLE).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["dense, more noise", "own 6 %, 2 bits", "own 1 %"]
