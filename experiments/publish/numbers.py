@@ -94,7 +94,7 @@ def _top_k(configs: Path) -> Numbers:
     of_method = ["grid.method"]
     for task, axes in (
         ("fashion_mnist", ["noise", *of_method]),
-        *((task, of_method) for task in ("cifar10", "cifar10_small_long")),
+        *((task, of_method) for task in ("cifar10", "cifar10_small", "cifar10_small_long")),
     ):
         found |= of_trials(f"top_k.{task}", trials_of(configs / "top_k" / f"{task}.toml"), axes, reference="dense")
     resnet: Any = compare(configs / "top_k" / "resnet18_cifar10.toml")
