@@ -45,9 +45,10 @@ def floor_of(folder: Path) -> pd.DataFrame:
     """Return one row for each method: its error beside the noise, what it loses, and what that error foretells.
 
     Args:
-        folder: Has `fashion_mnist.toml`, whose methods are named as `code_of` reads them, and
-            `noise_floor.toml`, whose labels are the shares of the noise that are added; share 0 has the probe
-                `SignalToNoise`.
+        folder: Has `fashion_mnist.toml`, whose methods are named as `code_of` reads them; `noise_floor.toml`, whose
+            labels are the shares of the noise that are added; and `noise_floor_mean.toml`, one client with the data and
+            the noise of all, which has the probe `SignalToNoise`: the signal of a single client of many would be mostly
+            the draw of its batch.
 
     Returns:
         Columns: `method`; `dense`, whether it is dense updates with more noise; `error`, η; `difference` and `half`,
@@ -58,8 +59,9 @@ def floor_of(folder: Path) -> pd.DataFrame:
     noise, methods = trials_of(folder / "noise_floor.toml"), trials_of(folder / "fashion_mnist.toml")
     rounds: Any = rounds_of(folder / "noise_floor.toml")
     clients = int(rounds["participants"].max())
+    rounds = rounds_of(folder / "noise_floor_mean.toml")
     late = rounds[rounds["round"] > (1 - TAIL) * rounds["round"].max()]
-    ratio = clients * float(late["signal_to_noise"].mean())  # of the mean of the clients
+    ratio = float(late["signal_to_noise"].mean())
     rows = [
         {
             "method": f"{share} more",
@@ -77,6 +79,50 @@ def floor_of(folder: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     line = table[table["dense"]]
     return table.assign(foretold=np.interp(table["error"], line["error"], line["difference"]), signal_to_noise=ratio)
+
+
+def excess_of(folder: Path, table: pd.DataFrame) -> Mapping[str, tuple[float, float]]:
+    """Return by how much what is lost lies above the line through the dense updates, seed by seed.
+
+    Args:
+        folder: As for `floor_of`.
+        table: What `floor_of` returns.
+
+    Returns:
+        By method, and by "supports" for the mean of all methods that send a part of the coordinates: the mean over the
+        seeds and half of its 95 % interval, in points.
+    """
+    noise = _by_seed(trials_of(folder / "noise_floor.toml"), "share")
+    methods = _by_seed(trials_of(folder / "fashion_mnist.toml"), "grid.method")
+    codes: Any = table[~table["dense"]]
+    found = {
+        method: above_line(methods[method], methods["dense"], error, noise)
+        for method, error in zip(codes["method"], codes["error"], strict=True)
+    }
+    partial = [values for method, values in found.items() if (code := code_of(method)) and code.density < 1]
+    found["supports"] = {seed: float(np.mean([values[seed] for values in partial])) for seed in partial[0]}
+    nought = {name: _lost(values, dict.fromkeys(values, 0.0)) for name, values in found.items()}
+    return {name: (lost["difference"], lost["half"]) for name, lost in nought.items()}
+
+
+def above_line(
+    values: Mapping[int, float], dense: Mapping[int, float], error: float, noise: Mapping[str, Mapping[int, float]]
+) -> Mapping[int, float]:
+    """Return for each seed what a method loses, less what the line through dense updates with more noise foretells.
+
+    Args:
+        values: Seed → accuracy of the method.
+        dense: Seed → accuracy of dense updates.
+        error: η of the method.
+        noise: Share of the noise that is added → seed → accuracy of dense updates with it; "0" is without more.
+    """
+    shares = sorted(noise, key=float)
+
+    def foretold(seed: int) -> float:
+        lost = [noise[share][seed] - noise["0"][seed] for share in shares]
+        return float(np.interp(error, [float(share) for share in shares], lost))
+
+    return {seed: value - dense[seed] - foretold(seed) for seed, value in values.items()}
 
 
 def explained(table: pd.DataFrame) -> float:

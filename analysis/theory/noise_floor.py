@@ -19,9 +19,9 @@ def added_error(
 
         η = q(b)·(1 + SNR/(κn)) + excess·SNR.
 
-    Where η depends on the compressor alone (SNR small), training loses what it would lose by 1 + η times the variance
-    of the noise. Own supports are dealt, so that those of a round share no coordinate as long as κn ≤ 1, as
-    `RandomK(per="client")` deals them; beyond that they count as independent.
+    With rotated bits of all coordinates training lost what it loses by 1 + η times the variance of the noise; with
+    sparse supports it lost more (the paper, section 8). Own supports are dealt, so that those of a round share no
+    coordinate as long as κn ≤ 1, as `RandomK(per="client")` deals them; beyond that they count as independent.
 
     Args:
         bits: b, of `dp.Rotated`; None for float32.

@@ -20,13 +20,13 @@ from analysis.tables.latex_numbers import (
     slug,
 )
 from analysis.tables.latex_numbers import spread as with_spread
-from analysis.tables.noise_floor import explained, floor_of
+from analysis.tables.noise_floor import excess_of, explained, floor_of
 from analysis.tables.noise_losses import CODERS, crossing, spread
 from analysis.tables.studies import audits_of, energies_of, losses_of, study_reports
 from analysis.tables.trials import rounds_of, trials_below, trials_of
 from analysis.theory.gaussian_top_k import small_snr_recall
 from analysis.theory.index_bits import dithered_excess_bits, noise_floor_rate
-from analysis.theory.noise_floor import ROTATED, added_error
+from analysis.theory.noise_floor import ROTATED
 from dpcomp.lab.config.grid import points
 from dpcomp.lab.config.labels import label
 from dpcomp.lab.results.results_file import Report
@@ -311,19 +311,19 @@ def _erased(configs: Path) -> Numbers:
         found |= of_trials(f"erased.{budget}", trials, ["grid.method"], reference="dense")
     clips = trials_of(folder / "clip.toml")
     found |= of_trials("erased.clip", clips, ["grid.method"], reference="own 1 %, clip 0.1")
+    common = trials_of(folder / "fashion_mnist.toml")
+    found |= of_trials("erased.common", common, ["grid.method"], reference="shared 6 %, 2 bits")
     table: Any = floor_of(folder)
+    found |= {
+        f"law.excess.{slug(name)}": rf"{mean:.1f} \pm {half:.1f}"
+        for name, (mean, half) in excess_of(folder, table).items()
+    }
     shown = {"error": plain("error", 2), "lost": plain("difference"), "foretold": plain("foretold")}
     found |= of_table("law", table, ["method"], shown)
-    off = (table["difference"] - table["foretold"])[~table["dense"]].abs()
-    ratio, budget = float(table["signal_to_noise"].iloc[0]), 256  # bits of values: the method with 51 bytes
-    (dense, *_) = outcomes(folder / "fashion_mnist.toml")
-    coordinates, clients = dense.reports[0]["coordinates"], dense.point.experiment.federation["clients"]
-    least = min(
-        added_error(bits=bits, density=budget / bits / coordinates, clients=clients, signal_to_noise=ratio)
-        for bits in ROTATED
-    )
-    facts = {"explained": explained(table), "ratio": ratio, "least": least, "off": float(off.max())}
-    found |= {f"law.{name}": f"{value:.2f}" for name, value in facts.items()}
+    found |= {
+        "law.explained": f"{explained(table):.1f}",
+        "law.ratio": f"{float(table['signal_to_noise'].iloc[0]):.3f}",
+    }
     return found | {"law.two_bits": f"{ROTATED[2]:.3f}"}
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from analysis.figures.noise_floor import draw
-from analysis.tables.noise_floor import Code, code_of, explained
+from analysis.tables.noise_floor import Code, above_line, code_of, explained
 
 TABLE = pd.DataFrame(
     {
@@ -20,6 +20,12 @@ TABLE = pd.DataFrame(
 
 def test_what_is_explained_is_the_share_of_the_variance():
     assert explained(TABLE) == pytest.approx(1 - (0.2**2 + 0.1**2) / (0.4**2 + 0.4**2))
+
+
+def test_what_is_above_the_line_is_taken_seed_by_seed():
+    noise = {"0": {0: 0.80, 1: 0.70}, "1": {0: 0.78, 1: 0.68}}
+    above = above_line({0: 0.77, 1: 0.70}, {0: 0.80, 1: 0.70}, 0.5, noise)
+    assert above == pytest.approx({0: -0.02, 1: 0.01})
 
 
 def test_methods_are_read_by_their_names():
