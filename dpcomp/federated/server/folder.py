@@ -135,7 +135,6 @@ class ServerFolder:
         if self._ledger is not None:
             self._refuse_uncharged(self._ledger, memory)
             refuse_older_ledger(self._ledger, arrays)
-        if self._ledger is not None:
             self._warn_of_charged(self._ledger, memory)
         return Saved(state, *counts_in_arrays(arrays), forfeited_in_arrays(arrays))
 
