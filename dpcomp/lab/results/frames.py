@@ -4,9 +4,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dpcomp.lab.results.measure import ACCURACY, Measure, metric_of, others_in
+
+TIMES = 60  # blocks of rounds whose wall times a report keeps
 
 
 def curves(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
@@ -20,11 +23,18 @@ def curves(reports: Mapping[str, Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
         `seed`.
     """
     frames = [
-        pd.DataFrame(report["curves"]).assign(method=method, seed=report["seed"])
+        _table(report).assign(method=method, seed=report["seed"])
         for method, group in reports.items()
         for report in group
     ]
     return pd.concat(frames, ignore_index=True)
+
+
+def _table(report: Mapping[str, Any]) -> pd.DataFrame:
+    table = pd.DataFrame(report["curves"])
+    if "payload_bytes" not in table:  # nobody took part in any round
+        return table
+    return table.assign(compression_ratio=4 * report["coordinates"] / table["payload_bytes"])
 
 
 def summary(
@@ -83,17 +93,31 @@ def _vectors(report: Mapping[str, Any]) -> float:
 
 
 def columns(table: pd.DataFrame) -> dict[str, list[float | int | str | None]]:
-    """Return a table's columns as JSON types: six digits, three of `seconds`, and null for what was not measured."""
+    """Return a table's columns as JSON types: numbers of six digits, and null for what was not measured."""
     return {
-        str(column): [
-            value if isinstance(value, str) else _rounded(value, 3 if column == "seconds" else 6)
-            for value in table[column]
-        ]
+        str(column): [value if isinstance(value, str) else _rounded(value) for value in table[column]]
         for column in table
     }
 
 
-def _rounded(value: float, digits: int) -> float | int | None:
+def columns_of_rounds(table: pd.DataFrame) -> dict[str, list[float | int | str | None]]:
+    """Return the columns of a run's table as a report keeps them, as JSON types.
+
+    `compression_ratio` is left out, as `curves` computes it from `payload_bytes`. `seconds`, which no two runs have
+    alike, are means over blocks of rounds: of single rounds in a run of TIMES rounds or less, and at most TIMES blocks.
+
+    Args:
+        table: What `Run.table` returns.
+    """
+    kept = table.drop(columns="compression_ratio", errors="ignore")
+    if "seconds" in kept:
+        blocks = np.arange(len(kept)) // math.ceil(max(len(kept), 1) / TIMES)
+        means = kept.groupby(blocks)["seconds"].transform("mean")
+        kept = kept.assign(seconds=[_rounded(value, 3) for value in means])
+    return columns(kept)
+
+
+def _rounded(value: float, digits: int = 6) -> float | int | None:
     if pd.isna(value) or math.isinf(value):  # JSON has no infinity
         return None
     return int(value) if float(value).is_integer() else float(f"{value:.{digits}g}")

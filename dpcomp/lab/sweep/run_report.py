@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from dpcomp.core.calls import as_table
-from dpcomp.lab.results.frames import columns
+from dpcomp.lab.results.frames import columns_of_rounds
 from dpcomp.lab.results.provenance import machine
 from dpcomp.lab.results.results_file import FORMAT
 from dpcomp.pipeline import Pipeline
@@ -57,5 +57,5 @@ def report_of(
         "warnings": list(run.warnings),
         "versions": versions,
         "machine": machine(seconds, device),
-        "curves": columns(run.table()),
+        "curves": columns_of_rounds(run.table()),
     }
