@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,25 +11,21 @@ from jaxtyping import Float32, Float64, Int, Int64
 from dpcomp.codec.allocation import FixedStep
 from dpcomp.codec.entropy import EntropyCoder, RangeCoder
 from dpcomp.codec.entropy.coder import Metered, PartBits, Reader
-from dpcomp.codec.entropy.integers import IntegerReader, IntegerWriter
 from dpcomp.codec.prediction import LastBroadcast
 from dpcomp.codec.quantize import Bounds, ExactGaussian, Quantizer
 from dpcomp.codec.quantize import Float32 as Unquantized
 from dpcomp.codec.quantize.quantizer import decoded_at_sender, quantised, takes_type
 from dpcomp.codec.rate import entropy_bits
 from dpcomp.codec.standalone import codec_digest, compress, decompress
+from dpcomp.codec.support_code import LISTED, is_open_union, read_support, support_code, write_support
 from dpcomp.core.checks import missing_members
 from dpcomp.core.errors import CorruptPayload
 from dpcomp.core.finite import all_finite
 from dpcomp.core.layout import split_by_counts
 from dpcomp.core.public_context import HasPublicSupport, PublicContext
-from dpcomp.core.support import MOST_PLACES, Dealt, Everywhere, Listed, Support, checked_support, same_positions
+from dpcomp.core.support import Everywhere, Listed, Support, checked_support, same_positions
 from dpcomp.display import html
 from dpcomp.display.text import short_call
-
-# The first byte of a body says which support it has: all coordinates; those that both ends compute; those listed in the
-# body, after their number; those of several places, which it names. The number of any but the listed is known.
-EVERYWHERE, PUBLIC, LISTED, UNION = range(4)
 
 
 @runtime_checkable
@@ -308,7 +303,7 @@ class Codec:
             raise ValueError(f"{where} a support outside the vector ({error}): return positions below {d}") from error
         if public is not None and same_positions(support, public, d):
             return public
-        if public is not None and self.selects_publicly and not _of_no_place(public):
+        if public is not None and self.selects_publicly and not is_open_union(public):
             raise ValueError(
                 f"{where} another support than its public_support, so its positions would cost bytes: return "
                 "self.public_support(context), or leave out that method"
@@ -369,18 +364,18 @@ class Codec:
         """
         context, quantizer = self._with_packing(context), self.quantizer
         layout, writer = context.layout, self.entropy.writer()
-        counts, code = layout.counts(support), _support_code(support, context.public_support)
+        counts, code = layout.counts(support), support_code(support, context.public_support)
         if code == LISTED:
             writer.positions(support.indices(layout.size), layout.edges, _previous_positions(context))
         levels, side, bounds = quantised(quantizer, values, counts, context)
         if self.codes_itself:
             decoded = decoded_at_sender(quantizer, levels, side, counts, len(values), context)
-            return (_support_written(code, support, len(values)), side), decoded
+            return (write_support(code, support, len(values)), side), decoded
         writer.raw(side)
         if bounds.any_coded and len(values):
             taken = levels if takes_type(self.entropy, levels) else levels.astype(np.int32)
             writer.levels(taken, counts, bounds)
-        parts = (_support_written(code, support, len(values)), *writer.finish())
+        parts = (write_support(code, support, len(values)), *writer.finish())
         if getattr(quantizer, "lossless", False):
             return parts, values
         return parts, decoded_at_sender(quantizer, levels, side, counts, len(values), context)
@@ -460,7 +455,7 @@ class Codec:
             raise TypeError(
                 f"{self.entropy!r} does not count the bits of its parts: give it a .meter(body), as RangeCoder has"
             )
-        start = _support_read(memoryview(body), context)[2]
+        start = read_support(memoryview(body), context)[2]
         if self.codes_itself:
             return self._read(body, context), PartBits(header=8 * start, value=8.0 * (len(body) - start))
         meter = self.entropy.meter(body[start:])
@@ -475,7 +470,7 @@ class Codec:
     def _read(self, body: bytes | memoryview, context: PublicContext, reader: Reader | None = None) -> "Body":
         context, body = self._with_packing(context), memoryview(body)
         layout = context.layout
-        support, k, start = _support_read(body, context)
+        support, k, start = read_support(body, context)
         if self.codes_itself:
             return self._read_whole(support, bytes(body[start:]), context)
         reader = self.entropy.reader(body[start:]) if reader is None else reader
@@ -537,80 +532,6 @@ def _why_no_part(name: str, part: object, protocol: type) -> str:
         f"Codec({name}={part!r}) is no {protocol.__name__}; it lacks: {missing}. Give an instance of a class that has "
         f"the members of {protocol.__module__}.{protocol.__qualname__}"
     )
-
-
-def is_union(support: Support, public: Support | None) -> bool:
-    """Return whether a body names the places of a support: in a broadcast alone, whose public one has none yet."""
-    return isinstance(support, Dealt) and _of_no_place(public) and support.alike(public)
-
-
-def _of_no_place(public: Support | None) -> bool:
-    return isinstance(public, Dealt) and not public.places
-
-
-def _support_code(support: Support, public: Support | None) -> int:
-    """Return the code that a body has for a support."""
-    if isinstance(support, Everywhere):
-        return EVERYWHERE
-    if public is not None and support == public:
-        return PUBLIC
-    if isinstance(support, Listed):
-        return LISTED
-    if is_union(support, public):
-        return UNION
-    raise ValueError(
-        f"the support {support} is neither listed nor the public one, {public}: list its positions, dp.Listed(…)"
-    )
-
-
-def _support_written(code: int, support: Support, k: int) -> bytes:
-    """Write which support a body has: its code, and what the reader does not know of it."""
-    writer = IntegerWriter()
-    writer.number(code)
-    if code == LISTED:
-        writer.number(k)
-    if isinstance(support, Dealt) and code == UNION:
-        writer.number(len(support.places))
-        for before, place in pairwise((-1, *support.places)):
-            writer.number(place - before)
-    return writer.finish()
-
-
-def _support_read(body: memoryview, context: PublicContext) -> tuple[Support | None, int, int]:
-    """Read which support a body has.
-
-    Returns:
-        The support, or None if its positions are listed; how many coordinates it holds; and the bytes that were read.
-
-    Raises:
-        CorruptPayload: The body has no such beginning, or says what this pipeline does not.
-    """
-    reader, d, public = IntegerReader(body), context.layout.size, context.public_support
-    code = reader.number()
-    support: Support | None = {EVERYWHERE: Everywhere(), PUBLIC: public}.get(code)
-    if code == LISTED:
-        if (k := reader.number()) > d:
-            raise CorruptPayload(f"the body lists {k} of {d} coordinates")
-        return None, k, len(body) - reader.left
-    if code == UNION and isinstance(public, Dealt) and not public.places:
-        support = _union_read(reader, public, d)
-    if support is None:
-        raise CorruptPayload(f"the body has support code {code}, but the pipeline has {public}")
-    return support, support.count(d), len(body) - reader.left
-
-
-def _union_read(reader: IntegerReader, base: Dealt, d: int) -> Dealt:
-    """Read the places of a union, for no more coordinates than there are: a sender of more sends all."""
-    count, place, places = reader.number(), -1, list[int]()
-    if count * base.k > d:
-        raise CorruptPayload(f"the body names {count} places of {base.k} coordinates, of {d}")
-    for _ in range(count):
-        step = reader.number()
-        place += step
-        if step == 0 or place >= MOST_PLACES:
-            raise CorruptPayload("the body names places that are not ascending, or too large")
-        places.append(place)
-    return Dealt(seed=base.seed, k=base.k, places=tuple(places))
 
 
 def _previous_positions(context: PublicContext) -> Int64[np.ndarray, "k"] | None:

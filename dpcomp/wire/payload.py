@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.codec.codec import Codec, SelectsOfSum, is_union
+from dpcomp.codec.codec import Codec, SelectsOfSum
 from dpcomp.codec.quantize.quantizer import BLOCK
+from dpcomp.codec.support_code import is_union
 from dpcomp.codec.wiener import TrackedSignal
 from dpcomp.core.address import SERVER
 from dpcomp.core.errors import CorruptPayload

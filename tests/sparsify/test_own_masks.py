@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import dpcomp as dp
-from dpcomp.codec.codec import UNION
+from dpcomp.codec.support_code import UNION
 from dpcomp.core import support as support_module
 from dpcomp.core.public_context import PublicContext
 from dpcomp.core.support import _permuted
