@@ -20,6 +20,7 @@ TOLERANCE = 1e-4  # of the norm of a row
 OUTPUT_TOLERANCE = 1e-3  # of the largest output of a pass
 LARGE = 1e6  # above it, float32 may overflow in one order of the same operations and not in another
 SMALL = 1e-10  # below it, the squares of what is tolerated of a norm may be zero in float32
+LEAST = torch.finfo(torch.float32).tiny  # below it, float32 has fewer digits the smaller a number is
 
 
 class RowCheck:
@@ -427,8 +428,11 @@ def _overflowed(own: Any, mine: list[Tensor], theirs: list[Tensor]) -> bool:
 
 
 def _far(mine: list[Tensor], theirs: list[Tensor], tolerance: float) -> bool:
-    """Return whether two gradients differ; where both have values that are not finite, the clip blanks both."""
+    """Return whether two gradients differ; where both have values that are not finite, the clip blanks both.
+
+    A difference below LEAST is none: it may be one digit of numbers that have no more, in a model that has diverged.
+    """
     norms = _norm(mine), _norm(theirs)
     if not all(map(math.isfinite, norms)):
         return math.isfinite(norms[0]) != math.isfinite(norms[1])
-    return not _norm([a - b for a, b in zip(mine, theirs, strict=True)]) <= tolerance * norms[1]
+    return not _norm([a - b for a, b in zip(mine, theirs, strict=True)]) <= max(tolerance * norms[1], LEAST)
