@@ -8,24 +8,27 @@ from matplotlib.figure import Figure
 
 from analysis.figures import ResultsFigure
 from analysis.tables.trials import trials_of
-from dpcomp.lab.figures.style import COLUMN_INCHES, legend_below, plot_means, use_style
+from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, LOOKS, legend_below, plot_means, use_style
 
 RULES = ("equal", "water-filled", "noise-aware")
+DENSE = "float32"
 
 
 def draw(trials: pd.DataFrame) -> Figure:
     """Draw test accuracy against bits per coordinate, with a panel for each noise and entropy coder.
 
     Args:
-        trials: One row for each trial, with the columns `noise`, `entropy`, `allocation` (such as "equal, 2 bits"),
-            `seed`, `test_accuracy` (a share) and `compression_ratio`.
+        trials: One row for each trial, with the columns `noise`, `entropy`, `allocation` (such as "equal, 2 bits", or
+            "float32"), `seed`, `test_accuracy` (a share) and `compression_ratio`.
 
     Returns:
-        The figure; points are means over the seeds, and bars span them.
+        The figure; points are means over the seeds, and bars span them, as the grey band spans those of float32.
     """
     use_style()
     frame: Any = trials.copy()
     frame["accuracy_percent"] = 100 * frame["test_accuracy"]
+    dense = frame[frame["allocation"] == DENSE]
+    frame = frame[frame["allocation"] != DENSE].copy()
     frame["method"] = frame["allocation"].str.split(",").str[0]
     frame["asked"] = frame["allocation"].str.extract(r"(\d+) bits", expand=False).astype(int)
     frame["bits"] = frame.groupby(["noise", "entropy", "allocation"])["compression_ratio"].transform("mean")
@@ -36,11 +39,14 @@ def draw(trials: pd.DataFrame) -> Figure:
     cases = [(noise, coder) for noise in noises for coder in coders]
     for axes, (noise, coder) in zip(grid[0], cases, strict=True):
         part = frame[(frame["noise"] == noise) & (frame["entropy"] == coder)].sort_values("asked")
+        spread = dense[(dense["noise"] == noise) & (dense["entropy"] == coder)]["accuracy_percent"]
+        axes.axhspan(spread.min(), spread.max(), color=COLORS[LOOKS[DENSE]], alpha=0.3, linewidth=0)
+        axes.axhline(spread.mean(), color=COLORS[LOOKS[DENSE]], linewidth=1, label=DENSE, zorder=1)
         plot_means(axes, part, "bits", "accuracy_percent", RULES, bars=True)
         axes.set(title=f"{noise}, {coder}", xlabel="bits a coordinate", ylabel="test accuracy (%)", xscale="log")
         axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
         axes.minorticks_off()
-    legend_below(figure, grid[0, 0], columns=3)
+    legend_below(figure, grid[0, 0], columns=4)
     return figure
 
 

@@ -108,7 +108,7 @@ def _top_k(configs: Path) -> Numbers:
 
 def _allocation(configs: Path) -> Numbers:
     trials = trials_of(configs / "allocation" / "digits.toml")
-    found = of_trials("allocation", trials, ["noise", "entropy", "allocation"])
+    found = of_trials("allocation", trials, ["noise", "entropy", "allocation"], reference="float32")
     rounded = trials_of(configs / "allocation" / "rounding.toml")
     rounded["shares"] = rounded["allocation"].str.split(",").str[0]
     found |= of_trials("rounding", rounded, ["noise", "shares", "rounding"], reference="nearest")
