@@ -12,8 +12,7 @@ from analysis.tables.trials import rounds_of, trials_of
 from analysis.theory.noise_floor import added_error
 from dpcomp.lab.sweep.paired import paired_difference
 
-TAIL = 0.25  # the share of the rounds whose models are averaged, where the accuracy is decided
-SUPPORTS = re.compile(r"(own|shared) ([\d.]+) %(?:, (\d) bits)?")  # of a method with supports before the noise
+SUPPORTS = re.compile(r"(own|shared) ([\d.]+) %(?:, (\d) bits|, (float32))?")  # before the noise
 DENSE_BITS = re.compile(r"dense, (\d) bits?")
 
 
@@ -21,12 +20,12 @@ class Code(NamedTuple):
     """What a method sends of an update.
 
     Attributes:
-        bits: The bits of a rotated value.
+        bits: The bits of a rotated value; None for float32.
         density: The share of the coordinates.
         own_supports: Whether the clients of a round have supports of their own, or a common one.
     """
 
-    bits: int
+    bits: int | None
     density: float
     own_supports: bool
 
@@ -36,32 +35,62 @@ def code_of(method: str) -> Code | None:
     if dense := DENSE_BITS.fullmatch(method):
         return Code(int(dense[1]), 1.0, own_supports=False)
     if supports := SUPPORTS.fullmatch(method):
-        whose, percent, bits = supports.groups(default="1")
-        return Code(int(bits), float(percent) / 100, own_supports=whose == "own")
+        whose, percent, bits, float32 = supports.groups()
+        return Code(None if float32 else int(bits or 1), float(percent) / 100, own_supports=whose == "own")
     return None
 
 
-def floor_of(folder: Path) -> pd.DataFrame:
+class Ratios(NamedTuple):
+    """Energies of clean dense updates beside that of their noise.
+
+    Attributes:
+        signal: That of the mean of the clients' updates, without the draws of their batches, by that of its noise.
+        draw: What the draw of its batch adds to a client's update, by the client's noise.
+    """
+
+    signal: float
+    draw: float
+
+
+def ratios_of(folder: Path, *, after: float = 0.0) -> Ratios:
+    """Tell the signal of the clients' mean from the draws of their batches, by two runs.
+
+    A client of n has the ratio SNR/n + B to its noise; one client with the data and the noise of all has SNR + B.
+
+    Args:
+        folder: As for `floor_of`.
+        after: The share of the rounds that is left out at the beginning; the mean is over the others.
+    """
+    each: Any = rounds_of(folder / "noise_floor.toml")
+    whole: Any = rounds_of(folder / "noise_floor_mean.toml")
+    clients = int(each["participants"].max())
+
+    def mean(rounds: Any) -> float:
+        return float(rounds.loc[rounds["round"] > after * rounds["round"].max(), "signal_to_noise"].mean())
+
+    of_each, of_all = mean(each[each["share"] == "0"]), mean(whole)
+    draw = (of_each - of_all / clients) * clients / (clients - 1)
+    return Ratios(signal=of_all - draw, draw=draw)
+
+
+def floor_of(folder: Path, *, after: float = 0.0) -> pd.DataFrame:
     """Return one row for each method: its error beside the noise, what it loses, and what that error foretells.
 
     Args:
         folder: Has `fashion_mnist.toml`, whose methods are named as `code_of` reads them; `noise_floor.toml`, whose
-            labels are the shares of the noise that are added; and `noise_floor_mean.toml`, one client with the data and
-            the noise of all, which has the probe `SignalToNoise`: the signal of a single client of many would be mostly
-            the draw of its batch.
+            labels are the shares of the noise that are added, with the probe `SignalToNoise` at share 0; and
+            `noise_floor_mean.toml`, one client with the data and the noise of all, which has that probe too.
+        after: Over which rounds the ratios of signal and draws to the noise are averaged, as for `ratios_of`.
 
     Returns:
         Columns: `method`; `dense`, whether it is dense updates with more noise; `error`, η; `difference` and `half`,
         the paired difference in test accuracy to dense updates at share 0 and half of its 95 % interval, in points;
-        `foretold`, the difference by the line through the dense updates, in points; `signal_to_noise`, of the mean of
-        the clients.
+        `foretold`, the difference by the line through the dense updates, in points.
     """
     noise, methods = trials_of(folder / "noise_floor.toml"), trials_of(folder / "fashion_mnist.toml")
     rounds: Any = rounds_of(folder / "noise_floor.toml")
     clients = int(rounds["participants"].max())
-    rounds = rounds_of(folder / "noise_floor_mean.toml")
-    late = rounds[rounds["round"] > (1 - TAIL) * rounds["round"].max()]
-    ratio = float(late["signal_to_noise"].mean())
+    ratios = ratios_of(folder, after=after)
     rows = [
         {
             "method": f"{share} more",
@@ -74,11 +103,13 @@ def floor_of(folder: Path) -> pd.DataFrame:
     found = _by_seed(methods, "grid.method")
     for method, values in found.items():
         if (code := code_of(method)) is not None:
-            error = added_error(**code._asdict(), clients=clients, signal_to_noise=ratio)
+            error = added_error(
+                **code._asdict(), clients=clients, signal_to_noise=ratios.signal, draw_to_noise=ratios.draw
+            )
             rows.append({"method": method, "dense": False, "error": error, **_lost(values, found["dense"])})
     table = pd.DataFrame(rows)
     line = table[table["dense"]]
-    return table.assign(foretold=np.interp(table["error"], line["error"], line["difference"]), signal_to_noise=ratio)
+    return table.assign(foretold=np.interp(table["error"], line["error"], line["difference"]))
 
 
 def excess_of(folder: Path, table: pd.DataFrame) -> Mapping[str, tuple[float, float]]:

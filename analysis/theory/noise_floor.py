@@ -1,4 +1,8 @@
-"""A closed form for the error that a compressor adds to the noise of privacy."""
+"""Closed forms for the error that a compressor adds to the noise of privacy, and for the least that it can add."""
+
+import math
+
+from scipy.optimize import brentq, minimize_scalar
 
 from analysis.theory.mean_of_supports import excess_second_moment
 
@@ -7,27 +11,37 @@ ROTATED = {1: 0.5708, 2: 0.1331, 3: 0.03578, 4: 0.009588}  # Max 1960, Table I
 
 
 def added_error(
-    *, bits: int | None, density: float = 1.0, clients: int, signal_to_noise: float, own_supports: bool = True
+    *,
+    bits: int | None,
+    density: float = 1.0,
+    clients: int,
+    signal_to_noise: float,
+    draw_to_noise: float = 0.0,
+    own_supports: bool = True,
 ) -> float:
     """Compute η, the error that supports and rotated levels add to the mean of a round, by the energy of its noise.
 
-    n clients send gradients that are alike, clipped and with noise, on public supports of density κ that are drawn
-    before the clip, with b rotated bits a value. Scaled so that the mean is that of dense updates, the noise has the
-    energy that it has without supports, as long as the clip binds on the support too. Beside it stand the choice of the
-    supports, whose share of the signal's energy is `excess_second_moment`, and the quantiser, whose share q(b) is of
-    the noise and of the n signals, each 1/(κn) of the mean's:
+    n clients send gradients that are alike but for the draws of their batches, clipped and with noise, on public
+    supports of density κ that are drawn before the clip, with b rotated bits a value. Scaled so that the mean is that
+    of dense updates, the noise has the energy that it has without supports, as long as the clip binds on the support
+    too. Beside it stand the choice of the supports, whose share of the signal's energy is `excess_second_moment`; the
+    draws of the batches, of which a coordinate has the average over κn clients, and not over n; and the quantiser,
+    whose share q(b) is of the noise and of all that a client sends on its support:
 
-        η = q(b)·(1 + SNR/(κn)) + excess·SNR.
+        η = q(b)·(1 + (SNR/n + B)/κ) + excess·SNR + (1 − κ)/κ·B.
 
-    With rotated bits of all coordinates training lost what it loses by 1 + η times the variance of the noise; with
-    sparse supports it lost more (the paper, section 8). Own supports are dealt, so that those of a round share no
-    coordinate as long as κn ≤ 1, as `RandomK(per="client")` deals them; beyond that they count as independent.
+    Training loses what dense updates lose to 1 + η times the variance of the noise, with SNR and B averaged over all
+    of its rounds (the paper, section 8). Own supports are dealt, so that those of a round share no coordinate as long
+    as κn ≤ 1, as `RandomK(per="client")` deals them; beyond that they count as independent.
 
     Args:
         bits: b, of `dp.Rotated`; None for float32.
         density: κ = k/d, in (0, 1].
         clients: n, the number of clients in a round.
-        signal_to_noise: The energy of the mean of dense clean updates by that of its noise.
+        signal_to_noise: SNR, the energy of the mean of dense clean updates without the draws of batches, by that of
+            its noise.
+        draw_to_noise: B, the energy that the draw of its batch adds to a client's dense clean update, by that of the
+            client's noise.
         own_supports: Whether the clients of a round have supports of their own, or a common one.
 
     Raises:
@@ -38,12 +52,84 @@ def added_error(
         0.57
         >>> round(added_error(bits=1, density=0.01, clients=10, signal_to_noise=0.05), 2)
         1.31
-        >>> round(added_error(bits=2, density=0.06, clients=10, signal_to_noise=0.05), 2)
-        0.18
+        >>> round(added_error(bits=1, density=0.01, clients=10, signal_to_noise=0.05, draw_to_noise=0.003), 2)
+        1.77
     """
     if bits is not None and bits not in ROTATED:
         raise ValueError(f"bits = {bits}: dp.Rotated has {min(ROTATED)} to {max(ROTATED)}; None is float32")
     own = "dealt" if density * clients <= 1 else "own"
     excess = excess_second_moment(density=density, clients=clients, supports=own if own_supports else "common")
-    quantiser = 0.0 if bits is None else ROTATED[bits] * (1 + signal_to_noise / (density * clients))
-    return quantiser + excess * signal_to_noise
+    of_a_client = signal_to_noise / clients + draw_to_noise
+    quantiser = 0.0 if bits is None else ROTATED[bits] * (1 + of_a_client / density)
+    return quantiser + excess * signal_to_noise + (1 - density) / density * draw_to_noise
+
+
+def least_error(
+    *, message_bits: float, coordinates: int, clients: int, signal_to_noise: float, draw_to_noise: float = 0.0
+) -> float:
+    """Compute the least η of messages of so many bits, by the best density and the best quantiser that there can be.
+
+    It is `added_error` with own supports and q(b) = 1/(2^(2b) − 1), that of the distortion-rate function of a Gaussian,
+    b bits a value, which a code of long blocks comes near to; at the density κ where it is least, for b = bits/(κd).
+
+    Args:
+        message_bits: The bits of a client's message, its header not counted.
+        coordinates: d.
+        clients: n, the number of clients in a round.
+        signal_to_noise: As for `added_error`.
+        draw_to_noise: As for `added_error`.
+
+    Examples:
+        >>> ratios = {"signal_to_noise": 0.05, "draw_to_noise": 0.003}
+        >>> round(least_error(message_bits=256, coordinates=26_010, clients=10, **ratios), 2)
+        1.36
+        >>> round(added_error(bits=1, density=256 / 26_010, clients=10, **ratios), 2)
+        1.79
+    """
+
+    def error(log_density: float) -> float:
+        density = math.exp(log_density)
+        supports = added_error(
+            bits=None,
+            density=density,
+            clients=clients,
+            signal_to_noise=signal_to_noise,
+            draw_to_noise=draw_to_noise,
+        )
+        of_a_client = (signal_to_noise / clients + draw_to_noise) / density
+        exponent = 2 * math.log(2) * message_bits / (density * coordinates)
+        return supports + (1 + of_a_client) / math.expm1(min(exponent, 500.0))
+
+    bounds = (-math.log(coordinates), 0.0)
+    return float(minimize_scalar(error, bounds=bounds, method="bounded").fun)
+
+
+def fewest_bits(
+    *, error: float, coordinates: int, clients: int, signal_to_noise: float, draw_to_noise: float = 0.0
+) -> float:
+    """Compute the fewest bits of a message whose η is no more than an error, by `least_error`.
+
+    Args:
+        error: The largest η, above 0.
+        coordinates: d.
+        clients: n, the number of clients in a round.
+        signal_to_noise: As for `added_error`.
+        draw_to_noise: As for `added_error`.
+
+    Examples:
+        >>> ratios = {"clients": 10, "signal_to_noise": 0.05, "draw_to_noise": 0.003}
+        >>> round(fewest_bits(error=1.36, coordinates=26_010, **ratios), -1)
+        260.0
+    """
+
+    def above(log_bits: float) -> float:
+        least = least_error(
+            message_bits=math.exp(log_bits),
+            coordinates=coordinates,
+            clients=clients,
+            signal_to_noise=signal_to_noise,
+            draw_to_noise=draw_to_noise,
+        )
+        return math.log(least / error)
+
+    return math.exp(brentq(above, 0.0, math.log(64.0 * coordinates)))

@@ -9,9 +9,10 @@ from analysis.theory.noise_floor import added_error
 D, CLIENTS, ROUNDS = 4096, 4, 40
 
 
+@pytest.mark.parametrize("draw", [0.0, 0.2])
 @pytest.mark.parametrize("bits", [None, 1, 2, 3])
 @pytest.mark.parametrize(("density", "own"), [(1.0, True), (0.125, True), (0.125, False)])
-def test_what_is_decoded_errs_as_the_form_says(bits, density, own):
+def test_what_is_decoded_errs_as_the_form_says(bits, density, own, draw):
     rng, codec = np.random.default_rng(0), dp.Codec(quantize=None if bits is None else dp.Rotated(bits))
     signal, ratio, k = rng.standard_normal(D) / np.sqrt(D), 0.3, round(density * D)
     deviation = np.sqrt(CLIENTS / (ratio * D))  # of a client's coordinate
@@ -26,13 +27,16 @@ def test_what_is_decoded_errs_as_the_form_says(bits, density, own):
             context = dp.PublicContext(
                 layout=dp.Layout.of(D), public_support=support, dither_key=1 + 97 * number + client
             )
-            values = (signal[support.positions] / np.sqrt(density) + drawn).astype(np.float32)
+            sent = signal[support.positions] + np.sqrt(draw) * deviation * rng.standard_normal(k)
+            values = (sent / np.sqrt(density) + drawn).astype(np.float32)
             decoded = codec.encode(values, support, context)[1]
             mean[support.positions] += decoded / (CLIENTS * np.sqrt(density))
             noise[support.positions] += drawn / (CLIENTS * np.sqrt(density))
         added += np.square(mean - signal).sum() / np.square(noise).sum() - 1
-    expected = added_error(bits=bits, density=density, clients=CLIENTS, signal_to_noise=ratio, own_supports=own)
-    assert added / ROUNDS == pytest.approx(expected, rel=0.1, abs=0.01)
+    expected = added_error(
+        bits=bits, density=density, clients=CLIENTS, signal_to_noise=ratio, draw_to_noise=draw, own_supports=own
+    )
+    assert added / ROUNDS - draw == pytest.approx(expected, rel=0.1, abs=0.02)  # dense updates have the draws too
 
 
 def test_other_bits_are_refused():
