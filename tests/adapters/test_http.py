@@ -323,6 +323,22 @@ def test_a_drawn_client_that_is_away_holds_up_no_others(updates, caplog):
     assert "round_held" not in caplog.text
 
 
+@pytest.mark.parametrize("updates", [2, None])
+def test_a_drawn_client_that_is_away_holds_up_no_others_where_the_rest_of_its_cohort_withdrew(updates):
+    server = server_of(clients=5, cohort=Cohort(sampling=InTurn([0, 1, 2], [3, 4])))
+    policy = RoundPolicy(updates=updates, seconds=0.3, least_updates=2, rounds=2)
+    with federation(server, policy, 5) as (_, sends, app):
+        clients = [Client(number, send) for number, send in enumerate(sends)]
+        for client in clients[1:3]:
+            client.talk(TimedOut())
+            client.send(client.participant.withdrawal("done"))
+        eventually(lambda: server.memory.shared.version == 1)
+        for client in clients[3:]:
+            client.train()
+        eventually(lambda: app._rounds.ended)
+    assert [server.memory.link(number).count for number in range(5)] == [0, 0, 0, 1, 1]
+
+
 def test_a_cohort_that_may_have_enough_is_waited_for_and_the_log_says_so(caplog):
     server = server_of(clients=4, cohort=Cohort(sampling=InTurn([0, 1, 2])))
     with federation(server, RoundPolicy(seconds=0.2, least_updates=2, rounds=1), 4) as (_, sends, _):

@@ -32,9 +32,9 @@ class RoundPolicy:
             are; None never closes one for its age.
         least_updates: The fewest updates of a round that is closed for its age, or because clients withdrew. Clients
             that have given the round up, since they were charged for it before, count as if they had sent; and for its
-            age a round is closed with fewer too where its cohort is no larger than this, and others may be drawn later,
-            who would else wait for a client that is away. Where so many cannot come, all that can, while other clients
-            may send in a later round.
+            age a round is closed with fewer too where its cohort, without those that withdrew, is no larger than this,
+            and others may be drawn later, who would else wait for a client that is away. Where so many cannot come, all
+            that can, while other clients may send in a later round.
         rounds: The number of rounds of the federation; the last model is served after them. None for no end.
 
     Raises:
@@ -214,14 +214,15 @@ class Rounds:
         if len(self._server.accepted) >= least:
             return True
         # Of a small cohort each client would be needed, and one that is away would hold up all who may be drawn later.
-        small = asked is not None and asked <= least
-        if not small and not self._server.given_up:
+        may_be_small = asked is not None and asked - len(self._server.withdrawn) <= least
+        if not may_be_small and not self._server.given_up:
             return False
-        return await anyio.to_thread.run_sync(self._enough_exactly, least, small)
+        return await anyio.to_thread.run_sync(self._enough_exactly, least)
 
-    def _enough_exactly(self, least: int, small: bool) -> bool:
+    def _enough_exactly(self, least: int) -> bool:
         """Return whether enough clients have shown that they take part, or a small cohort is not all there is."""
-        return self._server.present >= least or (small and self._server.unasked > 0)
+        server = self._server
+        return server.present >= least or (server.unasked > 0 and server.expected <= least)
 
     def _awaits_exactly(self, asked: int, enough: bool) -> bool:
         """Return whether a client that was asked may still send, or one that withdrew is needed."""

@@ -5,6 +5,7 @@ import os
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -230,11 +231,19 @@ class Server:
             ValueError: As `cohort` does.
         """
         with self._lock:
-            asked, version = self.cohort(), self.memory.shared.version
-            links, away = self.memory.links, self.given_up.union(self.withdrawn)
-            last = {client: links[client].last for client in away if client in links}
-            sent = {client for client, address in last.items() if address is not None and address.round == version}
-            return len(asked) - self._in_time - len((away - sent).intersection(asked))
+            asked = self.cohort()
+            return len(asked) - self._in_time - self._missing(asked, self.given_up.union(self.withdrawn))
+
+    @property
+    def expected(self) -> int:
+        """How many clients may show in this round that they take part: those that were asked and have not withdrawn.
+
+        Raises:
+            ValueError: As `cohort` does.
+        """
+        with self._lock:
+            asked = self.cohort()
+            return len(asked) - self._missing(asked, set(self.withdrawn))
 
     @property
     def present(self) -> int:
@@ -551,6 +560,13 @@ class Server:
         drawn = self._drawn(version)
         place = int(np.searchsorted(drawn, client))
         return place < len(drawn) and bool(drawn[place] == client)
+
+    def _missing(self, asked: Collection[int], away: set[int]) -> int:
+        """Return how many clients that were asked are away, and have not sent in the present round."""
+        links, version = self.memory.links, self.memory.shared.version
+        last = {client: links[client].last for client in away if client in links}
+        sent = {client for client, address in last.items() if address is not None and address.round == version}
+        return len((away - sent).intersection(asked))
 
     def _waiting(self) -> set[int]:
         """Return the clients that were asked in the present round, gave it up, and take part in later ones."""
