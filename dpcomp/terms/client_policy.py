@@ -114,11 +114,7 @@ class ClientPolicy:
             return
         if ledger is None:
             raise ValueError(f"check(ledger=None) with trust={trust.trust!r}: give the ledger that the client charges")
-        if ledger.incomplete:
-            raise TermsRefused(
-                f"{ledger} is incomplete ({ledger.incomplete}), so its ε is too small: count the ledgers of all "
-                "releases of these data together, and release nothing of them until then"
-            )
+        self._refuse_incomplete(ledger)
         if others := sorted(set(ledger.clients) - {client}):
             raise TermsRefused(
                 f"{ledger} holds charges of client {others[0]}, and this client has the number {client}: charges of "
@@ -145,11 +141,22 @@ class ClientPolicy:
 
         Raises:
             BudgetExhausted: The ledger would hold more than the policy's budget, or than its own.
+            TermsRefused: The ledger is incomplete.
         """
+        self._refuse_incomplete(ledger)
         if not ledger.within(self.budget, cost, address.client, steps):
             raise BudgetExhausted(
                 f"charging {address} would take {ledger} beyond {self.budget} of this client's policy, or beyond its "
-                "own budget: nothing was charged. Another federation has been charged since this client joined"
+                "own budget: nothing was charged. Since the terms were allowed, another federation has been charged; "
+                "or the server was set back, and plays rounds again that this client had missed"
+            )
+
+    @staticmethod
+    def _refuse_incomplete(ledger: Ledger) -> None:
+        if ledger.incomplete:
+            raise TermsRefused(
+                f"{ledger} is incomplete ({ledger.incomplete}), so its ε is too small: count the ledgers of all "
+                "releases of these data together, and release nothing of them until then"
             )
 
     def _refuse_cost(self, terms: FederationTerms, rounds: int, beside: str, own: str = "") -> None:

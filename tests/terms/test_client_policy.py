@@ -72,6 +72,18 @@ def test_a_round_that_a_server_which_was_set_back_plays_again_is_held_against_th
         policy.refuse_round(ledger, EXAMPLE.cost, missed, 5)
 
 
+def test_a_round_that_is_refused_without_another_federation_names_the_server_that_was_set_back():
+    terms, ledger = terms_of(), dp.Ledger()
+    policy = policy_of(EXAMPLE.guarantee(10 * 5, DELTA).epsilon)
+    policy.check(terms, ledger, client=3, version=10)
+    for number in range(10):  # the server is set back to its first round
+        address = dp.Address(terms.seed.number, 3, number)
+        policy.refuse_round(ledger, EXAMPLE.cost, address, 5)
+        ledger.charge(EXAMPLE.cost, address, steps=5)
+    with pytest.raises(dp.BudgetExhausted, match="or the server was set back"):
+        policy.refuse_round(ledger, EXAMPLE.cost, dp.Address(terms.seed.number, 3, 10), 5)
+
+
 def test_the_budget_of_the_ledger_counts_too():
     terms = terms_of()
     epsilon = terms.guarantee(DELTA).epsilon
@@ -102,6 +114,8 @@ def test_a_ledger_that_cannot_be_added_up_is_refused():
     with pytest.raises(TermsRefused, match=r"is incomplete \(a test\)"):
         policy_of(100.0).check(terms_of(), ledger, client=3)
     assert not ledger.within(dp.Budget(1e6, DELTA), EXAMPLE.cost, 3, 1, charges=0)
+    with pytest.raises(TermsRefused, match=r"is incomplete \(a test\)"):
+        policy_of(100.0).refuse_round(ledger, EXAMPLE.cost, dp.Address(0, 3, 0), 1)
     other = dp.Ledger()
     other.charge(dp.Pipeline(unit="client", mechanism=EXAMPLE.mechanism).cost, dp.Address(0, 3, 0))
     with pytest.raises(TermsRefused, match="unit='client'"):
