@@ -1,5 +1,6 @@
 """FederationTerms: one file from which both ends are built, and which tells federations apart."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -239,6 +240,13 @@ def test_terms_with_which_no_server_starts_are_refused_where_they_are_made_and_r
             trusted_release=release if pipeline.trust == "server" else None,
         )
     assert str(started.value) == str(agreed.value)
+
+
+@pytest.mark.parametrize(("exponent", "words"), [(0.0, ""), (1e-3, "a difference that counts less")])
+def test_terms_of_others_that_name_an_endless_lateness_are_read_at_once(exponent, words):
+    table = agree(DIFFERENCES).to_table() | {"late_policy": {"Weigh": {"max_age": 2**62, "exponent": exponent}}}
+    with pytest.raises(ConfigError, match=words) if words else nullcontext():
+        FederationTerms.from_table(table)
 
 
 @pytest.mark.parametrize(

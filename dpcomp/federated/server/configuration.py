@@ -6,6 +6,8 @@ from dpcomp.federated.server.late import LatePolicy
 from dpcomp.federated.server.optimizers import ServerRule
 from dpcomp.wire.channel import Channel
 
+MOST_AGES = 1000  # of late updates whose weights are looked at; a weight that falls with the age is seen at the oldest
+
 
 def refuse_contradictions(channel: Channel, optimizer: ServerRule, late_policy: LatePolicy, clients: int) -> None:
     """Refuse what no server can start with, whatever its folder, ledger and secrets are.
@@ -34,7 +36,8 @@ def refuse_contradictions(channel: Channel, optimizer: ServerRule, late_policy: 
             f"feedback={channel.feedback}: the server's estimate is the mean over all clients, of whom only some send "
             "in a round, so their number is needed: give Server(clients=...)"
         )
-    if any(late_policy.weight(age) != 1 for age in range(1, late_policy.max_age + 1)):
+    oldest = late_policy.max_age  # which terms of another end may say, so not each age up to it is looked at
+    if oldest and any(late_policy.weight(age) != 1 for age in (*range(1, min(oldest, MOST_AGES)), oldest)):
         raise ValueError(
             f"late_policy={late_policy} beside feedback={channel.feedback}: a difference that counts less leaves the "
             "server's estimate apart from the client's for good. Use Reject(), or Weigh(exponent=0.0, max_age=...)"
