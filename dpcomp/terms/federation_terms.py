@@ -38,9 +38,9 @@ from dpcomp.wire.memory import NO_DIGEST, ClientMemory, Genesis
 FORMAT = 1
 NONCE_BYTES = 16
 MOST_CLIENTS = 2**32 - 2
-_CALLS: dict[str, Callable[..., Any]] = {
-    call.__name__: call for call in (ServerOptimizer, ServerAdam, ServerYogi, ServerAdagrad, Reject, Weigh)
-}
+_RULES = (ServerOptimizer, ServerAdam, ServerYogi, ServerAdagrad)
+_LATE_POLICIES = (Reject, Weigh)
+_CALLS: dict[str, Callable[..., Any]] = {call.__name__: call for call in (*_RULES, *_LATE_POLICIES)}
 _BYTES = {"nonce": NONCE_BYTES, "layout": len(NO_DIGEST), "first_model": len(NO_DIGEST)}  # fields, in hexadecimal
 
 
@@ -128,8 +128,11 @@ class FederationTerms:
             if not 0 < real_number(value, f"{where}({name})", "a number above 0") < math.inf:
                 raise ValueError(f"{where}({name}={value}): give a finite number above 0, or None")
             object.__setattr__(self, name, float(value))  # or 1 and 1.0 would be other terms
-        check_type(self.server_rule, ServerRule, f"{where}(server_rule={self.server_rule!r}): give a ServerOptimizer()")
-        check_type(self.late_policy, LatePolicy, f"{where}(late_policy={self.late_policy!r}): give Reject() or Weigh()")
+        for name, known in (("server_rule", _RULES), ("late_policy", _LATE_POLICIES)):
+            value = getattr(self, name)
+            if type(value) not in known:  # an own one has no name that the file of the terms could be read by
+                names = ", ".join(f"{each.__name__}(...)" for each in known)
+                raise TypeError(f"{where}({name}={value!r}): give one of {names}")
         if self.rounds * self.steps > MOST_STEPS:
             raise ValueError(
                 f"{where}(rounds={self.rounds}, steps={self.steps}): their product, the releases of a client, is above "

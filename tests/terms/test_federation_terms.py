@@ -1,7 +1,7 @@
 """FederationTerms: one file from which both ends are built, and which tells federations apart."""
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -167,6 +167,21 @@ def test_another_model_is_refused_before_anything_is_made():
         terms.participant(LAYOUT, FIRST, client=5, ledger=dp.Ledger())
 
 
+@dataclass(frozen=True)
+class OwnRule(ServerOptimizer):
+    """A rule that a server could have, and that no file of terms can name."""
+
+
+@dataclass(frozen=True)
+class OwnLatePolicy:
+    """The same for late updates."""
+
+    max_age: int = 2
+
+    def weight(self, age):
+        return 1.0
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -183,6 +198,10 @@ def test_another_model_is_refused_before_anything_is_made():
         ({"server_rule": Weigh(max_age=3)}, "server_rule"),
         ({"late_policy": ServerAdam()}, "late_policy"),
         ({"late_policy": 3}, "late_policy"),
+        ({"late_policy": Reject}, "late_policy"),
+        ({"server_rule": ServerAdam}, "server_rule"),
+        ({"server_rule": OwnRule()}, r"server_rule=OwnRule.*ServerOptimizer"),
+        ({"late_policy": OwnLatePolicy()}, r"late_policy=OwnLatePolicy.*Weigh"),
         ({"pipeline": PIPELINES["client"], "steps": 2}, "steps=1"),
     ],
 )
