@@ -212,6 +212,28 @@ def test_the_checkpoint_in_reserve_brings_back_its_round(tmp_path):
         server_of(folder=tmp_path).close()
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_an_update_that_was_lost_with_its_checkpoint_is_neither_counted_nor_refused_later(same, tmp_path):
+    server, participant = together(PIPELINE, 1, server_of(folder=tmp_path))
+    talk(participant, server, Trained(update_of(PIPELINE, participant.state.memory, 7)))  # accepted at version 1
+    server.close()
+    sorted((tmp_path / "checkpoints").glob("*.safetensors"))[-1].write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="torn"), pytest.warns(UserWarning, match="accepted at version 1 is lost"):
+        server = server_of(folder=tmp_path)
+    other = participant_of(client=2)
+    talk(other, server, TimedOut())
+    if not same:  # round 0 ends with another broadcast than before
+        talk(other, server, Trained(update_of(PIPELINE, other.state.memory, 8)))
+    talk(other, server, BroadcastReceived(server.close_round()))
+    talk(participant, server, TimedOut())
+    assert participant.gives_round_up and not server.accepted
+    server.close()
+    server = server_of(folder=tmp_path)  # a warning would be an error here
+    assert not server.accepted and not server.refusals
+    stands_with(participant, server)
+    server.close()
+
+
 def test_a_trusted_server_does_not_go_on_with_an_older_ledger(tmp_path):
     ledger = dp.Ledger()
     server = server_of(TRUSTED, tmp_path, ledger)

@@ -34,12 +34,14 @@ class Saved(NamedTuple):
         traffic: What the server had received and sent.
         refusals: How many messages it had refused, by reason.
         forfeited: The rounds that were closed without a release, ascending.
+        payloads: What was accepted since, each after the version of the server that accepted it.
     """
 
     state: ServerState
     traffic: Traffic
     refusals: Counter[str]
     forfeited: tuple[int, ...]
+    payloads: list[tuple[int, bytes]]
 
 
 class ServerFolder:
@@ -131,12 +133,14 @@ class ServerFolder:
                 f"layout {first.layout}: give another folder"
             )
         refuse_other_genesis(self.path, memory, first.genesis)
-        self.journal.refuse_other(self.path, memory.genesis.run_id, int(arrays[ACCEPTED][0]))
+        taken = int(arrays[ACCEPTED][0])
+        self.journal.refuse_other(self.path, memory.genesis.run_id, taken)
         if self._ledger is not None:
             self._refuse_uncharged(self._ledger, memory)
             refuse_older_ledger(self._ledger, arrays)
             self._warn_of_charged(self._ledger, memory)
-        return Saved(state, *counts_in_arrays(arrays), forfeited_in_arrays(arrays))
+        # What was accepted before the checkpoint may be of this version too: of a time whose own checkpoint was lost.
+        return Saved(state, *counts_in_arrays(arrays), forfeited_in_arrays(arrays), self.journal.payloads(taken))
 
     def _refuse_uncharged(self, ledger: Ledger, memory: ServerMemory) -> None:
         """Refuse a ledger that lacks the charge of the last release."""

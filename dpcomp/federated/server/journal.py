@@ -120,10 +120,15 @@ class Journal:
             connection.execute("INSERT INTO accepted (version, payload) VALUES (?, ?)", (version, payload))
             connection.execute("DELETE FROM withdrawn WHERE client = ? AND round <= ?", (client, number))
 
-    def payloads(self) -> list[tuple[int, bytes]]:
-        """Return all payloads in their order, each after the version of the server that accepted it."""
+    def payloads(self, after: int = 0) -> list[tuple[int, bytes]]:
+        """Return the payloads in their order, each after the version of the server that accepted it.
+
+        Args:
+            after: How many payloads were appended before those that are returned.
+        """
         with self._database.reading() as connection:
-            return connection.execute("SELECT version, payload FROM accepted ORDER BY number").fetchall()
+            statement = "SELECT version, payload FROM accepted WHERE number > ? ORDER BY number"
+            return connection.execute(statement, (after,)).fetchall()
 
     def keep_cohort(self, version: int, clients: Int64[np.ndarray, "chosen"]) -> None:
         """Write the cohort of a round durably, before anybody is told of it.

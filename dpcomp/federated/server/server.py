@@ -722,7 +722,7 @@ class Server:
 
     def _restore(self, folder: ServerFolder) -> None:
         """Go on from a folder: from its last closed round, and with what was accepted and drawn since."""
-        state, traffic, refusals, self._forfeited = folder.load(self._optimizer.moments)
+        state, traffic, refusals, self._forfeited, payloads = folder.load(self._optimizer.moments)
         version = state.memory.shared.version
         self._take_up(state)
         self._ended = False  # as in a new process: what was accepted is taken again
@@ -731,7 +731,7 @@ class Server:
         # A restart in this process knows more than the checkpoint: no count ever falls.
         self.traffic = max(self.traffic, traffic)
         counted, self.refusals = self.refusals | refusals, Counter()
-        for accepted_at, payload in folder.journal.payloads():
+        for accepted_at, payload in payloads:
             if accepted_at == version:
                 self._take_payload(payload, unsealed(payload).client, None)  # it is in the journal already
             elif accepted_at > version:
