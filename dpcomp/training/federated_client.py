@@ -139,18 +139,31 @@ class FederatedClient:
 
     def _hold_to(self, policy: ClientPolicy, terms: FederationTerms) -> None:
         """Refuse terms that the policy does not allow. Raises TermsRefused."""
-        memory = self.participant.state.memory
+        client, version = self.participant.state.memory.client, self.participant.state.memory.shared.version
         try:
-            policy.check(terms, self.ledger, memory.client, memory.shared.version)
+            policy.check(terms, self.ledger, client, version)
         except TermsRefused:
             with suppress(OSError, DpcompError):  # why the terms are refused matters more
                 self._ask()  # the rounds that were closed meanwhile cost nothing
-            version = self.participant.state.memory.shared.version
+            state = self.participant.state
             try:
-                policy.check(terms, self.ledger, memory.client, version)
-            except TermsRefused:
+                policy.check(terms, self.ledger, client, state.memory.shared.version)
+            except TermsRefused as refusal:
+                if state.question is not None and self._may_fit(policy, terms):
+                    raise TermsRefused(
+                        f"{refusal}. But the server gave no reply, and rounds that it has closed since version "
+                        f"{version} cost nothing: try again once it replies. It was not told that this client withdraws"
+                    ) from refusal
                 self._withdraw("policy")
                 raise
+
+    def _may_fit(self, policy: ClientPolicy, terms: FederationTerms) -> bool:
+        """Return whether a policy may allow terms if the server has closed enough of the rounds."""
+        try:
+            policy.check(terms, self.ledger, self.participant.state.memory.client, terms.rounds)
+        except TermsRefused:
+            return False
+        return True
 
     def rounds(self, until: int | None = None, *, steps: int | None = None) -> Iterator[int]:
         """Yield the number of each round in which the script trains, and send its update afterwards.

@@ -364,6 +364,24 @@ def test_a_client_that_missed_rounds_needs_no_budget_for_them():
     assert not federation.server.withdrawn
 
 
+@pytest.mark.parametrize("fault", ["question", "reply", "bit"])
+def test_a_lost_message_makes_no_client_withdraw(fault):
+    model, optimizer, _ = private()
+    terms, federation, ledger = terms_of(optimizer), Federation(), dp.Ledger()
+    federation.server, federation.lost = terms.server(optimizer.layout, read(model)), {0: fault, 2: fault}
+    policy = ClientPolicy(budget=dp.Budget(terms.guarantee(1e-5).epsilon, 1e-5))
+    ledger.charge(PIPELINE.cost, dp.Address(SEED.number + 1, 7, 0), steps=STEPS)  # of another federation
+    federation.server.close_round()
+    with pytest.raises(TermsRefused, match=r"3 rounds.*the server gave no reply.*since version 0"):
+        FederatedClient(optimizer, ledger, federation.send, client=7, terms=terms, policy=policy, folder=None)
+    assert federation.sent == 1 and not federation.server.withdrawn
+    FederatedClient(optimizer, ledger, federation.send, client=7, terms=terms, policy=policy, folder=None)
+    strict = ClientPolicy(budget=policy.budget, least_noise_multiplier=2.0)
+    with pytest.raises(TermsRefused, match="noise multiplier"):  # which no version of the server changes
+        FederatedClient(optimizer, ledger, federation.send, client=7, terms=terms, policy=strict, folder=None)
+    assert federation.server.withdrawn == {7: "policy"}
+
+
 def test_terms_that_are_not_allowed_are_refused_before_training():
     _, optimizer, _ = private()
     terms, ledger = terms_of(optimizer), dp.Ledger()
