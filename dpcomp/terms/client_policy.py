@@ -121,7 +121,8 @@ class ClientPolicy:
                 "two numbers are not added up, since they should be of two clients' data. Ask for the number "
                 f"{others[0]} in this federation; for the data of another client, give another ledger"
             )
-        left = len(set(range(version, terms.rounds)) - ledger.charged_rounds(terms.seed.number, client))
+        charged = ledger.charged_rounds(terms.seed.number, client)
+        left = max(terms.rounds - version, 0) - sum(version <= number < terms.rounds for number in charged)
         try:
             within = ledger.within(budget, cost, client, terms.steps, charges=left)
         except ValueError as error:  # of another unit or trust

@@ -101,6 +101,16 @@ def test_a_plan_that_the_terms_follow_is_counted_as_planned():
     policy.check(terms, ledger, client=3)
 
 
+@pytest.mark.parametrize("plan", [None, dp.Plan([(EXAMPLE.cost, 5)] * 20)])
+def test_terms_of_others_with_endless_rounds_are_refused_at_once(plan):
+    terms = terms_of(rounds=10**12, steps=1)
+    ledger = dp.Ledger(plan=plan)
+    ledger.charge(EXAMPLE.cost, dp.Address(terms.seed.number, 3, 1))
+    with pytest.raises(TermsRefused, match="999,999,999,999 rounds"):
+        policy_of(8.0).check(terms, ledger, client=3)
+    policy_of(8.0).check(terms, ledger, client=3, version=10**12)
+
+
 def test_a_ledger_of_another_number_is_refused_since_charges_would_not_add_up():
     terms, ledger = terms_of(), dp.Ledger()
     ledger.charge(EXAMPLE.cost, dp.Address(0, 4, 0))

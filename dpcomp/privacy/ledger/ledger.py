@@ -419,11 +419,10 @@ class Ledger:
             after = self._history(client)
         if self.incomplete:
             return False
-        if charges and (self.plan is None or after.followed is None):
+        while charges and after.followed is not None:  # each is held against the plan
+            after, charges = after.charged(cost_as_text(cost), steps, self.plan), charges - 1
+        if charges:
             after = after.charged(cost_as_text(cost), steps * charges, self.plan)
-        else:
-            for _ in range(charges):  # each is held against the plan
-                after = after.charged(cost_as_text(cost), steps, self.plan)
         return all(within(each, self.plan, after) for each in (budget, self.budget) if each is not None)
 
     def charged_rounds(self, run: int, client: int) -> frozenset[int]:
