@@ -83,6 +83,33 @@ def test_a_trusted_server_that_was_set_back_says_which_rounds_it_closes_without_
     server.close()
 
 
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_release_that_could_not_be_saved_moves_no_clip_norm(killed, tmp_path, monkeypatch):
+    ledger = dp.Ledger()
+    adaptive = dp.Pipeline(
+        mechanism=(dp.AdaptiveClip(initial=1.0, learning_rate=1.0), dp.Gaussian(0.5)), unit="client", trust="server"
+    )
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    server = server_of(adaptive, tmp_path, ledger)
+    with monkeypatch.context() as patched:
+        patched.setattr("dpcomp.wire.checkpoint.save", full)
+        with pytest.raises(OSError, match="No space"):
+            server.close_round()
+    if killed:
+        server.close()
+        with pytest.warns(UserWarning, match="charged for round 0 already"):
+            server = server_of(adaptive, tmp_path, ledger)
+    with pytest.warns(UserWarning, match="round 0 is closed without a release"):
+        server.close_round()
+    assert server.memory.clip_norm == 1.0
+    server.close_round()
+    assert server.memory.clip_norm != 1.0
+    server.close()
+
+
 def test_another_server_of_one_seed_and_ledger_says_that_it_releases_nothing(tmp_path):
     ledger = dp.Ledger()
     server_of(TRUSTED, ledger=ledger).close_round()

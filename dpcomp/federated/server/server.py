@@ -353,7 +353,7 @@ class Server:
             step, moments = self._optimizer.step(mean, self._state.moments)
             broadcast, memory = exchange.broadcast(self._channel, step, self.memory)
             memory = replace(memory, older=self._still_received((*self.memory.older, self.memory.shared)))
-            if self._sum.next_clip_norm is not None:
+            if self._sum.next_clip_norm is not None and not forfeits:  # else it is of a release that was not saved
                 memory = replace(memory, clip_norm=self._sum.next_clip_norm)
             state = self._state.after(broadcast, memory, moments, estimate)
             if self._folder is not None:  # first: an unsaved round must not be broadcast
