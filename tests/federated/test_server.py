@@ -10,7 +10,7 @@ from dpcomp.core.exact_sum import ExactSum
 from dpcomp.federated.client import ClientState, transition
 from dpcomp.federated.phases import BroadcastReceived, Phase, Restarted, TimedOut, Trained
 from dpcomp.federated.server import Server
-from dpcomp.federated.server.late import Weigh
+from dpcomp.federated.server.late import Reject, Weigh
 from dpcomp.federated.server.optimizers import ServerOptimizer
 from dpcomp.wire.frame import PAYLOAD
 from dpcomp.wire.headers import read, unsealed
@@ -219,3 +219,19 @@ def test_a_server_that_was_interrupted_while_it_counts_goes_no_further(monkeypat
         once.close_round()
         np.testing.assert_array_equal(server.model, once.model)
         server.close()
+
+
+@pytest.mark.parametrize("given", [{"late_policy": Reject}, {"optimizer": ServerOptimizer}])
+def test_a_class_in_the_place_of_its_instance_is_refused_at_once(given):
+    with pytest.raises(TypeError, match=r"is a class: give an instance of it, such as \w+\(\.\.\.\)"):
+        server_of(**given)
+
+
+@pytest.mark.parametrize(("client", "reason"), [(-1, "budget"), (dp.SERVER, "budget"), (1, "round"), (1, "bored")])
+def test_a_transport_withdraws_known_clients_for_known_reasons_alone(client, reason):
+    server = server_of()
+    with pytest.raises(ValueError, match="withdraw"):
+        server.withdraw(client, reason)
+    assert not server.withdrawn
+    server.withdraw(1, "budget")
+    assert server.withdrawn == {1: "budget"}

@@ -19,10 +19,15 @@ def refuse_contradictions(channel: Channel, optimizer: ServerRule, late_policy: 
         clients: The number of clients; `SERVER` where it is unknown.
 
     Raises:
+        TypeError: The optimiser or the policy is a class, and no instance of it.
         NotPrivate: The server is trusted, and would accept late updates.
         ValueError: The optimiser has momentum behind feedback, and was not asked for it; or clients send differences,
             and their number is unknown, or late ones would not count in full.
     """
+    for name, value in (("optimizer", optimizer), ("late_policy", late_policy)):
+        if isinstance(value, type):
+            call = value.__name__
+            raise TypeError(f"{name}={call} is a class: give an instance of it, such as {call}(...)")
     if channel.server_sees_clean and late_policy.max_age:
         raise NotPrivate(
             f"late_policy={late_policy} under a trusted server: a late update beside a fresh one has twice the "

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dpcomp.core.address import SERVER
+from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, VersionMismatch
 from dpcomp.federated.messages import (
     FOREIGN,
@@ -101,6 +102,7 @@ class Server:
         folder: Where journal and checkpoints are written; None writes nothing.
 
     Raises:
+        TypeError: `optimizer` or `late_policy` is a class, and no instance of it.
         NotPrivate: The server is trusted, and `late_policy` accepts late updates, of which one beside a fresh one has
             twice the sensitivity; or `cohort` is given, although the pipeline says how clients are drawn.
         ValueError: `trusted_release` is None although the server is trusted, or given although it is not, or is of
@@ -321,8 +323,13 @@ class Server:
             reason: Why, as for `Participant.withdrawal`; "round" is for clients alone to say.
 
         Raises:
+            ValueError: No client of the federation has that number; or the reason is another.
             DpcompError: The journal cannot be written; or this server was closed.
         """
+        whole_number(client, "withdraw(client)", least=0, most=self._clients - 1)
+        if reason not in WITHDRAWAL_REASONS or reason == "round":
+            known = ", ".join(repr(each) for each in WITHDRAWAL_REASONS if each != "round")
+            raise ValueError(f"withdraw(reason={reason!r}): give one of {known}")
         with self._lock:
             self._refuse_closed()
             first = first_unsent_round(self.memory.shared.version, self.memory.link(client).last)
