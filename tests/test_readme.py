@@ -31,8 +31,9 @@ CLAIMS = {  # what was measured of each; in brackets stand the paper's names of 
     "top_k": """5 epochs: [top_k.cifar10_small.top_1_feedback.difference] points; 0.1 %, 20 epochs:
         [top_k.cifar10_small_long.top_0_1_feedback.difference]; at ε ≤
         [setup.top_k_fashion_mnist.noisy_epsilon]: [top_k.fashion_mnist.eps_4.top_1_feedback.difference]""",
-    "allocation": """[allocation.no_noise.packed.equal_8_bits.ratio1]×; 2 packed bits:
-        [rounding.no_noise.equal.nearest.accuracy] %, at random [rounding.no_noise.equal.stochastic.accuracy] %""",
+    "allocation": """[allocation.no_noise.packed.equal_8_bits.ratio1]×,
+        [allocation.no_noise.packed.equal_8_bits.difference] points; 2 bits:
+        [rounding.no_noise.equal.nearest.accuracy] %, random [rounding.no_noise.equal.stochastic.accuracy]""",
     "scrambling": f"""{LOSS.format("cifar10.300", "alone")} to {LOSS.format("fashion_mnist.2000", "alone")} %;
         with error feedback {LOSS.format("fashion_mnist.300", "feedback")} to
         {LOSS.format("cifar10.300", "feedback")} %""",
@@ -53,7 +54,9 @@ SHARED, ONE_BIT = "erased.eps_4.shared_6_2_bits", "erased.eps_4.dense_1_bit"
 NOTES = {  # what the page of findings says beside a claim
     "erased": f"""a 6 % support that all share, at the same bytes, [{SHARED}.difference], and one bit of all
         coordinates ([{ONE_BIT}.ratio]×) [{ONE_BIT}.difference]. With skewed labels (Fashion-MNIST, ε ≤ 4, Dirichlet
-        0.3, five seeds) [erased.dirichlet.own_6_2_bits.difference] and [erased.dirichlet.own_1.difference] |""",
+        0.3, five seeds) [erased.dirichlet.own_6_2_bits.difference] and [erased.dirichlet.own_1.difference]. What is lost is, within
+        [law.furthest] points where clients are alike, what dense updates lose to as much more noise as compression
+        adds error, by a closed form: a loss of a point takes [law.fewest_bytes] bytes or more |""",
 }
 
 

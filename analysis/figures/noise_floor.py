@@ -8,33 +8,45 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import ResultsFigure
-from analysis.tables.noise_floor import floor_of
-from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, MARKERS, legend_below, use_style
+from analysis.tables.noise_floor import floors_of
+from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, MARKERS, use_style
+
+DENSE = 7  # the look of dense updates in every figure
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw what is lost against η, the error beside the noise.
 
     Args:
-        table: What `floor_of` returns.
+        table: What `floors_of` returns.
 
     Returns:
-        The figure. Bars are 95 % intervals, paired by seed.
+        The figure, a panel a setting. Bars are 95 % intervals, paired by seed.
     """
     use_style()
-    figure, axes = plt.subplots(figsize=(1.15 * COLUMN_INCHES, 1.05 * COLUMN_INCHES))
     drawn: Any = table
-    dense, points = drawn[drawn["dense"]], drawn[~drawn["dense"]].sort_values("error")
-    _bars(axes, dense, look=7, line="-", label="dense, more noise")
-    for look, (_, row) in enumerate(points.iterrows()):
-        _bars(axes, points[points["method"] == row["method"]], look=look, line="none", label=str(row["method"]))
-    axes.axhline(0, color="0.3", linewidth=0.8)
-    axes.set(xlabel="error of compression ÷ noise, η", ylabel="points beside dense float32")
-    legend_below(figure, axes, columns=2)
+    settings = list(dict.fromkeys(drawn["setting"]))
+    size = (1.2 * COLUMN_INCHES, 0.95 * COLUMN_INCHES)
+    figure, panels = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False)
+    methods = drawn[~drawn["dense"]].sort_values("error")["method"].unique()
+    looks = dict(zip(methods, [look for look in range(len(COLORS)) if look != DENSE], strict=False))
+    for axes, setting in zip(panels[0], settings, strict=True):
+        rows = drawn[drawn["setting"] == setting]
+        _bars(axes, rows[rows["dense"]], look=DENSE, line="-", label="dense, more noise")
+        for method, look in looks.items():
+            _bars(axes, rows[rows["method"] == method], look=look, line="none", label=str(method))
+        axes.axhline(0, color="0.3", linewidth=0.8)
+        axes.set_title(f"clients {setting}" if setting == "alike" else str(setting), fontsize="small")
+        axes.set(xlabel="error ÷ noise, η")
+    panels[0, 0].set_ylabel("points beside dense float32")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="x-small", columnspacing=1)
     return figure
 
 
 def _bars(axes: Axes, rows: Any, *, look: int, line: str, label: str) -> None:
+    if not len(rows):
+        return
     half = rows["half"].fillna(0)
     color, marker = COLORS[look], MARKERS[look]
     axes.errorbar(
@@ -42,4 +54,4 @@ def _bars(axes: Axes, rows: Any, *, look: int, line: str, label: str) -> None:
     )
 
 
-FIGURE = ResultsFigure(source="erased", read=floor_of, draw=draw)
+FIGURE = ResultsFigure(source="erased", read=floors_of, draw=draw)

@@ -40,6 +40,28 @@ def code_of(method: str) -> Code | None:
     return None
 
 
+class Setting(NamedTuple):
+    """The configs that a law is held against, below one folder.
+
+    Attributes:
+        methods: The name of one whose methods are named as `code_of` reads them.
+        noise: That of dense updates, whose labels are the shares of the noise that are added, with the probe
+            `SignalToNoise` at share 0.
+        mean: That of one client with the data and the noise of all, which has that probe too.
+    """
+
+    methods: str
+    noise: str
+    mean: str = "noise_floor_mean"
+
+
+SETTINGS = {
+    "alike": Setting("fashion_mnist", "noise_floor"),
+    "skewed labels": Setting("fashion_mnist_dirichlet", "noise_floor_dirichlet"),
+}
+ALIKE = SETTINGS["alike"]
+
+
 class Ratios(NamedTuple):
     """Energies of clean dense updates beside that of their noise.
 
@@ -52,17 +74,19 @@ class Ratios(NamedTuple):
     draw: float
 
 
-def ratios_of(folder: Path, *, after: float = 0.0) -> Ratios:
+def ratios_of(folder: Path, setting: Setting = ALIKE, *, after: float = 0.0) -> Ratios:
     """Tell the signal of the clients' mean from the draws of their batches, by two runs.
 
-    A client of n has the ratio SNR/n + B to its noise; one client with the data and the noise of all has SNR + B.
+    A client of n has the ratio SNR/n + B to its noise; one client with the data and the noise of all has SNR + B. What
+    tells clients apart is not told from the draws of batches: a coordinate of own supports has one client's.
 
     Args:
-        folder: As for `floor_of`.
+        folder: The folder of the configs.
+        setting: Which they are.
         after: The share of the rounds that is left out at the beginning; the mean is over the others.
     """
-    each: Any = rounds_of(folder / "noise_floor.toml")
-    whole: Any = rounds_of(folder / "noise_floor_mean.toml")
+    each: Any = rounds_of(folder / f"{setting.noise}.toml")
+    whole: Any = rounds_of(folder / f"{setting.mean}.toml")
     clients = int(each["participants"].max())
 
     def mean(rounds: Any) -> float:
@@ -73,13 +97,18 @@ def ratios_of(folder: Path, *, after: float = 0.0) -> Ratios:
     return Ratios(signal=of_all - draw, draw=draw)
 
 
-def floor_of(folder: Path, *, after: float = 0.0) -> pd.DataFrame:
+def floors_of(folder: Path) -> pd.DataFrame:
+    """Return the rows of `floor_of` for each of SETTINGS, with its name in the column `setting`."""
+    tables = [floor_of(folder, setting).assign(setting=name) for name, setting in SETTINGS.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def floor_of(folder: Path, setting: Setting = ALIKE, *, after: float = 0.0) -> pd.DataFrame:
     """Return one row for each method: its error beside the noise, what it loses, and what that error foretells.
 
     Args:
-        folder: Has `fashion_mnist.toml`, whose methods are named as `code_of` reads them; `noise_floor.toml`, whose
-            labels are the shares of the noise that are added, with the probe `SignalToNoise` at share 0; and
-            `noise_floor_mean.toml`, one client with the data and the noise of all, which has that probe too.
+        folder: The folder of the configs.
+        setting: Which they are.
         after: Over which rounds the ratios of signal and draws to the noise are averaged, as for `ratios_of`.
 
     Returns:
@@ -87,10 +116,10 @@ def floor_of(folder: Path, *, after: float = 0.0) -> pd.DataFrame:
         the paired difference in test accuracy to dense updates at share 0 and half of its 95 % interval, in points;
         `foretold`, the difference by the line through the dense updates, in points.
     """
-    noise, methods = trials_of(folder / "noise_floor.toml"), trials_of(folder / "fashion_mnist.toml")
-    rounds: Any = rounds_of(folder / "noise_floor.toml")
+    noise, methods = (trials_of(folder / f"{name}.toml") for name in (setting.noise, setting.methods))
+    rounds: Any = rounds_of(folder / f"{setting.noise}.toml")
     clients = int(rounds["participants"].max())
-    ratios = ratios_of(folder, after=after)
+    ratios = ratios_of(folder, setting, after=after)
     rows = [
         {
             "method": f"{share} more",
@@ -112,19 +141,20 @@ def floor_of(folder: Path, *, after: float = 0.0) -> pd.DataFrame:
     return table.assign(foretold=np.interp(table["error"], line["error"], line["difference"]))
 
 
-def excess_of(folder: Path, table: pd.DataFrame) -> Mapping[str, tuple[float, float]]:
+def excess_of(folder: Path, table: pd.DataFrame, setting: Setting = ALIKE) -> Mapping[str, tuple[float, float]]:
     """Return by how much what is lost lies above the line through the dense updates, seed by seed.
 
     Args:
-        folder: As for `floor_of`.
+        folder: The folder of the configs.
         table: What `floor_of` returns.
+        setting: For which configs.
 
     Returns:
         By method, and by "supports" for the mean of all methods that send a part of the coordinates: the mean over the
         seeds and half of its 95 % interval, in points.
     """
-    noise = _by_seed(trials_of(folder / "noise_floor.toml"), "share")
-    methods = _by_seed(trials_of(folder / "fashion_mnist.toml"), "grid.method")
+    noise = _by_seed(trials_of(folder / f"{setting.noise}.toml"), "share")
+    methods = _by_seed(trials_of(folder / f"{setting.methods}.toml"), "grid.method")
     codes: Any = table[~table["dense"]]
     found = {
         method: above_line(methods[method], methods["dense"], error, noise)

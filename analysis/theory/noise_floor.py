@@ -1,6 +1,7 @@
 """Closed forms for the error that a compressor adds to the noise of privacy, and for the least that it can add."""
 
 import math
+from typing import Any
 
 from scipy.optimize import brentq, minimize_scalar
 
@@ -30,9 +31,11 @@ def added_error(
 
         η = q(b)·(1 + (SNR/n + B)/κ) + excess·SNR + (1 − κ)/κ·B.
 
-    Training loses what dense updates lose to 1 + η times the variance of the noise, with SNR and B averaged over all
-    of its rounds (the paper, section 8). Own supports are dealt, so that those of a round share no coordinate as long
-    as κn ≤ 1, as `RandomK(per="client")` deals them; beyond that they count as independent.
+    Training loses what dense updates lose to 1 + η times the variance of the noise, with SNR and B averaged over all of
+    its rounds (the paper, section 8). Where clients differ, that counts in B too; but own supports bring each client to
+    each coordinate in turn, so that training loses less than the form says. Own supports are dealt, so that those of a
+    round share no coordinate as long as κn ≤ 1, as `RandomK(per="client")` deals them; beyond that they count as
+    independent.
 
     Args:
         bits: b, of `dp.Rotated`; None for float32.
@@ -101,7 +104,8 @@ def least_error(
         return supports + (1 + of_a_client) / math.expm1(min(exponent, 500.0))
 
     bounds = (-math.log(coordinates), 0.0)
-    return float(minimize_scalar(error, bounds=bounds, method="bounded").fun)
+    found: Any = minimize_scalar(error, bounds=bounds, method="bounded")
+    return float(found.fun)
 
 
 def fewest_bits(
@@ -132,4 +136,5 @@ def fewest_bits(
         )
         return math.log(least / error)
 
-    return math.exp(brentq(above, 0.0, math.log(64.0 * coordinates)))
+    found: Any = brentq(above, 0.0, math.log(64.0 * coordinates))
+    return math.exp(found)

@@ -37,8 +37,9 @@ class RandomK(Fraction):
     A broadcast is sent on the union of the supports, and names them.
 
     The gain over a common support is lost where clients differ: under label skew a coordinate is moved by the few
-    clients that have it. With several local steps a client moves its coordinates as if all clients did, and the server
-    divides by all of them.
+    clients that have it. What the draw of its batch adds to a client's update weighs 1/κ times as much as in the mean
+    of dense updates, which averages it over n clients (the paper, section 8). With several local steps a client moves
+    its coordinates as if all clients did, and the server divides by all of them.
 
     A coordinate is sent once in d/k rounds on average. `TopK` loses less of an update that is not mostly noise, and
     pays for the positions. Behind it, `Rotated()` needs one bit a value or a few, best where k is a multiple of 64.

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis.cost import break_even as deliveries
 from analysis.cost.devices import LINKS, RADIOS
 from analysis.cost.model import Range
@@ -20,13 +22,13 @@ from analysis.tables.latex_numbers import (
     slug,
 )
 from analysis.tables.latex_numbers import spread as with_spread
-from analysis.tables.noise_floor import excess_of, explained, floor_of
+from analysis.tables.noise_floor import SETTINGS, excess_of, explained, floor_of, ratios_of
 from analysis.tables.noise_losses import CODERS, crossing, spread
 from analysis.tables.studies import audits_of, energies_of, losses_of, study_reports
 from analysis.tables.trials import rounds_of, trials_below, trials_of
 from analysis.theory.gaussian_top_k import small_snr_recall
 from analysis.theory.index_bits import dithered_excess_bits, noise_floor_rate
-from analysis.theory.noise_floor import ROTATED
+from analysis.theory.noise_floor import ROTATED, fewest_bits, least_error
 from dpcomp.lab.config.grid import points
 from dpcomp.lab.config.labels import label
 from dpcomp.lab.results.results_file import Report
@@ -35,8 +37,10 @@ from dpcomp.lab.sweep.plan import outcomes
 from dpcomp.lab.tasks.classification import Classification
 from dpcomp.privacy.guarantee import rounded_up
 from dpcomp.training.pytorch.rows.parameters import layout_of
+from dpcomp.wire.short_header import SHORT_HEADER_BYTES
 
 POINTS = 3  # how far off the loss that is foretold may be
+LATE = 0.75  # the share of the rounds after which models are averaged in the runs of the law
 PREDICTIONS = ("random", "closed_form", "by_layer", "with_values")
 
 
@@ -297,7 +301,7 @@ def _orders(configs: Path) -> Numbers:
 
 
 def _erased(configs: Path) -> Numbers:
-    """`erased.<budget>.<method>`: supports before the noise; `law.<method>`: what their error foretells."""
+    """`erased.<budget>.<method>`: supports before the noise."""
     folder = configs / "erased"
     found: Numbers = {}
     configs_of = {
@@ -313,18 +317,50 @@ def _erased(configs: Path) -> Numbers:
     found |= of_trials("erased.clip", clips, ["grid.method"], reference="own 1 %, clip 0.1")
     common = trials_of(folder / "fashion_mnist.toml")
     found |= of_trials("erased.common", common, ["grid.method"], reference="shared 6 %, 2 bits")
+    return found
+
+
+def _law(configs: Path) -> Numbers:
+    """`law.<method>.<column>`: what the error of a code beside the noise foretells; `law.<what>`: what follows."""
+    folder = configs / "erased"
     table: Any = floor_of(folder)
-    found |= {
+    found = {
         f"law.excess.{slug(name)}": rf"{mean:.1f} \pm {half:.1f}"
         for name, (mean, half) in excess_of(folder, table).items()
     }
     shown = {"error": plain("error", 2), "lost": plain("difference"), "foretold": plain("foretold")}
     found |= of_table("law", table, ["method"], shown)
-    found |= {
-        "law.explained": f"{explained(table):.1f}",
-        "law.ratio": f"{float(table['signal_to_noise'].iloc[0]):.3f}",
+    trials = trials_of(folder / "fashion_mnist.toml")
+    of_noise: Any = rounds_of(folder / "noise_floor.toml")
+    ratios, line = ratios_of(folder), table[table["dense"]].sort_values("difference")
+    setting = {
+        "coordinates": outcomes(folder / "fashion_mnist.toml")[0].reports[0]["coordinates"],
+        "clients": int(of_noise["participants"].max()),
+        "signal_to_noise": ratios.signal,
+        "draw_to_noise": ratios.draw,
     }
-    return found | {"law.two_bits": f"{ROTATED[2]:.3f}"}
+    own = trials.loc[trials["grid.method"] == "own 1 %", "payload_bytes"].mean()
+    least = least_error(message_bits=8 * (own - SHORT_HEADER_BYTES), **setting)
+    point = float(np.interp(-1.0, line["difference"], line["error"]))
+    fewest = fewest_bits(error=point, **setting) / 8 + SHORT_HEADER_BYTES
+    by_error = table[table["dense"]]
+    skewed = SETTINGS["skewed labels"]
+    apart: Any = floor_of(folder, skewed)
+    found |= of_table("law.skewed", apart, ["method"], shown)
+    return found | {
+        "law.skewed.draw": f"{ratios_of(folder, skewed).draw:.3f}",
+        "law.two_bits": f"{ROTATED[2]:.3f}",
+        "law.furthest": f"{math.ceil(10 * (table['difference'] - table['foretold']).abs().max()) / 10:.1f}",
+        "law.explained": f"{explained(table):.2f}",
+        "law.explained_late": f"{explained(floor_of(folder, after=LATE)):.2f}",
+        "law.signal": f"{ratios.signal:.3f}",
+        "law.draw": f"{ratios.draw:.4f}",
+        "law.least": f"{least:.2f}",
+        "law.least_lost": f"{np.interp(least, by_error['error'], by_error['difference']):.1f}",
+        "law.point": f"{point:.2f}",
+        "law.fewest_bytes": f"{fewest:.0f}",
+        "law.fewest_ratio": f"{4 * setting['coordinates'] / fewest:,.0f}".replace(",", "{,}"),
+    }
 
 
 def _quantiser_noise(configs: Path) -> Numbers:
@@ -432,6 +468,7 @@ CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
     _faults,
     _orders,
     _erased,
+    _law,
     _quantiser_noise,
     _audit,
 )

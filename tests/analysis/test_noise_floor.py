@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
-from analysis.theory.noise_floor import added_error
+from analysis.theory.noise_floor import added_error, fewest_bits, least_error
 
 D, CLIENTS, ROUNDS = 4096, 4, 40
 
@@ -42,3 +42,20 @@ def test_what_is_decoded_errs_as_the_form_says(bits, density, own, draw):
 def test_other_bits_are_refused():
     with pytest.raises(ValueError, match="bits = 5"):
         added_error(bits=5, clients=1, signal_to_noise=0.0)
+
+
+SETTING = {"coordinates": 26_010, "clients": 10, "signal_to_noise": 0.05, "draw_to_noise": 0.003}
+
+
+@pytest.mark.parametrize(("bits", "density"), [(1, 0.01), (2, 0.01), (2, 0.06), (4, 0.1), (1, 1.0)])
+def test_no_code_of_as_many_bits_errs_less_than_the_least(bits, density):
+    ratios = {key: value for key, value in SETTING.items() if key != "coordinates"}
+    code = added_error(bits=bits, density=density, **ratios)
+    assert least_error(message_bits=bits * density * 26_010, **SETTING) < code
+
+
+@pytest.mark.parametrize("error", [0.05, 0.5, 2.0])
+def test_the_fewest_bits_have_that_error_and_fewer_have_a_larger_one(error):
+    fewest = fewest_bits(error=error, **SETTING)
+    assert least_error(message_bits=fewest, **SETTING) == pytest.approx(error, rel=1e-3)
+    assert least_error(message_bits=0.9 * fewest, **SETTING) > error

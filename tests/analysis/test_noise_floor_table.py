@@ -16,6 +16,7 @@ TABLE = pd.DataFrame(
         "difference": [0.0, -2.0, -1.2, -0.4],
         "half": [0.0, 0.5, 0.5, float("nan")],
         "foretold": [0.0, -2.0, -1.0, -0.5],
+        "setting": "alike",
     }
 )
 
