@@ -21,6 +21,7 @@ from dpcomp.training.pytorch.rows.parameters import read, write
 Transport = Callable[[bytes], bytes | None]
 
 LOG = logging.getLogger("dpcomp")
+WITHDRAWALS = 3  # attempts to tell a server that a client takes no part any more
 
 
 class FederatedClient:
@@ -260,11 +261,24 @@ class FederatedClient:
         return self.participant.may_train and self.participant.state.memory.address == before
 
     def _withdraw(self, reason: WithdrawalReason) -> None:
-        """Tell the server that it need not wait for this client, if it can be reached."""
-        try:
-            self._send(self.participant.withdrawal(reason))
-        except (OSError, DpcompError) as error:  # why this client withdraws matters more
-            LOG.warning("the server was not told that this client takes no part (%s)", error)
+        """Tell the server that it need not wait for this client, if it can be reached.
+
+        What ends the client's part is said again, WITHDRAWALS times in all, where no reply comes; that it gives a round
+        up is said again as long as the round lasts.
+        """
+        why = "no reply"
+        for attempt in range(1 if reason == "round" else WITHDRAWALS):
+            if attempt:
+                time.sleep(self._poll_seconds)
+            try:
+                if self._send(self.participant.withdrawal(reason)) is not None:
+                    return
+            except OSError as error:
+                why = str(error)
+            except DpcompError as error:  # why this client withdraws matters more
+                why = str(error)
+                break
+        LOG.warning("the server was not told that this client takes no part (%s)", why)
 
     def _ask(self) -> None:
         """Ask the server for its version, or send again what it has not decided."""

@@ -176,6 +176,28 @@ def test_a_withdrawal_that_the_server_does_not_take_hides_no_reason(error, caplo
         )
 
 
+@pytest.mark.parametrize("fault", ["question", "reply"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_the_last_word_of_a_client_is_said_again_where_no_reply_comes(fault, times, caplog):
+    def lossy(message):
+        if not WITHDRAWAL.begins(message):
+            return federation.send(message)
+        said.append(message)
+        if len(said) <= times:
+            if fault == "question":
+                raise ConnectionResetError("the line is down")
+            return None
+        return federation.send(message)
+
+    said, federation = [], Federation()
+    process = Process(federation, dp.Ledger(budget=dp.Budget(PIPELINE.guarantee(STEPS, 1e-5).epsilon, 1e-5)))
+    process.client._send = lossy
+    assert process.train(until=3) == [0]
+    assert len(said) == min(times + 1, 3)
+    assert federation.server.withdrawn == ({7: "budget"} if times < 3 else {})
+    assert ("was not told" in caplog.text) is (times == 3)
+
+
 def test_a_server_learns_that_a_client_gives_a_round_up():
     federation, ledger = Federation(), dp.Ledger()
     federation.server = Server(
