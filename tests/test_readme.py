@@ -55,8 +55,8 @@ NOTES = {  # what the page of findings says beside a claim
     "erased": f"""a 6 % support that all share, at the same bytes, [{SHARED}.difference], and one bit of all
         coordinates ([{ONE_BIT}.ratio]×) [{ONE_BIT}.difference]. With skewed labels (Fashion-MNIST, ε ≤ 4, Dirichlet
         0.3, five seeds) [erased.dirichlet.own_6_2_bits.difference] and [erased.dirichlet.own_1.difference]. What is
-        lost is, within [law.furthest] points where clients are alike, what dense updates lose to as much more noise as compression
-        adds error, by a closed form: a loss of a point takes [law.fewest_bytes] bytes or more |""",
+        lost is, within [law.furthest] points where clients are alike, what dense updates lose to as much more noise as
+        compression adds error, by a closed form: a loss of a point takes [law.fewest_bytes] bytes or more |""",
 }
 
 
