@@ -1,4 +1,4 @@
-"""Which rounding makes few packed bits fail, and whether shares by layer mend it: claim 2."""
+"""Which rounding and which step make few packed bits fail: claim 2."""
 
 from typing import Any
 
@@ -13,11 +13,12 @@ from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, MARKERS, legend_belo
 
 ROUNDINGS = ("nearest", "stochastic", "dithered", "nearest, feedback")
 SHARES = ("equal", "water-filled")
+LABELS = {"equal": "step spans the largest value", "water-filled": "step of the least squared error"}
 APART = 0.24  # rows, between the shares
 
 
 def draw(trials: pd.DataFrame) -> Figure:
-    """Draw test accuracy by the rounding of packed levels, for equal and water-filled shares.
+    """Draw test accuracy by the rounding of packed levels, for the steps of equal and of water-filled shares.
 
     A panel for each noise; a row for each rounding.
 
@@ -41,13 +42,13 @@ def draw(trials: pd.DataFrame) -> Figure:
             places = [place + APART * (number - 0.5) for place in range(len(ROUNDINGS))]
             means, halves = zip(*found, strict=True)
             look = {"fmt": MARKERS[number], "color": COLORS[number], "markersize": 5, "elinewidth": 1.2}
-            axes.errorbar(means, places, xerr=halves, label=f"{shares} shares", **look)
+            axes.errorbar(means, places, xerr=halves, label=LABELS[shares], **look)
         axes.set(title=noise, xlabel="test accuracy (%)")
         axes.set_yticks(range(len(ROUNDINGS)), ROUNDINGS, fontsize="small")
         axes.grid(visible=False, axis="y")
     panels[0].set_ylim(len(ROUNDINGS) - 0.5, -0.5)
     panels[0].set_ylabel("2 packed bits, rounding", fontsize="small")
-    legend_below(figure, panels[0], columns=2)
+    legend_below(figure, panels[0], columns=1)
     return figure
 
 

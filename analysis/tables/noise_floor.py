@@ -47,12 +47,10 @@ class Setting(NamedTuple):
         methods: The name of one whose methods are named as `code_of` reads them.
         noise: That of dense updates, whose labels are the shares of the noise that are added, with the probe
             `SignalToNoise` at share 0.
-        mean: That of one client with the data and the noise of all, which has that probe too.
     """
 
     methods: str
     noise: str
-    mean: str = "noise_floor_mean"
 
 
 SETTINGS = {
@@ -60,6 +58,7 @@ SETTINGS = {
     "skewed labels": Setting("fashion_mnist_dirichlet", "noise_floor_dirichlet"),
 }
 ALIKE = SETTINGS["alike"]
+POOLED = "noise_floor_mean"  # one client with the data and the noise of all, which has that probe too
 
 
 class Ratios(NamedTuple):
@@ -77,24 +76,27 @@ class Ratios(NamedTuple):
 def ratios_of(folder: Path, setting: Setting = ALIKE, *, after: float = 0.0) -> Ratios:
     """Tell the signal of the clients' mean from the draws of their batches, by two runs.
 
-    A client of n has the ratio SNR/n + B to its noise; one client with the data and the noise of all has SNR + B. What
-    tells clients apart is not told from the draws of batches: a coordinate of own supports has one client's.
+    A client of n that are alike has the ratio SNR/n + B to its noise; one client with the data and the noise of all has
+    SNR + B (two batch sizes, as McCandlish et al. 2018, appendix A.1, have them). Clients that differ have that SNR
+    too, and what tells them apart is in their B: a coordinate of own supports has one client's.
 
     Args:
         folder: The folder of the configs.
         setting: Which they are.
         after: The share of the rounds that is left out at the beginning; the mean is over the others.
     """
+
+    def mean(name: str) -> float:
+        rounds: Any = rounds_of(folder / f"{name}.toml")
+        rounds = rounds[rounds["round"] > after * rounds["round"].max()]
+        dense = rounds[rounds["share"] == "0"] if "share" in rounds else rounds
+        return float(dense["signal_to_noise"].mean())
+
     each: Any = rounds_of(folder / f"{setting.noise}.toml")
-    whole: Any = rounds_of(folder / f"{setting.mean}.toml")
     clients = int(each["participants"].max())
-
-    def mean(rounds: Any) -> float:
-        return float(rounds.loc[rounds["round"] > after * rounds["round"].max(), "signal_to_noise"].mean())
-
-    of_each, of_all = mean(each[each["share"] == "0"]), mean(whole)
-    draw = (of_each - of_all / clients) * clients / (clients - 1)
-    return Ratios(signal=of_all - draw, draw=draw)
+    alike, of_all = mean(ALIKE.noise), mean(POOLED)
+    signal = (of_all - alike) * clients / (clients - 1)
+    return Ratios(signal=signal, draw=mean(setting.noise) - signal / clients)
 
 
 def floors_of(folder: Path) -> pd.DataFrame:
@@ -164,6 +166,23 @@ def excess_of(folder: Path, table: pd.DataFrame, setting: Setting = ALIKE) -> Ma
     found["supports"] = {seed: float(np.mean([values[seed] for values in partial])) for seed in partial[0]}
     nought = {name: _lost(values, dict.fromkeys(values, 0.0)) for name, values in found.items()}
     return {name: (lost["difference"], lost["half"]) for name, lost in nought.items()}
+
+
+def resampled_lines(folder: Path, times: int) -> list[tuple[list[float], list[float]]]:
+    """Draw the seeds of the dense updates again, with replacement, and return η and the points lost of each draw.
+
+    Args:
+        folder: The folder of the configs.
+        times: The number of draws, which are the same in every call.
+    """
+    noise = _by_seed(trials_of(folder / f"{ALIKE.noise}.toml"), "share")
+    shares, seeds = sorted(noise, key=float), sorted(noise["0"])
+    rng, lines = np.random.default_rng(0), list[tuple[list[float], list[float]]]()
+    for _ in range(times):
+        drawn = rng.choice(seeds, len(seeds))
+        lost = [100 * float(np.mean([noise[share][seed] - noise["0"][seed] for seed in drawn])) for share in shares]
+        lines.append(([float(share) for share in shares], lost))
+    return lines
 
 
 def above_line(

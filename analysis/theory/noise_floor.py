@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
 from analysis.theory.mean_of_supports import excess_second_moment
@@ -103,9 +104,12 @@ def least_error(
         exponent = 2 * math.log(2) * message_bits / (density * coordinates)
         return supports + (1 + of_a_client) / math.expm1(min(exponent, 500.0))
 
-    bounds = (-math.log(coordinates), 0.0)
+    # There may be several minima, and a step where supports begin to share coordinates: the best of a grid is refined.
+    grid = np.sort(np.append(np.linspace(-math.log(coordinates), 0.0, 200), -math.log(clients)))
+    best = int(np.argmin([error(each) for each in grid]))
+    bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
     found: Any = minimize_scalar(error, bounds=bounds, method="bounded")
-    return float(found.fun)
+    return min(float(found.fun), error(float(grid[best])))
 
 
 def fewest_bits(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from analysis.tables.latex_numbers import (
     slug,
 )
 from analysis.tables.latex_numbers import spread as with_spread
-from analysis.tables.noise_floor import SETTINGS, excess_of, explained, floor_of, ratios_of
+from analysis.tables.noise_floor import SETTINGS, code_of, excess_of, explained, floor_of, ratios_of, resampled_lines
 from analysis.tables.noise_losses import CODERS, crossing, spread
 from analysis.tables.studies import audits_of, energies_of, losses_of, study_reports
 from analysis.tables.trials import rounds_of, trials_below, trials_of
 from analysis.theory.gaussian_top_k import small_snr_recall
 from analysis.theory.index_bits import dithered_excess_bits, noise_floor_rate
-from analysis.theory.noise_floor import ROTATED, fewest_bits, least_error
+from analysis.theory.noise_floor import ROTATED, added_error, fewest_bits, least_error
 from dpcomp.lab.config.grid import points
 from dpcomp.lab.config.labels import label
 from dpcomp.lab.results.results_file import Report
@@ -41,6 +41,7 @@ from dpcomp.wire.short_header import SHORT_HEADER_BYTES
 
 POINTS = 3  # how far off the loss that is foretold may be
 LATE = 0.75  # the share of the rounds after which models are averaged in the runs of the law
+DRAWS = 200  # of seeds, for the interval of the fewest bytes
 PREDICTIONS = ("random", "closed_form", "by_layer", "with_values")
 
 
@@ -101,6 +102,8 @@ def _top_k(configs: Path) -> Numbers:
         *((task, of_method) for task in ("cifar10", "cifar10_small", "cifar10_small_long")),
     ):
         found |= of_trials(f"top_k.{task}", trials_of(configs / "top_k" / f"{task}.toml"), axes, reference="dense")
+    fashion = trials_of(configs / "top_k" / "fashion_mnist.toml")
+    found |= of_trials("top_k.beside_momentum", fashion, ["noise", *of_method], reference="dense, momentum")
     resnet: Any = compare(configs / "top_k" / "resnet18_cifar10.toml")
     shown = {
         "accuracy": plain("accuracy_percent"),
@@ -113,6 +116,11 @@ def _top_k(configs: Path) -> Numbers:
 def _allocation(configs: Path) -> Numbers:
     trials = trials_of(configs / "allocation" / "digits.toml")
     found = of_trials("allocation", trials, ["noise", "entropy", "allocation"], reference="float32")
+    rounds: Any = rounds_of(configs / "allocation" / "digits.toml")
+    layers = [column for column in rounds if column.startswith("bits of ")]
+    filled = rounds[rounds["allocation"].str.startswith("water-filled") & (rounds["entropy"] == "packed")]
+    alike = (filled[layers].nunique(axis=1) == 1).groupby(filled["allocation"]).mean()
+    found |= {f"allocation.same_widths.{slug(name)}": f"{100 * share:.0f}" for name, share in alike.items()}
     rounded = trials_of(configs / "allocation" / "rounding.toml")
     rounded["shares"] = rounded["allocation"].str.split(",").str[0]
     found |= of_trials("rounding", rounded, ["noise", "shares", "rounding"], reference="nearest")
@@ -332,7 +340,7 @@ def _law(configs: Path) -> Numbers:
     found |= of_table("law", table, ["method"], shown)
     trials = trials_of(folder / "fashion_mnist.toml")
     of_noise: Any = rounds_of(folder / "noise_floor.toml")
-    ratios, line = ratios_of(folder), table[table["dense"]].sort_values("difference")
+    ratios = ratios_of(folder)
     setting = {
         "coordinates": outcomes(folder / "fashion_mnist.toml")[0].reports[0]["coordinates"],
         "clients": int(of_noise["participants"].max()),
@@ -341,12 +349,37 @@ def _law(configs: Path) -> Numbers:
     }
     own = trials.loc[trials["grid.method"] == "own 1 %", "payload_bytes"].mean()
     least = least_error(message_bits=8 * (own - SHORT_HEADER_BYTES), **setting)
-    point = float(np.interp(-1.0, line["difference"], line["error"]))
-    fewest = fewest_bits(error=point, **setting) / 8 + SHORT_HEADER_BYTES
-    by_error = table[table["dense"]]
+
+    def error_of_a_point(errors: Sequence[float], lost: Sequence[float]) -> float:
+        falling = np.minimum.accumulate(lost)[::-1]  # a draw of few seeds may have a line that rises somewhere
+        return float(np.interp(-1.0, falling, errors[::-1]))
+
+    def fewest_bytes(error: float) -> float:
+        return fewest_bits(error=error, **setting) / 8 + SHORT_HEADER_BYTES
+
+    by_error = table[table["dense"]].sort_values("error")
+    point = error_of_a_point(list(by_error["error"]), list(by_error["difference"]))
+    fewest = fewest_bytes(point)
+    drawn = [fewest_bytes(error_of_a_point(*each)) for each in resampled_lines(folder, DRAWS)]
+    fewest_least, fewest_most = np.percentile(drawn, [2.5, 97.5])
     skewed = SETTINGS["skewed labels"]
     apart: Any = floor_of(folder, skewed)
     found |= of_table("law.skewed", apart, ["method"], shown)
+    looser, tighter = (
+        outcomes(folder / f"{name}.toml")[0].reports[0] for name in ("fashion_mnist_epsilon_8", "fashion_mnist")
+    )
+    louder = (_noise_multiplier(tighter) / _noise_multiplier(looser)) ** 2
+    for method in ("own 1 %", "own 6 %, 2 bits"):
+        code = code_of(method)
+        assert code is not None
+        error = added_error(
+            **code._asdict(),
+            clients=setting["clients"],
+            signal_to_noise=louder * ratios.signal,
+            draw_to_noise=louder * ratios.draw,
+        )
+        foretold = np.interp(error, by_error["error"], by_error["difference"])
+        found[f"law.eps_8.{slug(method)}.foretold"] = f"{foretold:.1f}"
     return found | {
         "law.skewed.draw": f"{ratios_of(folder, skewed).draw:.3f}",
         "law.two_bits": f"{ROTATED[2]:.3f}",
@@ -359,6 +392,8 @@ def _law(configs: Path) -> Numbers:
         "law.least_lost": f"{np.interp(least, by_error['error'], by_error['difference']):.1f}",
         "law.point": f"{point:.2f}",
         "law.fewest_bytes": f"{fewest:.0f}",
+        "law.fewest_bytes_least": f"{fewest_least:.0f}",
+        "law.fewest_bytes_most": f"{fewest_most:.0f}",
         "law.fewest_ratio": f"{4 * setting['coordinates'] / fewest:,.0f}".replace(",", "{,}"),
     }
 

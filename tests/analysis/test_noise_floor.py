@@ -54,6 +54,19 @@ def test_no_code_of_as_many_bits_errs_less_than_the_least(bits, density):
     assert least_error(message_bits=bits * density * 26_010, **SETTING) < code
 
 
+@pytest.mark.parametrize("message_bits", [50, 256, 3000, 26_010, 100_000])
+def test_no_density_errs_less_than_the_least(message_bits):
+    ratios = {key: value for key, value in SETTING.items() if key != "coordinates"}
+
+    def error(density):
+        of_a_client = (ratios["signal_to_noise"] / 10 + ratios["draw_to_noise"]) / density
+        quantiser = (1 + of_a_client) / np.expm1(min(2 * np.log(2) * message_bits / (density * 26_010), 500))
+        return added_error(bits=None, density=density, **ratios) + quantiser
+
+    least = min(error(density) for density in (0.1, *np.geomspace(1 / 26_010, 1, 2000)))
+    assert least_error(message_bits=message_bits, **SETTING) == pytest.approx(least, rel=1e-3)
+
+
 @pytest.mark.parametrize("error", [0.05, 0.5, 2.0])
 def test_the_fewest_bits_have_that_error_and_fewer_have_a_larger_one(error):
     fewest = fewest_bits(error=error, **SETTING)
