@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from analysis.figures import ResultsFigure
 from analysis.tables.noise_floor import floors_of
-from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, MARKERS, use_style
+from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, LOOKS, MARKERS, use_style
 
-DENSE = 7  # the look of dense updates in every figure
+DENSE = LOOKS["dense, float32"]
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -143,20 +143,19 @@ def floor_of(folder: Path, setting: Setting = ALIKE, *, after: float = 0.0) -> p
     return table.assign(foretold=np.interp(table["error"], line["error"], line["difference"]))
 
 
-def excess_of(folder: Path, table: pd.DataFrame, setting: Setting = ALIKE) -> Mapping[str, tuple[float, float]]:
+def excess_of(folder: Path, table: pd.DataFrame) -> Mapping[str, tuple[float, float]]:
     """Return by how much what is lost lies above the line through the dense updates, seed by seed.
 
     Args:
         folder: The folder of the configs.
-        table: What `floor_of` returns.
-        setting: For which configs.
+        table: What `floor_of` returns for clients that are alike.
 
     Returns:
         By method, and by "supports" for the mean of all methods that send a part of the coordinates: the mean over the
         seeds and half of its 95 % interval, in points.
     """
-    noise = _by_seed(trials_of(folder / f"{setting.noise}.toml"), "share")
-    methods = _by_seed(trials_of(folder / f"{setting.methods}.toml"), "grid.method")
+    noise = _by_seed(trials_of(folder / f"{ALIKE.noise}.toml"), "share")
+    methods = _by_seed(trials_of(folder / f"{ALIKE.methods}.toml"), "grid.method")
     codes: Any = table[~table["dense"]]
     found = {
         method: above_line(methods[method], methods["dense"], error, noise)
@@ -164,8 +163,8 @@ def excess_of(folder: Path, table: pd.DataFrame, setting: Setting = ALIKE) -> Ma
     }
     partial = [values for method, values in found.items() if (code := code_of(method)) and code.density < 1]
     found["supports"] = {seed: float(np.mean([values[seed] for values in partial])) for seed in partial[0]}
-    nought = {name: _lost(values, dict.fromkeys(values, 0.0)) for name, values in found.items()}
-    return {name: (lost["difference"], lost["half"]) for name, lost in nought.items()}
+    lost_by = {name: _lost(values, dict.fromkeys(values, 0.0)) for name, values in found.items()}
+    return {name: (lost["difference"], lost["half"]) for name, lost in lost_by.items()}
 
 
 def resampled_lines(folder: Path, times: int) -> list[tuple[list[float], list[float]]]:

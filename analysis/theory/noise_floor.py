@@ -33,10 +33,9 @@ def added_error(
         η = q(b)·(1 + (SNR/n + B)/κ) + excess·SNR + (1 − κ)/κ·B.
 
     Training loses what dense updates lose to 1 + η times the variance of the noise, with SNR and B averaged over all of
-    its rounds (the paper, section 8). Where clients differ, that counts in B too; but own supports bring each client to
-    each coordinate in turn, so that training loses less than the form says. Own supports are dealt, so that those of a
-    round share no coordinate as long as κn ≤ 1, as `RandomK(per="client")` deals them; beyond that they count as
-    independent.
+    its rounds (the paper, section 8). Where clients differ, that counts in B too, and training lost less than the
+    form says. Own supports are dealt, so that those of a round share no coordinate as long as κn ≤ 1, as
+    `RandomK(per="client")` deals them; beyond that they count as independent.
 
     Args:
         bits: b, of `dp.Rotated`; None for float32.
@@ -61,11 +60,30 @@ def added_error(
     """
     if bits is not None and bits not in ROTATED:
         raise ValueError(f"bits = {bits}: dp.Rotated has {min(ROTATED)} to {max(ROTATED)}; None is float32")
+    return _added_error(
+        quantiser=0.0 if bits is None else ROTATED[bits],
+        density=density,
+        clients=clients,
+        signal_to_noise=signal_to_noise,
+        draw_to_noise=draw_to_noise,
+        own_supports=own_supports,
+    )
+
+
+def _added_error(
+    *,
+    quantiser: float,
+    density: float,
+    clients: int,
+    signal_to_noise: float,
+    draw_to_noise: float,
+    own_supports: bool = True,
+) -> float:
+    """Compute η for a quantiser whose share of the energy that it codes is q(b)."""
     own = "dealt" if density * clients <= 1 else "own"
     excess = excess_second_moment(density=density, clients=clients, supports=own if own_supports else "common")
-    of_a_client = signal_to_noise / clients + draw_to_noise
-    quantiser = 0.0 if bits is None else ROTATED[bits] * (1 + of_a_client / density)
-    return quantiser + excess * signal_to_noise + (1 - density) / density * draw_to_noise
+    coded = 1 + (signal_to_noise / clients + draw_to_noise) / density  # by the energy of the noise
+    return quantiser * coded + excess * signal_to_noise + (1 - density) / density * draw_to_noise
 
 
 def least_error(
@@ -93,16 +111,14 @@ def least_error(
 
     def error(log_density: float) -> float:
         density = math.exp(log_density)
-        supports = added_error(
-            bits=None,
+        exponent = 2 * math.log(2) * message_bits / (density * coordinates)
+        return _added_error(
+            quantiser=1 / math.expm1(min(exponent, 500.0)),
             density=density,
             clients=clients,
             signal_to_noise=signal_to_noise,
             draw_to_noise=draw_to_noise,
         )
-        of_a_client = (signal_to_noise / clients + draw_to_noise) / density
-        exponent = 2 * math.log(2) * message_bits / (density * coordinates)
-        return supports + (1 + of_a_client) / math.expm1(min(exponent, 500.0))
 
     # There may be several minima, and a step where supports begin to share coordinates: the best of a grid is refined.
     grid = np.sort(np.append(np.linspace(-math.log(coordinates), 0.0, 200), -math.log(clients)))
