@@ -123,6 +123,8 @@ class TestTheCriterion:
             ({"metric": 3}, "the name of a metric"),
             ({"measure": "best"}, "'last_five'"),
             ({"tune_on": "train"}, "tune_on = 'train'"),
+            ({"tuning_seeds": 0}, "tuning_seeds"),
+            ({"tuning_seeds": 1.5}, "tuning_seeds"),
         ],
     )
     def test_is_said_in_full_or_known(self, facts, said):
@@ -179,6 +181,29 @@ class TestTheChoice:
         assert (row["metric"], row["auc"], row["test_accuracy"]) == ("auc", pytest.approx(value), pytest.approx(0.1))
         assert "accuracy_percent" not in row
         assert f"{value:g}" in printed(table([outcome]))
+
+    def test_is_made_by_the_mean_over_the_seeds_that_decide(self, tmp_path):
+        text = f"tuning_seeds = 2\nseeds = [0, 1, 2]\n{TUNED}"
+        config = config_in(tmp_path, "seeds", text)
+        ends = {1: (0.9, 0.1), 2: (0.6, 0.6), 4: (0.5, None)}  # the best of the first seed, of both, and one to come
+        for rate, values in ends.items():
+            for seed, value in enumerate(values):
+                if value is not None:
+                    name = f"learning_rate={rate}/seed-{seed}"
+                    finished(config, {name: [0.0] * ROUNDS}, curves=given(validation=[value] * ROUNDS))
+        standing = standing_of(config)
+        assert [trial.name for trial in standing.first()] == ["learning_rate=4/seed-1"]
+        assert [trial.name for trial in standing.second()] == ["learning_rate=2/seed-2"]
+        (outcome,) = standing.outcomes()
+        assert (outcome.tuning, outcome.tried, len(outcome.reports)) == ("learning_rate=2", 2, 2)
+        assert standing.expected() == 2 and not standing.edges()
+        config.write_text(text.replace("tuning_seeds = 2", "tuning_seeds = 1"), encoding="utf-8")
+        assert standing_of(config).outcomes()[0].tuning == "learning_rate=1"  # and no result is lost
+
+    def test_takes_no_more_seeds_than_there_are(self, tmp_path):
+        config = config_in(tmp_path, "seeds", f"tuning_seeds = 2\n{TUNED}")
+        with pytest.raises(ConfigError, match="tuning_seeds = 2 beside 1 seeds"):
+            standing_of(config)
 
     def test_on_the_test_set_is_noted_unless_the_config_says_so(self, tmp_path):
         config = config_in(tmp_path, "plain", TUNED.replace("{ digits = { validation = 100 } }", '"digits"'))

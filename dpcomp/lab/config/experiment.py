@@ -3,7 +3,8 @@
 A table with one capitalised key is a call: `{ Clip = { norm = 0.1 } }` is `Clip(norm=0.1)`. `task` is a name that the
 command line knows, a call of it with arguments, `{ digits = { validation = 200 } }`, or a call of a class. The keys of
 [federation] stand in `dpcomp.lab.config.federation_keys`. With `epsilon`, `Gaussian = {}` has its noise calibrated.
-`metric`, `direction`, `measure` and `tune_on` say which number of a trial counts: `dpcomp.lab.results.measure`.
+`metric`, `direction`, `measure`, `tune_on` and `tuning_seeds` say which numbers of trials count:
+`dpcomp.lab.results.measure`.
 `imports` names Python files, which are run, and whose dataclasses may be called too. A [grid] makes many experiments of
 one file: `dpcomp.lab.config.grid`.
 
@@ -52,20 +53,22 @@ class Experiment:
         delta: δ of the guarantee, in (0, 1).
         epsilon: The ε for which the noise of `Gaussian` is calibrated, over all releases of the run; None where
             `Gaussian` has a noise multiplier.
-        tune: Lists of values by the keys of FEDERATION_KEYS. All combinations are tried with the first seed, and the
+        tune: Lists of values by the keys of FEDERATION_KEYS. All combinations are tried with the first seeds, and the
             other seeds run the best one by `metric` and `measure`.
         metric: The metric of the task by which the tuning is chosen and which tables report.
         direction: Whether "higher" or "lower" is better; needed for metrics other than "accuracy" and "loss".
         measure: The model whose metric counts: the last one, the mean of the last five evaluations, or the average of
             the last rounds' models (`tail`).
         tune_on: The examples on which the tuning is chosen, "validation" or "test"; None for those that the task holds
-            out, or on the test set of a task that holds out none. These four keys are no part of a trial: results stay
-            as they are when they are changed.
+            out, or on the test set of a task that holds out none.
+        tuning_seeds: How many of the seeds the tuning is chosen by, the first ones: by the mean over them. These five
+            keys are no part of a trial: results stay as they are when they are changed.
         imports: Files whose dataclasses may be called; they are run.
 
     Raises:
-        ConfigError: A key is unknown, there is no seed, the number of clients or rounds is missing, a value is of
-            another type or outside its range, or the measure is unknown or one that these trials would not have.
+        ConfigError: A key is unknown, there is no seed, or fewer than the tuning asks for, the number of clients or
+            rounds is missing, a value is of another type or outside its range, or the measure is unknown or one that
+            these trials would not have.
     """
 
     task: str | dict[str, Any]
@@ -79,6 +82,7 @@ class Experiment:
     direction: Direction | None = None
     measure: Measure = "last"
     tune_on: Split | None = None
+    tuning_seeds: int = 1
     imports: tuple[Import, ...] = ()
 
     def __post_init__(self):
@@ -101,7 +105,13 @@ class Experiment:
     @cached_property
     def criterion(self) -> Criterion:
         """Which number of a trial counts."""
-        return Criterion(metric=self.metric, measure=self.measure, direction=self.direction, tune_on=self.tune_on)
+        return Criterion(
+            metric=self.metric,
+            measure=self.measure,
+            direction=self.direction,
+            tune_on=self.tune_on,
+            tuning_seeds=self.tuning_seeds,
+        )
 
     @property
     def steps(self) -> int:
@@ -159,6 +169,10 @@ class Experiment:
             raise ConfigError(str(error)) from error
 
     def _check_measure(self) -> None:
+        if self.criterion.tuning_seeds > len(self.seeds):
+            raise ConfigError(
+                f"tuning_seeds = {self.tuning_seeds} beside {len(self.seeds)} seeds: give as many seeds at least"
+            )
         if self.criterion.measure == "tail" and not all(self._values("tail", 0)):
             raise ConfigError(
                 'measure = "tail" beside [federation] without `tail`: give the share of the last rounds whose models '

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import ConfigError
 from dpcomp.lab.results.results_file import Report
 
@@ -36,15 +37,18 @@ class Criterion:
             known.
         tune_on: The examples on which a tuning is chosen; None for those that the task holds out, or else its test
             set.
+        tuning_seeds: How many seeds, the first ones, a tuning is chosen by: by the mean of the metric over them.
 
     Raises:
-        ConfigError: The measure, the direction or the set is unknown, or nobody says the direction.
+        ConfigError: The measure, the direction or the set is unknown, nobody says the direction, or the number of seeds
+            is no whole number from 1 on.
     """
 
     metric: str = ACCURACY
     measure: Measure = "last"
     direction: Direction | None = None
     tune_on: Split | None = None
+    tuning_seeds: int = 1
 
     def __post_init__(self):
         if not isinstance(self.metric, str) or not self.metric:
@@ -66,6 +70,10 @@ class Criterion:
                 raise ConfigError(f"{key} = {value!r}: give one of {', '.join(map(repr, get_args(allowed)))}")
         if self.direction not in (None, KNOWN_DIRECTIONS.get(self.metric, self.direction)):
             raise ConfigError(f'metric = "{self.metric}" with direction = "{self.direction}": leave the direction out')
+        try:
+            whole_number(self.tuning_seeds, "tuning_seeds", least=1)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error)) from error
 
     @property
     def lower_is_better(self) -> bool:

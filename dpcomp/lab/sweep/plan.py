@@ -1,8 +1,9 @@
 """Which trials a config has, and which results count: the one place that decides it, for sweep, table and figures.
 
 A point is an experiment of a config's grid; a config without grid is one point. Every combination of its [tune] is
-tried with its first seed, and its other seeds run the best one by the config's `metric` and `measure`, on the examples
-that the task holds out, or on the test set of a task that holds out none. A trial is called
+tried with its first seeds, `tuning_seeds` of them, and its other seeds run the best one by the mean over these of the
+config's `metric` and `measure`, on the examples that the task holds out, or on the test set of a task that holds out
+none. A trial is called
 [<point>/][<tuning>/]seed-<n>, which does not change when a grid gets more values. A result counts if the config, as it
 stands now, has a trial of its name and settings.
 """
@@ -10,6 +11,7 @@ stands now, has a trial of its name and settings.
 import itertools
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +63,7 @@ class Outcome:
     Attributes:
         point: The point.
         tuning: Its best tuning, as it stands in the trials' names; "" where nothing was tuned, or nothing is finished.
-        tried: The number of tunings whose trial with the first seed is finished.
+        tried: The number of tunings whose trials with the first seeds, which decide, are finished.
         trials: The first part of the names of the best tuning's trials, up to the seed.
         reports: The reports of these trials, in the order of the seeds.
     """
@@ -92,8 +94,14 @@ class PointTrials:
 
     @property
     def first(self) -> list[Trial]:
-        """Those that wait for nothing: the first seed of each tuning; every seed, where nothing is tuned."""
-        return self.every if len(self.by_tuning) == 1 else [trials[0] for trials in self.by_tuning.values()]
+        """Those that wait for nothing: of each tuning those that decide; every one, where nothing is tuned."""
+        if len(self.by_tuning) == 1:
+            return self.every
+        return [trial for tuning in self.by_tuning for trial in self.deciding(tuning)]
+
+    def deciding(self, tuning: str) -> tuple[Trial, ...]:
+        """Return the trials by which a tuning is judged, those of its first seeds."""
+        return self.by_tuning[tuning][: self.point.experiment.tuning_seeds]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +131,15 @@ class Standing:
         return self._unfinished(trial for trials in self.points for trial in trials.first)
 
     def second(self) -> list[Trial]:
-        """Return the trials that wait for a tuning which is now decided, and are not finished: its other seeds."""
+        """Return the trials that wait for a tuning which is now chosen, and are not finished: its other seeds."""
         return self._unfinished(
-            trial for trials in self.points if len(trials.by_tuning) > 1 for trial in self._of_best(trials)[1:]
+            trial for trials in self.points if len(trials.by_tuning) > 1 for trial in self._of_best(trials)
         )
 
     def expected(self) -> int:
         """Return how many trials are left to run, as far as that can be known before the tunings end."""
         undecided = [trials.point.experiment for trials in self.points if self._best(trials) is None]
-        waiting = sum(len(experiment.seeds) - 1 for experiment in undecided)
+        waiting = sum(len(experiment.seeds) - experiment.tuning_seeds for experiment in undecided)
         return len(self.first()) + len(self.second()) + waiting
 
     def notes(self) -> list[str]:
@@ -150,7 +158,7 @@ class Standing:
         """
         lines: list[str] = []
         for trials in self.points:
-            if not all(seeds[0].name in self.finished for seeds in trials.by_tuning.values()):
+            if not all(self._reports(trials, tuning) for tuning in trials.by_tuning):
                 continue
             chosen = self._of_best(trials)[0].experiment.federation
             for key, values in trials.point.experiment.tune.items():
@@ -168,9 +176,13 @@ class Standing:
         """Return a line if a tuning was chosen on test examples and the config does not say so."""
         for trials in self.points:
             criterion = trials.point.experiment.criterion
-            first = [self.finished.get(seeds[0].name) for seeds in trials.by_tuning.values()]
-            reports = [report for report in first if report is not None]
-            if len(first) > 1 and reports and criterion.tune_on is None and tuned_on(reports[0], criterion) == "test":
+            reports = [report for tuning in trials.by_tuning for report in self._reports(trials, tuning)]
+            if (
+                len(trials.by_tuning) > 1
+                and reports
+                and criterion.tune_on is None
+                and tuned_on(reports[0], criterion) == "test"
+            ):
                 return [
                     f"{self.config}: the tuning was chosen on the test set, since the task holds out no validation "
                     'examples: let it have validation(), or say tune_on = "test"'
@@ -183,23 +195,29 @@ class Standing:
         return Outcome(
             point=trials.point,
             tuning=best or "",
-            tried=sum(seeds[0].name in self.finished for seeds in trials.by_tuning.values()),
+            tried=sum(bool(self._reports(trials, tuning)) for tuning in trials.by_tuning),
             trials="/".join(part for part in (trials.point.name, best) if part),
             reports=tuple(self.finished[name] for name in named if name in self.finished),
         )
 
     def _best(self, trials: PointTrials) -> str | None:
-        """Return the tuning with the best metric of the first seed, of those that ended."""
+        """Return the tuning with the best mean of the metric over the first seeds, of those whose seeds ended."""
         if len(trials.by_tuning) == 1:
             return next(iter(trials.by_tuning))
-        ended = {tuning: self.finished.get(seeds[0].name) for tuning, seeds in trials.by_tuning.items()}
         criterion = trials.point.experiment.criterion
-        scores = {
-            tuning: criterion.score(metric_of(report, criterion.metric, criterion.measure, tuned_on(report, criterion)))
-            for tuning, report in ended.items()
-            if report is not None
-        }
+
+        def score(report: Report) -> float:
+            return criterion.score(metric_of(report, criterion.metric, criterion.measure, tuned_on(report, criterion)))
+
+        reports = {tuning: self._reports(trials, tuning) for tuning in trials.by_tuning}
+        scores = {tuning: statistics.fmean(map(score, found)) for tuning, found in reports.items() if found}
         return max(scores, key=scores.__getitem__, default=None)
+
+    def _reports(self, trials: PointTrials, tuning: str) -> list[Report]:
+        """Return the reports of the trials by which a tuning is judged; none where one of them is not finished."""
+        found = [self.finished.get(trial.name) for trial in trials.deciding(tuning)]
+        ended = [report for report in found if report is not None]
+        return ended if len(ended) == len(found) else []
 
     def _of_best(self, trials: PointTrials) -> Sequence[Trial]:
         best = self._best(trials)
