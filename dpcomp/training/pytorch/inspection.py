@@ -396,7 +396,7 @@ class _Trial:
                     self.model.engine.leave_wrong_map(one, batch.targets)
                 self.model.check.outputs_of(one, i)
             else:
-                self.model.check.row_of(one, i, row)
+                self.model.check.row_of(one, batch.targets, i, row)
             self._moves |= 0 < size < float("inf")
         self.model.engine.refuse_other_passes(len(self.model.finished(public=False)))
 

@@ -11,6 +11,7 @@ from dpcomp.privacy.units.factored_units import FactoredUnits
 from dpcomp.training.pytorch.rows.passes import Pass
 
 Loss = Callable[[Any, Any], Tensor]  # the mean loss of a batch, of outputs and targets
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments, and those by name
 
 
 class Rows(Protocol):
@@ -58,6 +59,10 @@ class Rows(Protocol):
         Raises:
             NotPrivate: There are some.
         """
+        ...
+
+    def arranged(self, call: Call) -> Call:
+        """Return the arguments of a call in the layout of memory in which the module gets them."""
         ...
 
     def paused(self) -> AbstractContextManager[None]:

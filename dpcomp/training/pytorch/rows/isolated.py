@@ -14,7 +14,7 @@ from torch.func import grad, vmap
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
-from dpcomp.training.pytorch.rows.engine import Loss
+from dpcomp.training.pytorch.rows.engine import Call, Loss
 from dpcomp.training.pytorch.rows.own_functions import own_functions
 from dpcomp.training.pytorch.rows.parameters import Places, trainable
 from dpcomp.training.pytorch.rows.passes import Pass
@@ -137,6 +137,10 @@ class IsolatedRows:
                 "in the rows: for a weight penalty use weight_decay= of the optimiser; call the model itself, not its "
                 "layers; and call optimizer.zero_grad() after backward passes of other losses"
             )
+
+    def arranged(self, call: Call) -> Call:
+        """Return the arguments as they are."""
+        return call
 
     def paused(self) -> AbstractContextManager[None]:
         """Change nothing: the module has no hooks."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
-from dpcomp.training.pytorch.rows.engine import Loss
+from dpcomp.training.pytorch.rows.engine import Call, Loss
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass
 
@@ -127,6 +127,10 @@ class OpacusRows:
                 f"parameters have the rows of {most} backward passes, but {reached} went through the model's forward: "
                 "call the model itself in training, not its layers"
             )
+
+    def arranged(self, call: Call) -> Call:
+        """Return the arguments as they are."""
+        return call
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """Row check: holds a row of per-example gradients to the gradient of its example alone."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -9,28 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.rows.engine import Loss, Rows
+from dpcomp.training.pytorch.rows.engine import Call, Loss, Rows
 from dpcomp.training.pytorch.rows.isolated import gradients_of
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
 from dpcomp.training.pytorch.rows.parameters import Places, trainable
 from dpcomp.training.pytorch.rows.passes import Pass, floating, random_states
 from dpcomp.training.pytorch.rows.structures import mapped, repeated, rows, tensors
 
+Model = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+
 TOLERANCE = 1e-4  # of the norm of a row
 OUTPUT_TOLERANCE = 1e-3  # of the largest output of a pass
 LARGE = 1e6  # above it, float32 may overflow in one order of the same operations and not in another
 SMALL = 1e-10  # below it, the squares of what is tolerated of a norm may be zero in float32
 LEAST = torch.finfo(torch.float32).tiny  # below it, float32 has fewer digits the smaller a number is
+NUDGE = 2.0**-16  # of a parameter: moves the outputs of a model by as much as rounding in float32 may
+EXACT_NUDGE = 2.0**-40  # the same for float64
 
 
 class RowCheck:
     """Recomputes a row from its example alone: outputs, the loss at these outputs, and the gradient behind them.
 
-    The loss is compared at the outputs of the pass itself, and the gradient for the cotangent that the script's loss
-    sent back, so that rounding in the one is not multiplied by the other. Where float32 still differs (an activation
-    whose input is zero but for the last bit), copies of the example in a batch of the same size, whose kernels round
-    alike, are taken instead; then the two references must agree in float64. A pass that drew random numbers is repeated
-    with copies of the example and the same numbers.
+    A row is right if it is the gradient of its example alone, through model and loss. Where float32 differs, the three
+    parts are compared one by one: the outputs; the loss at the outputs of the pass itself; and the gradient for the
+    cotangent that the script's loss sent back. Each may hide a tie that a later part enlarges, since a small output or
+    cotangent beside a large one may be all that parameters see. So what the parts let by must be rounding: in float64,
+    the row of the example in the whole batch is that of the example alone.
+
+    Where float32 still differs in a part (an activation whose input is zero but for the last bit), copies of the
+    example in a batch of the same size, whose kernels round alike, are taken instead; then the two references must
+    agree in float64. A pass that drew random numbers is repeated with copies of the example and the same numbers.
 
     Args:
         module: The model.
@@ -61,7 +69,7 @@ class RowCheck:
         """
         if not self._same_alone(one, targets, i, row):
             self.loss_of(one, targets, i)
-            self.row_of(one, i, row)
+            self.row_of(one, targets, i, row)
 
     def loss_of(self, one: Pass, targets: Any, i: int) -> None:
         """Check that the script's loss is the declared one, and the mean of the losses of its examples.
@@ -84,18 +92,13 @@ class RowCheck:
                 )
         sent = [(one.cotangents[number][i : i + 1] * one.n).double() for number in one.cotangents]
         alone = self._cotangents(one, targets, i, copies=self.copies)
-        if not _far(sent, alone, self._tolerance) or _overflowed(
+        if not _far(sent, alone, self._tolerance, _floor(one)) or _overflowed(
             rows((one.call, one.outputs, targets), i, i + 1), sent, alone
         ):
             return
         if self._loss_explained_by_rounding(one, targets, i, sent):
             return
-        raise NotPrivate(
-            f"the loss of a batch of {one.n} is not the mean of the losses of its examples, or the script computes "
-            "another loss than loss=: the gradient of an example's outputs differs, "
-            f"{_distance(sent, alone)}. Use a plain mean: no class weights, ignore_index, contrast "
-            "between examples, penalty on the batch or GradScaler; or declare the loss that the script computes"
-        )
+        raise NotPrivate(self._other_loss(one, sent, alone, "the gradient of an example's outputs"))
 
     def outputs_of(self, one: Pass, i: int) -> None:
         """Check that the outputs of an example are those of the example alone.
@@ -107,33 +110,67 @@ class RowCheck:
         Raises:
             NotPrivate: They are others.
         """
-        self._compare_outputs(one, i, self._behind(one, i, copies=one.n if one.random else self.copies)[0])
+        self._compare_outputs(one, i, self._behind(one, i, copies=self._beside(one))[0])
 
-    def row_of(self, one: Pass, i: int, row: tuple[Tensor, ...]) -> None:
-        """Check outputs, and that a row is the gradient of its example alone, for the cotangent that the loss sent.
+    def row_of(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...]) -> None:
+        """Check outputs, and that a row is the gradient of its example alone, through model and loss.
 
         Args:
             one: A pass that a backward pass has reached, and whose loss was checked.
+            targets: The targets of its examples.
             i: The number of the row.
             row: An (…) tensor a trainable parameter.
 
         Raises:
             NotPrivate: Naming the parameters whose gradients differ, or the output.
         """
-        outputs, alone = self._behind(one, i, copies=one.n if one.random else self.copies)
+        outputs, behind = self._behind(one, i, copies=self._beside(one))
         self._compare_outputs(one, i, outputs)
-        if _near(row, alone, self._tolerance):
+        self._compare_behind(one, i, row, behind)
+        self._compare_whole(one, targets, i, row, behind)
+
+    def _compare_behind(self, one: Pass, i: int, row: tuple[Tensor, ...], behind: list[Tensor]) -> None:
+        """Hold a row to the gradient of its example alone for the cotangent that the loss sent."""
+        if _near(row, behind, self._tolerance):
             return
-        names = list(self._parameters)
-        given, alone = ([part.double() for part in parts] for parts in (row, alone))
-        if not _far(given, alone, self._tolerance) or self._row_overflowed(one, i, given, alone):
+        given, alone = ([part.double() for part in parts] for parts in (row, behind))
+        if not _far(given, alone, self._tolerance, LEAST) or self._row_overflowed(one, i, given, alone):
             return
         if not one.random and one.n > 1 and self._explained_by_rounding(one, i, given):
             return
+        raise NotPrivate(self._other_row(given, alone))
+
+    def _compare_whole(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...], behind: list[Tensor]) -> None:
+        """Hold a row to the gradient of its example alone through its own loss at its own outputs."""
+        whole = self._alone(one, targets, i)[2]
+        if _near(row, whole, self._tolerance):
+            return
+        given, alone = ([part.double() for part in parts] for parts in (row, whole))
+        if not _far(given, alone, self._tolerance, LEAST):
+            return
+        if self._whole_explained(one, targets, i, given, alone):
+            return
+        mine = self._cotangents(one, targets, i, copies=self.copies)
+        at_own = self._behind(one, i, copies=self._beside(one), sent=mine)[1]
+        sent, at_own = ([part.double() for part in parts] for parts in (behind, at_own))
+        if _far(sent, at_own, self._tolerance, LEAST):
+            raise NotPrivate(self._other_loss(one, sent, at_own, "the row of an example"))
+        raise NotPrivate(self._other_row(given, alone))
+
+    def _other_loss(self, one: Pass, sent: list[Tensor], alone: list[Tensor], what: str) -> str:
+        return (
+            f"the loss of a batch of {one.n} is not the mean of the losses of its examples, or the script computes "
+            f"another loss than loss=: {what} differs, "
+            f"{_distance(sent, alone)}. Use a plain mean: no class weights, ignore_index, contrast "
+            "between examples, penalty on the batch or GradScaler; or declare the loss that the script computes"
+        )
+
+    def _other_row(self, given: list[Tensor], alone: list[Tensor]) -> str:
+        names = list(self._parameters)
         scale = max(_norm(alone), 1e-300)
         differences = {name: float((a - b).norm()) / scale for name, a, b in zip(names, given, alone, strict=True)}
         worst = [name for name, value in differences.items() if not value <= self._tolerance] or names
-        raise NotPrivate(
+        return (
             f"the gradient of an example is another than that of the example alone, {_distance(given, alone)}, "
             f"at {worst}: a layer mixes examples, or its per-example gradients are wrong. Give "
             "engine=Isolated(), or normalise and attend within an example only"
@@ -163,8 +200,8 @@ class RowCheck:
             mine, theirs = (self._gradient(call, targets, quiet=quiet, wide=True) for call, targets in (row, alone))
         except (RuntimeError, TypeError, ValueError):  # model or loss compute in float32 only
             return share
-        share = _share(mine, theirs, floor=1e-13)
-        return share if share > self._tolerance else 0.0
+        share = _share(mine, theirs)
+        return share if share > self._tolerance and not _apart(mine, theirs) <= 1e-13 else 0.0
 
     def _draws_numbers(self, row: Any) -> bool:
         device = _device(row)
@@ -174,10 +211,12 @@ class RowCheck:
             self._module(*args, **kwargs)
             return not all(map(torch.equal, before, random_states(device)))
 
-    def _gradient(self, call: Any, targets: Any, *, quiet: bool, wide: bool = False) -> list[Tensor]:
+    def _gradient(
+        self, call: Any, targets: Any, *, quiet: bool, wide: bool = False, nudge: float = 0.0
+    ) -> list[Tensor]:
         """Return the gradient of a batch of one, with the same random numbers each time."""
-        (args, kwargs), wanted = repeated((call, targets), self.copies)
-        named, device = self._parameters, _device(call)
+        inputs, wanted = repeated((call, targets), self.copies)
+        device = _device(call)
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=_cuda(device)))
             stack.enter_context(self._engine.paused())
@@ -188,59 +227,174 @@ class RowCheck:
             torch.default_generator.manual_seed(0)
             for each in _cuda(device):
                 torch.cuda.default_generators[each.index or 0].manual_seed(0)
-            if wide:
-                widened = {name: value.double() for name, value in self._module.named_parameters()}
-                widened |= {name: _widened(value) for name, value in self._module.named_buffers()}
-                outputs = self._places.call(widened, *mapped(_widened, (args, kwargs)))
-                loss = self._loss(outputs, mapped(_widened, wanted))
-            else:
-                loss = self._loss(self._module(*args, **kwargs), wanted)
-            return [part.double() for part in gradients_of([loss], list(named.values()), [None])]
+            model, parameters = self._model(wide=wide, nudge=nudge)
+            loss = self._loss(model(*inputs), _wide(wanted) if wide else wanted)
+            return [part.double() for part in gradients_of([loss], parameters, [None])]
 
     def _same_alone(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...]) -> bool:
         """Return whether the example alone has these outputs, cotangents and row; False where that is unsure."""
-        if one.random or self.copies > 1:
+        given = [floating(one.outputs)[number] for number in one.cotangents]
+        if any(part.ndim == 0 or len(part) != one.n for part in given):
             return False
-        (args, kwargs), wanted = rows((one.call, targets), i, i + 1)
-        with self._engine.paused(), one.in_its_precision(), torch.enable_grad():
-            outputs = self._module(*args, **kwargs)
-            alone, given = floating(outputs), floating(one.outputs)
-            if len(alone) != len(given) or not all(alone[number].requires_grad for number in one.cotangents):
-                return False
-            used = [alone[number] for number in one.cotangents]
-            gradients = gradients_of([self._loss(outputs, wanted)], [*used, *self._parameters.values()], [None])
+        outputs, cotangents, alone = self._alone(one, targets, i)
         sent = [part[i : i + 1] * one.n for part in one.cotangents.values()]
         return (
-            all(
-                _within(given[number][i : i + 1], mine.detach(), OUTPUT_TOLERANCE)
-                for number, mine in zip(one.cotangents, used, strict=True)
-            )
-            and _near(sent, gradients[: len(used)], self._tolerance)
-            and _near(row, gradients[len(used) :], self._tolerance)
+            len(outputs) == len(cotangents) == len(sent)
+            and all(_within(part[i : i + 1], mine, OUTPUT_TOLERANCE) for part, mine in zip(given, outputs, strict=True))
+            and _near(sent, cotangents, self._tolerance)
+            and _near(row, alone, self._tolerance)
         )
 
+    def _alone(
+        self, one: Pass, targets: Any, i: int, *, wide: bool = False, nudge: float = 0.0
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return outputs, cotangents and row of an example alone, through its own loss at its own outputs."""
+        call, wanted = rows((one.call, targets), i, i + 1)
+        wanted = repeated(wanted, self.copies)
+        with self._ready(one, wide=wide, nudge=nudge) as (model, parameters):
+            outputs = model(*repeated(call, self._beside(one)))
+            own = rows(outputs, i, i + 1) if one.random else outputs  # the other copies drew other numbers
+            found = floating(own)
+            used = [found[number] for number in one.cotangents if found[number].requires_grad]
+            loss = self._loss(repeated(own, self.copies) if one.random else own, _wide(wanted) if wide else wanted)
+            gradients = gradients_of([loss], [*used, *parameters], [None])
+        # Each of the copies has a share of 1 / copies in the mean.
+        cotangents = [part.sum(dim=0, keepdim=True) if len(part) > 1 else part for part in gradients[: len(used)]]
+        return [part[:1].detach() for part in used], cotangents, gradients[len(used) :]
+
+    def _among(self, one: Pass, batch: Any, i: int, *, wide: bool = False) -> list[Tensor]:
+        """Return the gradient of the outputs of an example in a batch, for what the declared loss of it sends them.
+
+        Args:
+            one: A pass.
+            batch: Positional arguments and those by name, of as many examples; and the targets.
+            i: The number of the example.
+            wide: Whether all is computed in float64.
+        """
+        call, targets = batch
+        args, kwargs = repeated(call, 2) if one.doubled else call
+        with self._ready(one, wide=wide) as (model, parameters):
+            outputs = model(args, kwargs)
+            outputs = rows(outputs, 0, 1) if one.doubled else outputs
+            found = floating(outputs)
+            used = [found[number] for number in one.cotangents if found[number].requires_grad]
+            loss = self._loss(outputs, _wide(targets) if wide else targets)
+            held = torch.autograd.grad(loss, used, retain_graph=True, allow_unused=True)
+            cotangents = [
+                torch.zeros_like(output) if part is None else _at(i, part[i : i + 1] * one.n, output)
+                for output, part in zip(used, held, strict=True)
+            ]
+            return gradients_of(used, parameters, cotangents)
+
+    def _beside(self, one: Pass) -> int:
+        """Return how many copies of an example stand for it alone: those of a random pass draw what the batch drew."""
+        return max(one.n, self.copies) if one.random else self.copies
+
+    @contextmanager
+    def _ready(self, one: Pass, *, wide: bool = False, nudge: float = 0.0) -> Iterator[tuple[Model, list[Tensor]]]:
+        """Give what `_model` returns, in the precision of a pass and with the random numbers that it drew."""
+        replayed = one.replayed() if one.random else nullcontext()
+        with self._engine.paused(), replayed, one.in_its_precision(), torch.enable_grad():
+            yield self._model(wide=wide, nudge=nudge)
+
+    def _model(self, *, wide: bool, nudge: float) -> tuple[Model, list[Tensor]]:
+        """Return the model as a function, and the trainable parameters that it uses.
+
+        Args:
+            wide: Whether parameters, buffers and inputs are of float64.
+            nudge: The share of itself by which each parameter is moved, up or down.
+        """
+        if not wide and not nudge:
+            return self._called, list(self._parameters.values())
+        signs = torch.Generator().manual_seed(0)
+        values: dict[str, Tensor] = {}
+        for name, parameter in self._module.named_parameters():
+            value = parameter.detach().double() if wide else parameter.detach().clone()
+            if nudge:
+                up = torch.randint(2, value.shape, generator=signs).to(value)
+                value = value * (1 + nudge * (2 * up - 1))
+            values[name] = value.requires_grad_(parameter.requires_grad)
+        used = [value for value in values.values() if value.requires_grad]
+        if wide:
+            values |= {name: _widened(value) for name, value in self._module.named_buffers()}
+
+        def model(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given: Call = _wide((args, kwargs)) if wide else self._engine.arranged((args, kwargs))
+            return self._places.call(values, *given)
+
+        return model, used
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = self._engine.arranged((args, kwargs))  # another layout of memory would round in another way
+        return self._module(*args, **kwargs)
+
+    def _is_declared_loss(self, one: Pass, targets: Any, i: int, alone: list[Tensor]) -> bool:
+        """Return whether a row is the same with the declared loss of the batch in place of the script's."""
+        held: list[Tensor] = []
+
+        def leaf(part: Tensor) -> Tensor:
+            if part.is_floating_point():
+                part = part.clone().requires_grad_()
+                held.append(part)
+            return part
+
+        outputs = mapped(leaf, one.outputs)
+        with torch.enable_grad(), one.in_its_precision():
+            declared = gradients_of([self._loss(outputs, targets)], held, [None])
+        apart: list[Tensor] = []
+        for number, sent in one.cotangents.items():
+            mine, theirs = sent[i : i + 1] * one.n, declared[number][i : i + 1].to(sent) * one.n
+            alike = (mine == theirs) | (mine.isnan() & theirs.isnan())
+            apart.append(torch.where(alike, torch.zeros_like(mine), mine - theirs))
+        if not any(map(torch.count_nonzero, apart)):
+            return True
+        moved = [part.double() for part in self._behind(one, i, copies=self._beside(one), sent=apart)[1]]
+        return _norm(moved) <= max(self._tolerance * _norm(alone), LEAST)
+
+    def _whole_explained(self, one: Pass, targets: Any, i: int, given: list[Tensor], alone: list[Tensor]) -> bool:
+        """Return whether a row differs from that of the example alone by rounding, or by an overflow of its own.
+
+        Copies of the example in a batch of the same size round alike, so what they do not give is of other examples;
+        and what depends on the size of the batch shows in float64, as does all else that is no rounding.
+        """
+        copies = mapped(lambda part: _all_like(part, i), (one.call, targets))
+        if _far(given, [part.double() for part in self._among(one, copies, i)], self._tolerance, LEAST):
+            return False
+        if _finite(given) != _finite(alone):
+            return self._row_overflowed(one, i, given, alone)
+        if not self._is_declared_loss(one, targets, i, alone):
+            return False
+        try:
+            exact, nudged = (self._alone(one, targets, i, wide=True, nudge=by)[2] for by in (0.0, EXACT_NUDGE))
+            among = self._among(one, (one.call, targets), i, wide=True)
+        except (RuntimeError, TypeError, ValueError):  # model or loss compute in float32 only
+            nudged = [part.double() for part in self._alone(one, targets, i, nudge=NUDGE)[2]]
+            return _apart(given, alone) <= _apart(nudged, alone) < math.inf
+        # Where the gradient is zero but for rounding, rounding has no share of it: float32's is larger, and so is what
+        # a small move of the parameters makes.
+        scale, noise = max(_norm(exact), _norm(alone)), _apart(nudged, exact)
+        return _apart(among, exact) <= max(self._tolerance * scale, noise, LEAST) < math.inf
+
     def _loss_explained_by_rounding(self, one: Pass, targets: Any, i: int, sent: list[Tensor]) -> bool:
-        if _far(sent, self._cotangents(one, targets, i, copies=one.n), self._tolerance):
+        floor = _floor(one)
+        if _far(sent, self._cotangents(one, targets, i, copies=one.n), self._tolerance, floor):
             return False
         try:
             exact = self._cotangents(one, targets, i, copies=self.copies, wide=True)
             exact_among = self._cotangents(one, targets, i, copies=one.n, wide=True)
         except (RuntimeError, TypeError, ValueError):  # the loss computes in float32 only
             return False
-        return not _far(exact_among, exact, self._tolerance)
+        return not _far(exact_among, exact, self._tolerance, floor)
 
     def _explained_by_rounding(self, one: Pass, i: int, given: list[Tensor]) -> bool:
         among = [part.double() for part in self._behind(one, i, copies=one.n)[1]]
-        if _far(given, among, self._tolerance):
+        if _far(given, among, self._tolerance, LEAST):
             return False
         try:
-            exact, exact_among = (
-                [part.double() for part in self._behind(one, i, copies=copies, wide=True)[1]]
-                for copies in (self.copies, one.n)
-            )
+            exact, exact_among = (self._behind(one, i, copies=copies, wide=True)[1] for copies in (self.copies, one.n))
         except (RuntimeError, TypeError, ValueError):  # the model computes in float32 only
             return False
-        return not _far(exact_among, exact, self._tolerance)
+        return not _far(exact_among, exact, self._tolerance, LEAST)
 
     def _cotangents(self, one: Pass, targets: Any, i: int, *, copies: int, wide: bool = False) -> list[Tensor]:
         """Return the gradients of an example's own loss with respect to its outputs."""
@@ -260,24 +414,19 @@ class RowCheck:
         # Each of the copies has a share of 1 / copies in the mean.
         return [found[number].double().sum(dim=0, keepdim=True) for number in one.cotangents]
 
-    def _behind(self, one: Pass, i: int, *, copies: int, wide: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the outputs of an example among copies of itself, and the gradient for its own cotangent."""
-        args, kwargs = repeated(rows(one.call, i, i + 1), copies)
-        named = self._parameters
-        replayed = one.replayed() if one.random else nullcontext()
-        with self._engine.paused(), replayed, one.in_its_precision(), torch.enable_grad():
-            if wide:
-                widened = {name: value.double() for name, value in self._module.named_parameters()}
-                widened |= {name: _widened(value) for name, value in self._module.named_buffers()}
-                outputs = self._places.call(widened, *mapped(_widened, (args, kwargs)))
-            else:
-                outputs = self._module(*args, **kwargs)
-            found = floating(outputs)
+    def _behind(
+        self, one: Pass, i: int, *, copies: int, wide: bool = False, sent: list[Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the outputs of an example among copies of itself, and the gradient for a cotangent, or for its own."""
+        if sent is None:
+            sent = [part[i : i + 1] * one.n for part in one.cotangents.values()]
+        call = repeated(rows(one.call, i, i + 1), copies)
+        with self._ready(one, wide=wide) as (model, parameters):
+            found = floating(model(*call))
             place = i if one.random else 0
             used = [found[number] for number in one.cotangents]
-            sent = [part[i : i + 1] * one.n for part in one.cotangents.values()]
-            cotangents = [_at(place, own, output) for own, output in zip(sent, used, strict=True)]
-            gradients = gradients_of(used, list(named.values()), cotangents)
+            cotangents = [_at(place, own.to(output), output) for own, output in zip(sent, used, strict=True)]
+            gradients = gradients_of(used, parameters, cotangents)
         return [part[place : place + 1].detach() for part in used], gradients
 
     def _compare_outputs(self, one: Pass, i: int, alone: list[Tensor]) -> None:
@@ -304,7 +453,7 @@ class RowCheck:
 
     def _first_that_mixes(self, one: Pass, i: int) -> str:
         """Name the first layer whose output for an example is another than in a batch of that example alone."""
-        copies = one.n if one.random else self.copies
+        copies = self._beside(one)
 
         def outputs(call: Any) -> Record:
             replayed = one.replayed() if one.random else nullcontext()
@@ -343,8 +492,25 @@ def _at(place: int, own: Tensor, like: Tensor) -> Tensor:
     return found
 
 
+def _all_like(values: Tensor, i: int) -> Tensor:
+    """Return a batch of copies of one example that lies in memory as the batch does."""
+    if not values.ndim:
+        return values
+    return torch.empty_like(values).copy_(values.detach()[i : i + 1].expand_as(values))
+
+
 def _widened(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
+
+
+def _wide(value: Any) -> Any:
+    return mapped(_widened, value)
+
+
+def _floor(one: Pass) -> float:
+    """Return below which difference cotangents have no more digits; a row that it moves is another by itself."""
+    wide = any(part.dtype == torch.float64 for part in one.cotangents.values())
+    return torch.finfo(torch.float64).tiny if wide else LEAST
 
 
 @contextmanager
@@ -388,13 +554,13 @@ def _within(mine: Tensor, theirs: Tensor, tolerance: float) -> bool:
     return apart <= 0.5 * tolerance * float(torch.linalg.vector_norm(theirs, math.inf)) < math.inf
 
 
-def _share(mine: list[Tensor], theirs: list[Tensor], floor: float = 0.0) -> float:
+def _share(mine: list[Tensor], theirs: list[Tensor]) -> float:
     """Return the norm of the difference as a share of the larger norm; the clip blanks what is not finite."""
     norms = _norm(mine), _norm(theirs)
     if not all(map(math.isfinite, norms)):
         return 0.0 if math.isfinite(norms[0]) == math.isfinite(norms[1]) else math.inf
-    apart = _norm([a - b for a, b in zip(mine, theirs, strict=True)])
-    return 0.0 if apart <= floor else apart / max(norms)
+    apart = _apart(mine, theirs)
+    return apart / max(norms) if apart else 0.0
 
 
 def _norm(parts: list[Tensor]) -> float:
@@ -405,7 +571,7 @@ def _norm(parts: list[Tensor]) -> float:
 
 def _distance(mine: list[Tensor], theirs: list[Tensor]) -> str:
     """Say how far the first is from the second."""
-    apart, norm = _norm([a - b for a, b in zip(mine, theirs, strict=True)]), _norm(theirs)
+    apart, norm = _apart(mine, theirs), _norm(theirs)
     if norm == 0:
         return f"of norm {apart:.3g} where that of the example alone is zero"
     if not math.isfinite(apart):
@@ -427,12 +593,17 @@ def _overflowed(own: Any, mine: list[Tensor], theirs: list[Tensor]) -> bool:
     return large and not (_finite(mine) and _finite(theirs))
 
 
-def _far(mine: list[Tensor], theirs: list[Tensor], tolerance: float) -> bool:
+def _apart(mine: list[Tensor], theirs: list[Tensor]) -> float:
+    return _norm([a - b for a, b in zip(mine, theirs, strict=True)])
+
+
+def _far(mine: list[Tensor], theirs: list[Tensor], tolerance: float, floor: float) -> bool:
     """Return whether two gradients differ; where both have values that are not finite, the clip blanks both.
 
-    A difference below LEAST is none: it may be one digit of numbers that have no more, in a model that has diverged.
+    A difference below the floor is none: it may be one digit of numbers that have no more, in a model that has
+    diverged. The clip enlarges no row, so one that is smaller moves no sum.
     """
     norms = _norm(mine), _norm(theirs)
     if not all(map(math.isfinite, norms)):
         return math.isfinite(norms[0]) != math.isfinite(norms[1])
-    return not _norm([a - b for a, b in zip(mine, theirs, strict=True)]) <= max(tolerance * norms[1], LEAST)
+    return not _apart(mine, theirs) <= max(tolerance * norms[1], floor)

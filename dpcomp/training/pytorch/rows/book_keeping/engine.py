@@ -16,7 +16,7 @@ from dpcomp.training.pytorch.rows.book_keeping.booked_units import Booked, Booke
 from dpcomp.training.pytorch.rows.book_keeping.examples_apart import LayerUse, layer_uses
 from dpcomp.training.pytorch.rows.book_keeping.formulas import trained
 from dpcomp.training.pytorch.rows.book_keeping.layer_terms import LayerTerms
-from dpcomp.training.pytorch.rows.engine import Loss
+from dpcomp.training.pytorch.rows.engine import Call, Loss
 from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.parameters import layout_of, trainable
 from dpcomp.training.pytorch.rows.passes import Pass
@@ -98,9 +98,7 @@ class BookedRows:
         self._isolated.copies = self.copies
         if one.autocast is not None or one.doubled:
             return self._isolated.forward(one)
-        args, kwargs = one.given
-        if self._channels_last:
-            args, kwargs = with_channels_last((args, kwargs))
+        args, kwargs = self.arranged(one.given)
         self._open = book = {}
         for parameter in self._parameters.values():
             parameter.requires_grad_(False)
@@ -172,6 +170,10 @@ class BookedRows:
     def refuse_other_passes(self, reached: int) -> None:
         """Refuse gradients on the parameters, as `Isolated()` does."""
         self._isolated.refuse_other_passes(reached)
+
+    def arranged(self, call: Call) -> Call:
+        """Return the arguments with channels last where the module takes them so."""
+        return with_channels_last(call) if self._channels_last else call
 
     @contextmanager
     def paused(self) -> Iterator[None]:
