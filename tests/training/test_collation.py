@@ -81,6 +81,15 @@ class MeanByLength(MeanOverTime):
         return self.layer((steps * mask[:, :, None]).sum(dim=1) / lengths[:, None])
 
 
+class MeanInBlocks(MeanByLength):
+    """Adds from the end on, along an axis that lies together in memory, in an order that depends on the padding."""
+
+    def forward(self, steps, lengths):
+        mask = torch.arange(steps.shape[1]) < lengths[:, None]
+        values = (steps * mask[:, :, None]).flip(1).transpose(1, 2).contiguous()
+        return self.layer(values.sum(dim=2) / lengths[:, None])
+
+
 class LastOutput(nn.Module):
     def __init__(self):
         super().__init__()
@@ -193,6 +202,51 @@ def test_what_ties_examples_is_refused_at_the_door(name, engine):
     make, dataset, collate = TYING[name]
     with pytest.raises(dp.NotPrivate, match=TIES):
         script(make, dataset(), collate, engine)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-14, 1e-18])
+@pytest.mark.parametrize("name", ["mixup", "centred", "padding under a mean"])
+def test_what_ties_examples_is_refused_however_small_the_loss_is(name, scale, dtype):
+    """A clip may have a norm of 1e-20, so no size of a gradient is nothing."""
+    make, dataset, collate = TYING[name]
+    with pytest.raises(dp.NotPrivate, match=TIES):
+        Script(make().to(dtype), dataset(), scaled_loss(scale), collate_fn=of_dtype(collate, dtype), engine=Isolated())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-18])
+def test_what_keeps_examples_apart_passes_where_its_gradients_are_made_of_rounding(scale, dtype):
+    """The outputs are the targets, and only padding makes their last bits differ."""
+    torch.manual_seed(0)
+    module = MeanInBlocks().to(dtype)
+
+    def fitted(examples):
+        steps, lengths, _ = of_dtype(with_lengths, dtype)(examples)
+        with torch.no_grad():
+            return (
+                steps,
+                lengths,
+                torch.cat([module(x[None, :n], n[None]) for x, n in zip(steps, lengths, strict=True)]),
+            )
+
+    def squares(outputs, targets):
+        return scale * (outputs - targets).square().mean()
+
+    data = [(torch.randn(n, 4), 0) for n in (2, 3, 300, 17, 5, 90)]
+    Script(module, data, squares, collate_fn=fitted, engine=Isolated())
+
+
+def scaled_loss(scale):
+    return lambda outputs, targets: scale * functional.cross_entropy(outputs, targets)
+
+
+def of_dtype(collate, dtype):
+    def converted(examples):
+        inputs, *others = collate(examples)
+        return inputs.to(dtype), *others
+
+    return converted
 
 
 def test_more_rows_than_examples_are_refused_at_the_door():

@@ -197,11 +197,15 @@ class RowCheck:
         if share <= self._tolerance:
             return 0.0
         try:
-            mine, theirs = (self._gradient(call, targets, quiet=quiet, wide=True) for call, targets in (row, alone))
+            mine, theirs, nudged = (
+                self._gradient(call, targets, quiet=quiet, wide=True, nudge=by)
+                for (call, targets), by in ((row, 0.0), (alone, 0.0), (alone, EXACT_NUDGE))
+            )
         except (RuntimeError, TypeError, ValueError):  # model or loss compute in float32 only
             return share
         share = _share(mine, theirs)
-        return share if share > self._tolerance and not _apart(mine, theirs) <= 1e-13 else 0.0
+        # A gradient that is zero but for rounding, as where the outputs are the targets, has no share of its own.
+        return share if share > self._tolerance and not _apart(mine, theirs) <= _apart(nudged, theirs) else 0.0
 
     def _draws_numbers(self, row: Any) -> bool:
         device = _device(row)
