@@ -365,3 +365,25 @@ def test_a_function_with_a_rule_of_its_own_for_vmap_gets_each_example_alone():
             loss(model._module(inputs[i : i + 1]), targets[i : i + 1]), model._module.layer.weight
         )
         torch.testing.assert_close(rows[i], alone[0])
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_map_that_is_wrong_for_a_small_row_beside_large_ones_is_left(which, monkeypatch):
+    inputs, targets = torch.randn(3, 6), torch.tensor([0, 1, 2])
+    inputs[(which + 1) % 3] *= 1e6
+    loss = nn.functional.cross_entropy
+    model = inspection.private_model(nn.Linear(6, 3), loss, inputs, targets, engine=Isolated()).train()
+    loss(model(inputs), targets).backward()
+    engine, one = model.engine, model.passes[0]
+    engine.leave_wrong_map(one, targets)
+    assert not engine.in_a_loop
+    right = engine._mapped
+
+    def wrong(examples):
+        rows = right(examples)
+        rows[0][which] *= 1.1
+        return rows
+
+    monkeypatch.setattr(engine, "_mapped", wrong)
+    engine.leave_wrong_map(one, targets)
+    assert engine.in_a_loop
