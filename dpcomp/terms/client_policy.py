@@ -114,20 +114,9 @@ class ClientPolicy:
             return
         if ledger is None:
             raise ValueError(f"check(ledger=None) with trust={trust.trust!r}: give the ledger that the client charges")
-        self._refuse_incomplete(ledger)
-        if others := sorted(set(ledger.clients) - {client}):
-            raise TermsRefused(
-                f"{ledger} holds charges of client {others[0]}, and this client has the number {client}: charges of "
-                "two numbers are not added up, since they should be of two clients' data. Ask for the number "
-                f"{others[0]} in this federation; for the data of another client, give another ledger"
-            )
         charged = ledger.charged_rounds(terms.seed.number, client)
         left = max(terms.rounds - version, 0) - sum(version <= number < terms.rounds for number in charged)
-        try:
-            within = ledger.within(budget, cost, client, terms.steps, charges=left)
-        except ValueError as error:  # of another unit or trust
-            raise TermsRefused(str(error)) from error
-        if not within:
+        if not self._allows(ledger, cost, client, terms.steps, left):
             own = "" if ledger.budget in (None, budget) else f", or than {ledger.budget} of the ledger itself"
             self._refuse_cost(terms, left, f" beside what {ledger} holds already" if ledger.clients else "", own)
 
@@ -142,23 +131,37 @@ class ClientPolicy:
 
         Raises:
             BudgetExhausted: The ledger would hold more than the policy's budget, or than its own.
-            TermsRefused: The ledger is incomplete.
+            TermsRefused: The ledger is incomplete, or holds charges of another client's number, unit or trust, which
+                would not be added up.
         """
-        self._refuse_incomplete(ledger)
-        if not ledger.within(self.budget, cost, address.client, steps):
+        if not self._allows(ledger, cost, address.client, steps, 1):
             raise BudgetExhausted(
                 f"charging {address} would take {ledger} beyond {self.budget} of this client's policy, or beyond its "
                 "own budget: nothing was charged. Since the terms were allowed, another federation has been charged; "
                 "or the server was set back, and plays rounds again that this client had missed"
             )
 
-    @staticmethod
-    def _refuse_incomplete(ledger: Ledger) -> None:
+    def _allows(self, ledger: Ledger, cost: Cost, client: int, steps: int, charges: int) -> bool:
+        """Return whether the budgets allow further charges to a ledger whose charges are all added up.
+
+        Raises:
+            TermsRefused: The ledger is incomplete, or holds charges of another client's number, unit or trust.
+        """
         if ledger.incomplete:
             raise TermsRefused(
                 f"{ledger} is incomplete ({ledger.incomplete}), so its ε is too small: count the ledgers of all "
                 "releases of these data together, and release nothing of them until then"
             )
+        if others := sorted(set(ledger.clients) - {client}):
+            raise TermsRefused(
+                f"{ledger} holds charges of client {others[0]}, and this client has the number {client}: charges of "
+                "two numbers are not added up, since they should be of two clients' data. Ask for the number "
+                f"{others[0]} in this federation; for the data of another client, give another ledger"
+            )
+        try:
+            return ledger.within(self.budget, cost, client, steps, charges=charges)
+        except ValueError as error:  # of another unit or trust
+            raise TermsRefused(str(error)) from error
 
     def _refuse_cost(self, terms: FederationTerms, rounds: int, beside: str, own: str = "") -> None:
         alone = terms.guarantee(self.budget.delta).epsilon

@@ -118,6 +118,20 @@ def test_a_ledger_of_another_number_is_refused_since_charges_would_not_add_up():
         policy_of(100.0).check(terms, ledger, client=3)
 
 
+def test_two_numbers_on_one_ledger_are_refused_at_the_charge_too():
+    terms, ledger, policy = terms_of(), dp.Ledger(), policy_of(100.0)
+    policy.check(terms, ledger, client=3)
+    policy.check(terms_of(), ledger, client=4)  # another federation of the same data, before either is charged
+    place = dp.Address(terms.seed.number, 3, 0)
+    policy.refuse_round(ledger, EXAMPLE.cost, place, 5)
+    ledger.charge(EXAMPLE.cost, place, steps=5)
+    with pytest.raises(TermsRefused, match="charges of client 3, and this client has the number 4"):
+        policy.refuse_round(ledger, EXAMPLE.cost, dp.Address(0, 4, 0), 5)
+    with pytest.raises(TermsRefused, match="unit='example'"):  # and so is another unit
+        whole = dp.Pipeline(unit="client", mechanism=EXAMPLE.mechanism)
+        policy.refuse_round(ledger, whole.cost, dp.Address(0, 3, 1), 1)
+
+
 def test_a_ledger_that_cannot_be_added_up_is_refused():
     ledger = dp.Ledger()
     ledger.mark_incomplete("a test")
