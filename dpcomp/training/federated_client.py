@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from dpcomp.core.address import Address
 from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.errors import BudgetExhausted, CorruptPayload, DpcompError, TermsRefused
 from dpcomp.core.randomness import PublicSeed
@@ -13,7 +14,7 @@ from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.messages import WithdrawalReason
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import ReplyReceived, TimedOut, Trained
-from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.privacy.ledger.ledger import Ledger, Permit
 from dpcomp.terms import ClientPolicy, FederationTerms
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, refuse_other_training
 from dpcomp.training.pytorch.rows.parameters import read, write
@@ -33,7 +34,8 @@ class FederatedClient:
     whose noise may have been drawn.
 
     **Privacy:** a round is charged before its noise is drawn, and is never charged or released twice. The loop ends
-    where the budget does not allow the next round, and the server is told that it need not wait for this client.
+    where the budget does not allow the next round, or the ledger can't be charged any more, and the server is told
+    that it need not wait for this client.
 
     Args:
         optimizer: What `make_private` returned; its model has the first weights, which are the same at all ends.
@@ -56,11 +58,13 @@ class FederatedClient:
         budget_refusal: Why the budget ended the rounds; None where it did not.
 
     Raises:
-        DpcompError: As `Participant` does.
+        DpcompError: As `Participant` does, and where the policy does not allow the terms also as `Participant.handle`
+            does, since the server is asked which rounds are left.
         TermsRefused: The policy does not allow the terms, or the ledger holds charges of another client's number.
         TypeError: `optimizer` is none of `make_private`, or not one of `seed` and `terms` is given.
         ValueError: `poll_seconds` is negative, or the terms are of another pipeline or learning rate.
-        VersionMismatch: The model has other layers or first weights than the terms say.
+        VersionMismatch: The model has other layers or first weights than the terms say; or the policy does not allow
+            the terms, and the server that was asked is of another federation.
 
     Examples:
         >>> import torch, dpcomp as dp
@@ -139,21 +143,30 @@ class FederatedClient:
             self._hold_to(policy, terms)
 
     def _hold_to(self, policy: ClientPolicy, terms: FederationTerms) -> None:
-        """Refuse terms that the policy does not allow. Raises TermsRefused."""
-        client, version = self.participant.state.memory.client, self.participant.state.memory.shared.version
+        """Refuse terms that the policy does not allow, whatever rounds the server has closed since it was asked last.
+
+        Raises:
+            TermsRefused: They are refused.
+            DpcompError: As `Participant.handle` does with the server's reply, such as that of another federation.
+        """
+        memory = self.participant.state.memory
         try:
-            policy.check(terms, self.ledger, client, version)
+            policy.check(terms, self.ledger, memory.client, memory.shared.version)
         except TermsRefused:
-            with suppress(OSError, DpcompError):  # why the terms are refused matters more
+            if not self._may_fit(policy, terms):
+                self._withdraw("policy")
+                raise
+            with suppress(OSError):  # why the terms are refused matters more than a state that was not saved
                 self._ask()  # the rounds that were closed meanwhile cost nothing
             state = self.participant.state
             try:
-                policy.check(terms, self.ledger, client, state.memory.shared.version)
+                policy.check(terms, self.ledger, memory.client, state.memory.shared.version)
             except TermsRefused as refusal:
-                if state.question is not None and self._may_fit(policy, terms):
+                if state.question is not None:
                     raise TermsRefused(
                         f"{refusal}. But the server gave no reply, and rounds that it has closed since version "
-                        f"{version} cost nothing: try again once it replies. It was not told that this client withdraws"
+                        f"{memory.shared.version} cost nothing: try again once it replies. It was not told that this "
+                        "client withdraws"
                     ) from refusal
                 self._withdraw("policy")
                 raise
@@ -183,10 +196,14 @@ class FederatedClient:
         Raises:
             VersionMismatch: The server is of another federation.
             BudgetExhausted: The body took no step.
+            TermsRefused: The ledger was marked as incomplete, or charged for another number, unit or trust, since the
+                policy was held against it. The server is told before.
             NotPrivate: As `optimizer.update` does.
-            DpcompError: As `Participant.handle` does.
+            DpcompError: As `Participant.handle` and, without a policy, `Ledger.charge` do. The server is told before
+                where the ledger can't be charged any more.
             TypeError: `steps` is None without terms.
-            ValueError: `until` or `steps` is no such number, or another one than the terms say.
+            ValueError: `until` or `steps` is no such number, or another one than the terms say; or without a policy as
+                `Ledger.charge` does, and the server is told before.
         """
         if self.terms is not None:
             until, steps = self._agreed(until, steps)
@@ -218,9 +235,7 @@ class FederatedClient:
             if participant.may_train and self._is_asked():
                 memory = participant.state.memory
                 try:
-                    if self._policy is not None:
-                        self._policy.refuse_round(self.ledger, optimizer.pipeline.cost, memory.address, steps)
-                    permit = self.ledger.charge(optimizer.pipeline.cost, memory.address, steps=steps)
+                    permit = self._charged(memory.address, steps)
                 except BudgetExhausted as refusal:
                     self.budget_refusal = refusal
                     LOG.warning("the rounds end: %s", refusal)
@@ -244,6 +259,27 @@ class FederatedClient:
                 time.sleep(self._poll_seconds)
                 self._ask()
         write(optimizer.model, participant.state.model)
+
+    def _charged(self, address: Address, steps: int) -> Permit:
+        """Charge the ledger for a round, and return the permit; where it can't be charged, say so to the server.
+
+        Raises:
+            BudgetExhausted: A budget does not allow it; the server is not told yet.
+            TermsRefused, DpcompError, ValueError: As `rounds` does.
+        """
+        cost = self._optimizer.pipeline.cost
+        try:
+            if self._policy is not None:
+                self._policy.refuse_round(self.ledger, cost, address, steps)
+            return self.ledger.charge(cost, address, steps=steps)
+        except BudgetExhausted:
+            raise
+        except TermsRefused:
+            self._withdraw("policy")
+            raise
+        except (DpcompError, ValueError):  # such as an incomplete ledger, or charges for another unit
+            self._withdraw("budget")
+            raise
 
     def _is_asked(self) -> bool:
         """Return whether the server wants an update of this client in its present round, if the transport can ask."""
@@ -299,3 +335,7 @@ class FederatedClient:
                 waiting += self.participant.handle(ReplyReceived(reply))
             except CorruptPayload as error:
                 LOG.warning("a damaged reply (%s); the server is asked again in %g s", error, self._poll_seconds)
+            except DpcompError:
+                if self.ledger.incomplete:  # as where another process takes part as this client
+                    self._withdraw("budget")
+                raise

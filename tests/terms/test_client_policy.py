@@ -127,8 +127,8 @@ def test_two_numbers_on_one_ledger_are_refused_at_the_charge_too():
     ledger.charge(EXAMPLE.cost, place, steps=5)
     with pytest.raises(TermsRefused, match="charges of client 3, and this client has the number 4"):
         policy.refuse_round(ledger, EXAMPLE.cost, dp.Address(0, 4, 0), 5)
+    whole = dp.Pipeline(unit="client", mechanism=EXAMPLE.mechanism)
     with pytest.raises(TermsRefused, match="unit='example'"):  # and so is another unit
-        whole = dp.Pipeline(unit="client", mechanism=EXAMPLE.mechanism)
         policy.refuse_round(ledger, whole.cost, dp.Address(0, 3, 1), 1)
 
 

@@ -39,8 +39,9 @@ def private():
 class Federation:
     """A server that closes a round once its only client has sent, and a line to it that may lose messages."""
 
-    def __init__(self, seed=SEED):
+    def __init__(self, seed=SEED, number=7):
         _, optimizer, _ = private()
+        self.number = number
         self.server = Server(PIPELINE.channel, PIPELINE.init_server(optimizer.layout, seed), read(optimizer.model))
         self.sent = 0
         self.lost: dict[int, object] = {}  # which message → what is done with its reply
@@ -51,7 +52,7 @@ class Federation:
         fault = self.lost.get(number)
         if fault == "question":
             raise ConnectionResetError("the line is down")
-        reply = self.server.handle(message, sender=7)
+        reply = self.server.handle(message, sender=self.number)
         if len(self.server.accepted) == 1:
             self.server.close_round()
         if fault == "reply":
@@ -164,13 +165,15 @@ def test_a_withdrawal_that_the_server_does_not_take_hides_no_reason(error, caplo
     assert "no such token" in caplog.text
     np.testing.assert_array_equal(read(process.model), federation.server.model)
     _, optimizer, _ = private()
+    terms = terms_of(optimizer)
+    federation.server = terms.server(optimizer.layout, read(optimizer.model))
     with pytest.raises(TermsRefused):
         FederatedClient(
             optimizer,
             dp.Ledger(),
             refusing,
             client=7,
-            terms=terms_of(optimizer),
+            terms=terms,
             policy=ClientPolicy(budget=dp.Budget(0.1, 1e-5)),
             folder=None,
         )
@@ -363,6 +366,66 @@ def test_a_policy_holds_in_each_round_whatever_else_the_ledger_is_charged_for():
     assert "policy" in str(client.budget_refusal)
     assert federation.server.withdrawn == {7: "budget"}
     assert ledger.guarantee(1e-5).epsilon <= policy.budget.epsilon
+
+
+def in_two_federations(numbers):
+    """Loops over one data set and one ledger, one a federation, each opened while the ledger is empty."""
+    ledger = dp.Ledger()
+    for number in numbers:
+        model, optimizer, loader = private()
+        terms, federation = terms_of(optimizer, seed=dp.PublicSeed(number)), Federation(number=number)
+        federation.server = terms.server(optimizer.layout, read(model))
+        policy = ClientPolicy(budget=dp.Budget(100.0, 1e-5))
+        client = FederatedClient(
+            optimizer, ledger, federation.send, client=number, terms=terms, policy=policy, folder=None
+        )
+        yield ledger, federation, client, model, loader
+
+
+def play(client, model, loader, after=lambda: None):
+    for _ in client.rounds(steps=STEPS):
+        for inputs, targets in loader:
+            LOSS(model(inputs), targets).backward()
+            client._optimizer.step()
+        after()
+
+
+def test_two_numbers_of_one_data_set_are_refused_before_the_second_one_is_charged():
+    (ledger, _, *first), (_, federation, *second) = in_two_federations([0, 1])
+    play(*first)
+    with pytest.raises(TermsRefused, match="charges of client 0, and this client has the number 1"):
+        play(*second)
+    assert ledger.clients == (0,)
+    assert federation.server.withdrawn == {1: "policy"}
+
+
+def test_a_ledger_that_is_marked_as_incomplete_while_the_loop_runs_ends_it_and_the_server_is_told():
+    ((ledger, federation, *loop),) = in_two_federations([7])
+    with pytest.raises(TermsRefused, match="a second process"):
+        play(*loop, after=lambda: ledger.mark_incomplete("a second process"))
+    assert federation.server.withdrawn == {7: "policy"}
+
+
+@pytest.mark.parametrize("why", ["incomplete", "other unit"])
+def test_a_ledger_that_takes_no_charge_without_a_policy_ends_the_loop_and_the_server_is_told(why):
+    federation, ledger = Federation(), dp.Ledger()
+    if why == "incomplete":
+        ledger.mark_incomplete("a second process")
+    else:
+        ledger.charge(dp.Pipeline(unit="client", mechanism=PIPELINE.mechanism).cost, dp.Address(0, 7, 0))
+    with pytest.raises((dp.DpcompError, ValueError), match=r"a second process|unit='client'"):
+        Process(federation, ledger).train(until=2)
+    assert federation.server.withdrawn == {7: "budget"}
+
+
+def test_a_server_of_another_federation_says_so_where_the_policy_refuses_the_terms_too():
+    _, optimizer, _ = private()
+    terms, federation, ledger = terms_of(optimizer), Federation(seed=dp.PublicSeed(4)), dp.Ledger()
+    policy = ClientPolicy(budget=dp.Budget(terms.guarantee(1e-5).epsilon, 1e-5))
+    ledger.charge(PIPELINE.cost, dp.Address(SEED.number + 1, 7, 0), steps=STEPS)
+    with pytest.raises(dp.VersionMismatch, match="PublicSeed") as refusal:
+        FederatedClient(optimizer, ledger, federation.send, client=7, terms=terms, policy=policy, folder=None)
+    assert isinstance(refusal.value.__context__, TermsRefused)
 
 
 def test_a_client_that_missed_rounds_needs_no_budget_for_them():
