@@ -92,10 +92,19 @@ class Plan:
             cost: What the next ones cost.
             steps: How many they are, 1 or more.
         """
+        return done + steps if steps <= self.left(done, cost) else None
+
+    def left(self, done: int, cost: Cost) -> int:
+        """Return how many releases of a cost the plan has next, before one of another cost or its end.
+
+        Args:
+            done: How many releases are done.
+            cost: What the next ones cost.
+        """
         place = bisect_right(self._ends, done)
-        if place == len(self._ends) or self.releases[place][0] != cost or done + steps > self._ends[place]:
-            return None
-        return done + steps
+        if place == len(self._ends) or self.releases[place][0] != cost:
+            return 0
+        return self._ends[place] - done
 
     def first(self, steps: int) -> tuple[tuple[Cost, int], ...]:
         """Return the (cost, steps) pairs of the first releases.

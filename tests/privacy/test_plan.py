@@ -97,6 +97,24 @@ def test_a_budget_holds_a_departure_to_the_filter_even_where_one_event_alone_was
     dp.Ledger(budget=budget).charge(LOUD, dp.Address(0, 1, 0), 70)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize("begun", [0, 1, 3])
+def test_what_many_charges_would_leave_is_what_each_of_them_leaves(begun, steps):
+    plan = dp.Plan([(cost(2.0), 7), (cost(1.0), 6)])
+    for charges in range(6):
+        for noise in (2.0, 1.0):
+            ledger, real = dp.Ledger(plan=plan), dp.Ledger(plan=plan)
+            for number in range(begun):
+                for each in (ledger, real):
+                    each.charge(cost(2.0), dp.Address(0, 3, number))
+            for number in range(charges):
+                real.charge(cost(noise), dp.Address(1, 3, number), steps=steps)
+            epsilon = real.guarantee(DELTA).epsilon
+            assert ledger.within(dp.Budget(epsilon + 1e-9, DELTA), cost(noise), 3, steps, charges=charges)
+            if charges or begun:
+                assert not ledger.within(dp.Budget(epsilon * 0.999, DELTA), cost(noise), 3, steps, charges=charges)
+
+
 def test_a_plan_stays_with_the_ledger_and_is_recorded_before_any_charge(tmp_path):
     path = tmp_path / "ledger.db"
     with dp.Ledger.create(path, plan=PLAN) as ledger:

@@ -101,7 +101,7 @@ def test_a_plan_that_the_terms_follow_is_counted_as_planned():
     policy.check(terms, ledger, client=3)
 
 
-@pytest.mark.parametrize("plan", [None, dp.Plan([(EXAMPLE.cost, 5)] * 20)])
+@pytest.mark.parametrize("plan", [None, dp.Plan([(EXAMPLE.cost, 5)] * 20), dp.Plan([(EXAMPLE.cost, 10**12)])])
 def test_terms_of_others_with_endless_rounds_are_refused_at_once(plan):
     terms = terms_of(rounds=10**12, steps=1)
     ledger = dp.Ledger(plan=plan)

@@ -419,10 +419,15 @@ class Ledger:
             after = self._history(client)
         if self.incomplete:
             return False
-        while charges and after.followed is not None:  # each is held against the plan
-            after, charges = after.charged(cost_as_text(cost), steps, self.plan), charges - 1
+        charge = cost_as_text(cost)
+        if self.plan is not None and after.followed is not None:
+            # Many at once, since terms of others may say any number: those that fit into the plan's next release are
+            # one charge of all their steps. None after them is the plan's, as the release after it has another cost.
+            planned = min(charges, self.plan.left(after.followed, cost) // steps)
+            if planned:
+                after, charges = after.charged(charge, steps * planned, self.plan), charges - planned
         if charges:
-            after = after.charged(cost_as_text(cost), steps * charges, self.plan)
+            after = after.charged(charge, steps * charges, self.plan)
         return all(within(each, self.plan, after) for each in (budget, self.budget) if each is not None)
 
     def charged_rounds(self, run: int, client: int) -> frozenset[int]:
