@@ -2,8 +2,9 @@
 
 A folder holds numbered checkpoints, each a safetensors file. A new checkpoint is written under another name, synced,
 renamed, and its folder synced; only then is the checkpoint before the last deleted. So a crash leaves an undamaged
-checkpoint at any moment. A file that is damaged or foreign is named in a warning, and the checkpoint before it is
-loaded. A checkpoint is never pickled, and never holds a ledger: restoring it must take no charge back.
+checkpoint at any moment. What fails once it has its name is a warning: it is the one that is loaded. A file that is
+damaged or foreign is named in a warning, and the checkpoint before it is loaded. A checkpoint is never pickled, and
+never holds a ledger: restoring it must take no charge back.
 """
 
 import hashlib
@@ -75,7 +76,11 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
 
     Raises:
         ValueError: The model does not have the shape (d,) of the memory's layout.
-        OSError: The file cannot be written; earlier checkpoints are as they were.
+        OSError: The file cannot be written; earlier checkpoints are as they were, and the newest is loaded.
+
+    Warns:
+        UserWarning: The checkpoint is saved, but an older one can't be deleted, or the folder not be synced: after a
+            crash of the machine the checkpoint before it may be the newest.
 
     Examples:
         >>> import tempfile
@@ -106,7 +111,10 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
                 f"the checkpoint {path} can't be written ({error}): earlier ones are as they were. Is the disk full?"
             ) from error
     for old in earlier[: 1 - CHECKPOINTS_KEPT]:
-        old.unlink()
+        try:
+            old.unlink(missing_ok=True)
+        except OSError as error:  # the new one is in place, so the caller must go on from it
+            warnings.warn(f"{old} can't be deleted ({error}), and is tried again at the next checkpoint", stacklevel=2)
     return path
 
 

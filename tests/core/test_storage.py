@@ -2,6 +2,7 @@
 
 import pytest
 
+from dpcomp.core import storage
 from dpcomp.core.storage import atomic_write, make_folder, write_whole
 
 
@@ -49,3 +50,17 @@ def test_a_folder_is_made_with_those_above_it(tmp_path):
     for _ in range(2):
         make_folder(tmp_path / "a" / "b")
         assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_file_whose_folder_cannot_be_synced_is_written_with_a_warning(tmp_path, monkeypatch):
+    def damaged(path):
+        if path.is_dir():
+            raise OSError(5, "Input/output error")
+
+    path = tmp_path / "some.bin"
+    write_whole(path, b"first")
+    monkeypatch.setattr(storage, "sync", damaged)
+    with pytest.warns(UserWarning, match=r"some\.bin is written, but its folder can't be synced"):
+        write_whole(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dpcomp.federated.phases import BroadcastReceived, Phase, ReplyReceived, Tim
 from dpcomp.federated.server import Server
 from dpcomp.federated.server.late import Weigh
 from dpcomp.federated.status import ServerStatus
+from dpcomp.wire import checkpoint
 from tests.federated.ends import (
     LAYOUT,
     PIPELINE,
@@ -205,6 +207,78 @@ def test_a_round_that_is_saved_is_closed_whatever_cannot_be_deleted(tmp_path, mo
     stands_with(participant, server)
     server.close_round()
     assert server._folder is not None and server._folder.journal.payloads() == []
+    server.close()
+
+
+@pytest.mark.parametrize("pipeline", [PIPELINE, TRUSTED], ids=["not trusted", "trusted"])
+@pytest.mark.parametrize("fault", ["unlink", "sync"])
+def test_a_round_whose_checkpoint_is_in_place_is_closed_whatever_fails_afterwards(
+    tmp_path, monkeypatch, pipeline, fault
+):
+    def damaged(path, *_, **__):
+        if fault == "unlink" or path.is_dir():
+            raise OSError(5, "Input/output error")
+
+    ledger = dp.Ledger()
+    server, participant = together(pipeline, 3, server_of(pipeline, tmp_path, ledger))
+    other = participant_of(pipeline, client=2)
+    talk(other, server, TimedOut())
+    talk(participant, server, Trained(update_of(pipeline, participant.state.memory, 5)))
+    with monkeypatch.context() as patched:
+        if fault == "unlink":
+            patched.setattr(Path, "unlink", damaged)
+        else:
+            patched.setattr("dpcomp.core.storage.sync", damaged)
+        with pytest.warns(UserWarning, match="can't be (deleted|synced)"):
+            server.close_round()
+    assert server.memory.shared.version == 4
+    talk(other, server, TimedOut())
+    talk(other, server, Trained(update_of(pipeline, other.state.memory, 6)))
+    assert [each.client for each in server.accepted] == [2]
+    server.close()
+    server = server_of(pipeline, tmp_path, ledger)
+    assert [each.client for each in server.accepted] == [2]
+    server.close_round()
+    assert len(list((tmp_path / "checkpoints").glob("*.safetensors"))) == 2
+    server.close()
+
+
+def test_a_server_that_was_interrupted_while_it_saved_a_round_goes_no_further(tmp_path, monkeypatch):
+    server, participant = together(PIPELINE, 1, server_of(folder=tmp_path))
+    talk(participant, server, Trained(update_of(PIPELINE, participant.state.memory, 4)))
+    save = checkpoint.save
+
+    def interrupted(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            server.close_round()
+    for go_on in (server.close_round, lambda: server.handle(b"", 1)):  # what it took now, a restart would not find
+        with pytest.raises(dp.DpcompError, match="saved a round"):
+            go_on()
+    server.restart()
+    assert server.memory.shared.version == 2 and not server.accepted
+    talk(participant, server, TimedOut())
+    stands_with(participant, server)
+    server.close()
+
+
+def test_an_update_that_was_accepted_in_a_round_which_the_checkpoint_has_closed_is_named(tmp_path):
+    server, _ = together(PIPELINE, 1, server_of(folder=tmp_path))
+    server.close()
+    newest = sorted((tmp_path / "checkpoints").glob("*.safetensors"))[-1]
+    newest.rename(tmp_path / newest.name)
+    server, other = server_of(folder=tmp_path), participant_of(client=2)
+    talk(other, server, TimedOut())
+    talk(other, server, Trained(update_of(PIPELINE, other.state.memory, 8)))
+    server.close()
+    (tmp_path / newest.name).rename(newest)
+    with pytest.warns(UserWarning, match="accepted at version 0 is in no round"):
+        server = server_of(folder=tmp_path)
+    assert server.memory.shared.version == 1 and not server.accepted
     server.close()
 
 

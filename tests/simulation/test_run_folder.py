@@ -172,7 +172,7 @@ STEPS = [
     (run_folder.checkpoint, "save", killed),
     (run_folder, "copy_of_ledger", killed),
     (run_folder, "sync", killed),
-    (run_folder, "os", SimpleNamespace(replace=killed)),
+    (run_folder, "put_in_place", killed),
     (run_folder, "shutil", SimpleNamespace(rmtree=killed)),
 ]
 
@@ -191,6 +191,17 @@ def test_whatever_moment_of_a_save_a_process_ends_at_a_whole_state_is_read(owner
     assert facts(made(pipeline(), rounds=3, folder=tmp_path, save_every=1)) == facts(whole)
     states = [place.name for place in tmp_path.iterdir() if "round" in place.name and "part" not in place.name]
     assert states == ["round-000003"] or (name == "shutil" and len(states) == 2)
+
+
+def test_a_state_that_is_in_place_is_saved_whatever_cannot_be_deleted(tmp_path, monkeypatch):
+    def damaged(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "shutil", SimpleNamespace(rmtree=damaged))
+        with pytest.warns(UserWarning, match="round-000001 can't be deleted"):
+            made(pipeline(), rounds=2, folder=tmp_path, save_every=1)
+    assert len(list(tmp_path.glob("round-*"))) == 2
 
 
 @pytest.mark.parametrize("name", ["state.json", "ledger.db", "residuals", "server/0000000000.safetensors"])

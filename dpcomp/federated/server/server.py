@@ -364,7 +364,12 @@ class Server:
                 memory = replace(memory, clip_norm=self._sum.next_clip_norm)
             state = self._state.after(broadcast, memory, moments, estimate)
             if self._folder is not None:  # first: an unsaved round must not be broadcast
-                self._folder.save(state, self.traffic, self.refusals, forfeited)
+                self._interrupted = True  # by what is no such error, the folder may be a round ahead of this process
+                try:
+                    self._folder.save(state, self.traffic, self.refusals, forfeited)
+                except (OSError, DpcompError):
+                    self._interrupted = False
+                    raise
                 self._forget(self._folder, memory.shared.version)
             oldest = self._oldest_cohort(memory.shared.version)
             self._cohorts = {version: drawn for version, drawn in self._cohorts.items() if version >= oldest}
@@ -463,7 +468,7 @@ class Server:
         """Begin a round without updates."""
         self._state = state
         self.memory, self.model = state.memory, state.model
-        self.accepted, self._interrupted = AcceptedUpdates(), False
+        self.accepted = AcceptedUpdates()
         self.given_up = set[int]()
         self._in_time = 0  # updates of the present round, of which a client sends one
         self._sum: RoundSum = (
@@ -471,6 +476,7 @@ class Server:
             if self._trusted_release is None
             else ClippedSum(self._trusted_release, state.memory)
         )
+        self._interrupted = False
 
     def _take_payload(self, message: bytes, sender: int, journal: Journal | None) -> bytes:
         """Add an update to the round, once its payload is in the journal, and return the reply."""
@@ -712,8 +718,9 @@ class Server:
             raise DpcompError(f"this server was closed, and another may hold {self._folder.path}: open a new one")
         if self._interrupted:
             raise DpcompError(
-                "this server was interrupted while it counted an update, which may be in the sum in part: call "
-                "restart(), which counts the round anew from its folder; without a folder, make a new server"
+                "this server was interrupted while it counted an update or saved a round, so the update may be in the "
+                "sum in part, or the folder be a round ahead: call restart(), which goes on from its folder and counts "
+                "the round anew; without a folder, make a new server"
             )
 
     def _still_received(self, older: tuple[Shared, ...]) -> tuple[Shared, ...]:
@@ -741,10 +748,9 @@ class Server:
         for accepted_at, payload in payloads:
             if accepted_at == version:
                 self._take_payload(payload, unsealed(payload).client, None)  # it is in the journal already
-            elif accepted_at > version:
-                warnings.warn(
-                    f"{folder.path}: an update accepted at version {accepted_at} is lost with it", stacklevel=3
-                )
+            else:  # of a later version, whose checkpoint is lost; or of one whose round is closed without it
+                why = "is lost with it" if accepted_at > version else f"is in no round: the folder is at {version}"
+                warnings.warn(f"{folder.path}: an update accepted at version {accepted_at} {why}", stacklevel=3)
         withdrawals = folder.journal.withdrawals()  # of them, some may have come after the client's update
         self.withdrawn = {client: reason for client, (_, reason) in withdrawals.items()}
         self._withdrawn_from = {client: number for client, (number, _) in withdrawals.items()}

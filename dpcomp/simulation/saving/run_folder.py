@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from dpcomp.core.errors import DpcompError
-from dpcomp.core.storage import make_folder, sync, write_whole
+from dpcomp.core.storage import make_folder, put_in_place, sync, write_whole
 from dpcomp.federated.server import Server
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.privacy.ledger.ledger_copy import copy_of_ledger, ledger_of_copy
@@ -157,10 +158,12 @@ class RunFolder:
         for each in (STATE, LEDGER, RESIDUALS):
             sync(draft / each)
         sync(draft)
-        os.replace(draft, self._path / name)
-        sync(self._path)
+        put_in_place(draft, self._path / name)
         for old in earlier:
-            shutil.rmtree(old)
+            try:
+                shutil.rmtree(old)
+            except OSError as error:  # the new one is in place, and is what the run goes on from
+                warnings.warn(f"{old} can't be deleted ({error}), and is tried again at the next state", stacklevel=2)
 
     def _states(self) -> list[Path]:
         """Return all whole states, oldest first."""
