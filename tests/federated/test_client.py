@@ -230,7 +230,7 @@ def test_questions_and_words_are_small():
 def test_policies_refuse_what_is_no_number_by_name():
     with pytest.raises(TypeError, match=r"Decay\(half_life\) is '3': give a number of rounds above 0"):
         Decay("3")
-    with pytest.raises(TypeError, match=r"Weigh\(max_age\).* is 1.5: give a whole number from 1 on"):
+    with pytest.raises(TypeError, match=r"Weigh\(max_age\).* is 1.5: give a whole number from 1 to 4,294,967,295"):
         Weigh(max_age=1.5)
     with pytest.raises(TypeError, match=r"Weigh\(exponent\) is '1': give a number from 0 on"):
         Weigh(max_age=1, exponent="1")

@@ -1,6 +1,7 @@
 """The cohort of a round: drawn once, kept, and enforced."""
 
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -165,3 +166,21 @@ def test_a_copy_of_the_folder_from_before_a_draw_charges_no_second_release(tmp_p
     assert not set_back.model.any()  # the round was released before
     assert ledger.guarantee(1e-5).steps == 1
     set_back.close()
+
+
+def test_a_late_policy_has_an_age_that_rounds_can_have_and_an_own_one_any(tmp_path):
+    @dataclass(frozen=True)
+    class Endless:
+        max_age = 10**30
+
+        def weight(self, age):
+            return 1.0
+
+    with pytest.raises(ValueError, match="to 4,294,967,295"):
+        Weigh(max_age=2**63)
+    for number, policy in enumerate((Endless(), Weigh(max_age=2**32 - 1))):
+        server = untrusted(cohort=Cohort(sampling=RATE), late_policy=policy, folder=tmp_path / str(number))
+        for _ in range(2):
+            server.cohort()
+            server.close_round()
+        server.close()

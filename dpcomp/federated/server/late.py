@@ -5,6 +5,8 @@ from typing import Protocol, runtime_checkable
 
 from dpcomp.core.checks import real_number, whole_number
 
+MOST_AGE = 2**32 - 1  # rounds that an address can tell apart
+
 
 @runtime_checkable
 class LatePolicy(Protocol):
@@ -42,7 +44,8 @@ class Weigh:
     the server refuses this policy.
 
     Args:
-        max_age: The most rounds that an update may be late, 1 or more.
+        max_age: The most rounds that an update may be late, from 1 to 2³² − 1, more than which no
+            address has.
         exponent: How fast the weight falls with the age, 0 or more; 0 gives each update weight 1.
 
     Raises:
@@ -54,9 +57,13 @@ class Weigh:
     exponent: float = 0.5
 
     def __post_init__(self):
-        whole_number(self.max_age, "Weigh(max_age), the rounds that an update may be late,", least=1)
-        if not real_number(self.exponent, "Weigh(exponent)", "a number from 0 on") >= 0:
+        allowed = "Weigh(max_age), the rounds that an update may be late,"
+        max_age = whole_number(self.max_age, allowed, least=1, most=MOST_AGE)
+        exponent = real_number(self.exponent, "Weigh(exponent)", "a number from 0 on")
+        if not exponent >= 0:
             raise ValueError(f"{self}: the exponent is a number from 0 on")
+        object.__setattr__(self, "max_age", max_age)
+        object.__setattr__(self, "exponent", exponent)
 
     def weight(self, age: int) -> float:
         """Return (1 + age)^−exponent."""

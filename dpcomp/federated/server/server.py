@@ -728,7 +728,7 @@ class Server:
 
     def _oldest_cohort(self, version: int) -> int:
         """Return the version of the first round whose cohort is needed once the server is at a version."""
-        return version - 1 - self._late_policy.max_age
+        return max(0, version - 1 - self._late_policy.max_age)  # an own policy may have any age
 
     def _forget(self, folder: ServerFolder, version: int) -> None:
         """Delete what came in the rounds before a version, and is needed no more."""
