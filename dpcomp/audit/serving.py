@@ -93,8 +93,8 @@ class Serving:
     seed: PublicSeed = field(default_factory=lambda: PublicSeed(0))
 
     def __post_init__(self):
-        whole_number(self.copies, "Serving(copies)", least=1)
-        whole_number(self.threads, "Serving(threads)", least=1)
+        for name in ("copies", "threads"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), f"Serving({name})", least=1))
         if not self.pipeline.trust_model.server_sees_clean:
             raise ValueError(
                 f"Serving observes broadcasts alone, but with trust={self.pipeline.trust!r} payloads are seen too: use "

@@ -43,7 +43,7 @@ class Training:
     seed: PublicSeed = field(default_factory=lambda: PublicSeed(0))
 
     def __post_init__(self):
-        whole_number(self.rounds, "Training(rounds)", least=1)
+        object.__setattr__(self, "rounds", whole_number(self.rounds, "Training(rounds)", least=1))
         if self.pipeline.trust_model.noise_at == "server":
             raise ValueError("Training observes a client's payloads, but trust='server' sends them clean: use Serving")
 

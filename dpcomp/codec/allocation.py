@@ -137,7 +137,9 @@ class Waterfill:
         if not 0 < mean_rate <= MAX_LEVEL_BITS:
             raise ValueError(f"{self}: the mean rate lies above 0, up to {MAX_LEVEL_BITS} bits a value")
         if self.clients is not None:
-            whole_number(self.clients, f"{self}: clients, how many updates the server averages,", least=1)
+            clients = whole_number(self.clients, f"{self}: clients, how many updates the server averages,", least=1)
+            object.__setattr__(self, "clients", clients)
+        object.__setattr__(self, "bits", mean_rate)
 
     @property
     def averaged_clients(self) -> int | None:
@@ -173,8 +175,10 @@ class FixedStep:
     size: float
 
     def __post_init__(self):
-        if not 0 < real_number(self.size, "FixedStep(size)", "a finite number above 0") < np.inf:
+        size = real_number(self.size, "FixedStep(size)", "a finite number above 0")
+        if not 0 < size < np.inf:
             raise ValueError(f"{self}: a step is a finite number above 0")
+        object.__setattr__(self, "size", size)
 
     def widths_and_steps(
         self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]
@@ -184,4 +188,4 @@ class FixedStep:
 
     def steps(self, values: Float32[np.ndarray, "k"], counts: Int64[np.ndarray, "layers"]) -> tuple[float, ...]:
         """Return the given step for every layer."""
-        return (float(self.size),) * len(counts)
+        return (self.size,) * len(counts)

@@ -50,8 +50,9 @@ class Seeded:
     k: int
 
     def __post_init__(self):
-        whole_number(self.seed, "Seeded(seed), a key such as context.mask_key,", least=0, most=2**256 - 1)
-        whole_number(self.k, "Seeded(k)", least=0)
+        seed = whole_number(self.seed, "Seeded(seed), a key such as context.mask_key,", least=0, most=2**256 - 1)
+        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "k", whole_number(self.k, "Seeded(k)", least=0))
 
     def count(self, d: int) -> int:
         """Return k, the number of coordinates held of d.
@@ -98,11 +99,12 @@ class Dealt:
     places: tuple[int, ...]
 
     def __post_init__(self):
-        whole_number(self.seed, "Dealt(seed), a key such as context.mask_key,", least=0, most=2**256 - 1)
-        whole_number(self.k, "Dealt(k)", least=1)
-        for place in self.places:
-            whole_number(place, "Dealt(places): a place", least=0, most=MOST_PLACES - 1)
-        if any(one >= other for one, other in pairwise(self.places)):
+        seed = whole_number(self.seed, "Dealt(seed), a key such as context.mask_key,", least=0, most=2**256 - 1)
+        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "k", whole_number(self.k, "Dealt(k)", least=1))
+        places = [whole_number(each, "Dealt(places): a place", least=0, most=MOST_PLACES - 1) for each in self.places]
+        object.__setattr__(self, "places", tuple(places))
+        if any(one >= other for one, other in pairwise(places)):
             raise ValueError(f"Dealt(places={self.places}): give distinct places in ascending order")
 
     def count(self, d: int) -> int:

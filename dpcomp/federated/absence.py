@@ -61,8 +61,10 @@ class Decay:
     half_life: float
 
     def __post_init__(self):
-        if not real_number(self.half_life, "Decay(half_life)", "a number of rounds above 0") > 0:
+        half_life = real_number(self.half_life, "Decay(half_life)", "a number of rounds above 0")
+        if not half_life > 0:
             raise ValueError(f"{self}: the half-life is a number of rounds above 0; to keep nothing, use Drop()")
+        object.__setattr__(self, "half_life", half_life)
 
     def residual(self, residual: Float32[np.ndarray, "d"], missed: int) -> Float32[np.ndarray, "d"]:
         """Return residual · 2^(−missed / half_life)."""

@@ -160,7 +160,8 @@ def simulate(
         [5, 5, 5]
     """
     watching = check_callbacks(callbacks)
-    whole_number(save_every, "simulate(save_every)", least=1)
+    save_every = whole_number(save_every, "simulate(save_every)", least=1)
+    rounds = whole_number(rounds, "simulate(rounds)", least=1)
     with _opened(
         task,
         pipeline,
@@ -367,16 +368,16 @@ def _opened(
     check_type(faults, Faults, f"simulate(faults={faults!r}): give a Faults(drop=...)")
     check_type(protocol, ProtocolVariant, f"simulate(protocol={protocol!r}): give Versioned() or Unversioned()")
     clients = whole_number(clients, "simulate(clients)", least=1)
-    every = 1 if evaluate_every is None else evaluate_every
-    for name, count in (("rounds", rounds), ("evaluate_every", every)):
-        whole_number(count, f"simulate({name})", least=1)
+    rounds = whole_number(rounds, "simulate(rounds)", least=1)
+    if evaluate_every is not None:
+        evaluate_every = whole_number(evaluate_every, "simulate(evaluate_every)", least=1)
     TailAverage(tail=tail, rounds=rounds)
-    whole_number(memory_budget, "simulate(memory_budget)", least=0)
+    memory_budget = whole_number(memory_budget, "simulate(memory_budget)", least=0)
     check_delta(delta)
     check_participation(pipeline, participation, clients)
     _check_server(pipeline, server)
     if jobs != -1:
-        whole_number(jobs, "simulate(jobs)", least=1)
+        jobs = whole_number(jobs, "simulate(jobs)", least=1)
     if trainer is None:
         from dpcomp.training.pytorch import PyTorch  # here: a simulation with another trainer needs no torch
 

@@ -86,6 +86,8 @@ class HistoryK(Fraction):
             raise ValueError(f"{self}: decay lies in [0, 1), explore in (0, 1], noise_stddev is finite, from 0 on")
         if self.power not in (0, 1, 2, 3, 4):
             raise ValueError(f"HistoryK(power={self.power!r}): give 0, 1, 2, 3 or 4")
+        for name, value in (("decay", decay), ("explore", explore), ("noise_stddev", noise)):
+            object.__setattr__(self, name, value)
 
     def claim(self, before: Claim, where: str) -> Claim:
         """Return the claim about the input: a support from released history keeps a bound, and makes none."""

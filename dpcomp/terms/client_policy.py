@@ -64,6 +64,7 @@ class ClientPolicy:
         least = real_number(self.least_noise_multiplier, f"{where}(least_noise_multiplier)", "a number from 0 on")
         if not least >= 0:
             raise ValueError(f"{where}(least_noise_multiplier={least}): give a number from 0 on")
+        object.__setattr__(self, "least_noise_multiplier", least)
         for name, known in (("trust", get_args(Trust)), ("units", get_args(Unit))):
             given = getattr(self, name)
             if not isinstance(given, tuple) or not given or not all(each in known for each in given):
@@ -209,7 +210,7 @@ class ClientPolicy:
         """Return the policy as the table of a TOML file."""
         return {
             "budget": {"epsilon": self.budget.epsilon, "delta": self.budget.delta},
-            "least_noise_multiplier": float(self.least_noise_multiplier),
+            "least_noise_multiplier": self.least_noise_multiplier,
             "trust": list(self.trust),
             "units": list(self.units),
         }

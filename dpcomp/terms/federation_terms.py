@@ -116,10 +116,16 @@ class FederationTerms:
             value = getattr(self, name)
             if not isinstance(value, bytes) or len(value) != length:
                 raise ValueError(f"{where}({name}={value!r}): give {length} bytes")
-        whole_number(self.parameters, f"{where}(parameters)", least=1, most=2**32 - 1)
-        whole_number(self.rounds, f"{where}(rounds)", least=1)
-        whole_number(self.steps, f"{where}(steps)", least=1, most=MOST_STEPS)
-        whole_number(self.clients, f"{where}(clients)", least=1, most=MOST_CLIENTS)
+        for name, least, most in (
+            ("parameters", 1, 2**32 - 1),
+            ("rounds", 1, None),
+            ("steps", 1, MOST_STEPS),
+            ("clients", 1, MOST_CLIENTS),
+            ("least_updates", 0, None),
+        ):
+            # As Python's, since a product of NumPy's small integers, such as that of rounds and steps, may overflow.
+            value = whole_number(getattr(self, name), f"{where}({name})", least=least, most=most)
+            object.__setattr__(self, name, value)
         whole_number(self.least_updates, f"{where}(least_updates)", least=0, most=self.clients)
         for name in ("learning_rate", "largest_update", "round_seconds"):
             value = getattr(self, name)

@@ -43,8 +43,10 @@ class Cosine:
     def __post_init__(self):
         if not (self.peak > 0 and math.isfinite(self.peak)):
             raise ValueError(f"Cosine(peak) is {self.peak}: give a finite learning rate above 0")
-        whole_number(self.rounds, "Cosine(rounds)", least=1)
-        whole_number(self.warm_up, "Cosine(warm_up)", least=0, most=self.rounds - 1)
+        rounds = whole_number(self.rounds, "Cosine(rounds)", least=1)
+        warm_up = whole_number(self.warm_up, "Cosine(warm_up)", least=0, most=rounds - 1)
+        object.__setattr__(self, "rounds", rounds)
+        object.__setattr__(self, "warm_up", warm_up)
 
     def rate(self, round_number: int) -> float:
         """Return the learning rate of a round, counted from 0; rounds after the last have the last one's."""

@@ -167,6 +167,7 @@ class MomentumCorrection:
         momentum = real_number(self.momentum, "MomentumCorrection(momentum)", "a number in (0, 1)")
         if not 0 < momentum < 1:
             raise ValueError(f"{self}: the momentum is a number in (0, 1); for none, use feedback=True")
+        object.__setattr__(self, "momentum", momentum)
         check_type(self.masking, bool, f"MomentumCorrection(masking={self.masking!r}): give True or False")
 
     @property
@@ -245,8 +246,10 @@ class EF21:
     weight: float = 0.1
 
     def __post_init__(self):
-        if not 0 < real_number(self.weight, "EF21(weight)", "a number in (0, 1]") <= 1:
+        weight = real_number(self.weight, "EF21(weight)", "a number in (0, 1]")
+        if not 0 < weight <= 1:
             raise ValueError(f"{self}: the weight of an update in the average is a number in (0, 1]")
+        object.__setattr__(self, "weight", weight)
 
     def at_start(self, d: int) -> Kept:
         """Return an average and a sum of zeros."""

@@ -235,3 +235,12 @@ def test_a_transport_withdraws_known_clients_for_known_reasons_alone(client, rea
     assert not server.withdrawn
     server.withdraw(1, "budget")
     assert server.withdrawn == {1: "budget"}
+
+
+def test_a_client_of_another_library_s_integers_withdraws_too(tmp_path):
+    server = server_of(folder=tmp_path)
+    server.withdraw(np.int64(1), "budget")
+    server.close()
+    server = server_of(folder=tmp_path)
+    assert server.withdrawn == {1: "budget"}
+    server.close()

@@ -70,7 +70,7 @@ class Rotated:
     narrow_levels = True
 
     def __post_init__(self):
-        whole_number(self.bits, "Rotated(bits)", least=1, most=max(CENTROIDS))
+        object.__setattr__(self, "bits", whole_number(self.bits, "Rotated(bits)", least=1, most=max(CENTROIDS)))
 
     def side_bytes(self, counts: Int64[np.ndarray, "layers"], context: PublicContext) -> int:
         """Return two bytes a block, its scale, and four for each of the values that are exact."""

@@ -87,6 +87,8 @@ class ServerOptimizer:
         momentum = real_number(self.momentum, "ServerOptimizer(momentum)", "a number in [0, 1)")
         if not 0 <= rate < np.inf or not 0 <= momentum < 1:
             raise ValueError(f"{self}: the learning rate is a finite number from 0 on, the momentum one in [0, 1)")
+        object.__setattr__(self, "learning_rate", rate)
+        object.__setattr__(self, "momentum", momentum)
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -149,6 +151,8 @@ class _Adaptive(ABC):
                 f"{self}: the learning rate is a finite number from 0 on, the momentum one in [0, 1), and the "
                 "adaptivity, which stands beside the root of the second moment, one from 1e-12 on"
             )
+        for field, value in (("learning_rate", rate), ("momentum", momentum), ("adaptivity", adaptivity)):
+            object.__setattr__(self, field, value)
 
     def refuse_feedback(self, channel: Channel) -> None:
         """Refuse to stand behind the feedback of clients, unless that was asked for.
@@ -211,8 +215,10 @@ class _Forgetting(_Adaptive):
     def __post_init__(self):
         super().__post_init__()
         name = f"{type(self).__name__}(second_momentum)"
-        if not 0 <= real_number(self.second_momentum, name, "a number in [0, 1)") < 1:
+        second_momentum = real_number(self.second_momentum, name, "a number in [0, 1)")
+        if not 0 <= second_momentum < 1:
             raise ValueError(f"{name} is {self.second_momentum}: give a number in [0, 1)")
+        object.__setattr__(self, "second_momentum", second_momentum)
 
 
 @dataclass(frozen=True, kw_only=True)

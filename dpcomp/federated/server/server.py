@@ -326,7 +326,7 @@ class Server:
             ValueError: No client of the federation has that number; or the reason is another.
             DpcompError: The journal cannot be written; or this server was closed.
         """
-        whole_number(client, "withdraw(client)", least=0, most=self._clients - 1)
+        client = whole_number(client, "withdraw(client)", least=0, most=self._clients - 1)
         if reason not in WITHDRAWAL_REASONS or reason == "round":
             known = ", ".join(repr(each) for each in WITHDRAWAL_REASONS if each != "round")
             raise ValueError(f"withdraw(reason={reason!r}): give one of {known}")

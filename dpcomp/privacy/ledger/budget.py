@@ -51,6 +51,7 @@ class Budget:
         _check_epsilon(self.epsilon)
         check_delta(self.delta)
         object.__setattr__(self, "epsilon", float(self.epsilon))
+        object.__setattr__(self, "delta", float(self.delta))
 
     def allows(self, spent: Mapping[DpEvent, int], *, departed: bool = False) -> bool:
         """Return whether the given number of steps of each event is within the budget.

@@ -57,7 +57,7 @@ class Faults:
             if not 0 <= real_number(probability, f"Faults({name})", "a probability in [0, 1]") <= 1:
                 raise ValueError(f"Faults({name}) is {probability!r}: give a probability in [0, 1]")
         for name in ("delay", "absence_rounds", "patience", "retry"):
-            whole_number(getattr(self, name), f"Faults({name})", least=1)
+            object.__setattr__(self, name, whole_number(getattr(self, name), f"Faults({name})", least=1))
 
     @property
     def on_network(self) -> bool:

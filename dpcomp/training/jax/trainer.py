@@ -70,8 +70,8 @@ class JAX:
     physical_batch_size: int = 16
 
     def __post_init__(self):
-        whole_number(self.local_steps, "JAX(local_steps)", least=1)
-        whole_number(self.physical_batch_size, "JAX(physical_batch_size)", least=1)
+        for name in ("local_steps", "physical_batch_size"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), f"JAX({name})", least=1))
         allowed = "a number from 0 on, or a schedule"
         if not isinstance(self.learning_rate, Schedule) and not (
             real_number(self.learning_rate, "JAX(learning_rate)", allowed) >= 0

@@ -80,8 +80,8 @@ class PyTorch:
     engine: Engine | Literal["auto"] = "auto"
 
     def __post_init__(self):
-        whole_number(self.local_steps, "PyTorch(local_steps)", least=1)
-        whole_number(self.physical_batch_size, "PyTorch(physical_batch_size)", least=1)
+        for name in ("local_steps", "physical_batch_size"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), f"PyTorch({name})", least=1))
         allowed = "a number from 0 on, or a schedule"
         if not isinstance(self.learning_rate, Schedule) and not (
             real_number(self.learning_rate, "PyTorch(learning_rate)", allowed) >= 0
