@@ -30,6 +30,10 @@ class ClientPolicy:
     The policy is the client's own, in a file such as `client.toml`, and no server can change it. `check` holds terms
     against it before anything is trained or charged.
 
+    **Privacy:** the budget is that of a ledger, so all federations of one client's data share one. Where the server is
+    trusted, which charges a ledger of its own, `charge_all_rounds` records in the client's what the federation costs;
+    a federation that is not recorded there counts in no other one's check.
+
     Args:
         budget: The largest (ε, δ) of everything that the client's ledger holds and this federation would add.
         least_noise_multiplier: The smallest noise multiplier of a release, 0 or more.
@@ -70,16 +74,19 @@ class ClientPolicy:
             if not isinstance(given, tuple) or not given or not all(each in known for each in given):
                 raise ValueError(f"{where}({name}={given!r}): give a tuple of {', '.join(map(repr, known))}")
 
-    def check(self, terms: FederationTerms, ledger: Ledger | None, client: int, version: int = 0) -> None:
+    def check(self, terms: FederationTerms, ledger: Ledger, client: int, version: int = 0) -> None:
         """Refuse terms that this policy does not allow; nothing is charged.
 
         What counts is what the ledger holds, and the rounds from the server's version on that it was not charged for.
         A client's budget is spent by its own releases alone, so a round that it missed costs nothing. Should a server
         that was set back play such a round again, `refuse_round` holds it against the policy.
 
+        A trusted server charges every round to all clients, whoever sends, so there all rounds count, and they count
+        once `charge_all_rounds` has charged them: call it before the first update.
+
         Args:
             terms: The terms of the federation.
-            ledger: The client's ledger; None where the server is trusted, whose ledger is charged in every round.
+            ledger: The client's ledger, also where the server is trusted and has another one.
             client: The number of the client in the federation.
             version: The version of the server, as far as the client knows it: how many rounds are closed.
 
@@ -87,8 +94,9 @@ class ClientPolicy:
             TermsRefused: They ask for more trust, have less noise, or would cost more than the policy allows; or the
                 ledger is incomplete, or holds charges of another client's number, unit or trust, which would not be
                 added up.
-            ValueError: `ledger` is None, although the client's is charged.
+            TypeError: `ledger` is none.
         """
+        check_type(ledger, Ledger, f"check(ledger={ledger!r}): give the client's ledger, whoever is trusted")
         cost, trust = terms.pipeline.cost, terms.pipeline.trust_model
         if trust.trust not in self.trust:
             raise TermsRefused(
@@ -108,18 +116,56 @@ class ClientPolicy:
                 f"{self.least_noise_multiplier:g}"
                 + (", and for noise at all: no guarantee holds without" if noise == 0 else "")
             )
-        budget = self.budget
         if trust.ledger_of == "server":
-            if not budget.allows({cost.event: terms.rounds * terms.steps}):
-                self._refuse_cost(terms, terms.rounds, "")
-            return
-        if ledger is None:
-            raise ValueError(f"check(ledger=None) with trust={trust.trust!r}: give the ledger that the client charges")
-        charged = ledger.charged_rounds(terms.seed.number, client)
-        left = max(terms.rounds - version, 0) - sum(version <= number < terms.rounds for number in charged)
+            left = 0 if ledger.charged(_address_of_all_rounds(terms, client)) else terms.rounds
+        else:
+            charged = ledger.charged_rounds(terms.seed.number, client)
+            left = max(terms.rounds - version, 0) - sum(version <= number < terms.rounds for number in charged)
         if not self._allows(ledger, cost, client, terms.steps, left):
-            own = "" if ledger.budget in (None, budget) else f", or than {ledger.budget} of the ledger itself"
+            own = "" if ledger.budget in (None, self.budget) else f", or than {ledger.budget} of the ledger itself"
             self._refuse_cost(terms, left, f" beside what {ledger} holds already" if ledger.clients else "", own)
+
+    def charge_all_rounds(self, terms: FederationTerms, ledger: Ledger, client: int) -> None:
+        """Charge a client's ledger for all rounds of a federation whose server is trusted, once.
+
+        Call it before the client sends its first update. The server's own ledger is charged round by round; this one
+        knows of other federations of the client, and holds the federation at its full length from now on, since the
+        client sees neither the server's ledger nor whether a round was released. Another call changes nothing.
+
+        Args:
+            terms: The terms of the federation.
+            ledger: The client's ledger.
+            client: The number of the client in the federation.
+
+        Raises:
+            TermsRefused: As `check` does.
+            BudgetExhausted: The ledger's own budget does not allow it, since it was charged meanwhile.
+            DpcompError: As `Ledger.charge` does.
+            ValueError: The client charges its own releases, so each round is charged for itself.
+
+        Examples:
+            >>> import numpy as np
+            >>> import dpcomp as dp
+            >>> from dpcomp.terms import ClientPolicy, FederationTerms
+            >>> pipeline = dp.Pipeline(
+            ...     mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.1), unit="client", trust="server"
+            ... )
+            >>> first_model, counts = np.zeros(10, np.float32), {"rounds": 20, "steps": 1, "clients": 50}
+            >>> terms = FederationTerms.agree(pipeline, 10, first_model, **counts, least_updates=0, round_seconds=60.0)
+            >>> policy, ledger = ClientPolicy(budget=dp.Budget(8.0, 1e-5), trust=("server",)), dp.Ledger()
+            >>> policy.charge_all_rounds(terms, ledger, client=2)
+            >>> ledger.guarantee(1e-5).epsilon == terms.guarantee(1e-5).epsilon
+            True
+        """
+        if terms.pipeline.trust_model.ledger_of != "server":
+            raise ValueError(
+                f"charge_all_rounds with trust={terms.pipeline.trust!r}: the client charges each round itself, before "
+                "its noise is drawn, by ledger.charge"
+            )
+        self.check(terms, ledger, client)
+        place = _address_of_all_rounds(terms, client)
+        if not ledger.charged(place):
+            ledger.charge(terms.pipeline.cost, place, steps=terms.rounds * terms.steps)
 
     def refuse_round(self, ledger: Ledger, cost: Cost, address: Address, steps: int) -> None:
         """Refuse a round that this policy does not allow any more, such as after another federation was charged.
@@ -218,3 +264,12 @@ class ClientPolicy:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the policy to a file. Raises OSError where it can't be written."""
         write_whole(Path(path), tomli_w.dumps(self.to_table()).encode())
+
+
+def _address_of_all_rounds(terms: FederationTerms, client: int) -> Address:
+    """Return where a client's ledger is charged for all rounds of a trusted server.
+
+    The run is the run id, since two federations of one public seed are two, and the rounds of that seed are the
+    addresses of updates, which the client has not released.
+    """
+    return Address(int.from_bytes(terms.run_id, "big"), client, 0)

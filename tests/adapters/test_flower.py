@@ -474,6 +474,23 @@ def test_a_trusted_server_asks_those_whom_it_has_drawn_and_closes_rounds_by_time
     assert drawn == len(asked)
     assert ledger.guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
     assert not private.server.refusals
+    sent = [NODES[client] for client in range(3) if private.server.memory.link(client).count]
+    for node in sent:  # the node's own ledger has all rounds, of which any may have released its data
+        assert ledger_of(grid, node).guarantee(DELTA).epsilon == terms.guarantee(DELTA).epsilon
+
+
+def test_a_node_adds_up_the_federations_of_trusted_servers(tmp_path, clock):
+    first, second = (terms_of(TRUSTED, rounds=4, least_updates=0) for _ in range(2))
+    policy = ClientPolicy(budget=dp.Budget(first.guarantee(DELTA).epsilon, DELTA), trust=("server",))
+    private, _ = played(
+        InProcess(tmp_path, first, policy=policy), tmp_path / "1", secret=dp.SecretSeed(0), ledger=dp.Ledger()
+    )
+    sent = {client for client in range(3) if private.server.memory.link(client).count}
+    assert sent and not private.server.withdrawn
+    private, _ = played(
+        InProcess(tmp_path, second, policy=policy), tmp_path / "2", secret=dp.SecretSeed(1), ledger=dp.Ledger()
+    )
+    assert not any(private.server.memory.link(client).count for client in sent)
 
 
 def test_what_a_trusted_server_shows_does_not_depend_on_who_was_drawn(tmp_path, clock, caplog):

@@ -148,15 +148,45 @@ def test_a_ledger_that_cannot_be_added_up_is_refused():
 
 def test_trust_unit_and_noise_are_held_to_the_policy():
     with pytest.raises(TermsRefused, match="trust='server'"):
-        policy_of(100.0).check(terms_of(TRUSTED, steps=1), None, client=3)
-    policy_of(100.0, trust=("nobody", "server")).check(terms_of(TRUSTED, steps=1), None, client=3)
+        policy_of(100.0).check(terms_of(TRUSTED, steps=1), dp.Ledger(), client=3)
+    policy_of(100.0, trust=("nobody", "server")).check(terms_of(TRUSTED, steps=1), dp.Ledger(), client=3)
     with pytest.raises(TermsRefused, match="cost more"):
-        policy_of(0.1, trust=("server",)).check(terms_of(TRUSTED, steps=1), None, client=3)
+        policy_of(0.1, trust=("server",)).check(terms_of(TRUSTED, steps=1), dp.Ledger(), client=3)
     with pytest.raises(TermsRefused, match="protect one example"):
         policy_of(100.0, units=("client",)).check(terms_of(), dp.Ledger(), client=3)
     with pytest.raises(TermsRefused, match=r"noise multiplier 1, and this client asks for at least 1\.01"):
         policy_of(100.0, least_noise_multiplier=1.01).check(terms_of(), dp.Ledger(), client=3)
     policy_of(100.0, least_noise_multiplier=1.0).check(terms_of(), dp.Ledger(), client=3)
+
+
+def test_the_federations_of_a_trusted_server_are_added_up_in_the_clients_own_ledger():
+    seed = dp.PublicSeed(0)  # of both, which are two federations all the same
+    first, second = (terms_of(TRUSTED, steps=1, seed=seed) for _ in range(2))
+    alone, both = first.guarantee(DELTA).epsilon, TRUSTED.guarantee(2 * first.rounds, DELTA).epsilon
+    ledger, policy = dp.Ledger(), policy_of((alone + both) / 2, trust=("server",))
+    policy.check(first, ledger, client=3)
+    assert not ledger.clients
+    for _ in range(2):  # once, however often a client asks
+        policy.charge_all_rounds(first, ledger, client=3)
+        policy.check(first, ledger, client=3)
+        assert ledger.guarantee(DELTA).epsilon == alone
+    with pytest.raises(TermsRefused, match="20 rounds of 1 releases beside what"):
+        policy.check(second, ledger, client=3)
+    with pytest.raises(TermsRefused, match="beside what"):
+        policy.charge_all_rounds(second, ledger, client=3)
+    policy_of(both, trust=("server",)).charge_all_rounds(second, ledger, client=3)
+    assert ledger.guarantee(DELTA).epsilon == both
+
+
+def test_what_a_client_released_itself_does_not_vanish_under_a_trusted_server():
+    policy, ledger = policy_of(100.0, trust=("nobody", "server")), dp.Ledger()
+    ledger.charge(dp.Pipeline(unit="client", mechanism=TRUSTED.mechanism).cost, dp.Address(1, 3, 0))
+    with pytest.raises(TermsRefused, match="They do not compose"):
+        policy.check(terms_of(TRUSTED, steps=1), ledger, client=3)
+    with pytest.raises(TypeError, match="the client's ledger, whoever is trusted"):
+        policy.check(terms_of(TRUSTED, steps=1), None, client=3)
+    with pytest.raises(ValueError, match="charges each round itself"):
+        policy.charge_all_rounds(terms_of(), dp.Ledger(), client=3)
 
 
 def test_a_pipeline_without_noise_is_refused_whatever_the_budget():

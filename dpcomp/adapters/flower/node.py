@@ -39,7 +39,7 @@ class Node:
     Args:
         terms: The terms of the federation.
         participant: The client's state.
-        ledger: The node's ledger; None where a trusted server's is charged.
+        ledger: The node's ledger.
         policy: What the node allows.
         nonprivate_metrics: The names of metrics that leave the node without noise, for the ledger to tell.
     """
@@ -48,7 +48,7 @@ class Node:
         self,
         terms: FederationTerms,
         participant: Participant,
-        ledger: Ledger | None,
+        ledger: Ledger,
         policy: ClientPolicy,
         nonprivate_metrics: tuple[str, ...],
     ):
@@ -150,6 +150,8 @@ class Node:
         terms, state = self._terms, self._participant.state
         change = read(module) - state.model
         if terms.pipeline.trust_model.server_sees_clean:
+            # The server's ledger knows nothing of the node's other federations, so the node's own has all rounds too.
+            self._charge_all_rounds(state.memory.client)
             # What is not finite counts as zero, as under Clip; a client that sent nothing would be seen.
             values = change if np.isfinite(change).all() else np.zeros_like(change)
             return Update(values=values, layout=state.memory.layout, address=state.memory.address)
@@ -162,7 +164,6 @@ class Node:
         Raises:
             OutOfBudget: The ledger does not allow it.
         """
-        assert self._ledger is not None
         cost, steps = self._terms.pipeline.cost, self._terms.steps
         try:
             self._policy.refuse_round(self._ledger, cost, address, steps)
@@ -171,6 +172,14 @@ class Node:
             raise OutOfBudget(str(refusal)) from refusal
         permit.assume(self._assumptions())
         return permit
+
+    def _charge_all_rounds(self, client: int) -> None:
+        """Charge the node's ledger for all rounds of a trusted server, unless it was. Raises OutOfBudget."""
+        try:
+            self._policy.charge_all_rounds(self._terms, self._ledger, client)
+        except BudgetExhausted as refusal:
+            raise OutOfBudget(str(refusal)) from refusal
+        self._ledger.assume(self._assumptions())
 
     def _assumptions(self) -> list[str]:
         names = ", ".join(self._nonprivate_metrics)
@@ -211,8 +220,7 @@ def opened_node(
         raise DpcompError(f"{folder} holds no {POLICY}: the node's operator makes it, once, by prepare_node")
     policy = ClientPolicy.read(folder / POLICY)
     with ExitStack() as at_the_end:
-        charged = terms.pipeline.trust_model.ledger_of == "client"
-        ledger = at_the_end.enter_context(Ledger(folder / LEDGER)) if charged else None
+        ledger = at_the_end.enter_context(Ledger(folder / LEDGER))
         policy.check(terms, ledger, client, terms.rounds)  # all but the cost of the rounds that are left
         place = folder / terms.run_id.hex()  # a node may take part in several federations
         model = _first_model(place / "first_model.safetensors", terms, first_model)
@@ -222,7 +230,7 @@ def opened_node(
         participant = terms.participant(
             *model,
             client=client,
-            ledger=ledger or Ledger(),
+            ledger=ledger,
             folder=place / "state",
             absence_policy=absence_policy,
         )

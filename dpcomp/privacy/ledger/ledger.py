@@ -119,7 +119,7 @@ class Permit:
         Raises:
             DpcompError: The ledger's file cannot be written.
         """
-        self._ledger._assume(tuple(clauses))  # pyright: ignore[reportPrivateUsage]
+        self._ledger.assume(clauses)
 
     def __repr__(self) -> str:
         return f"Permit({self.address}, {self.used} of {self.steps} steps used)"
@@ -387,7 +387,7 @@ class Ledger:
         Raises:
             DpcompError: Another process opened the ledger, or its file cannot be written.
         """
-        self._assume((INCOMPLETE + why,))
+        self.assume((INCOMPLETE + why,))
 
     @property
     def clients(self) -> tuple[int, ...]:
@@ -524,8 +524,15 @@ class Ledger:
                 self._mark = mark
                 self._seeded.add(who)
 
-    def _assume(self, clauses: tuple[str, ...]) -> None:
-        """Note clauses that were not noted before."""
+    def assume(self, clauses: Iterable[str]) -> None:
+        """Record what the releases assume besides, as `Permit.assume` does; all later guarantees name it.
+
+        Args:
+            clauses: What is assumed, such as "the divisor 64 is public"; those that are recorded already are left out.
+
+        Raises:
+            DpcompError: Another process opened the ledger, or its file cannot be written.
+        """
         self._database.refuse_other_process()
         with self._lock:
             for clause in clauses:
