@@ -293,7 +293,7 @@ class InTurn:
 @pytest.mark.parametrize("updates", [3, None])
 def test_a_cohort_that_cannot_send_enough_updates_does_not_hold_up_the_others(updates):
     server = server_of(clients=3, cohort=Cohort(sampling=InTurn([], [1], [2], [0, 1])))
-    policy = RoundPolicy(updates=updates, seconds=0.3, least_updates=2, rounds=4)
+    policy = RoundPolicy(updates=updates, seconds=1.0, least_updates=2, rounds=4)  # within which a client trains
     with federation(server, policy, 3) as (_, sends, app):
         clients = [Client(number, send) for number, send in enumerate(sends)]
         clients[2].talk(TimedOut())
