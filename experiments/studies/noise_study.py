@@ -18,11 +18,14 @@ from experiments.studies.study_results import StudyResults
 
 NOISE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 DENSITIES = (0.001, 0.01, 0.1)
+WARMUP = 100  # rounds that a coordinate waits for at the top 1 %
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Recorded rounds of one task, and the settings that they go through.
+
+    Error feedback is measured at densities at which a coordinate waits for no more rounds than the recording's warmup.
 
     server_noise_multipliers: where the server is trusted, whose uplink no noise reaches.
     energy_shares: of the clean update, for the bytes at equal energy.
@@ -41,24 +44,33 @@ class Study:
         whose = ("nobody", "server") if noise_multiplier in self.server_noise_multipliers else ("nobody",)
         common = {"noise_multiplier": noise_multiplier}
         for density in self.recording.densities:
-            for order, trust, feedback in product(("noise first", "support first"), whose, (False, True)):
-                yield Setting(order=order, trust=trust, feedback=feedback, density=density, bits=self.bits, **common)
-            yield Setting(
-                order="noise first", trust="nobody", feedback=False, density=density, bits=self.more_bits, **common
-            )
+            at = {"density": density, **common}
+            for order, trust in product(("noise first", "support first"), whose):
+                yield Setting(order=order, trust=trust, feedback=False, bits=self.bits, **at)
+            yield Setting(order="noise first", trust="nobody", feedback=False, bits=self.more_bits, **at)
+            if density * self.recording.warmup >= 1:
+                yield Setting(order="noise first", trust="nobody", feedback=True, bits=self.bits, **at)
 
 
 STUDIES = (
     Study(
         task="fashion_mnist",
         recording=Recording(
-            phases={"early": 20, "middle": 300, "late": 2000}, batches=(300, 2000), rounds=8, densities=DENSITIES
+            phases={"early": 20, "middle": 300, "late": 2000},
+            batches=(300, 2000),
+            rounds=8,
+            densities=DENSITIES,
+            warmup=WARMUP,
         ),
     ),
     Study(
         task="cifar10",
         recording=Recording(
-            phases={"early": 20, "middle": 100, "late": 300}, batches=(300,), rounds=6, densities=DENSITIES
+            phases={"early": 20, "middle": 100, "late": 300},
+            batches=(300,),
+            rounds=6,
+            densities=DENSITIES,
+            warmup=WARMUP,
         ),
     ),
 )
@@ -124,6 +136,6 @@ def measured(chosen: Study, rounds: Rounds) -> dict[str, Any]:
         "training_loss": round(rounds.training_loss, 4),
         "probed": ["supports", "energies", "payloads"],  # all of them look at clean data: research alone
         "payloads": columns(payloads(rounds, settings)),
-        "supports": columns(supports(rounds, chosen.recording.densities, chosen.noise_multipliers)),
-        "energies": columns(energies(rounds, chosen.energy_shares, chosen.noise_multipliers, chosen.bits)),
+        "supports": columns(supports(rounds.warm, chosen.recording.densities, chosen.noise_multipliers)),
+        "energies": columns(energies(rounds.warm, chosen.energy_shares, chosen.noise_multipliers, chosen.bits)),
     }

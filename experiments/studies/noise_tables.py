@@ -5,7 +5,7 @@ All are means over a sequence of rounds but its first, which has none before it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,17 +27,22 @@ from experiments.studies.replay import Sent, Setting, released, session
 def payloads(rounds: Rounds, settings: Mapping[float, Sequence[Setting]]) -> pd.DataFrame:
     """Make a table with a row a setting and link: `Setting`'s fields, means of `PayloadRate`'s, and of the sent support
 
-    sent_overlap: with the support before; sent_recall: of the clean top k; captured_energy: of the clean sum.
+    sent_overlap: with the support before; sent_recall: of the clean top k; captured_energy: of the clean sum. Where a
+    residual is kept, the rounds of the warmup are sent too, and not measured.
     """
-    clean, rows = rounds.vectors, []
+    clean, rows = rounds.warm.vectors, []
     tops = {k: [top_k_indices(vector, k) for vector in clean] for k in _sizes(rounds, settings)}
     for group in settings.values():
         releases: dict[Any, list[dp.Update]] = {}
         for setting in group:
-            mechanism = setting.pipeline(rounds.clip_norm).mechanism
-            if setting.trust == "nobody" and mechanism not in releases:
-                releases[mechanism] = released(setting, rounds)
-            sent = list(session(setting, rounds, releases.get(mechanism, [])))
+            through = rounds if setting.feedback else rounds.warm
+            needed = (setting.pipeline(rounds.clip_norm).mechanism, through.warmup)
+            if setting.trust == "nobody" and needed not in releases:
+                releases[needed] = released(setting, through)
+            every = session(setting, through, releases.get(needed, []))
+            sent = [
+                replace(each, number=each.number - through.warmup) for each in every if each.number >= through.warmup
+            ]
             for link in dict.fromkeys(each.link for each in sent):
                 chosen = [each for each in sent if each.link == link]
                 rows.append(asdict(setting) | {"link": link} | _means(chosen, clean, tops))

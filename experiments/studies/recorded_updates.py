@@ -27,6 +27,9 @@ class Recording:
     phases: name → the step of plain SGD before which recording begins, ascending.
     batches: examples a round, drawn anew from the whole training set; also the public divisor of the sum. Each number
         gives a recording of its own.
+    rounds: how many are recorded behind the `warmup`.
+    warmup: rounds before these, in which the change of the optimiser and the start from an empty residual fade: with
+        error feedback a coordinate waits about 1 / density rounds.
     densities: of the public supports on which units are clipped as well, as `RandomK` before `Clip` has it.
     learning_rate: of the rounds, SGD steps on the clipped sum ÷ batch from a copy of the phase's model.
     training_...: of the SGD that leads from phase to phase.
@@ -36,6 +39,7 @@ class Recording:
     batches: tuple[int, ...]
     rounds: int
     densities: tuple[float, ...]
+    warmup: int = 0
     clip_norm: float = 0.1
     learning_rate: float = 2.0
     training_batch: int = 64
@@ -48,7 +52,8 @@ class Recording:
 class Rounds:
     """One client's sums of clipped per-example gradients, round after round, without noise.
 
-    `whole` are on all coordinates; `restricted`, by density, on the round's public support, and clipped there.
+    `whole` are on all coordinates, those of the `warmup` first; `restricted`, by density, on the round's public
+    support, and clipped there, of the rounds behind the warmup alone.
     """
 
     layout: dp.Layout
@@ -57,12 +62,18 @@ class Rounds:
     clip_norm: float
     whole: tuple[dp.Total, ...]
     restricted: Mapping[float, tuple[dp.Total, ...]]
-    training_loss: float  # the mean over the rounds' examples
+    training_loss: float  # the mean over the examples of the rounds behind the warmup
+    warmup: int = 0
 
     @property
     def vectors(self) -> tuple[Float32[np.ndarray, "d"], ...]:
         """The whole sums as (d,) vectors, one a round."""
         return tuple(total.vector().astype(np.float32) for total in self.whole)
+
+    @property
+    def warm(self) -> "Rounds":
+        """The rounds behind the warmup, as if there had been none before."""
+        return replace(self, whole=self.whole[self.warmup :], warmup=0)
 
 
 def record(
@@ -110,15 +121,16 @@ def _rounds(
     memories = {density: pipeline.init_client(layout, public, CLIENT) for density, pipeline in pipelines.items()}
     found: dict[float, list[dp.Total]] = {density: [] for density in pipelines}
     losses = []
-    for number in range(recording.rounds):
+    for number in range(-recording.warmup, recording.rounds):
         chosen = torch.from_numpy(rng.choice(len(inputs), batch, replace=False))
         sums: dict[float, dp.Total] = {}
+        recorded = pipelines if number >= 0 else {WHOLE: pipelines[WHOLE]}
         for part in chosen.split(recording.micro_batch):
             block, loss = _gradients(task, model, inputs[part], targets[part])
-            losses.append(loss * len(part) / batch)
-            for density, pipeline in pipelines.items():
+            losses += [loss * len(part) / batch] if number >= 0 else []
+            for density, pipeline in recorded.items():
                 # A round's public support is that of clients which have followed so many broadcasts.
-                shared = replace(memories[density].shared, version=number)
+                shared = replace(memories[density].shared, version=max(number, 0))
                 total = pipeline.clip(block, replace(memories[density], shared=shared))
                 sums[density] = sums[density] + total if density in sums else total
         for density, total in sums.items():
@@ -133,6 +145,7 @@ def _rounds(
         training_loss=sum(losses) / recording.rounds,
         whole=tuple(found[WHOLE]),
         restricted={density: tuple(found[density]) for density in recording.densities},
+        warmup=recording.warmup,
     )
 
 

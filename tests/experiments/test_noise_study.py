@@ -25,11 +25,14 @@ from dpcomp.sparsify.top_k_indices import top_k_indices
 from experiments.cli import main
 from experiments.studies import noise_study as scrambling
 from experiments.studies.noise_study import Study, config_of, measured, name_of
+from experiments.studies.noise_tables import payloads
 from experiments.studies.recorded_updates import Recording, Rounds, record
+from experiments.studies.replay import released, session
 
 LAYOUT = dp.Layout.of({"dense": (2000,), "sparse": (18000,)})
 DENSITIES = (0.01, 0.1)
-RECORDING = Recording(phases={"early": 1, "late": 3}, batches=(30,), rounds=3, densities=DENSITIES)
+WARMUP = 12  # rounds, enough for feedback at the larger density alone
+RECORDING = Recording(phases={"early": 1, "late": 3}, batches=(30,), rounds=3, densities=DENSITIES, warmup=WARMUP)
 STUDY = Study(task="digits", recording=RECORDING, noise_multipliers=(0.0, 1.0, 8.0))
 PARTS = ["header_bits", "index_bits", "side_bits", "value_bits", "rounding_bits"]
 
@@ -38,9 +41,10 @@ def rounds_of(seed: int, batch: int = 30) -> Rounds:
     """Vectors that move a little from round to round, one layer larger than the other."""
     rng, public = np.random.default_rng(seed), dp.PublicSeed(seed)
     steady = rng.standard_t(4, LAYOUT.size) * np.repeat([0.2, 0.1], LAYOUT.sizes)
-    vectors = [(steady + 0.05 * rng.standard_t(4, LAYOUT.size)).astype(np.float32) for _ in range(3)]
+    before = [(steady + 0.05 * rng.standard_t(4, LAYOUT.size)).astype(np.float32) for _ in range(WARMUP + 3)]
+    vectors = before[WARMUP:]
     contexts = [dp.PublicContext(layout=LAYOUT, mask_key=public.key("mask", number)) for number in range(len(vectors))]
-    whole = [dp.Total(layers=(vector,), layout=LAYOUT, units=batch) for vector in vectors]
+    whole = [dp.Total(layers=(vector,), layout=LAYOUT, units=batch) for vector in before]
     restricted = {
         density: tuple(
             dp.Total(layers=(vector[support.indices(LAYOUT.size)],), layout=LAYOUT, support=support, units=batch)
@@ -58,6 +62,7 @@ def rounds_of(seed: int, batch: int = 30) -> Rounds:
         whole=tuple(whole),
         restricted=restricted,
         training_loss=1.0,
+        warmup=WARMUP,
     )
 
 
@@ -85,8 +90,8 @@ def test_the_parts_of_all_payloads_add_up_to_their_bytes(losses):
 def test_every_setting_is_there_once(losses):
     keys = [*("order", "trust", "link", "feedback", "density", "bits", "noise_multiplier", "seed")]
     assert not losses.duplicated(keys).any()
-    nobody = 2 * 2 * 2 + 2  # densities, orders, feedback; and more bits
-    server = 2 * 2 * 2 * 2  # and two links
+    nobody = 2 * 2 + 2 + 1  # densities and orders; more bits; and feedback at one density
+    server = 2 * 2 * 2  # densities, orders and links
     assert len(losses) == 2 * (3 * nobody + 2 * server)
 
 
@@ -100,7 +105,7 @@ def test_without_noise_nothing_is_lost_and_nothing_foretold(losses):
 def test_at_much_noise_the_loss_is_that_of_a_random_support(losses):
     most = losses[(losses["noise_multiplier"] == 8) & (losses["order"] == "noise first") & (losses["feedback"] == 0)]
     noisy = most[most["trust"] == "nobody"]
-    assert len(noisy) == 2 * 4
+    assert len(noisy) == 2 * 4  # seeds; densities and bits
     assert (noisy["loss"] > 5).all()
     assert (noisy["with_values"] - noisy["loss"]).abs().max() < 1
     assert (noisy["closed_form"] - noisy["random"]).abs().max() < 0.5
@@ -143,7 +148,7 @@ def test_energy_with_feedback_is_read_between_the_densities(reports):
     payloads = table_of(reports, "payloads")
     table = energy_with_feedback(payloads, 0.3)
     still = table[(table["noise_multiplier"] == 0) & (table["order"] == "noise first")]
-    assert still["payload_bytes"].notna().all()
+    assert still.loc[still["feedback"] == 0, "payload_bytes"].notna().all()
     assert table.loc[table["order"] == "support first", "payload_bytes"].isna().all()
 
 
@@ -217,9 +222,10 @@ def test_recorded_rounds_are_a_function_of_the_seed_and_of_nothing_else():
     early, late = (runs[0][name] for name in both)
     assert early.training_loss > late.training_loss
     assert all(np.linalg.norm(vector) <= 30 * 0.1 * 1.001 for vector in early.vectors)
+    assert (len(early.whole), len(early.warm.whole)) == (WARMUP + 3, 3)
     supports = [total.support for total in early.restricted[0.1]]
     assert len(set(supports)) == 3  # a new one every round
-    for total, whole in zip(early.restricted[0.1], early.vectors, strict=True):
+    for total, whole in zip(early.restricted[0.1], early.warm.vectors, strict=True):
         there = whole[total.support.indices(early.layout.size)]
         # Clipped on the support, units keep more of their norm there.
         assert np.linalg.norm(total.vector()) > np.linalg.norm(there)
@@ -230,8 +236,20 @@ def dict_of(recorded):
 
 
 def test_the_clean_top_k_is_the_clean_vectors(reports):
-    vectors = rounds_of(0).vectors
+    vectors = rounds_of(0).warm.vectors
     own = [set(top_k_indices(vector, 200).tolist()) for vector in vectors]
     expected = np.mean([len(one & other) / 200 for one, other in pairwise(own)])
     table = table_of(reports[:1], "supports")
     assert np.allclose(table.loc[table["density"] == 0.01, "clean_overlap"], expected)
+
+
+def test_what_is_sent_with_feedback_is_measured_behind_the_warmup():
+    rounds = rounds_of(0)
+    setting = next(each for each in STUDY.settings(0.0) if each.feedback)
+    sent = [each for each in session(setting, rounds, released(setting, rounds)) if each.number >= WARMUP]
+    own = [set(each.support.indices(LAYOUT.size).tolist()) for each in sent]
+    expected = np.mean([len(one & other) / len(one) for one, other in pairwise(own)])
+    (row,) = payloads(rounds, {0.0: [setting]}).to_dict("records")
+    assert row["sent_overlap"] == pytest.approx(expected) and len(sent) == 3
+    (at_once,) = payloads(rounds.warm, {0.0: [setting]}).to_dict("records")
+    assert at_once["sent_overlap"] > 2 * row["sent_overlap"]  # an empty residual chooses as if there were no feedback
