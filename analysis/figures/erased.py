@@ -23,10 +23,11 @@ KINDS = {  # methods by what their names begin and end with: the name of the kin
     ("own", "2 bits"): ("own support, then noise; 2 bits", 2),
     ("own", "%"): ("own support, then noise; 1 bit", 0),
     ("shared", "2 bits"): ("common support, then noise; 2 bits", 3),
+    ("shared", "%"): ("common support, then noise; 1 bit", 4),
     ("top", "feedback"): ("noise, then top-k, feedback; 4 bits", 1),
 }
 
-APART = {0: 0.96, 1: 1.0, 2: 1.04, 3: 1.0}  # so that methods of one size do not hide each other, by look
+APART = {0: 0.96, 1: 1.0, 2: 1.04, 3: 1.0, 4: 0.88}  # so that methods of one size do not hide each other, by look
 
 
 def draw(trials: pd.DataFrame) -> Figure:

@@ -34,7 +34,13 @@ def draw(table: pd.DataFrame) -> Figure:
         rows = drawn[drawn["setting"] == setting]
         _bars(axes, rows[rows["dense"]], look=DENSE, line="-", label="dense, more noise")
         for method, look in looks.items():
-            _bars(axes, rows[rows["method"] == method], look=look, line="none", label=str(method))
+            _bars(
+                axes,
+                rows[rows["method"] == method],
+                look=look,
+                line="none",
+                label=str(method).replace("shared", "common"),
+            )
         axes.axhline(0, color="0.3", linewidth=0.8)
         axes.set_title(f"clients {setting}" if setting == "alike" else str(setting), fontsize="small")
         axes.set(xlabel="error ÷ noise, η")

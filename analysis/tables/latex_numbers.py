@@ -61,9 +61,8 @@ def of_trials(name: str, trials: pd.DataFrame, by: Sequence[str], reference: str
         name: The table's name, with which the names of its numbers begin.
         trials: One row for each trial.
         by: The columns whose labels make the groups.
-        reference: A label of the last column of `by`. The groups then also get `gap`, by how many percentage points
-            they are less accurate than it (mean over the seeds, with the deviation), `gain`, the opposite, and
-            `difference`, the gain with its 95 % interval.
+        reference: A label of the last column of `by`. The groups then also get `difference`, by how many percentage
+            points they are more accurate than it, paired by seed, with its 95 % interval.
 
     Returns:
         LaTeX by name.
@@ -79,25 +78,21 @@ def of_trials(name: str, trials: pd.DataFrame, by: Sequence[str], reference: str
         if "tuning" in row:
             found[f"{path}.tuning"] = str(row["tuning"].iloc[0]).rpartition("=")[2]
     if reference is not None:
-        found |= _gaps(name, trials, by, reference)
+        found |= _differences(name, trials, by, reference)
     return found
 
 
-def _gaps(name: str, trials: pd.DataFrame, by: list[str], reference: str) -> Numbers:
+def _differences(name: str, trials: pd.DataFrame, by: list[str], reference: str) -> Numbers:
     table: Any = trials.set_index([*by, "seed"])["test_accuracy"]
     base = table.xs(reference, level=by[-1])
-    gaps = table.groupby(by, sort=False).apply(
-        lambda group: (base.reindex(group.droplevel(by[-1]).index).to_numpy() - group.to_numpy()).tolist()
+    gains = table.groupby(by, sort=False).apply(
+        lambda group: (group.to_numpy() - base.reindex(group.droplevel(by[-1]).index).to_numpy()).tolist()
     )
-    points = Column(scale=100)
     found: Numbers = {}
-    for labels, values in gaps.items():
+    for labels, values in gains.items():
         path = ".".join([name, *map(slug, labels if isinstance(labels, tuple) else (labels,))])
-        found[f"{path}.gap"] = points.text(values)
-        gains = [-value for value in values]
-        found[f"{path}.gain"] = points.text(gains)
-        mean, half = mean_interval(gains)
-        found[f"{path}.difference"] = rf"{100 * mean:.1f} \pm {100 * half:.1f}"
+        mean, half = mean_interval(values)
+        found[f"{path}.difference"] = rf"{round(100 * mean, 1) + 0.0:.1f} \pm {100 * half:.1f}"  # not −0.0
     return found
 
 

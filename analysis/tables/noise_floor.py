@@ -1,6 +1,5 @@
 """What compressors lose beside what dense updates lose to as much more noise."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +9,12 @@ import pandas as pd
 
 from analysis.tables.trials import rounds_of, trials_of
 from analysis.theory.noise_floor import added_error
+from dpcomp.lab.config.experiment import Experiment
+from dpcomp.lab.config.grid import points
 from dpcomp.lab.sweep.paired import paired_difference
 
-SUPPORTS = re.compile(r"(own|shared) ([\d.]+) %(?:, (\d) bits|, (float32))?")  # before the noise
-DENSE_BITS = re.compile(r"dense, (\d) bits?")
+FORMS = ("Rotated", "Float32")  # of values
+NEAR_END = 1.01  # of the line through dense updates, up to which its end stands for an error
 
 
 class Code(NamedTuple):
@@ -21,7 +22,7 @@ class Code(NamedTuple):
 
     Attributes:
         bits: The bits of a rotated value; None for float32.
-        density: The share of the coordinates.
+        density: The share of the coordinates, k/d.
         own_supports: Whether the clients of a round have supports of their own, or a common one.
     """
 
@@ -30,21 +31,30 @@ class Code(NamedTuple):
     own_supports: bool
 
 
-def code_of(method: str) -> Code | None:
-    """Read what a method sends from its name, such as "own 0.5 %, 2 bits" or "dense, 1 bit"; None for another name."""
-    if dense := DENSE_BITS.fullmatch(method):
-        return Code(int(dense[1]), 1.0, own_supports=False)
-    if supports := SUPPORTS.fullmatch(method):
-        whose, percent, bits, float32 = supports.groups()
-        return Code(None if float32 else int(bits or 1), float(percent) / 100, own_supports=whose == "own")
-    return None
+def codes_of(config: Path) -> Mapping[str, Code]:
+    """Return what each method of a config sends, of those that the form is for."""
+    found = {point.labels["method"]: code_of(point.experiment) for point in points(config)}
+    return {method: code for method, code in found.items() if code is not None}
+
+
+def code_of(experiment: Experiment) -> Code | None:
+    """Read what an experiment sends; None where it has momentum, selects by size, or sends all in float32."""
+    codec = experiment.pipeline.get("codec", {}).get("Codec", {})
+    support = experiment.pipeline["mechanism"][0].get("RandomK")
+    quantize = codec.get("quantize", {"Float32": {}})
+    if "sparsify" in codec or experiment.federation.get("server_momentum", 0) or not quantize.keys() <= {*FORMS}:
+        return None
+    bits = quantize["Rotated"].get("bits", 1) if "Rotated" in quantize else None
+    if support is None:
+        return None if bits is None else Code(bits, 1.0, own_supports=False)
+    return Code(bits, support["fraction"], own_supports=support.get("per") == "client")
 
 
 class Setting(NamedTuple):
     """The configs that a law is held against, below one folder.
 
     Attributes:
-        methods: The name of one whose methods are named as `code_of` reads them.
+        methods: The name of one whose axis `method` has codes, and dense updates.
         noise: That of dense updates, whose labels are the shares of the noise that are added, with the probe
             `SignalToNoise` at share 0.
     """
@@ -116,7 +126,7 @@ def floor_of(folder: Path, setting: Setting = ALIKE, *, after: float = 0.0) -> p
     Returns:
         Columns: `method`; `dense`, whether it is dense updates with more noise; `error`, η; `difference` and `half`,
         the paired difference in test accuracy to dense updates at share 0 and half of its 95 % interval, in points;
-        `foretold`, the difference by the line through the dense updates, in points.
+        `foretold`, the difference by the line through the dense updates, in points, NaN beyond its end.
     """
     noise, methods = (trials_of(folder / f"{name}.toml") for name in (setting.noise, setting.methods))
     rounds: Any = rounds_of(folder / f"{setting.noise}.toml")
@@ -131,37 +141,41 @@ def floor_of(folder: Path, setting: Setting = ALIKE, *, after: float = 0.0) -> p
         }
         for share, values in sorted(_by_seed(noise, "share").items(), key=lambda item: float(item[0]))
     ]
-    found = _by_seed(methods, "grid.method")
+    found, codes = _by_seed(methods, "grid.method"), codes_of(folder / f"{setting.methods}.toml")
     for method, values in found.items():
-        if (code := code_of(method)) is not None:
+        if (code := codes.get(method)) is not None:
             error = added_error(
                 **code._asdict(), clients=clients, signal_to_noise=ratios.signal, draw_to_noise=ratios.draw
             )
             rows.append({"method": method, "dense": False, "error": error, **_lost(values, found["dense"])})
     table = pd.DataFrame(rows)
     line = table[table["dense"]]
-    return table.assign(foretold=np.interp(table["error"], line["error"], line["difference"]))
+    foretold = np.interp(table["error"], line["error"], line["difference"])
+    beyond = table["error"] > NEAR_END * line["error"].max()
+    return table.assign(foretold=np.where(beyond, np.nan, foretold))
 
 
-def excess_of(folder: Path, table: pd.DataFrame) -> Mapping[str, tuple[float, float]]:
+def excess_of(folder: Path, table: pd.DataFrame, setting: Setting = ALIKE) -> Mapping[str, tuple[float, float]]:
     """Return by how much what is lost lies above the line through the dense updates, seed by seed.
 
     Args:
         folder: The folder of the configs.
-        table: What `floor_of` returns for clients that are alike.
+        table: What `floor_of` returns for the setting.
+        setting: Which they are.
 
     Returns:
         By method, and by "supports" for the mean of all methods that send a part of the coordinates: the mean over the
         seeds and half of its 95 % interval, in points.
     """
-    noise = _by_seed(trials_of(folder / f"{ALIKE.noise}.toml"), "share")
-    methods = _by_seed(trials_of(folder / f"{ALIKE.methods}.toml"), "grid.method")
-    codes: Any = table[~table["dense"]]
+    noise = _by_seed(trials_of(folder / f"{setting.noise}.toml"), "share")
+    methods = _by_seed(trials_of(folder / f"{setting.methods}.toml"), "grid.method")
+    codes: Any = table[~table["dense"] & table["foretold"].notna()]
+    sent = codes_of(folder / f"{setting.methods}.toml")
     found = {
         method: above_line(methods[method], methods["dense"], error, noise)
         for method, error in zip(codes["method"], codes["error"], strict=True)
     }
-    partial = [values for method, values in found.items() if (code := code_of(method)) and code.density < 1]
+    partial = [values for method, values in found.items() if sent[method].density < 1]
     found["supports"] = {seed: float(np.mean([values[seed] for values in partial])) for seed in partial[0]}
     lost_by = {name: _lost(values, dict.fromkeys(values, 0.0)) for name, values in found.items()}
     return {name: (lost["difference"], lost["half"]) for name, lost in lost_by.items()}
@@ -205,10 +219,13 @@ def above_line(
 
 
 def explained(table: pd.DataFrame) -> float:
-    """Compute R², the share of the variance of what compressors lose that dense updates with more noise foretell."""
-    points = table[~table["dense"]]
-    rest = np.square(points["difference"] - points["foretold"]).sum()
-    return float(1 - rest / np.square(points["difference"] - points["difference"].mean()).sum())
+    """Compute R², the share of the variance of what compressors lose that dense updates with more noise foretell.
+
+    Compressors whose error is larger than that of any dense updates are left out.
+    """
+    codes = table[~table["dense"] & table["foretold"].notna()]
+    rest = np.square(codes["difference"] - codes["foretold"]).sum()
+    return float(1 - rest / np.square(codes["difference"] - codes["difference"].mean()).sum())
 
 
 def _by_seed(trials: pd.DataFrame, label: str) -> Mapping[str, Mapping[int, float]]:

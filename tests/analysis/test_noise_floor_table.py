@@ -7,6 +7,7 @@ import pytest
 from analysis.figures.noise_floor import draw
 from analysis.tables import noise_floor
 from analysis.tables.noise_floor import Code, above_line, code_of, explained, ratios_of
+from dpcomp.lab.config.experiment import Experiment
 
 TABLE = pd.DataFrame(
     {
@@ -31,12 +32,34 @@ def test_what_is_above_the_line_is_taken_seed_by_seed():
     assert above == pytest.approx({0: -0.02, 1: 0.01})
 
 
-def test_methods_are_read_by_their_names():
-    assert code_of("own 0.5 %, 2 bits") == Code(2, 0.005, own_supports=True)
-    assert code_of("shared 1 %") == Code(1, 0.01, own_supports=False)
-    assert code_of("dense, 1 bit") == Code(1, 1.0, own_supports=False)
-    assert code_of("own 1 %, float32") == Code(None, 0.01, own_supports=True)
-    assert [code_of(name) for name in ("dense", "own 1 %, momentum", "top 1 %, feedback")] == [None] * 3
+FEDERATION = {"clients": 10, "rounds": 300}
+MECHANISM = [{"Clip": {"norm": 0.1}}, {"Gaussian": {}}]
+ROTATED = {"Codec": {"quantize": {"Rotated": {}}}}
+TWO_BITS = {"Codec": {"quantize": {"Rotated": {"bits": 2}}}}
+OWN = [{"RandomK": {"fraction": 0.0098424, "per": "client"}}, *MECHANISM]
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "codec", "federation", "code"),
+    [
+        (OWN, TWO_BITS, {}, Code(2, 0.0098424, own_supports=True)),
+        ([{"RandomK": {"fraction": 0.06}}, *MECHANISM], ROTATED, {}, Code(1, 0.06, own_supports=False)),
+        (OWN, {}, {}, Code(None, 0.0098424, own_supports=True)),
+        (MECHANISM, ROTATED, {}, Code(1, 1.0, own_supports=False)),
+        (MECHANISM, {}, {}, None),
+        (OWN, ROTATED, {"server_momentum": 0.9}, None),
+        (MECHANISM, {"Codec": {"sparsify": {"TopK": {"fraction": 0.01}}, "quantize": {"Rotated": {}}}}, {}, None),
+        (OWN, {"Codec": {"quantize": {"Uniform": {"bits": 4}}}}, {}, None),
+    ],
+)
+def test_what_is_sent_is_read_from_the_pipeline(mechanism, codec, federation, code):
+    pipeline = {"mechanism": mechanism} | ({"codec": codec} if codec else {})
+    assert code_of(Experiment(task="digits", pipeline=pipeline, federation=FEDERATION | federation)) == code
+
+
+def test_codes_beyond_the_line_explain_nothing():
+    beyond = pd.DataFrame([{"method": "shared 1 %", "dense": False, "difference": -9.0, "foretold": float("nan")}])
+    assert explained(pd.concat([TABLE, beyond])) == explained(TABLE)
 
 
 def test_every_method_is_named_in_the_figure():
