@@ -376,6 +376,11 @@ def _erased(configs: Path) -> Numbers:
     for budget, config in configs_of.items():
         trials = trials_of(folder / f"{config}.toml")
         found |= of_trials(f"erased.{budget}", trials, ["grid.method"], reference="dense")
+    shares: Any = rounds_of(folder / "clipped.toml")
+    late: Any = shares[shares["round"] > LATE * shares["round"].max()]
+    for name, part in (("clipped", shares), ("clipped_late", late)):
+        means = 100 * part.groupby("grid.method" if "grid.method" in part else "method")["clipped_fraction"].mean()
+        found |= {f"erased.{name}.{slug(method)}": f"{share:.0f}" for method, share in means.items()}
     clips = trials_of(folder / "clip.toml")
     found |= of_trials("erased.clip", clips, ["grid.method"], reference="own 1 %, clip 0.1")
     common = trials_of(folder / "fashion_mnist.toml")
