@@ -128,6 +128,12 @@ def _allocation(configs: Path) -> Numbers:
         of_plain = float32.reindex(pd.MultiIndex.from_frame(rows[["noise", "learning_rate", "seed"]]))
         difference = _interval((100 * (rows["test_accuracy"].to_numpy() - of_plain.to_numpy())).tolist())
         found[".".join(["allocation", *map(slug, labels), "difference"])] = difference
+    best = of_trials("allocation", trials, by, reference="float32")
+    found |= {
+        name.replace(".difference", ".beside_best"): value
+        for name, value in best.items()
+        if name.endswith(".difference")
+    }
     rounds: Any = rounds_of(configs / "allocation" / "digits.toml")
     layers = [column for column in rounds if column.startswith("bits of ")]
     filled = rounds[rounds["allocation"].str.startswith("water-filled") & (rounds["entropy"] == "packed")]
@@ -176,9 +182,12 @@ def _cause(losses: Any) -> Numbers:
     """`cause.<part>.<end>`: over tasks and batches, what knowing nothing of a support gains, what layers are worth."""
     rows = losses[(losses["order"] == "noise first") & (losses["trust"] == "nobody") & (losses["feedback"] == 0)]
     rows = rows[(rows["bits"] == rows["bits"].min()) & (rows["noise_multiplier"] == rows["noise_multiplier"].max())]
-    means: Any = rows.groupby(["density", "task", "batch"])[["coder_neither", "coder_layers"]].mean()
+    coders = ["coder_neither", "coder_layers", "coder_both"]
+    means: Any = rows.groupby(["density", "task", "batch"])[coders].mean()
+    memory = means.loc[0.1, "coder_both"] - means.loc[0.1, "coder_layers"]
+    of_memory = {f"cause.memory_10.{task}.{batch}": f"{worth:.1f}" for (task, batch), worth in memory.items()}
     gains, layers = -means.loc[0.01, "coder_neither"], means.loc[0.1, "coder_layers"]
-    return {
+    return of_memory | {
         f"cause.{name}.{end}": f"{getattr(values, which)():.1f}"
         for name, values in (("gain", gains), ("layers_10", layers))
         for end, which in (("least", "min"), ("most", "max"))
@@ -200,6 +209,10 @@ def _claimed(losses: Any) -> Numbers:
         means = part.groupby(["task", "batch"])["loss"].mean()
         name = f"claimed.{'feedback' if feedback else 'alone'}.{bits}"
         found |= {f"{name}.least": f"{means.min():.1f}", f"{name}.most": f"{means.max():.1f}"}
+    still = losses[(losses["order"] == "noise first") & (losses["trust"] == "nobody") & (losses["density"] == 0.01)]
+    still = still[(still["noise_multiplier"] == 0) & (still["bits"] == still["bits"].min())]
+    for (feedback, task, batch), part in still.groupby(["feedback", "task", "batch"]):
+        found[f"ratio.{'feedback' if feedback else 'alone'}.{task}.{batch}"] = f"{part['compression_ratio'].mean():.0f}"
     return found
 
 
@@ -218,13 +231,14 @@ def _energies(energies: Any) -> Iterator[tuple[str, str]]:
     """Efficiency (b): the loss, and how many times the bytes without noise, of each recording and on average."""
     by = ["task", "batch", "energy_share", "order", "noise_multiplier"]
     each: Any = energies.assign(times=1 / (1 - energies["loss"] / 100))
-    table: Any = spread(each, by, ["loss", "payload_bytes", "times"]).reset_index()
-    of_half = each[(each["order"] == "noise first") & (each["energy_share"] == 0.5)]
-    of_most = of_half.loc[of_half["noise_multiplier"] == of_half["noise_multiplier"].max(), "times"]
-    of_task = of_most.groupby([of_half["task"], of_half["batch"]]).mean()
-    for end, which in (("least", "min"), ("most", "max")):
-        yield f"energy.times_{end}", f"{getattr(of_most, which)():.1f}"
-        yield f"energy.mean_times_{end}", f"{getattr(of_task, which)():.1f}"
+    table: Any = spread(each, by, ["loss", "payload_bytes"]).reset_index()
+    still = table[table["noise_multiplier"] == 0].set_index(by[:-1])["payload_bytes"]
+    table["times"] = table["payload_bytes"].to_numpy() / still.loc[pd.MultiIndex.from_frame(table[by[:-1]])].to_numpy()
+    for name, rows in (("times", each), ("mean_times", table)):
+        half = rows[(rows["order"] == "noise first") & (rows["energy_share"] == 0.5)]
+        times: Any = half.loc[half["noise_multiplier"] == half["noise_multiplier"].max(), "times"]
+        yield f"energy.{name}_least", f"{times.min():.1f}"
+        yield f"energy.{name}_most", f"{times.max():.1f}"
     shown = {"loss": with_spread("loss", "loss_deviation"), "times": plain("times"), "bytes": plain("payload_bytes", 0)}
     yield from of_table("energy", table, by, shown).items()
     for (task, batch, share), part in energies.groupby(["task", "batch", "energy_share"]):
@@ -232,8 +246,9 @@ def _energies(energies: Any) -> Iterator[tuple[str, str]]:
         found = [crossing(rows) for _, rows in part.groupby("phase")]
         yield f"{name}.low", _noise(min(found), part)
         yield f"{name}.high", _noise(max(found), part)
-        still = part[part["noise_multiplier"] == 0].groupby("order")["payload_bytes"].mean()
-        yield f"{name}.clean", f"{still['support first'] / still['noise first']:.1f}"
+        means = part.groupby(["order", "noise_multiplier"])["payload_bytes"].mean()
+        for which, noise in (("clean", 0), ("noisy", part["noise_multiplier"].max())):
+            yield f"{name}.{which}", f"{means['support first', noise] / means['noise first', 0]:.1f}"
 
 
 def _noise(crossing: float, part: Any) -> str:
@@ -443,7 +458,10 @@ def _law(configs: Path) -> Numbers:
             draw_to_noise=louder * ratios.draw,
         )
         foretold = np.interp(error, by_error["error"], by_error["difference"])
-        found[f"law.eps_8.{slug(method)}.foretold"] = f"{foretold:.1f}"
+        found |= {
+            f"law.eps_8.{slug(method)}.foretold": f"{foretold:.1f}",
+            f"law.eps_8.{slug(method)}.error": f"{error:.2f}",
+        }
     return found | {
         "law.skewed.draw": f"{ratios_of(folder, skewed).draw:.3f}",
         "law.two_bits": f"{ROTATED[2]:.3f}",
