@@ -298,7 +298,12 @@ def test_a_sum_of_many_own_supports_does_not_look_at_all_places_for_each(monkeyp
         for i, each in enumerate(supports)
     ]
     looks = []
-    monkeypatch.setattr(support_module, "whole_number", lambda *given, **ranges: looks.append(given))
+
+    def counted(value, what, **ranges):
+        looks.append(value)
+        return value
+
+    monkeypatch.setattr(support_module, "whole_number", counted)
     for update in updates:
         total.add(update)
     assert total.mean().support.places == tuple(range(n))
