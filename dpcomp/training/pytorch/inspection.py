@@ -20,13 +20,14 @@ from dpcomp.training.pytorch.checks.trial_batches import GROWING, TrialBatch, gr
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.rows.book_keeping.engine import BookKeeping
+from dpcomp.training.pytorch.rows.distances import largest_finite
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
 from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
 from dpcomp.training.pytorch.rows.opacus_hooks import remove_hooks
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass, floating, random_states
-from dpcomp.training.pytorch.rows.row_check import RowCheck, largest_finite
+from dpcomp.training.pytorch.rows.row_check import RowCheck
 from dpcomp.training.pytorch.rows.structures import call_of, count, mapped, repeated, rows, tensors
 
 

@@ -1,7 +1,7 @@
 """Row check: holds a row of per-example gradients to the gradient of its example alone."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -9,6 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.rows.distances import (
+    alike,
+    all_close,
+    all_finite,
+    differs,
+    distance_of,
+    distance_text,
+    largest_finite,
+    norm_of,
+    one_overflowed,
+    share_apart,
+)
 from dpcomp.training.pytorch.rows.engine import Call, Loss, Rows
 from dpcomp.training.pytorch.rows.isolated import gradients_of
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
@@ -20,8 +32,6 @@ Model = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 TOLERANCE = 1e-4  # of the norm of a row
 OUTPUT_TOLERANCE = 1e-3  # of the largest output of a pass
-LARGE = 1e6  # above it, float32 may overflow in one order of the same operations and not in another
-SMALL = 1e-10  # below it, the squares of what is tolerated of a norm may be zero in float32
 LEAST = torch.finfo(torch.float32).tiny  # below it, float32 has fewer digits the smaller a number is
 NUDGE = 2.0**-16  # of a parameter: moves the outputs of a model by as much as rounding in float32 may
 EXACT_NUDGE = 2.0**-40  # the same for float64
@@ -92,7 +102,7 @@ class RowCheck:
                 )
         sent = [(one.cotangents[number][i : i + 1] * one.n).double() for number in one.cotangents]
         alone = self._cotangents(one, targets, i, copies=self.copies)
-        if not _far(sent, alone, self._tolerance, _floor(one)) or _overflowed(
+        if not differs(sent, alone, self._tolerance, _floor(one)) or one_overflowed(
             rows((one.call, one.outputs, targets), i, i + 1), sent, alone
         ):
             return
@@ -131,10 +141,10 @@ class RowCheck:
 
     def _compare_behind(self, one: Pass, i: int, row: tuple[Tensor, ...], behind: list[Tensor]) -> None:
         """Hold a row to the gradient of its example alone for the cotangent that the loss sent."""
-        if _near(row, behind, self._tolerance):
+        if alike(row, behind, self._tolerance):
             return
         given, alone = ([part.double() for part in parts] for parts in (row, behind))
-        if not _far(given, alone, self._tolerance, LEAST) or self._row_overflowed(one, i, given, alone):
+        if not differs(given, alone, self._tolerance, LEAST) or self._row_overflowed(one, i, given, alone):
             return
         if not one.random and one.n > 1 and self._explained_by_rounding(one, i, given):
             return
@@ -143,17 +153,17 @@ class RowCheck:
     def _compare_whole(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...], behind: list[Tensor]) -> None:
         """Hold a row to the gradient of its example alone through its own loss at its own outputs."""
         whole = self._alone(one, targets, i)[2]
-        if _near(row, whole, self._tolerance):
+        if alike(row, whole, self._tolerance):
             return
         given, alone = ([part.double() for part in parts] for parts in (row, whole))
-        if not _far(given, alone, self._tolerance, LEAST):
+        if not differs(given, alone, self._tolerance, LEAST):
             return
         if self._whole_explained(one, targets, i, given, alone):
             return
         mine = self._cotangents(one, targets, i, copies=self.copies)
         at_own = self._behind(one, i, copies=self._beside(one), sent=mine)[1]
         sent, at_own = ([part.double() for part in parts] for parts in (behind, at_own))
-        if _far(sent, at_own, self._tolerance, LEAST):
+        if differs(sent, at_own, self._tolerance, LEAST):
             raise NotPrivate(self._other_loss(one, sent, at_own, "the row of an example"))
         raise NotPrivate(self._other_row(given, alone))
 
@@ -161,17 +171,17 @@ class RowCheck:
         return (
             f"the loss of a batch of {one.n} is not the mean of the losses of its examples, or the script computes "
             f"another loss than loss=: {what} differs, "
-            f"{_distance(sent, alone)}. Use a plain mean: no class weights, ignore_index, contrast "
+            f"{distance_text(sent, alone)}. Use a plain mean: no class weights, ignore_index, contrast "
             "between examples, penalty on the batch or GradScaler; or declare the loss that the script computes"
         )
 
     def _other_row(self, given: list[Tensor], alone: list[Tensor]) -> str:
         names = list(self._parameters)
-        scale = max(_norm(alone), 1e-300)
+        scale = max(norm_of(alone), 1e-300)
         differences = {name: float((a - b).norm()) / scale for name, a, b in zip(names, given, alone, strict=True)}
         worst = [name for name, value in differences.items() if not value <= self._tolerance] or names
         return (
-            f"the gradient of an example is another than that of the example alone, {_distance(given, alone)}, "
+            f"the gradient of an example is another than that of the example alone, {distance_text(given, alone)}, "
             f"at {worst}: a layer mixes examples, or its per-example gradients are wrong. Give "
             "engine=Isolated(), or normalise and attend within an example only"
         )
@@ -193,7 +203,7 @@ class RowCheck:
         if quiet is None:
             quiet = self._draws_numbers(row)
         mine, theirs = (self._gradient(call, targets, quiet=quiet) for call, targets in (row, alone))
-        share = _share(mine, theirs)
+        share = share_apart(mine, theirs)
         if share <= self._tolerance:
             return 0.0
         try:
@@ -203,9 +213,11 @@ class RowCheck:
             )
         except (RuntimeError, TypeError, ValueError):  # model or loss compute in float32 only
             return share
-        share = _share(mine, theirs)
+        share = share_apart(mine, theirs)
         # A gradient that is zero but for rounding, as where the outputs are the targets, has no share of its own.
-        return share if share > self._tolerance and not _apart(mine, theirs) <= _apart(nudged, theirs) else 0.0
+        return (
+            share if share > self._tolerance and not distance_of(mine, theirs) <= distance_of(nudged, theirs) else 0.0
+        )
 
     def _draws_numbers(self, row: Any) -> bool:
         device = _device(row)
@@ -244,9 +256,11 @@ class RowCheck:
         sent = [part[i : i + 1] * one.n for part in one.cotangents.values()]
         return (
             len(outputs) == len(cotangents) == len(sent)
-            and all(_within(part[i : i + 1], mine, OUTPUT_TOLERANCE) for part, mine in zip(given, outputs, strict=True))
-            and _near(sent, cotangents, self._tolerance)
-            and _near(row, alone, self._tolerance)
+            and all(
+                all_close(part[i : i + 1], mine, OUTPUT_TOLERANCE) for part, mine in zip(given, outputs, strict=True)
+            )
+            and alike(sent, cotangents, self._tolerance)
+            and alike(row, alone, self._tolerance)
         )
 
     def _alone(
@@ -353,7 +367,7 @@ class RowCheck:
         if not any(map(torch.count_nonzero, apart)):
             return True
         moved = [part.double() for part in self._behind(one, i, copies=self._beside(one), sent=apart)[1]]
-        return _norm(moved) <= max(self._tolerance * _norm(alone), LEAST)
+        return norm_of(moved) <= max(self._tolerance * norm_of(alone), LEAST)
 
     def _whole_explained(self, one: Pass, targets: Any, i: int, given: list[Tensor], alone: list[Tensor]) -> bool:
         """Return whether a row differs from that of the example alone by rounding, or by an overflow of its own.
@@ -362,9 +376,9 @@ class RowCheck:
         and what depends on the size of the batch shows in float64, as does all else that is no rounding.
         """
         copies = mapped(lambda part: _all_like(part, i), (one.call, targets))
-        if _far(given, [part.double() for part in self._among(one, copies, i)], self._tolerance, LEAST):
+        if differs(given, [part.double() for part in self._among(one, copies, i)], self._tolerance, LEAST):
             return False
-        if _finite(given) != _finite(alone):
+        if all_finite(given) != all_finite(alone):
             return self._row_overflowed(one, i, given, alone)
         if not self._is_declared_loss(one, targets, i, alone):
             return False
@@ -373,32 +387,32 @@ class RowCheck:
             among = self._among(one, (one.call, targets), i, wide=True)
         except (RuntimeError, TypeError, ValueError):  # model or loss compute in float32 only
             nudged = [part.double() for part in self._alone(one, targets, i, nudge=NUDGE)[2]]
-            return _apart(given, alone) <= _apart(nudged, alone) < math.inf
+            return distance_of(given, alone) <= distance_of(nudged, alone) < math.inf
         # Where the gradient is zero but for rounding, rounding has no share of it: float32's is larger, and so is what
         # a small move of the parameters makes.
-        scale, noise = max(_norm(exact), _norm(alone)), _apart(nudged, exact)
-        return _apart(among, exact) <= max(self._tolerance * scale, noise, LEAST) < math.inf
+        scale, noise = max(norm_of(exact), norm_of(alone)), distance_of(nudged, exact)
+        return distance_of(among, exact) <= max(self._tolerance * scale, noise, LEAST) < math.inf
 
     def _loss_explained_by_rounding(self, one: Pass, targets: Any, i: int, sent: list[Tensor]) -> bool:
         floor = _floor(one)
-        if _far(sent, self._cotangents(one, targets, i, copies=one.n), self._tolerance, floor):
+        if differs(sent, self._cotangents(one, targets, i, copies=one.n), self._tolerance, floor):
             return False
         try:
             exact = self._cotangents(one, targets, i, copies=self.copies, wide=True)
             exact_among = self._cotangents(one, targets, i, copies=one.n, wide=True)
         except (RuntimeError, TypeError, ValueError):  # the loss computes in float32 only
             return False
-        return not _far(exact_among, exact, self._tolerance, floor)
+        return not differs(exact_among, exact, self._tolerance, floor)
 
     def _explained_by_rounding(self, one: Pass, i: int, given: list[Tensor]) -> bool:
         among = [part.double() for part in self._behind(one, i, copies=one.n)[1]]
-        if _far(given, among, self._tolerance, LEAST):
+        if differs(given, among, self._tolerance, LEAST):
             return False
         try:
             exact, exact_among = (self._behind(one, i, copies=copies, wide=True)[1] for copies in (self.copies, one.n))
         except (RuntimeError, TypeError, ValueError):  # the model computes in float32 only
             return False
-        return not _far(exact_among, exact, self._tolerance, LEAST)
+        return not differs(exact_among, exact, self._tolerance, LEAST)
 
     def _cotangents(self, one: Pass, targets: Any, i: int, *, copies: int, wide: bool = False) -> list[Tensor]:
         """Return the gradients of an example's own loss with respect to its outputs."""
@@ -436,13 +450,13 @@ class RowCheck:
     def _compare_outputs(self, one: Pass, i: int, alone: list[Tensor]) -> None:
         outputs = floating(one.outputs)
         for number, mine in zip(one.cotangents, alone, strict=True):
-            if _within(outputs[number][i : i + 1], mine, OUTPUT_TOLERANCE):
+            if all_close(outputs[number][i : i + 1], mine, OUTPUT_TOLERANCE):
                 continue
             given, largest = outputs[number][i : i + 1], largest_finite(outputs[number])
             apart = float((given.double() - mine.double()).abs().max()) if given.numel() else 0.0
             if given.shape == mine.shape and not math.isfinite(apart):
                 both = [[given.double()], [mine.double()]]
-                if not any(map(_finite, both)) or _overflowed(rows(one.call, i, i + 1), *both):
+                if not any(map(all_finite, both)) or one_overflowed(rows(one.call, i, i + 1), *both):
                     continue
             if given.shape != mine.shape or not apart <= OUTPUT_TOLERANCE * largest:
                 raise NotPrivate(
@@ -453,7 +467,7 @@ class RowCheck:
 
     def _row_overflowed(self, one: Pass, i: int, given: list[Tensor], alone: list[Tensor]) -> bool:
         cotangents = [part[i : i + 1] * one.n for part in one.cotangents.values()]
-        return _overflowed([rows(one.call, i, i + 1), cotangents], given, alone)
+        return one_overflowed([rows(one.call, i, i + 1), cotangents], given, alone)
 
     def _first_that_mixes(self, one: Pass, i: int) -> str:
         """Name the first layer whose output for an example is another than in a batch of that example alone."""
@@ -480,11 +494,6 @@ class RowCheck:
         except Exception:  # the text is still right without the name
             first = None
         return f", first {first}" if first else ""
-
-
-def largest_finite(values: Tensor) -> float:
-    """Return the largest magnitude among the finite values: an example that is not finite must hide nothing."""
-    return float(values.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if values.numel() else 0.0
 
 
 def _at(place: int, own: Tensor, like: Tensor) -> Tensor:
@@ -536,78 +545,3 @@ def _device(value: Any) -> torch.device:
 
 def _cuda(device: torch.device) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
-
-
-def _near(mine: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float) -> bool:
-    """Return whether two gradients are alike in the precision in which they are given; False where that is unsure."""
-    if any(a.shape != b.shape for a, b in zip(mine, theirs, strict=True)):
-        return False
-    own = list(theirs)
-    apart = torch._foreach_sub(list(mine), own)  # pyright: ignore[reportPrivateImportUsage]
-    norms = map(torch._foreach_norm, (apart, own))  # pyright: ignore[reportPrivateImportUsage]
-    distance, norm = (float(torch.linalg.vector_norm(torch.stack(parts))) for parts in norms)
-    # A half, since norms of float32 read low. Where each square is zero, so are both numbers.
-    return SMALL <= norm < math.inf and distance <= 0.5 * tolerance * norm
-
-
-def _within(mine: Tensor, theirs: Tensor, tolerance: float) -> bool:
-    """Return whether all values are close beside the largest of the second; False where that is unsure."""
-    if mine.shape != theirs.shape or not mine.numel():
-        return False
-    apart = float(torch.linalg.vector_norm(mine - theirs, math.inf))
-    return apart <= 0.5 * tolerance * float(torch.linalg.vector_norm(theirs, math.inf)) < math.inf
-
-
-def _share(mine: list[Tensor], theirs: list[Tensor]) -> float:
-    """Return the norm of the difference as a share of the larger norm; the clip blanks what is not finite."""
-    norms = _norm(mine), _norm(theirs)
-    if not all(map(math.isfinite, norms)):
-        return 0.0 if math.isfinite(norms[0]) == math.isfinite(norms[1]) else math.inf
-    apart = _apart(mine, theirs)
-    return apart / max(norms) if apart else 0.0
-
-
-def _norm(parts: list[Tensor]) -> float:
-    flat = [part.reshape(-1) for part in parts]
-    squares = list(map(torch.dot, flat, flat))
-    return math.sqrt(float(sum(squares[1:], squares[0]))) if squares else 0.0
-
-
-def _distance(mine: list[Tensor], theirs: list[Tensor]) -> str:
-    """Say how far the first is from the second."""
-    apart, norm = _apart(mine, theirs), _norm(theirs)
-    if norm == 0:
-        return f"of norm {apart:.3g} where that of the example alone is zero"
-    if not math.isfinite(apart):
-        return "finite in one of them only"
-    return f"by {apart / norm:.3g} of its norm"
-
-
-def _finite(parts: list[Tensor]) -> bool:
-    return math.isfinite(_norm(parts))
-
-
-def _overflowed(own: Any, mine: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Return whether only one of two is finite, for an example whose own values are so large that both are right.
-
-    An error would tell that the example is there (PRIVACY_RULES hazard 6). One that is not finite though its example is
-    an ordinary one was mixed with others.
-    """
-    large = any(not torch.isfinite(part).all() or largest_finite(part) > LARGE for part in floating(own))
-    return large and not (_finite(mine) and _finite(theirs))
-
-
-def _apart(mine: list[Tensor], theirs: list[Tensor]) -> float:
-    return _norm([a - b for a, b in zip(mine, theirs, strict=True)])
-
-
-def _far(mine: list[Tensor], theirs: list[Tensor], tolerance: float, floor: float) -> bool:
-    """Return whether two gradients differ; where both have values that are not finite, the clip blanks both.
-
-    A difference below the floor is none: it may be one digit of numbers that have no more, in a model that has
-    diverged. The clip enlarges no row, so one that is smaller moves no sum.
-    """
-    norms = _norm(mine), _norm(theirs)
-    if not all(map(math.isfinite, norms)):
-        return math.isfinite(norms[0]) != math.isfinite(norms[1])
-    return not _apart(mine, theirs) <= max(tolerance * norms[1], floor)
