@@ -118,9 +118,9 @@ def _allocation(configs: Path) -> Numbers:
     by = ["noise", "entropy", "allocation"]
     trials: Any = trials_of(configs / "allocation" / "digits.toml")
     plain_trials: Any = trials_of(configs / "allocation" / "float32.toml")
-    found = of_trials("allocation", trials, by) | of_trials(
-        "allocation.float32", plain_trials, ["noise", "learning_rate"]
-    )
+    best = of_trials("allocation", trials, by, reference="float32")
+    found = {name.replace(".difference", ".beside_best"): value for name, value in best.items()}
+    found |= of_trials("allocation.float32", plain_trials, ["noise", "learning_rate"])
     # Held-out images can't tell neighbouring rates, which move all rules alike: so float32 has the rate of each rule.
     trials["learning_rate"] = trials["tuning"].str.removeprefix("learning_rate=")
     float32 = plain_trials.set_index(["noise", "learning_rate", "seed"])["test_accuracy"]
@@ -128,12 +128,6 @@ def _allocation(configs: Path) -> Numbers:
         of_plain = float32.reindex(pd.MultiIndex.from_frame(rows[["noise", "learning_rate", "seed"]]))
         difference = _interval((100 * (rows["test_accuracy"].to_numpy() - of_plain.to_numpy())).tolist())
         found[".".join(["allocation", *map(slug, labels), "difference"])] = difference
-    best = of_trials("allocation", trials, by, reference="float32")
-    found |= {
-        name.replace(".difference", ".beside_best"): value
-        for name, value in best.items()
-        if name.endswith(".difference")
-    }
     rounds: Any = rounds_of(configs / "allocation" / "digits.toml")
     layers = [column for column in rounds if column.startswith("bits of ")]
     filled = rounds[rounds["allocation"].str.startswith("water-filled") & (rounds["entropy"] == "packed")]
