@@ -35,6 +35,7 @@ def test_a_simulation_sends_hundreds_of_bits_and_can_be_repeated():
     assert {"payload_bytes", "compression_ratio"} <= set(first.probed)
 
 
+@pytest.mark.filterwarnings("ignore:the last test_loss:dpcomp.DpcompWarning")  # noise alone
 def test_the_noise_of_a_simulation_has_the_variance_that_is_charged():
     """Where nobody learns, two runs differ by the noise of both: N(0, z²C²) ÷ divisor a round in each coordinate."""
     still = SETTING | {"trainer": PyTorch(local_steps=1, learning_rate=1e-12)}
