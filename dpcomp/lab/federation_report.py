@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpcomp.core.address import SERVER
-from dpcomp.core.database import HEADER_BYTES
+from dpcomp.core.database.kind import HEADER_BYTES
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.status import ClientStatus, ServerStatus, states_in
 from dpcomp.privacy.guarantee import Guarantee

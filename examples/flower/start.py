@@ -16,7 +16,7 @@ from pathlib import Path
 
 import dpcomp as dp
 from dpcomp.adapters.flower import prepare_node
-from dpcomp.core.database import look_at_database
+from dpcomp.core.database.database import look_at_database
 from dpcomp.federated.server.journal import KIND
 from dpcomp.terms import ClientPolicy, FederationTerms
 

@@ -24,7 +24,7 @@ from dpcomp.adapters.flower import (
 )
 from dpcomp.adapters.flower.exchange import MOST_MESSAGES
 from dpcomp.adapters.flower.records import FAILED, arrays_of
-from dpcomp.core.database import look_at_database
+from dpcomp.core.database.database import look_at_database
 from dpcomp.core.errors import DpcompError, NotPrivate
 from dpcomp.federated import Server
 from dpcomp.federated.messages import HELLO, largest_message, name_of

@@ -15,7 +15,7 @@ import torch
 
 import dpcomp as dp
 from benchmarks.flower_rounds.__main__ import measured
-from dpcomp.core.database import look_at_database
+from dpcomp.core.database.database import look_at_database
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.server.journal import KIND
 from dpcomp.lab.tasks import digits

@@ -13,8 +13,9 @@ from contextlib import closing
 
 import pytest
 
-from dpcomp.core import database as module
-from dpcomp.core.database import DatabaseKind, create_database, look_at_database, memory_database, open_database
+from dpcomp.core.database import file_lock as module
+from dpcomp.core.database.database import create_database, look_at_database, memory_database, open_database
+from dpcomp.core.database.kind import DatabaseKind
 from dpcomp.core.errors import DpcompError
 
 SCHEMA = "CREATE TABLE notes (number INTEGER PRIMARY KEY, text TEXT)"
@@ -55,12 +56,13 @@ def looked(path):
 
 def interpreter(script):
     """The command that runs a script in an interpreter of its own, with this module's kind of database."""
-    names = "DatabaseKind, create_database, look_at_database, open_database"
+    names = "create_database, look_at_database, open_database"
     return [
         sys.executable,
         "-c",
         "import os, signal, sys\n"
-        f"from dpcomp.core.database import {names}\n"
+        f"from dpcomp.core.database.database import {names}\n"
+        "from dpcomp.core.database.kind import DatabaseKind\n"
         "from dpcomp.core.errors import DpcompError\n"
         f"KIND = {KIND!r}\n{script}",
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from dpcomp.core.database import DatabaseExists
+from dpcomp.core.database.kind import DatabaseExists
 from dpcomp.core.errors import DpcompError
 from dpcomp.core.storage import make_folder
 from dpcomp.privacy.ledger.ledger import Ledger

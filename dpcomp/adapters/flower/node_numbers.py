@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from dpcomp.core.database import Database, DatabaseKind, create_database, open_database
+from dpcomp.core.database.database import Database, create_database, open_database
+from dpcomp.core.database.kind import DatabaseKind
 
 KIND = DatabaseKind(
     name="list of nodes",

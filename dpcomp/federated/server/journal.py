@@ -7,13 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dpcomp.core.database import (
-    Database,
-    DatabaseKind,
-    create_database,
-    look_at_database,
-    open_database,
-)
+from dpcomp.core.database.database import Database, create_database, look_at_database, open_database
+from dpcomp.core.database.kind import DatabaseKind
 from dpcomp.core.errors import DpcompError
 
 FORMAT = 3  # of the file: SQLite's user_version

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dpcomp.core.address import Address
 from dpcomp.core.checks import check_type, whole_number
-from dpcomp.core.database import Database, create_database, look_at_database, memory_database, open_database
+from dpcomp.core.database.database import Database, create_database, look_at_database, memory_database, open_database
 from dpcomp.core.errors import BudgetExhausted, DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy.accounting.events import MOST_STEPS

@@ -1,6 +1,6 @@
 """Copies of a ledger in memory, which a simulation keeps beside its state."""
 
-from dpcomp.core.database import IN_MEMORY, memory_copy
+from dpcomp.core.database.database import IN_MEMORY, memory_copy
 from dpcomp.core.errors import DpcompError, NotPrivate
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.privacy.ledger.ledger_file import KIND

@@ -13,7 +13,7 @@ from typing import Literal, NoReturn
 import numpy as np
 
 from dpcomp.core.address import Address
-from dpcomp.core.database import DatabaseKind
+from dpcomp.core.database.kind import DatabaseKind
 from dpcomp.core.errors import DpcompError
 from dpcomp.privacy.accounting.events import MOST_STEPS
 from dpcomp.privacy.ledger.budget import Budget

@@ -1,72 +1,31 @@
 """Databases: SQLite files that one process holds, and whose every change is on the disk when it returns.
 
-SQLite's own locks belong to a process and an inode: any open and close of the file in the process drops them. So SQLite
-is told to take none, and the locks are taken here, as locks of an open file description, which last until that is
-closed. They stand on the bytes that SQLite's own locks stand on, so other programs with SQLite respect them: they read
-between two changes, and never write or roll back while the file is held.
+SQLite is told to take no locks, which belong to a process and an inode: the locks of `file_lock` are taken instead.
 
 The rollback journal, and not a write-ahead log: after each change the file alone is complete.
 """
 
-import errno
 import os
 import sqlite3
-import stat
-import struct
 import sys
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
+from dpcomp.core.database.file_lock import OpenFileLock, existing, on_linux
+from dpcomp.core.database.kind import MAGIC, DatabaseKind, journal_of
 from dpcomp.core.errors import DpcompError
 from dpcomp.core.storage import sync
 
 if sys.platform == "linux":
-    import fcntl
+    pass
 
-PATIENCE = 30.0  # seconds for which a change waits for readers, and a reader for a change
-COURTESY = 0.1  # seconds for which a change waits at most to let readers in that wait already
-READERS_SHARE = 0.25  # for so much of the time that a change takes, readers of other programs are let in afterwards
-
-# SQLite's format: the header of a file, and the bytes that its locks stand on (https://sqlite.org/fileformat2.html).
-HEADER_BYTES, MAGIC, JOURNAL_MAGIC = 100, b"SQLite format 3\0", bytes.fromhex("d9d505f920a163d7")
-PENDING, RESERVED, SHARED = 2**30, 2**30 + 1, 2**30 + 2
-SHARED_BYTES = 510
 IN_MEMORY = ":memory:"  # the name of a database that has no file
-WAITING = SHARED + SHARED_BYTES  # a byte that SQLite does not lock: here a reader says that it waits
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatabaseKind:
-    """What the databases of one kind hold, and how a file of that kind is known.
-
-    Args:
-        name: What errors call it, such as "ledger".
-        application_id: SQLite's application id, a positive 31-bit number.
-        format: The number of the format: SQLite's user version.
-        schema: The statements that make its tables.
-        unmarked: A statement of the schema of earlier formats, which had no application id; empty if there are none.
-        how_to_create: What a caller does to make a new one.
-    """
-
-    name: str
-    application_id: int
-    format: int
-    schema: tuple[str, ...]
-    unmarked: bytes
-    how_to_create: str
-
-
-class DatabaseExists(DpcompError):
-    """A database cannot be created, since a file is there already."""
 
 
 class Database:
@@ -78,7 +37,7 @@ class Database:
         name: The path, or ":memory:".
     """
 
-    def __init__(self, name: str, connection: sqlite3.Connection, lock: "_OpenFileLock | None"):
+    def __init__(self, name: str, connection: sqlite3.Connection, lock: OpenFileLock | None):
         self.name, self._connection, self._file_lock = name, connection, lock
         self._process, self._turn = os.getpid(), threading.RLock()
         self._unusable = ""  # why nothing may be read or written any more
@@ -164,7 +123,7 @@ class Database:
             raise DpcompError(f"{self.name} {self._unusable}")
 
 
-def _close(connection: sqlite3.Connection, lock: "_OpenFileLock | None", process: int) -> None:
+def _close(connection: sqlite3.Connection, lock: OpenFileLock | None, process: int) -> None:
     if os.getpid() != process:
         return
     if lock is not None:
@@ -232,7 +191,7 @@ def create_database(
         DatabaseExists: A file is there already.
         DpcompError: The file cannot be written, or another process holds it.
     """
-    place = _on_linux(path, kind)
+    place = on_linux(path, kind)
     try:
         try:
             descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -246,7 +205,7 @@ def create_database(
             "there?"
         ) from error
     with ExitStack() as on_failure:
-        lock = _OpenFileLock(descriptor, place, kind)
+        lock = OpenFileLock(descriptor, place, kind)
         on_failure.callback(lock.release)
         lock.refuse_unfit_file()
         if not made:
@@ -283,9 +242,9 @@ def open_database(path: str | os.PathLike[str], kind: DatabaseKind) -> Database:
         DpcompError: No file is there, another process or another object of this one holds it, it is of another kind or
             format, or it is damaged. A file that is refused is not changed.
     """
-    place = _on_linux(path, kind)
+    place = on_linux(path, kind)
     with ExitStack() as on_failure:
-        lock = _OpenFileLock(_existing(place, os.O_RDWR, kind), place, kind)
+        lock = OpenFileLock(existing(place, os.O_RDWR, kind), place, kind)
         on_failure.callback(lock.release)
         lock.refuse_unfit_file()
         lock.refuse_other_content()
@@ -323,20 +282,20 @@ def look_at_database(path: str | os.PathLike[str], kind: DatabaseKind) -> Iterat
     Raises:
         DpcompError: No file is there, it is of another kind or format, or damaged, or a change takes too long.
     """
-    place = _on_linux(path, kind)
+    place = on_linux(path, kind)
     with ExitStack() as at_the_end:
-        lock = _OpenFileLock(_existing(place, os.O_RDONLY, kind), place, kind)
+        lock = OpenFileLock(existing(place, os.O_RDONLY, kind), place, kind)
         at_the_end.callback(lock.release)
         lock.refuse_unfit_file()
         lock.refuse_other_content()
         lock.await_change()
         file, mode = Path(os.path.realpath(place)), "ro"
-        if _size(_journal_of(file)) > 0:
+        if _size(journal_of(file)) > 0:
             # A holder was killed in the middle of a change. To see the state before it, roll back a copy.
             folder = at_the_end.enter_context(TemporaryDirectory())
             copy, mode = Path(folder) / "copy", "rw"
             copyfile(file, copy)
-            copyfile(_journal_of(file), _journal_of(copy))
+            copyfile(journal_of(file), journal_of(copy))
             file = copy
         connection = _connect(_uri(file, mode))
         at_the_end.callback(connection.close)
@@ -349,195 +308,7 @@ def look_at_database(path: str | os.PathLike[str], kind: DatabaseKind) -> Iterat
             raise DpcompError(f"{place} cannot be read ({error}): restore the newest whole copy of it") from error
 
 
-class _OpenFileLock:
-    """The lock of an open file: it is not lost when another descriptor of the file is closed.
-
-    Args:
-        descriptor: The file, opened for writing by a holder and for reading by a reader.
-        place: Its path.
-        kind: What it must hold.
-    """
-
-    def __init__(self, descriptor: int, place: Path, kind: DatabaseKind):
-        self._descriptor: int | None = descriptor
-        self.place, self._absolute, self._kind = place, place.absolute(), kind
-        self._closed_at = self._opened_at = time.monotonic()  # to readers, by the last change
-
-    def refuse_unfit_file(self) -> None:
-        """Refuse what is no file, or a file with several names."""
-        found = os.fstat(self._open)
-        if not stat.S_ISREG(found.st_mode):
-            raise DpcompError(f"{self.place} is no {self._kind.name}, and no file: give the path of one")
-        if found.st_nlink > 1:
-            # The journal stands beside one name, and whoever opens another would miss it.
-            raise DpcompError(
-                f"{self.place} has {found.st_nlink} names (hard links): a change that was cut short under one of them "
-                "is missed under another. Keep one name of the file, and copy it for a backup"
-            )
-
-    def refuse_content(self) -> None:
-        """Refuse a file that holds anything, but for the beginning of a database whose creation was cut short."""
-        if os.fstat(self._open).st_size == 0:
-            return
-        marked = os.pread(self._open, HEADER_BYTES, 0)[68:72]
-        if marked in (bytes(4), self._kind.application_id.to_bytes(4, "big")):
-            with suppress(OSError), _journal_of(Path(os.path.realpath(self.place))).open("rb") as journal:
-                if journal.read(8) == JOURNAL_MAGIC and journal.read(12)[8:] == bytes(4):
-                    return  # the change that was cut short began with no page
-        raise DatabaseExists(
-            f"{self.place} exists already: open it, or give another path. A file is never replaced by a new "
-            f"{self._kind.name}"
-        )
-
-    def refuse_other_content(self) -> None:
-        """Refuse a file of another kind or format by its first bytes, before SQLite sees it."""
-        name, number = self._kind.name, self._kind.format
-        header = os.pread(self._open, HEADER_BYTES, 0)
-        marked, version = (int.from_bytes(header[place : place + 4], "big") for place in (68, 60))
-        if header.startswith(MAGIC) and marked == self._kind.application_id:
-            if version != number:
-                raise DpcompError(
-                    f"{self.place} has {name} format {version}, not {number}: use the version of dpcomp that wrote it"
-                )
-            if header[18:20] != b"\1\1":
-                raise DpcompError(
-                    f"{self.place} was put into write-ahead mode by another program, so the file alone may be "
-                    "incomplete: run `PRAGMA journal_mode = DELETE` on it, with its log beside it"
-                )
-            return
-        if self._kind.unmarked and self._kind.unmarked in self._beginning():
-            raise DpcompError(
-                f"{self.place} has {name} format {version}, not {number}: use the version of dpcomp that wrote it"
-            )
-        why = "it is empty" if not header.strip(b"\0") else "it holds something else"
-        raise DpcompError(
-            f"{self.place} is no {name}, since {why}; it was not changed. Give another path, or restore the file. "
-            f"{self._kind.how_to_create}"
-        )
-
-    def refuse_replaced(self) -> None:
-        """Refuse to go on once the path names another file: what is written here would be lost."""
-        ours = os.fstat(self._open)
-        try:
-            there = os.stat(self._absolute)  # the process may have gone to another folder
-        except OSError as error:
-            raise DpcompError(f"{self.place} was removed while it was in use ({error}): restore it") from error
-        if not os.path.samestat(ours, there):
-            raise DpcompError(f"{self.place} was replaced by another file while it was in use: restore the newest one")
-
-    def hold(self) -> None:
-        """Take the right to change the file. Raises DpcompError if it is taken."""
-        if not self._lock("F_WRLCK", RESERVED, 1):
-            raise DpcompError(
-                f"the {self._kind.name} {self.place} is open in another process, or twice in this process: a single "
-                "holder at a time may change it; close the other one"
-            )
-
-    def await_readers(self) -> None:
-        """Keep new readers out, and wait until there are none."""
-        pending, shared = ("F_WRLCK", PENDING, 1), ("F_WRLCK", SHARED, SHARED_BYTES)
-        # Readers ask again and again, and between changes without a pause would hardly be let in. Ours say that they
-        # wait; those of other programs do not.
-        patience = time.monotonic() + COURTESY
-        while not self._lock("F_WRLCK", WAITING, 1) and time.monotonic() < patience:
-            time.sleep(0.001)
-        self._lock("F_UNLCK", WAITING, 1)
-        open_until = self._opened_at + READERS_SHARE * (self._opened_at - self._closed_at)
-        time.sleep(max(0.0, open_until - time.monotonic()))
-        self._closed_at = time.monotonic()
-        try:
-            self._await([pending, shared], f"a reader has held {self.place} for {PATIENCE:g} seconds")
-        except DpcompError:
-            self.admit_readers()
-            raise
-
-    def admit_readers(self) -> None:
-        """Let readers in again."""
-        self._lock("F_UNLCK", PENDING, 1)
-        self._lock("F_UNLCK", SHARED, SHARED_BYTES)
-        self._opened_at = time.monotonic()
-
-    def await_change(self) -> None:
-        """Wait until no change is being made, and keep further ones waiting."""
-        waiting, pending, shared = ("F_RDLCK", WAITING, 1), ("F_RDLCK", PENDING, 1), ("F_RDLCK", SHARED, SHARED_BYTES)
-        self._await([waiting, pending, shared], f"changes of {self.place} have taken {PATIENCE:g} seconds")
-        for place in (WAITING, PENDING):
-            self._lock("F_UNLCK", place, 1)
-
-    def release(self) -> None:
-        """Give up all locks, and close the descriptor."""
-        if self._descriptor is not None:
-            self._lock("F_UNLCK", PENDING, WAITING + 1 - PENDING)  # closing is not enough: a child may have a copy
-            self.forget()
-
-    def forget(self) -> None:
-        """Close the descriptor in a forked child, whose parent keeps the locks."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    @property
-    def _open(self) -> int:
-        assert self._descriptor is not None
-        return self._descriptor
-
-    def _beginning(self) -> bytes:
-        """Return the first bytes of the file and of a write-ahead log beside it."""
-        found = os.pread(self._open, 2**16, 0)
-        with suppress(OSError), open(f"{os.path.realpath(self.place)}-wal", "rb") as log:
-            found += log.read(2**16)
-        return found
-
-    def _await(self, locks: Sequence[tuple[str, int, int]], why_not: str) -> None:
-        deadline, pause = time.monotonic() + PATIENCE, 0.0005
-        for lock in locks:
-            while not self._lock(*lock):
-                if time.monotonic() > deadline:
-                    raise DpcompError(f"{why_not}: nothing was changed; end that, and try again")
-                time.sleep(pause)
-                pause = min(2 * pause, 0.005)
-
-    def _lock(self, kind: str, start: int, length: int) -> bool:
-        """Take or give up a lock on some bytes, and return whether that was possible."""
-        assert sys.platform == "linux"
-        record = struct.pack("hhqqi0q", getattr(fcntl, kind), os.SEEK_SET, start, length, 0)
-        try:
-            fcntl.fcntl(self._open, fcntl.F_OFD_SETLK, record)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-            raise DpcompError(
-                f"the {self._kind.name} {self.place} cannot be locked ({error}): keep it on a local disk"
-            ) from error
-        return True
-
-
-def _on_linux(path: str | os.PathLike[str], kind: DatabaseKind) -> Path:
-    if sys.platform != "linux":
-        raise DpcompError(
-            f"the {kind.name} {path} cannot be locked on this system: locks of an open file are Linux' alone. Keep it "
-            "on Linux, or in memory"
-        )
-    return Path(path)
-
-
-def _existing(place: Path, flags: int, kind: DatabaseKind) -> int:
-    try:
-        return os.open(place, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        with suppress(OSError):
-            similar = get_close_matches(place.name, os.listdir(place.parent))
-            there = f"; the folder has {', '.join(similar)}" if similar else ""
-            raise DpcompError(f"there is no {kind.name} at {place}{there}. {kind.how_to_create}") from error
-        raise DpcompError(f"there is no {kind.name} at {place}, and no such folder. {kind.how_to_create}") from error
-    except OSError as error:
-        raise DpcompError(
-            f"the {kind.name} {place} cannot be opened ({error}): is it a file that this process may read, and write "
-            "unless it only looks?"
-        ) from error
-
-
-def _held(lock: _OpenFileLock) -> Database:
+def _held(lock: OpenFileLock) -> Database:
     connection = _connect(_uri(lock.place, "rw"))
     # TRUNCATE and FULL: with the return of a commit the file is on the disk, and the journal is empty, there too.
     try:
@@ -575,12 +346,8 @@ def _refuse_damaged(connection: sqlite3.Connection, place: Path, kind: DatabaseK
     if found != "ok":
         raise DpcompError(
             f"the {kind.name} {place} is damaged ({found}): a copy that was made during a change needs the file "
-            f"{_journal_of(place).name} of that moment beside it. Restore the newest whole copy"
+            f"{journal_of(place).name} of that moment beside it. Restore the newest whole copy"
         )
-
-
-def _journal_of(file: Path) -> Path:
-    return file.with_name(f"{file.name}-journal")
 
 
 def _size(file: Path) -> int:

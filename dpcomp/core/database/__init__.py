@@ -1,0 +1,1 @@
+"""SQLite files that one process holds, and the locks on them."""
