@@ -1,11 +1,14 @@
 """A client with a private optimiser and an open round, and where to look for what it leaves behind."""
 
+import contextlib
+
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import dpcomp as dp
-from dpcomp.training.pytorch import Opacus, PrivateOptimizer
+from dpcomp.training.pytorch import Isolated, Opacus, PrivateOptimizer
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
 from dpcomp.training.pytorch.rows.parameters import read, trainable
 from dpcomp.training.pytorch.rows.structures import call_of, count
@@ -13,6 +16,9 @@ from experiments.data.models import logistic_regression
 
 torch.set_num_threads(1)
 DIVISOR = 8.0
+ENGINES = pytest.mark.parametrize(
+    "engine", [Isolated(), pytest.param(Opacus(), marks=pytest.mark.slow)], ids=["Isolated", "Opacus"]
+)
 
 
 def clean(norm: float) -> dp.Pipeline:
@@ -123,3 +129,14 @@ def leftovers(model: nn.Module) -> list[str]:
 
 def relative(mine: torch.Tensor, theirs: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(mine.double() - theirs.double()) / torch.linalg.vector_norm(theirs.double()))
+
+
+@contextlib.contextmanager
+def refused(client: Client, match: str):
+    """Nothing is released, nothing stays behind and nothing moves."""
+    before, used = client.parameters(), client.permit.used
+    with pytest.raises(dp.NotPrivate, match=match):
+        yield
+    assert client.permit.used == used
+    assert leftovers(client.model) == []
+    np.testing.assert_array_equal(client.parameters(), before)

@@ -9,8 +9,7 @@ from torch.nn import functional
 import dpcomp as dp
 from dpcomp.training.pytorch import Isolated, Opacus
 from dpcomp.training.pytorch.arguments import Arguments
-from tests.training.private_client import Client, examples, noisy
-from tests.training.test_refusals import refused
+from tests.training.private_client import Client, examples, noisy, refused
 
 torch.set_num_threads(1)
 ENGINES = pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
