@@ -53,12 +53,14 @@ OWN = "erased.eps_4.own_6_2_bits"
 NOTES = {  # what the page of findings says beside a claim
     "erased": f"""own 1 % take [erased.eps_4.own_1.ratio]× fewer bytes; both ways together the common 6 % take
         [{SHARED}.total]× fewer bytes and the own ones [{OWN}.total]×. One bit of all coordinates
-        ([{ONE_BIT}.ratio]×) differs by [{ONE_BIT}.difference]. CIFAR-10, ε ≤ 8, own:
-        [erased.cifar10.own_6_2_bits.difference] and [erased.cifar10.own_1.difference]. With skewed labels
+        ([{ONE_BIT}.ratio]×) differs by [{ONE_BIT}.difference]. CIFAR-10, ε ≤ 8, own,
+        all with momentum: [erased.cifar10_momentum.own_6_2_bits_momentum.difference] and
+        [erased.cifar10_momentum.own_1_momentum.difference]. With skewed labels
         (Fashion-MNIST, ε ≤ 4, Dirichlet 0.3, five seeds) [erased.dirichlet.own_6_2_bits.difference] and
-        [erased.dirichlet.own_1.difference]. What is lost is, at ε ≤ 4 and within [law.furthest] points where clients
+        [erased.dirichlet.own_1.difference]. What is lost is, within [law.furthest] points where clients
         are alike, what dense updates lose to as much more noise as compression adds error, by a closed form: to lose no
-        more than a point takes [law.fewest_bytes] bytes at least |""",
+        more than a point takes about [law.fewest_bytes] bytes ([law.fewest_bytes_least] to [law.fewest_bytes_most])
+        with ten clients and codes of this kind |""",
 }
 
 
@@ -132,7 +134,7 @@ def with_numbers(sentence):
 
 
 def in_plain_text(value):
-    for latex, plain in ((r"\pm", "±"), ("{,}", ","), (r"\text{--}", "–"), ("$", "")):
+    for latex, plain in ((r"\pm", "±"), (r"\,(", " ("), ("{,}", ","), (r"\text{--}", "–"), ("$", "")):
         value = value.replace(latex, plain)
     return value
 

@@ -17,8 +17,9 @@ PANELS = {
     "fashion_mnist": "Fashion-MNIST, ε ≤ 4",
     "fashion_mnist_epsilon_8": "Fashion-MNIST, ε ≤ 8",
     "fashion_mnist_dirichlet": "skewed labels, ε ≤ 4",
-    "cifar10": "CIFAR-10, ε ≤ 8",
+    "cifar10": "CIFAR-10, ε ≤ 8, momentum",
 }
+MOMENTUM = ", momentum"  # how the names of methods end that are drawn where the title says so
 KINDS = {  # methods by what their names begin and end with: the name of the kind, and its look
     ("own", "2 bits"): ("own support, then noise; 2 bits", 2),
     ("own", "%"): ("own support, then noise; 1 bit", 0),
@@ -50,11 +51,13 @@ def draw(trials: pd.DataFrame) -> Figure:
         frame = drawn[drawn["config"] == config]
         by_method = frame.groupby(frame["grid.method"] if "grid.method" in frame else frame["method"])
         accuracy = {name: dict(zip(rows["seed"], rows["test_accuracy"], strict=True)) for name, rows in by_method}
+        ending = MOMENTUM if PANELS[config].endswith(MOMENTUM) else ""
         for name, rows in by_method:
-            kind = next((look for (first, last), look in KINDS.items() if _is(str(name), first, last)), None)
+            sent = str(name).removesuffix(ending) if str(name).endswith(ending) else ""
+            kind = next((look for (first, last), look in KINDS.items() if _is(sent, first, last)), None)
             if kind is None:
                 continue
-            mean, half = paired_difference(accuracy[name], accuracy["dense"])
+            mean, half = paired_difference(accuracy[name], accuracy["dense" + ending])
             panel.errorbar(
                 APART[kind[1]] * rows["compression_ratio"].mean(),
                 100 * mean,

@@ -19,8 +19,8 @@ from dpcomp.lab.figures.style import (
     use_style,
 )
 
-FEEDBACK, CORRECTED, ALONE = "top-k, feedback", "top-k, momentum correction", "top-k"
-DENSE = "dense, float32"
+FEEDBACK, CORRECTED, ALONE = "top-k, feedback", "top-k, momentum correction", "top-k, no feedback"
+DENSE, MOMENTUM = "dense, float32", "dense, float32, momentum"
 TITLES = {  # of panels by config; panels of one network, which stands before the comma, have one scale
     "fashion_mnist": "Fashion-MNIST, {}",
     "cifar10": "CIFAR-10, < 1 epoch",
@@ -33,11 +33,12 @@ def draw(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
     Args:
         panels: From the title of a panel to its trials: one row for each trial, with the columns `label` (such as
-            "dense", "top 1 %", "top 1 %, feedback" or "top 1 %, momentum correction"), `seed` and `test_accuracy` (a
-            share).
+            "dense", "dense, momentum", "top 1 %", "top 1 %, feedback" or "top 1 %, momentum correction"), `seed` and
+            `test_accuracy` (a share).
 
     Returns:
-        The figure. Points are means over the seeds, bars span them; the grey band is that of the dense update.
+        The figure. Points are means over the seeds, bars span them; the grey band is that of the dense update, and a
+        dashed line the mean of dense updates with momentum beside those without.
     """
     use_style()
     size = (2.4 * COLUMN_INCHES, 0.75 * COLUMN_INCHES)
@@ -62,6 +63,9 @@ def _panel(axes: Axes, trials: pd.DataFrame) -> None:
     grey = COLORS[LOOKS[DENSE]]
     axes.axhspan(dense.min(), dense.max(), color=grey, alpha=0.3, linewidth=0)
     axes.axhline(dense.mean(), color=grey, linewidth=1.5, label=DENSE)
+    with_momentum = percent.loc[percent["label"] == "dense, momentum", "accuracy_percent"]
+    if len(with_momentum):
+        axes.axhline(with_momentum.mean(), color=grey, linewidth=1.5, linestyle="--", label=MOMENTUM)
     sparse: Any = percent[percent["label"].str.startswith("top ")].copy()  # beside dense ones at other rates
     sparse["density"] = sparse["label"].str.extract(r"top ([\d.]+) %", expand=False).astype(float)
     ending = sparse["label"].str.partition(", ")[2]

@@ -1,7 +1,8 @@
-"""Numbers for a text: tables of results as names and what is printed: `top_k.cifar10.dense.accuracy` is 43.1 ± 0.2.
+"""Numbers for a text: tables of results as names and what is printed: `top_k.cifar10.dense.accuracy` is 43.1 (0.2).
 
 A name is the table's, then the row's labels, then the column, with dots between; of labels letters and digits stay,
-and what lies between becomes an underscore. What is printed is LaTeX, for math mode.
+and what lies between becomes an underscore. What is printed is LaTeX, for math mode: a standard deviation stands in
+parentheses, and half of a 95 % interval behind ±.
 """
 
 import re
@@ -39,7 +40,7 @@ class Column:
         mean = f"{rounded:,.{self.digits}f}".replace(",", "{,}")
         if not self.spread or len(found) < 2:
             return mean
-        return rf"{mean} \pm {found.std(ddof=1):.{self.digits}f}"
+        return rf"{mean}\,({found.std(ddof=1):.{self.digits}f})"
 
 
 ACCURACY = {
@@ -123,7 +124,7 @@ def plain(column: str, digits: int = 1, scale: float = 1.0) -> Callable[[Mapping
 
 def spread(column: str, deviation: str, digits: int = 1) -> Callable[[Mapping[str, Any]], str]:
     """Return a function that formats a row's value in a column, with the deviation of another column."""
-    return lambda row: rf"{row[column]:.{digits}f} \pm {row[deviation]:.{digits}f}"
+    return lambda row: rf"{row[column]:.{digits}f}\,({row[deviation]:.{digits}f})"
 
 
 def slug(label: object) -> str:

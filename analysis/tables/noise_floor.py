@@ -1,17 +1,19 @@
 """What compressors lose beside what dense updates lose to as much more noise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 
-from analysis.tables.trials import rounds_of, trials_of
+from analysis.tables.trials import noise_multiplier, rounds_of, trials_of
 from analysis.theory.noise_floor import added_error
 from dpcomp.lab.config.experiment import Experiment
 from dpcomp.lab.config.grid import points
 from dpcomp.lab.sweep.paired import paired_difference
+from dpcomp.lab.sweep.plan import outcomes
 
 FORMS = ("Rotated", "Float32")  # of values
 NEAR_END = 1.01  # of the line through dense updates, up to which its end stands for an error
@@ -69,6 +71,7 @@ SETTINGS = {
 }
 ALIKE = SETTINGS["alike"]
 POOLED = "noise_floor_mean"  # one client with the data and the noise of all, which has that probe too
+LOOSER = "fashion_mnist_epsilon_8"  # the methods with less noise
 
 
 class Ratios(NamedTuple):
@@ -107,6 +110,13 @@ def ratios_of(folder: Path, setting: Setting = ALIKE, *, after: float = 0.0) -> 
     alike, of_all = mean(ALIKE.noise), mean(POOLED)
     signal = (of_all - alike) * clients / (clients - 1)
     return Ratios(signal=signal, draw=mean(setting.noise) - signal / clients)
+
+
+def signal_half(folder: Path) -> float:
+    """Return half of the 95 % interval of the signal that `ratios_of` tells, over the seeds of the pooled run."""
+    clients = int(cast(Any, rounds_of(folder / f"{ALIKE.noise}.toml"))["participants"].max())
+    of_pooled = _ratio_by_seed(rounds_of(folder / f"{POOLED}.toml"), 0.0)
+    return paired_difference(of_pooled, dict.fromkeys(of_pooled, 0.0))[1] * clients / (clients - 1)
 
 
 def floors_of(folder: Path) -> pd.DataFrame:
@@ -181,6 +191,54 @@ def excess_of(folder: Path, table: pd.DataFrame, setting: Setting = ALIKE) -> Ma
     return {name: (lost["difference"], lost["half"]) for name, lost in lost_by.items()}
 
 
+def looser_floor_of(folder: Path) -> pd.DataFrame:
+    """Return what `floor_of` and `excess_of` say of the methods at a looser ε, whose noise is smaller.
+
+    The line goes through the dense updates at the looser ε and those of `floor_of`, by the variance of their noise in
+    units of the smaller one, over the seeds that both have. Signal and draws have as much larger ratios to that noise.
+
+    Args:
+        folder: The folder of the configs.
+
+    Returns:
+        Columns: `method`, `error`, `difference`, `foretold`, as for `floor_of`; `excess` and `half`, the mean over the
+        seeds of what is lost above the line, and half of its 95 % interval, in points.
+    """
+    methods = _by_seed(trials_of(folder / f"{LOOSER}.toml"), "grid.method")
+    more = _by_seed(trials_of(folder / f"{ALIKE.noise}.toml"), "share")
+    strict, loose = (
+        noise_multiplier(outcomes(folder / f"{name}.toml")[0].reports[0]) for name in (ALIKE.noise, LOOSER)
+    )
+    louder = (strict / loose) ** 2
+    seeds = sorted(methods["dense"].keys() & more["0"].keys())
+    noise = {"0": {seed: methods["dense"][seed] for seed in seeds}}
+    noise |= {str((1 + float(share)) * louder - 1): {seed: more[share][seed] for seed in seeds} for share in more}
+    rounds: Any = rounds_of(folder / f"{LOOSER}.toml")
+    ratios, clients = ratios_of(folder), int(rounds["participants"].max())
+    rows = []
+    for method, code in codes_of(folder / f"{LOOSER}.toml").items():
+        error = added_error(
+            **code._asdict(),
+            clients=clients,
+            signal_to_noise=louder * ratios.signal,
+            draw_to_noise=louder * ratios.draw,
+        )
+        values = {seed: methods[method][seed] for seed in seeds}
+        excess = _lost(above_line(values, noise["0"], error, noise), dict.fromkeys(seeds, 0.0))
+        lost = _lost(values, noise["0"])["difference"]
+        rows.append(
+            {
+                "method": method,
+                "error": error,
+                "difference": lost,
+                "foretold": lost - excess["difference"],
+                "excess": excess["difference"],
+                "half": excess["half"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def resampled_lines(folder: Path, times: int) -> list[tuple[list[float], list[float]]]:
     """Draw the seeds of the dense updates again, with replacement, and return η and the points lost of each draw.
 
@@ -193,9 +251,73 @@ def resampled_lines(folder: Path, times: int) -> list[tuple[list[float], list[fl
     rng, lines = np.random.default_rng(0), list[tuple[list[float], list[float]]]()
     for _ in range(times):
         drawn = rng.choice(seeds, len(seeds))
-        lost = [100 * float(np.mean([noise[share][seed] - noise["0"][seed] for seed in drawn])) for share in shares]
+        lost = [_points(noise[share], noise["0"], list(drawn)) for share in shares]
         lines.append(([float(share) for share in shares], lost))
     return lines
+
+
+class Fits(NamedTuple):
+    """How three forms of the law fit what codes lose, by draw of the seeds; the first is of all seeds, once each.
+
+    Attributes:
+        whole_run: R² with the ratios of signal and draws to the noise averaged over the whole run.
+        late: R² with those of the last rounds.
+        no_draws: R² over the whole run, and without the term of the draws of batches.
+        furthest: How far the first form is off at most, in points.
+    """
+
+    whole_run: Sequence[float]
+    late: Sequence[float]
+    no_draws: Sequence[float]
+    furthest: Sequence[float]
+
+
+def resampled_fits(folder: Path, late: float, times: int) -> Fits:
+    """Fit three forms of the law to the seeds, and to seeds that are drawn again with replacement.
+
+    All forms are held against the same codes, those that the form over the whole run foretells.
+
+    Args:
+        folder: The folder of the configs.
+        late: The share of the rounds that the second form leaves out.
+        times: The number of draws, which are the same in every call.
+    """
+    noise = _by_seed(trials_of(folder / f"{ALIKE.noise}.toml"), "share")
+    methods = _by_seed(trials_of(folder / f"{ALIKE.methods}.toml"), "grid.method")
+    table: Any = floor_of(folder)
+    names = [str(name) for name in table.loc[~table["dense"] & table["foretold"].notna(), "method"]]
+    codes = [codes_of(folder / f"{ALIKE.methods}.toml")[name] for name in names]
+    each: Any = rounds_of(folder / f"{ALIKE.noise}.toml")
+    pooled: Any = rounds_of(folder / f"{POOLED}.toml")
+    alike, clients = each[each["share"] == "0"], int(each["participants"].max())
+    ratios = {after: (_ratio_by_seed(alike, after), _ratio_by_seed(pooled, after)) for after in (0.0, late)}
+    shares, seeds, seeds_of_pooled = sorted(noise, key=float), sorted(noise["0"]), sorted(ratios[late][1])
+    rng, fits = np.random.default_rng(0), list[tuple[float, float, float, float]]()
+    for number in range(times + 1):
+        drawn = list(rng.choice(seeds, len(seeds))) if number else seeds
+        drawn_pooled = list(rng.choice(seeds_of_pooled, len(seeds_of_pooled))) if number else seeds_of_pooled
+        line = [_points(noise[share], noise["0"], drawn) for share in shares]
+        lost = np.array([_points(methods[name], methods["dense"], drawn) for name in names])
+        foretold: list[Float64[np.ndarray, codes]] = []
+        for after, with_draws in ((0.0, True), (late, True), (0.0, False)):
+            of_each, of_pooled = ratios[after]
+            one = float(np.mean([of_each[seed] for seed in drawn]))
+            whole = float(np.mean([of_pooled[seed] for seed in drawn_pooled]))
+            signal = (whole - one) * clients / (clients - 1) if with_draws else whole
+            draw = one - signal / clients if with_draws else 0.0
+            errors = [
+                added_error(**code._asdict(), clients=clients, signal_to_noise=signal, draw_to_noise=draw)
+                for code in codes
+            ]
+            foretold.append(np.interp(errors, [float(share) for share in shares], line))
+        first, second, third = (explained(lost, each) for each in foretold)
+        fits.append((first, second, third, float(np.abs(lost - foretold[0]).max())))
+    return Fits(*zip(*fits, strict=True))
+
+
+def explained(lost: Float64[np.ndarray, "codes"], foretold: Float64[np.ndarray, "codes"]) -> float:
+    """Compute R², the share of the variance of what codes lose that is foretold."""
+    return float(1 - np.square(lost - foretold).sum() / np.square(lost - lost.mean()).sum())
 
 
 def above_line(
@@ -218,14 +340,13 @@ def above_line(
     return {seed: value - dense[seed] - foretold(seed) for seed, value in values.items()}
 
 
-def explained(table: pd.DataFrame) -> float:
-    """Compute R², the share of the variance of what compressors lose that dense updates with more noise foretell.
+def _ratio_by_seed(rounds: Any, after: float) -> Mapping[int, float]:
+    counted = rounds[rounds["round"] > after * rounds["round"].max()]
+    return dict(counted.groupby("seed")["signal_to_noise"].mean())
 
-    Compressors whose error is larger than that of any dense updates are left out.
-    """
-    codes = table[~table["dense"] & table["foretold"].notna()]
-    rest = np.square(codes["difference"] - codes["foretold"]).sum()
-    return float(1 - rest / np.square(codes["difference"] - codes["difference"].mean()).sum())
+
+def _points(values: Mapping[int, float], others: Mapping[int, float], seeds: Sequence[int]) -> float:
+    return 100 * float(np.mean([values[seed] - others[seed] for seed in seeds]))
 
 
 def _by_seed(trials: pd.DataFrame, label: str) -> Mapping[str, Mapping[int, float]]:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from dpcomp.lab.results.frames import curves, summary
+from dpcomp.lab.results.results_file import Report
 from dpcomp.lab.sweep.plan import Outcome, outcomes
 
 
@@ -49,6 +50,14 @@ def trials_below(folder: Path) -> pd.DataFrame:
         [trials_of(config).assign(config=config.relative_to(folder).with_suffix("").as_posix()) for config in configs],
         ignore_index=True,
     )
+
+
+def noise_multiplier(report: Report) -> float:
+    """Return the noise multiplier of the pipeline in a trial's report; 0 if it adds no noise."""
+    mechanism = report["pipeline"]["Pipeline"]["mechanism"]
+    stages = mechanism["Unsafe"]["stages"] if isinstance(mechanism, dict) else mechanism
+    noisy = (stage["Gaussian"]["noise_multiplier"] for stage in stages if "Gaussian" in stage)
+    return next(noisy, 0.0)
 
 
 def _named(outcome: Outcome) -> Mapping[str, Sequence[Mapping[str, Any]]]:

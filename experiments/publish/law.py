@@ -8,15 +8,23 @@ from typing import Any
 import numpy as np
 
 from analysis.tables.latex_numbers import Numbers, of_table, plain, slug
-from analysis.tables.noise_floor import SETTINGS, codes_of, excess_of, explained, floor_of, ratios_of, resampled_lines
+from analysis.tables.noise_floor import (
+    SETTINGS,
+    excess_of,
+    floor_of,
+    looser_floor_of,
+    ratios_of,
+    resampled_fits,
+    resampled_lines,
+    signal_half,
+)
 from analysis.tables.trials import rounds_of, trials_of
-from analysis.theory.noise_floor import ROTATED, added_error, fewest_bits, least_error
-from dpcomp.lab.results.results_file import Report
+from analysis.theory.noise_floor import ROTATED, fewest_bits, least_error
 from dpcomp.lab.sweep.plan import outcomes
 from dpcomp.wire.short_header import SHORT_HEADER_BYTES
 
 LATE = 0.75  # the share of the rounds after which models are averaged in the runs of the law
-DRAWS = 200  # of seeds, for the interval of the fewest bytes
+DRAWS = 1000  # of seeds, for intervals
 
 
 def law(configs: Path) -> Numbers:
@@ -61,31 +69,26 @@ def law(configs: Path) -> Numbers:
         f"law.skewed.excess.{slug(name)}": rf"{mean:.1f} \pm {half:.1f}"
         for name, (mean, half) in excess_of(folder, apart, skewed).items()
     }
-    looser, tighter = (
-        outcomes(folder / f"{name}.toml")[0].reports[0] for name in ("fashion_mnist_epsilon_8", "fashion_mnist")
-    )
-    louder = (noise_multiplier(tighter) / noise_multiplier(looser)) ** 2
-    for method, code in codes_of(folder / "fashion_mnist_epsilon_8.toml").items():
-        error = added_error(
-            **code._asdict(),
-            clients=setting["clients"],
-            signal_to_noise=louder * ratios.signal,
-            draw_to_noise=louder * ratios.draw,
-        )
-        foretold = np.interp(error, by_error["error"], by_error["difference"])
-        found |= {
-            f"law.eps_8.{slug(method)}.foretold": f"{foretold:.1f}",
-            f"law.eps_8.{slug(method)}.error": f"{error:.2f}",
-        }
+    looser: Any = looser_floor_of(folder)
+    found |= of_table("law.eps_8", looser, ["method"], shown)
+    for row in looser.to_dict("records"):
+        found[f"law.eps_8.excess.{slug(str(row['method']))}"] = rf"{row['excess']:.1f} \pm {row['half']:.1f}"
+    fits = resampled_fits(folder, LATE, DRAWS)
+    forms = {"explained": fits.whole_run, "explained_late": fits.late, "explained_no_draws": fits.no_draws}
+    forms |= {
+        f"{name}_less": np.subtract(fits.whole_run, forms[name]) for name in ("explained_late", "explained_no_draws")
+    }
+    for name, values in forms.items():
+        low, high = np.percentile(values[1:], [2.5, 97.5])
+        found |= {f"law.{name}": f"{values[0]:.2f}", f"law.{name}.range": f"[{round(low, 1) + 0.0:.1f},{high:.1f}]"}
     return found | {
         "law.skewed.draw": f"{ratios_of(folder, skewed).draw:.3f}",
         "law.two_bits": f"{ROTATED[2]:.3f}",
-        "law.furthest": f"{math.ceil(10 * (table['difference'] - table['foretold']).abs().max()) / 10:.1f}",
+        "law.furthest": f"{math.ceil(10 * fits.furthest[0]) / 10:.1f}",
+        "law.furthest_most": f"{np.percentile(fits.furthest[1:], 97.5):.1f}",
         "law.lost_least": f"{-codes['difference'].max():.1f}",
         "law.lost_most": f"{-codes['difference'].min():.1f}",
-        "law.explained": f"{explained(table):.2f}",
-        "law.explained_late": f"{explained(floor_of(folder, after=LATE)):.2f}",
-        "law.signal": f"{ratios.signal:.3f}",
+        "law.signal": rf"{ratios.signal:.3f} \pm {signal_half(folder):.3f}",
         "law.draw": f"{ratios.draw:.4f}",
         "law.least": f"{least:.2f}",
         "law.least_lost": f"{np.interp(least, by_error['error'], by_error['difference']):.1f}",
@@ -95,11 +98,3 @@ def law(configs: Path) -> Numbers:
         "law.fewest_bytes_most": f"{fewest_most:.0f}",
         "law.fewest_ratio": f"{4 * setting['coordinates'] / fewest:,.0f}".replace(",", "{,}"),
     }
-
-
-def noise_multiplier(report: Report) -> float:
-    """Return the noise multiplier of the pipeline in a report; 0 if it adds no noise."""
-    mechanism = report["pipeline"]["Pipeline"]["mechanism"]
-    stages = mechanism["Unsafe"]["stages"] if isinstance(mechanism, dict) else mechanism
-    noisy = (stage["Gaussian"]["noise_multiplier"] for stage in stages if "Gaussian" in stage)
-    return next(noisy, 0.0)

@@ -24,7 +24,7 @@ from analysis.tables.latex_numbers import (
 from analysis.tables.latex_numbers import spread as with_spread
 from analysis.tables.noise_losses import CODERS, crossing, spread
 from analysis.tables.studies import audits_of, energies_of, losses_of, study_reports
-from analysis.tables.trials import rounds_of, trials_below, trials_of
+from analysis.tables.trials import noise_multiplier, rounds_of, trials_below, trials_of
 from analysis.theory.gaussian_top_k import small_snr_recall
 from analysis.theory.index_bits import dithered_excess_bits, noise_floor_rate
 from dpcomp.lab.config.grid import points
@@ -34,7 +34,7 @@ from dpcomp.lab.sweep.plan import outcomes
 from dpcomp.lab.tasks.classification import Classification
 from dpcomp.privacy.guarantee import rounded_up
 from dpcomp.training.pytorch.rows.parameters import layout_of
-from experiments.publish.law import LATE, law, noise_multiplier
+from experiments.publish.law import LATE, law
 
 POINTS = 3  # how far off the loss that is foretold may be
 PREDICTIONS = ("random", "closed_form", "by_layer", "with_values")
@@ -97,6 +97,8 @@ def _top_k(configs: Path) -> Numbers:
         *((task, of_method) for task in ("cifar10", "cifar10_small", "cifar10_small_long")),
     ):
         found |= of_trials(f"top_k.{task}", trials_of(configs / "top_k" / f"{task}.toml"), axes, reference="dense")
+    behind = trials_of(configs / "top_k" / "cifar10.toml")
+    found |= of_trials("top_k.beside_no_feedback", behind, of_method, reference="top 10 %")
     fashion = trials_of(configs / "top_k" / "fashion_mnist.toml")
     found |= of_trials("top_k.beside_momentum", fashion, ["noise", *of_method], reference="dense, momentum")
     resnet: Any = compare(configs / "top_k" / "resnet18_cifar10.toml")
@@ -123,14 +125,25 @@ def _allocation(configs: Path) -> Numbers:
         difference = _interval((100 * (rows["test_accuracy"].to_numpy() - of_plain.to_numpy())).tolist())
         found[".".join(["allocation", *map(slug, labels), "difference"])] = difference
     rounds: Any = rounds_of(configs / "allocation" / "digits.toml")
-    layers = [column for column in rounds if column.startswith("bits of ")]
-    filled = rounds[rounds["allocation"].str.startswith("water-filled") & (rounds["entropy"] == "packed")]
-    alike = (filled[layers].nunique(axis=1) == 1).groupby(filled["allocation"]).mean()
-    found |= {f"allocation.same_widths.{slug(name)}": f"{100 * share:.0f}" for name, share in alike.items()}
+    found |= _same_widths("allocation", rounds[rounds["entropy"] == "packed"])
+    found |= _same_widths("by_layer", rounds_of(configs / "allocation" / "cifar10.toml"))
     rounded = trials_of(configs / "allocation" / "rounding.toml")
     rounded["shares"] = rounded["allocation"].str.split(",").str[0]
     found |= of_trials("rounding", rounded, ["noise", "shares", "rounding"], reference="nearest")
-    return found | of_trials("shares", rounded, ["noise", "rounding", "shares"], reference="equal")
+    found |= of_trials("shares", rounded, ["noise", "rounding", "shares"], reference="equal")
+    shrunk = trials_of(configs / "allocation" / "shrinkage.toml")
+    found |= of_trials("shrinkage", shrunk, ["allocation"], reference="float32")
+    by_layer = trials_of(configs / "allocation" / "cifar10.toml")
+    found |= of_trials("by_layer", by_layer, ["allocation"], reference="float32")
+    return found | of_trials("widths", by_layer, ["allocation"], reference="equal, 2 bits, least-error steps")
+
+
+def _same_widths(name: str, rounds: Any) -> Numbers:
+    """`<name>.same_widths.<rule>`: the percentage of the rounds in which water-filling gives all layers one width."""
+    layers = [column for column in rounds if column.startswith("bits of ")]
+    filled = rounds[rounds["allocation"].str.startswith("water-filled")]
+    alike = (filled[layers].nunique(axis=1) == 1).groupby(filled["allocation"]).mean()
+    return {f"{name}.same_widths.{slug(rule)}": f"{100 * share:.0f}" for rule, share in alike.items()}
 
 
 def _scrambling(configs: Path) -> Numbers:
@@ -197,6 +210,16 @@ def _claimed(losses: Any) -> Numbers:
         means = part.groupby(["task", "batch"])["loss"].mean()
         name = f"claimed.{'feedback' if feedback else 'alone'}.{bits}"
         found |= {f"{name}.least": f"{means.min():.1f}", f"{name}.most": f"{means.max():.1f}"}
+    tenth: Any = losses[(losses["order"] == "noise first") & (losses["trust"] == "nobody") & (losses["density"] == 0.1)]
+    tenth = tenth[
+        (tenth["noise_multiplier"] == tenth["noise_multiplier"].max()) & (tenth["bits"] == tenth["bits"].min())
+    ]
+    lost = tenth.groupby(["feedback", "task", "batch"])["loss"].mean()
+    shares = 100 * lost[1] / lost[0]
+    found |= {
+        "claimed.feedback_share_10.least": f"{shares.min():.0f}",
+        "claimed.feedback_share_10.most": f"{shares.max():.0f}",
+    }
     still = losses[(losses["order"] == "noise first") & (losses["trust"] == "nobody") & (losses["density"] == 0.01)]
     still = still[(still["noise_multiplier"] == 0) & (still["bits"] == still["bits"].min())]
     for (feedback, task, batch), part in still.groupby(["feedback", "task", "batch"]):
@@ -267,6 +290,7 @@ def _foretold(losses: Any) -> Numbers:
     top: Any = means.xs((0.01, 4, 8.0), level=("density", "bits", "noise_multiplier"))
     excess = (top["by_layer"] - top["loss"]).groupby(["task", "batch"]).mean()
     found |= {"foretold.claimed.least": f"{excess.min():.1f}", "foretold.claimed.most": f"{excess.max():.1f}"}
+    found |= {"foretold.claimed.mean": f"{(top['by_layer'] - top['loss']).abs().mean():.0f}"}
     for decibels in (-20, -10):
         times = small_snr_recall(density=0.01, snr=10 ** (decibels / 10)) / 0.01
         found[f"recall.{-decibels}_db"] = f"{times:.1f}"
@@ -345,9 +369,9 @@ def _interval(values: Sequence[float]) -> str:
 
 def _faults(configs: Path) -> Numbers:
     trials: Any = trials_of(configs / "faults" / "versions.toml")
-    uplink = trials.groupby(["protocol", "faults"])["uplink_bytes"].mean()["version checks"]
+    uplink = trials.groupby(["codec", "protocol", "faults"])["uplink_bytes"].mean()["top 5 %"]["version checks"]
     times = {"faults.uplink_times": f"{uplink['30 %'] / uplink['0 %']:.1f}"}
-    return times | of_trials("faults", trials, ["protocol", "faults"])
+    return times | of_trials("faults", trials, ["codec", "protocol", "faults"], reference="0 %")
 
 
 def _orders(configs: Path) -> Numbers:
@@ -379,6 +403,8 @@ def _erased(configs: Path) -> Numbers:
     for budget, config in configs_of.items():
         trials = trials_of(folder / f"{config}.toml")
         found |= of_trials(f"erased.{budget}", trials, ["grid.method"], reference="dense")
+    with_momentum = trials_of(folder / "cifar10.toml")
+    found |= of_trials("erased.cifar10_momentum", with_momentum, ["grid.method"], reference="dense, momentum")
     shares: Any = rounds_of(folder / "clipped.toml")
     late: Any = shares[shares["round"] > LATE * shares["round"].max()]
     for name, part in (("clipped", shares), ("clipped_late", late)):

@@ -19,7 +19,7 @@ def trials(**columns):
 
 def test_a_mean_stands_with_the_deviation_between_seeds():
     found = of_trials("t", trials(method="dense", test_accuracy=[0.8, 0.82, 0.81]), ["method"])
-    assert found["t.dense.accuracy"] == r"81.0 \pm 1.0"
+    assert found["t.dense.accuracy"] == r"81.0\,(1.0)"
     assert found["t.dense.mean"] == "81.0"
     assert found["t.dense.bytes"] == "1{,}234"
     assert found["t.dense.seeds"] == "3"
@@ -64,4 +64,4 @@ def test_labels_become_names(label, name):
 def test_rows_of_a_table_become_numbers_by_their_labels():
     table = pd.DataFrame({"task": ["a"], "z": [0.5], "loss": [31.04], "loss_deviation": [2.55]})
     found = of_table("loss", table, ["task", "z"], {"both": spread("loss", "loss_deviation"), "one": plain("loss", 0)})
-    assert found == {"loss.a.0_5.both": r"31.0 \pm 2.5", "loss.a.0_5.one": "31"}
+    assert found == {"loss.a.0_5.both": r"31.0\,(2.5)", "loss.a.0_5.one": "31"}

@@ -21,7 +21,7 @@ MARKERS = ("o", "X", "s", "P", "D", "v", "^", "p", "<", ">")
 DASHES = ("", (4, 1.5), (1, 1), (3, 1.25, 1.5, 1.25), (5, 1, 1, 1), (2, 2), (6, 2), (3, 1), (1, 2), (4, 1, 2, 1))
 LOOKS = {  # the methods of the paper, and the look that each has in all of its figures
     "noise, then top-k": 0,
-    "top-k": 0,
+    "top-k, no feedback": 0,
     "top 1 %, 4 bits": 0,
     "the noisy update's top-k": 0,
     "noise, then top-k, feedback": 1,

@@ -25,8 +25,9 @@ class Sqkr:
     other one with e^ε times less. So whatever the vectors are, the likelihoods of a body differ by e^ε at most: pure
     ε-DP for *replacing* a vector, which is more than (ε, δ)-DP for adding or removing one. The Gaussians here have the
     latter alone; for the former they would need twice the noise. The law is finite, and ε its exact maximum, so no
-    accountant is called. This is a method for one round: over T rounds ε grows to T·ε, or to about ε·√(2T ln(1/δ)) at
-    small ε (Dwork & Roth 2014, Theorem 3.20), where the noise of a Gaussian has to grow by √T alone.
+    accountant is called. What it gains over a Gaussian, which needs a δ, is gained in one round: where many rounds have
+    small ε₀ each, a random bit costs α·ε₀²/2 in Rényi divergence and estimates it with the variance 4/ε₀², as a
+    Gaussian does for replacing that bit.
     """
 
     unbiased = True
