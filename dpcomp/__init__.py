@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from dpcomp.privacy.plan import Plan as Plan
     from dpcomp.privacy.ledger.budget import Budget as Budget
     from dpcomp.privacy.ledger.ledger import Ledger as Ledger
-    from dpcomp.privacy.ledger.ledger import Permit as Permit
+    from dpcomp.privacy.ledger.permit import Permit as Permit
     from dpcomp.privacy.ledger.ledger_file import LedgerMark as LedgerMark
     from dpcomp.privacy.ledger.ledger_entries import LedgerEntries as LedgerEntries
     from dpcomp.privacy.ledger.ledger_entries import LedgerEntry as LedgerEntry
@@ -106,7 +106,8 @@ _MODULES = {
     "Guarantee": "dpcomp.privacy.guarantee",
     "Plan": "dpcomp.privacy.plan",
     "Budget": "dpcomp.privacy.ledger.budget",
-    **dict.fromkeys(("Ledger", "Permit"), "dpcomp.privacy.ledger.ledger"),
+    "Ledger": "dpcomp.privacy.ledger.ledger",
+    "Permit": "dpcomp.privacy.ledger.permit",
     "LedgerMark": "dpcomp.privacy.ledger.ledger_file",
     **dict.fromkeys(("LedgerEntries", "LedgerEntry"), "dpcomp.privacy.ledger.ledger_entries"),
     "LedgerRecord": "dpcomp.privacy.ledger.ledger_record",

@@ -26,7 +26,7 @@ from dpcomp.privacy.claim import Released, Stage, Transform
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.gaussian import noise_of_step, public_grid
 from dpcomp.privacy.guarantee import Guarantee
-from dpcomp.privacy.ledger.ledger import Permit
+from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.privacy.shared_noise import SharedNoise
 from dpcomp.privacy.traced.clipped_sum import is_traced
 from dpcomp.privacy.traced.noise import DrawnNoise, StepNoise

@@ -18,7 +18,7 @@ from dpcomp.core.support import Everywhere
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import AdaptiveClip, Clip
 from dpcomp.privacy.clip import unit_norms
-from dpcomp.privacy.ledger.ledger import Permit
+from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.privacy.traced.noise import DrawnNoise
 from dpcomp.privacy.traced.release import TracedRelease
 from dpcomp.privacy.units.factored_units import FactoredUnits

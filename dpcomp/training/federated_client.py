@@ -14,7 +14,8 @@ from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.messages import WithdrawalReason
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import ReplyReceived, TimedOut, Trained
-from dpcomp.privacy.ledger.ledger import Ledger, Permit
+from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.terms import ClientPolicy, FederationTerms
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, refuse_other_training
 from dpcomp.training.pytorch.rows.parameters import read, write

@@ -16,7 +16,8 @@ from dpcomp.core.randomness import SecretSeed
 from dpcomp.federated.absence import AbsencePolicy
 from dpcomp.federated.participant import Participant
 from dpcomp.federated.phases import Phase, ReplyReceived, Restarted, TimedOut, Trained
-from dpcomp.privacy.ledger.ledger import Ledger, Permit
+from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.terms import ClientPolicy, FederationTerms
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer, refuse_other_training
 from dpcomp.training.pytorch.rows.parameters import layout_of, read, write

@@ -13,7 +13,8 @@ from dpcomp.core.randomness import SecretSeed
 from dpcomp.core.support import Dealt, Everywhere, Support
 from dpcomp.privacy import Poisson
 from dpcomp.privacy.cost import Cost
-from dpcomp.privacy.ledger.ledger import Ledger, Permit
+from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.privacy.units.unit_gradients import SumOfTotals, Total
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.memory import ServerMemory

@@ -6,7 +6,8 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import BudgetExhausted
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.ledger.grant import Grant
-from dpcomp.privacy.ledger.ledger import Ledger, Permit
+from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.privacy.ledger.permit import Permit
 
 
 class GrantedLedger(Ledger):

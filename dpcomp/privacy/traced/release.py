@@ -23,7 +23,7 @@ from dpcomp.core.public_context import HasPublicSupport, PublicContext
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.gaussian import Gaussian, noise_of_step, public_grid
-from dpcomp.privacy.ledger.ledger import Permit
+from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.privacy.traced.noise import DrawnNoise, StepNoise
 from dpcomp.privacy.units.clipped_sum import added
 from dpcomp.privacy.units.unit_gradients import Total, Units

@@ -18,7 +18,7 @@ from dpcomp.core.processes import Backend, processes
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy.ledger.grant import Grant
 from dpcomp.privacy.ledger.granted_ledger import GrantedLedger
-from dpcomp.privacy.ledger.ledger import Permit
+from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.simulation.clients.trainer_recipe import TrainerRecipe
 from dpcomp.simulation.probes import Seen, Watched
 from dpcomp.training.trainer import CohortTrainer, LocalWork, ParallelTrainer, Trainer

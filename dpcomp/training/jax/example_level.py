@@ -13,7 +13,7 @@ from jaxtyping import Array, Float32
 
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
-from dpcomp.privacy.ledger.ledger import Permit
+from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.privacy.traced.noise import DrawnNoise, StepNoise
 from dpcomp.privacy.traced.release import TracedRelease
 from dpcomp.training.jax.batches import Batches, filled, power_of_two

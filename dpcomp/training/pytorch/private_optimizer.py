@@ -15,7 +15,7 @@ from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.privacy import Clip, Gaussian
-from dpcomp.privacy.ledger.ledger import Permit
+from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.privacy.units.unit_gradients import Total
 from dpcomp.terms import FederationTerms
 from dpcomp.training.pytorch.arguments import Arguments
