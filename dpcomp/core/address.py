@@ -44,3 +44,16 @@ class Address:
         for name, limit in (("run", 2**64), ("client", 2**32), ("round", 2**32)):
             number = whole_number(getattr(self, name), f"Address.{name}", least=0, most=limit - 1)
             object.__setattr__(self, name, number)
+
+
+def address_of_all_rounds(run_id: bytes, client: int) -> Address:
+    """Return where a client's ledger is charged for all rounds of a trusted server.
+
+    The run is the run id, since two federations of one public seed are two, and the rounds of that seed are the
+    addresses of updates, which the client has not released.
+
+    Args:
+        run_id: The 8 bytes that name the federation.
+        client: The client's number.
+    """
+    return Address(int.from_bytes(run_id, "big"), client, 0)

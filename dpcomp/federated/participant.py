@@ -9,7 +9,7 @@ from typing import NoReturn
 import numpy as np
 from jaxtyping import Float32
 
-from dpcomp.core.address import Address
+from dpcomp.core.address import Address, address_of_all_rounds
 from dpcomp.core.errors import DpcompError
 from dpcomp.federated.absence import AbsencePolicy, Keep
 from dpcomp.federated.client import ClientState, Follow, LinkSetBack, Question, follow_broadcast, transition
@@ -85,11 +85,13 @@ class Participant:
         """Whether the client may train and release an update now.
 
         It may if it is synced with the server, and has neither sent an update nor charged the ledger in this round. A
-        round that was charged before a crash, and whose update was not saved, is lost.
+        round that was charged before a crash, and whose update was not saved, is lost. There is none beyond the rounds
+        of the federation's terms.
         """
         memory = self.state.memory
+        over = memory.rounds is not None and memory.address.round >= memory.rounds
         spent = memory.address == memory.link.last or self.ledger.charged(memory.address)
-        return self.state.phase is Phase.SYNCED and not spent
+        return self.state.phase is Phase.SYNCED and not over and not spent
 
     @property
     def gives_round_up(self) -> bool:
@@ -113,10 +115,12 @@ class Participant:
         Raises:
             CorruptPayload, VersionMismatch, NotPrivate, ValueError: As `transition` does.
             DpcompError: An update was trained, or the server has accepted a release, that was never charged to the
-                ledger, so the ledger would report too small an ε.
+                ledger, so the ledger would report too small an ε; or the update is of a round beyond those of the
+                terms. In a federation with terms whose server is trusted, the charge is that of all rounds, as
+                `ClientPolicy.charge_all_rounds` makes it.
             OSError: The state could not be saved.
         """
-        if isinstance(event, Trained) and not self._channel.server_sees_clean:
+        if isinstance(event, Trained):
             self._refuse_uncharged(event.update.address)
         try:
             after, actions = transition(self._channel, self.state, event, self._absence_policy, self._follow)
@@ -196,7 +200,8 @@ class Participant:
                 f"{mine.client}, run {mine.seed} and layout {mine.layout}: give another folder"
             )
         refuse_other_genesis(folder, memory, self._genesis)
-        memory = replace(memory, dither_key=mine.dither_key)  # which no checkpoint holds
+        # No checkpoint holds the key, nor one of an earlier dpcomp the rounds of the terms.
+        memory = replace(memory, dither_key=mine.dither_key, rounds=memory.rounds or mine.rounds)
         state = ClientState(memory=memory, model=model, pending=pending)
         if "unaccepted round" in beside:
             digests = beside["unaccepted digest"].reshape(-1, len(NO_DIGEST))
@@ -206,16 +211,29 @@ class Participant:
             question = Question(beside["question"].tobytes(), int(beside["question version"][0]))
             state = replace(state, phase=Phase.RESYNCING, question=question)
         self._refuse_older_ledger(state, f"{folder} holds a release")
-        if not self._channel.server_sees_clean:
-            refuse_older_ledger(self.ledger, beside)
+        refuse_older_ledger(self.ledger, beside)
         return state
+
+    def _counts(self, address: Address, memory: ClientMemory) -> bool:
+        """Return whether this client's ledger counts an update, where it has to.
+
+        A trusted server charges a ledger of its own. The client's knows of the federation by the charge for all rounds
+        of its terms; without terms nobody knows how many there will be, and the server's ledger is all there is.
+        """
+        if not self._channel.server_sees_clean:
+            return self.ledger.charged(address)
+        if memory.rounds is None:
+            return True
+        charge = self.ledger.charge_at(address_of_all_rounds(memory.genesis.run_id, memory.client))
+        return charge is not None and charge[1] >= memory.rounds
 
     def _refuse_uncharged(self, address: Address) -> None:
         """Refuse an update that this client's ledger was not charged for."""
-        if not self.ledger.charged(address):
+        if not self._counts(address, self.state.memory):
             raise DpcompError(
                 f"an update was released at {address}, which {self.ledger} never charged: it would report too small an "
                 "ε. Charge the ledger that this Participant was given, before the release"
+                + (": policy.charge_all_rounds(terms, ledger, client)" if self._channel.server_sees_clean else "")
             )
 
     def _refuse_uncounted(self, link: Link, unaccepted: Mapping[int, bytes]) -> None:
@@ -254,7 +272,7 @@ class Participant:
     def _refuse_older_ledger(self, state: ClientState, evidence: str) -> None:
         """Refuse a state that holds a release which was never charged to the ledger."""
         last = state.memory.link.last if state.pending is None else state.pending.link.last
-        if last is not None and not self._channel.server_sees_clean and not self.ledger.charged(last):
+        if last is not None and not self._counts(last, state.memory):
             self._refuse_uncharged_release(last, evidence)
 
     def _refuse_uncharged_release(self, last: Address, evidence: str) -> NoReturn:

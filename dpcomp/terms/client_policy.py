@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import tomli_w
 
-from dpcomp.core.address import Address
+from dpcomp.core.address import Address, address_of_all_rounds
 from dpcomp.core.calls import check_keys
 from dpcomp.core.checks import check_type, real_number
 from dpcomp.core.errors import BudgetExhausted, ConfigError, TermsRefused
@@ -82,7 +82,8 @@ class ClientPolicy:
         that was set back play such a round again, `refuse_round` holds it against the policy.
 
         A trusted server charges every round to all clients, whoever sends, so there all rounds count, and they count
-        once `charge_all_rounds` has charged them: call it before the first update.
+        once `charge_all_rounds` has charged them: call it before the first update, without which none is sent. A server
+        that has closed more rounds than those is refused.
 
         Args:
             terms: The terms of the federation.
@@ -93,7 +94,8 @@ class ClientPolicy:
         Raises:
             TermsRefused: They ask for more trust, have less noise, or would cost more than the policy allows; or the
                 ledger is incomplete, or holds charges of another client's number, unit or trust, which would not be
-                added up.
+                added up; or a trusted server has closed more rounds than they say; or the ledger was charged for all
+                rounds of other terms in their place.
             TypeError: `ledger` is none.
         """
         check_type(ledger, Ledger, f"check(ledger={ledger!r}): give the client's ledger, whoever is trusted")
@@ -117,7 +119,12 @@ class ClientPolicy:
                 + (", and for noise at all: no guarantee holds without" if noise == 0 else "")
             )
         if trust.ledger_of == "server":
-            left = 0 if ledger.charged(_address_of_all_rounds(terms, client)) else terms.rounds
+            if version > terms.rounds:
+                raise TermsRefused(
+                    f"the server has closed {version:,} rounds, and the terms are for {terms.rounds:,}: what it "
+                    "releases beyond them is in no charge of this client. Send it nothing, and agree on other terms"
+                )
+            left = 0 if _are_charged(terms, ledger, client) else terms.rounds
         else:
             charged = ledger.charged_rounds(terms.seed.number, client)
             left = max(terms.rounds - version, 0) - sum(version <= number < terms.rounds for number in charged)
@@ -163,8 +170,8 @@ class ClientPolicy:
                 "its noise is drawn, by ledger.charge"
             )
         self.check(terms, ledger, client)
-        place = _address_of_all_rounds(terms, client)
-        if not ledger.charged(place):
+        if not _are_charged(terms, ledger, client):
+            place = address_of_all_rounds(terms.run_id, client)
             ledger.charge(terms.pipeline.cost, place, steps=terms.rounds * terms.steps)
 
     def refuse_round(self, ledger: Ledger, cost: Cost, address: Address, steps: int) -> None:
@@ -266,10 +273,21 @@ class ClientPolicy:
         write_whole(Path(path), tomli_w.dumps(self.to_table()).encode())
 
 
-def _address_of_all_rounds(terms: FederationTerms, client: int) -> Address:
-    """Return where a client's ledger is charged for all rounds of a trusted server.
+def _are_charged(terms: FederationTerms, ledger: Ledger, client: int) -> bool:
+    """Return whether a client's ledger was charged for all rounds of a trusted server.
 
-    The run is the run id, since two federations of one public seed are two, and the rounds of that seed are the
-    addresses of updates, which the client has not released.
+    The address holds 8 bytes of a digest of terms whose nonce their author chooses, who can search for two terms that
+    share it, cheap ones and dear ones. So what was charged there is compared too.
+
+    Raises:
+        TermsRefused: Something else was charged there.
     """
-    return Address(int.from_bytes(terms.run_id, "big"), client, 0)
+    place, steps = address_of_all_rounds(terms.run_id, client), terms.rounds * terms.steps
+    charge = ledger.charge_at(place)
+    if charge is not None and charge != (terms.pipeline.cost, steps):
+        raise TermsRefused(
+            f"{ledger} was charged at {place} for {charge[1]:,} releases of {charge[0]}, and these terms are for "
+            f"{steps:,} of {terms.pipeline.cost}: two terms share the run id {terms.run_id.hex()}, which does not "
+            "happen by chance. Take no part in this federation"
+        )
+    return charge is not None

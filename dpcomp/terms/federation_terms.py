@@ -7,7 +7,7 @@ import os
 import secrets
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +241,10 @@ class FederationTerms:
         """
         self.check_model(layout, first_model)
         client = whole_number(client, "client", least=0, most=self.clients - 1)
-        return self.pipeline.init_client(
+        memory = self.pipeline.init_client(
             layout, self.seed, client, first_model=first_model, run_id=self.run_id, dither_key=dither_key
         )
+        return replace(memory, rounds=self.rounds)
 
     def participant(
         self,
@@ -317,7 +318,7 @@ class FederationTerms:
         )
         return Server(
             self.pipeline.channel,
-            memory,
+            replace(memory, rounds=self.rounds),
             first_model,
             optimizer=self.server_rule,
             late_policy=self.late_policy,

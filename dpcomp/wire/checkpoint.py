@@ -256,6 +256,8 @@ def _packed(checkpoint: Checkpoint) -> tuple[Arrays, Record]:
         "first_model": memory.genesis.first_model.hex(),
         "run_id": memory.genesis.run_id.hex(),
     }
+    if memory.rounds is not None:
+        record["rounds"] = memory.rounds
     if isinstance(memory, ServerMemory):
         record["older"] = [_pack_shared(f"older {place}", shared, arrays) for place, shared in enumerate(memory.older)]
         if memory.clip_norm is not None:
@@ -289,6 +291,7 @@ def _unpacked(arrays: Arrays, record: Record, channel: Channel, path: Path) -> C
     both: Record = {"pipeline": fingerprint, "layout": layout, "seed": PublicSeed(record["seed"]), "shared": shared}
     both["kept"] = _read_kept("", arrays)
     both["genesis"] = Genesis(first_model=bytes.fromhex(record["first_model"]), run_id=bytes.fromhex(record["run_id"]))
+    both["rounds"] = record.get("rounds")
     model = arrays.get("model")
     extra_arrays = {name.removeprefix("beside "): value for name, value in arrays.items() if name.startswith("beside ")}
     if "client" not in record:

@@ -7,7 +7,7 @@ import numpy as np
 
 from dpcomp.core.address import SERVER
 from dpcomp.core.checks import check_type
-from dpcomp.core.errors import VersionMismatch
+from dpcomp.core.errors import DpcompError, VersionMismatch
 from dpcomp.wire.channel import Channel
 from dpcomp.wire.feedback import Kept
 from dpcomp.wire.frame import Frame
@@ -34,6 +34,7 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[Payloa
         VersionMismatch: The memory is of another pipeline.
         TypeError: `update` is not an `Update`, or `memory` not a `ClientMemory`.
         ValueError: The update has another run, client or layout, or values that are not finite.
+        DpcompError: The update is of a round beyond those of the federation's terms.
     """
     check_type(memory, ClientMemory, f"send: a client sends, with a ClientMemory, not a {type(memory).__name__}")
     check_type(update, Update, f"send: give an Update, from release or its .derive, not a {type(update).__name__}")
@@ -43,6 +44,12 @@ def send(channel: Channel, update: Update, memory: ClientMemory) -> tuple[Payloa
         raise ValueError(
             f"send: the update is of {update.address}, the memory of client {memory.client} in run "
             f"{memory.seed.number}: send an update with the memory that it was released with"
+        )
+    if memory.rounds is not None and update.address.round >= memory.rounds:
+        raise DpcompError(
+            f"send: the update is of {update.address}, and the terms of this federation are for {memory.rounds:,} "
+            "rounds, from 0: nothing is sent beyond them, since no client has agreed on what that would cost. Agree on "
+            "terms of more rounds"
         )
     update = channel.clipped(update)
     tracked, address = None, update.address

@@ -135,6 +135,7 @@ class _Memory:
             plain, the residual of the downlink.
         step: The last broadcast as all ends decoded it, which is added to the model; None before the first.
         genesis: The first model and the run id of the federation.
+        rounds: The number of rounds of the federation, as its terms say it; None for no end.
     """
 
     pipeline: bytes
@@ -144,6 +145,7 @@ class _Memory:
     kept: Kept
     step: Update | None = None
     genesis: Genesis = Genesis()
+    rounds: int | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name} {value}' for name, value in self._facts())})"

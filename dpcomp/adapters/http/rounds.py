@@ -183,9 +183,9 @@ class Rounds:
                 await self._arrived.wait()
 
     def _finished(self) -> bool:
-        if not self.ended and self._policy.rounds is not None:
-            done = self._server.memory.shared.version >= self._policy.rounds
-            self.ended = "all rounds are closed" if done else ""
+        most = [rounds for rounds in (self._policy.rounds, self._server.rounds) if rounds is not None]
+        if not self.ended and most and self._server.memory.shared.version >= min(most):
+            self.ended = "all rounds are closed"
         return bool(self.ended)
 
     def _asked(self) -> int | None:

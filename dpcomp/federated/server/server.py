@@ -191,6 +191,11 @@ class Server:
         return self._clients
 
     @property
+    def rounds(self) -> int | None:
+        """The number of rounds that it closes, as the terms of the federation say it; None for no end."""
+        return self.memory.rounds
+
+    @property
     def rounds_ended(self) -> bool:
         """Whether `end_rounds` was called, so that no update is taken."""
         return self._ended
@@ -313,7 +318,7 @@ class Server:
         with self._lock:
             self._refuse_closed()
             asked = 0 <= client < self._clients and self._is_drawn(client, self.memory.shared.version)
-            return asked and not self._ended
+            return asked and not self._takes_no_update
 
     def withdraw(self, client: int, reason: WithdrawalReason) -> None:
         """Take note that a client sends no further update for now, where its transport says so in place of a message.
@@ -346,11 +351,16 @@ class Server:
         Raises:
             BudgetExhausted: A trusted server's budget allows no further release. Its clean payloads are deleted, since
                 none of them can be released later; a restarted server is in the same round without them.
-            DpcompError: This server was closed.
+            DpcompError: This server was closed, or all rounds of the federation's terms were.
             OSError: The round could not be saved. A trusted server has charged it, so the next call forfeits it.
         """
         with self._lock:
             self._refuse_closed()
+            if self._all_closed:
+                raise DpcompError(
+                    f"close_round at version {self.memory.shared.version}: all {self.rounds:,} rounds of the terms are "
+                    "closed, and no client has agreed on what another one would cost. Agree on terms of more rounds"
+                )
             forfeits = self._forfeits_round()
             forfeited = (*self._forfeited, self.memory.shared.version) if forfeits else self._forfeited
             mean, estimate = self._mean(forfeits), None
@@ -542,7 +552,7 @@ class Server:
                 "a client counts once in a round. Wait for the next broadcast",
                 reason="twice",
             )
-        if self._ended:
+        if self._takes_no_update:
             raise VersionMismatch(
                 f"client {frame.client} sends an update of round {frame.round}, but no further round is closed",
                 reason="uninvited",
@@ -553,6 +563,16 @@ class Server:
                 "where the server asks for it",
                 reason="uninvited",
             )
+
+    @property
+    def _all_closed(self) -> bool:
+        """Whether all rounds of the federation's terms are closed."""
+        return self.rounds is not None and self.memory.shared.version >= self.rounds
+
+    @property
+    def _takes_no_update(self) -> bool:
+        """Whether no further round is closed, in which an update could count."""
+        return self._ended or self._all_closed
 
     def _refuse_large(self, update: Update) -> None:
         """Refuse values that no client of this configuration sends."""
@@ -764,5 +784,7 @@ class Server:
 
     def _take_up(self, state: ServerState) -> None:
         """Begin the round after a saved one."""
-        older, dither_keys = self._still_received(state.memory.older), self.memory.dither_keys
-        self._begin(replace(state, memory=replace(state.memory, older=older, dither_keys=dither_keys)))
+        mine, saved = self.memory, state.memory
+        older, rounds = self._still_received(saved.older), saved.rounds or mine.rounds
+        memory = replace(saved, older=older, dither_keys=mine.dither_keys, rounds=rounds)
+        self._begin(replace(state, memory=memory))

@@ -263,10 +263,25 @@ class Ledger:
 
     def charged(self, address: Address) -> bool:
         """Return whether an address was charged; its noise may have been drawn, and no more may be released there."""
+        check_type(address, Address, f"charged(address={address!r}): give an Address, such as memory.address")
         with self._database.reading() as connection:
             key = (str(address.run), address.client, address.round)
             row = connection.execute("SELECT 1 FROM charges WHERE (run, client, round) = (?, ?, ?)", key)
             return row.fetchone() is not None
+
+    def charge_at(self, address: Address) -> tuple[Cost, int] | None:
+        """Return the cost of a release and the number of releases that an address was charged for; None if it was not.
+
+        Raises:
+            TypeError: `address` is no `Address`.
+        """
+        check_type(address, Address, f"charge_at(address={address!r}): give an Address, such as memory.address")
+        with self._database.reading() as connection:
+            key = (str(address.run), address.client, address.round)
+            row = connection.execute(
+                "SELECT event, basis, steps FROM charges WHERE (run, client, round) = (?, ?, ?)", key
+            ).fetchone()
+        return None if row is None else (cost_from_text(row[0], row[1]), row[2])
 
     @property
     def incomplete(self) -> str:
