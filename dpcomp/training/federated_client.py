@@ -199,7 +199,7 @@ class FederatedClient:
             BudgetExhausted: The body took no step.
             TermsRefused: The ledger was marked as incomplete, or charged for another number, unit or trust, since the
                 policy was held against it. The server is told before.
-            NotPrivate: As `optimizer.update` does.
+            NotPrivate: As `optimizer.refuse_unready`, before the round is charged, and `optimizer.update` do.
             DpcompError: As `Participant.handle` and, without a policy, `Ledger.charge` do. The server is told before
                 where the ledger can't be charged any more.
             TypeError: `steps` is None without terms.
@@ -235,6 +235,8 @@ class FederatedClient:
                 break
             if participant.may_train and self._is_asked():
                 memory = participant.state.memory
+                write(optimizer.model, participant.state.model)
+                optimizer.refuse_unready(memory)  # before the charge, which no later error takes back
                 try:
                     permit = self._charged(memory.address, steps)
                 except BudgetExhausted as refusal:
@@ -242,7 +244,6 @@ class FederatedClient:
                     LOG.warning("the rounds end: %s", refusal)
                     self._withdraw("budget")
                     break
-                write(optimizer.model, participant.state.model)
                 optimizer.begin(memory, permit)
                 yield memory.address.round
                 self._deliver(participant.handle(Trained(optimizer.update())))

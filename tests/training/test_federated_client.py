@@ -94,6 +94,26 @@ def test_a_loop_takes_part_in_every_round_and_ends_with_the_model_of_the_server(
     assert process.train(until=5) == [4]
 
 
+@pytest.mark.parametrize("fault", ["a moved attribute", "a step hook"])
+def test_an_optimiser_that_is_not_ready_costs_no_round(fault):
+    federation, ledger = Federation(), dp.Ledger()
+    process = Process(federation, ledger)
+    optimizer = process.client._optimizer
+    if fault == "a step hook":
+        repair = optimizer.original_optimizer.register_step_post_hook(lambda *_: None).remove
+    else:
+        optimizer.model._module.scale = 2.0
+        repair = lambda: delattr(optimizer.model._module, "scale")  # noqa: E731
+    for _ in range(2):
+        with pytest.raises(dp.NotPrivate, match=r"moved since|step hooks"):
+            process.train(until=2)
+    assert ledger.mark.count == 0
+    assert not process.client.participant.gives_round_up
+    repair()
+    assert process.train(until=2) == [0, 1]
+    assert ledger.guarantee(1e-5).epsilon == PIPELINE.guarantee(2 * STEPS, 1e-5).epsilon
+
+
 @pytest.mark.parametrize("fault", ["question", "reply", "bit"])
 def test_lost_and_damaged_messages_cost_no_second_charge(fault, caplog):
     federation, ledger = Federation(), dp.Ledger()

@@ -120,6 +120,7 @@ class Node:
             )
         write(module, self._participant.state.model)
         if isinstance(trained, PrivateOptimizer):
+            trained.refuse_unready(memory)  # before the charge, which no later error takes back
             trained.begin(memory, self._charged(memory.address))
         self._trained = trained
 

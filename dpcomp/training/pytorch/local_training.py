@@ -101,7 +101,6 @@ class ExampleLevel:
         Raises:
             BudgetExhausted: The address was charged before, or the budget does not allow the charge.
         """
-        permit = ledger.charge(self._pipeline.cost, memory.address, steps=self._local_steps)
         write(self._model.to(examples.device), start)
         optimizer = PrivateOptimizer(
             self._make_optimizer(self._model, memory.address.round),
@@ -110,6 +109,7 @@ class ExampleLevel:
             secret=self._secret,
             expected_batch_size=self._expected_batch_size,
         )
+        permit = ledger.charge(self._pipeline.cost, memory.address, steps=self._local_steps)
         optimizer.begin(memory, permit)
         if self._proximal:
             parameters = list(trainable(self._model).values())

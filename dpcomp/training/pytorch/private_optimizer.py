@@ -177,6 +177,25 @@ class PrivateOptimizer(DPOptimizer):
             clauses.append(f"each of the {self._views} views of an example was made from that example alone")
         return tuple(clauses)
 
+    def refuse_unready(self, memory: ClientMemory) -> None:
+        """Refuse what `begin` refuses, which needs no permit for that: call it before the charge, which is for good.
+
+        Args:
+            memory: The client's memory, which fits `layout`.
+
+        Raises:
+            NotPrivate: Layers or trainable parameters are not those that were inspected; or a buffer, a frozen
+                parameter or an attribute of model or loss has another value than at the inspection; or the optimiser
+                has step hooks.
+            ValueError: The memory has another layout than the model.
+        """
+        if memory.layout != self.layout:
+            raise ValueError(
+                f"the memory has {memory.layout} and the model {self.layout}: make the memory with optimizer.layout"
+            )
+        self._model.unmoved.remember_trained()
+        self._refuse_moved()
+
     def begin(self, memory: ClientMemory, permit: Permit) -> None:
         """Open a round: `update()` counts from here, the optimiser's state is fresh, unfinished steps are discarded.
 
@@ -185,17 +204,10 @@ class PrivateOptimizer(DPOptimizer):
             permit: What `ledger.charge(pipeline.cost, memory.address, steps)` returned; a logical step uses one step.
 
         Raises:
-            NotPrivate: Layers or trainable parameters are not those that were inspected; or a buffer, a frozen
-                parameter or an attribute of model or loss has another value than at the inspection.
-            ValueError: The memory has another layout than the model.
+            NotPrivate, ValueError: As `refuse_unready` does, which says so before the charge.
         """
-        if memory.layout != self.layout:
-            raise ValueError(
-                f"the memory has {memory.layout} and the model {self.layout}: make the memory with optimizer.layout"
-            )
+        self.refuse_unready(memory)
         check_type(permit, Permit, f"begin(permit={permit!r}): give the Permit that ledger.charge returned")
-        self._model.unmoved.remember_trained()
-        self._model.unmoved.refuse_moved()
         self._assumed_public = False
         permit.assume(self.assumptions)
         self.discard_all()
