@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context
@@ -41,8 +40,11 @@ def prepare_node(folder: str | os.PathLike[str], policy: ClientPolicy) -> None:
         folder: The folder; it is made if it does not exist.
         policy: What the node allows of a federation.
 
+    A call that was cut short is finished by the next one.
+
     Raises:
-        DpcompError: The folder holds a ledger already, which is never replaced.
+        DpcompError: The folder holds a ledger already, which is never replaced; but for an empty one without a policy,
+            which a process has left that ended before it wrote the policy.
         OSError: The folder can't be written.
 
     Examples:
@@ -53,8 +55,19 @@ def prepare_node(folder: str | os.PathLike[str], policy: ClientPolicy) -> None:
     """
     place = Path(folder)
     make_folder(place)
-    Ledger.create(place / LEDGER, policy.budget).close()
-    policy.write(place / POLICY)
+    try:
+        ledger = Ledger.create(place / LEDGER, policy.budget)
+    except DatabaseExists:
+        if (place / POLICY).exists():
+            raise
+        ledger = Ledger(place / LEDGER, policy.budget)
+    with ledger:
+        if ledger.clients:
+            raise DpcompError(
+                f"{place} holds {LEDGER}, which was charged, and no {POLICY}: write the policy that the charges were "
+                "allowed by, ClientPolicy(...).write(path); a ledger is never replaced"
+            )
+        policy.write(place / POLICY)
 
 
 def simulated_folders(root: str | os.PathLike[str], policy: ClientPolicy) -> FolderOf:
@@ -67,11 +80,8 @@ def simulated_folders(root: str | os.PathLike[str], policy: ClientPolicy) -> Fol
 
     def folder_of(context: Context) -> Path:
         place = Path(root) / f"{context.node_id:016x}"
-        make_folder(place)
         if not (place / POLICY).exists():
-            with suppress(DatabaseExists):  # of a process that ended before it wrote the policy
-                Ledger.create(place / LEDGER, policy.budget).close()
-            policy.write(place / POLICY)
+            prepare_node(place, policy)
         return place
 
     return folder_of
