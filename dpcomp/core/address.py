@@ -46,6 +46,20 @@ class Address:
             object.__setattr__(self, name, number)
 
 
+def client_number(value: object, name: str) -> int:
+    """Check that a value is the number of a client or of the server, and return it as Python's int.
+
+    Args:
+        value: The argument to check.
+        name: What the error calls it, such as `"within(client)"`.
+
+    Raises:
+        TypeError: The value is not a whole number.
+        ValueError: The value lies outside the range of an `Address`.
+    """
+    return whole_number(value, name, least=0, most=SERVER)
+
+
 def address_of_all_rounds(run_id: bytes, client: int) -> Address:
     """Return where a client's ledger is charged for all rounds of a trusted server.
 

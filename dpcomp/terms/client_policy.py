@@ -10,7 +10,7 @@ import tomli_w
 
 from dpcomp.core.address import Address, address_of_all_rounds
 from dpcomp.core.calls import check_keys
-from dpcomp.core.checks import check_type, real_number
+from dpcomp.core.checks import check_type, real_number, whole_number
 from dpcomp.core.errors import BudgetExhausted, ConfigError, TermsRefused
 from dpcomp.core.storage import write_whole
 from dpcomp.privacy.accounting.events import gaussians_in
@@ -96,9 +96,13 @@ class ClientPolicy:
                 ledger is incomplete, or holds charges of another client's number, unit or trust, which would not be
                 added up; or a trusted server has closed more rounds than they say; or the ledger was charged for all
                 rounds of other terms in their place.
-            TypeError: `ledger` is none.
+            TypeError: `terms` or `ledger` is none, or `client` or `version` not a whole number.
+            ValueError: `client` is not the number of an enrolled client, or `version` negative.
         """
+        check_type(terms, FederationTerms, f"check(terms={terms!r}): give the FederationTerms of the federation")
         check_type(ledger, Ledger, f"check(ledger={ledger!r}): give the client's ledger, whoever is trusted")
+        client = whole_number(client, "check(client)", least=0, most=terms.clients - 1)
+        version = whole_number(version, "check(version)", least=0)
         cost, trust = terms.pipeline.cost, terms.pipeline.trust_model
         if trust.trust not in self.trust:
             raise TermsRefused(
@@ -148,7 +152,8 @@ class ClientPolicy:
             TermsRefused: As `check` does.
             BudgetExhausted: The ledger's own budget does not allow it, since it was charged meanwhile.
             DpcompError: As `Ledger.charge` does.
-            ValueError: The client charges its own releases, so each round is charged for itself.
+            TypeError: As `check` does.
+            ValueError: The client charges its own releases, so each round is charged for itself; or as `check` does.
 
         Examples:
             >>> import numpy as np
@@ -164,6 +169,7 @@ class ClientPolicy:
             >>> ledger.guarantee(1e-5).epsilon == terms.guarantee(1e-5).epsilon
             True
         """
+        check_type(terms, FederationTerms, f"charge_all_rounds(terms={terms!r}): give a FederationTerms")
         if terms.pipeline.trust_model.ledger_of != "server":
             raise ValueError(
                 f"charge_all_rounds with trust={terms.pipeline.trust!r}: the client charges each round itself, before "
@@ -187,7 +193,11 @@ class ClientPolicy:
             BudgetExhausted: The ledger would hold more than the policy's budget, or than its own.
             TermsRefused: The ledger is incomplete, or holds charges of another client's number, unit or trust, which
                 would not be added up.
+            TypeError: `ledger`, `cost` or `address` is none, or `steps` not a whole number.
+            ValueError: `steps` is below 1.
         """
+        check_type(ledger, Ledger, f"refuse_round(ledger={ledger!r}): give the client's ledger")
+        check_type(address, Address, f"refuse_round(address={address!r}): give an Address, such as memory.address")
         if not self._allows(ledger, cost, address.client, steps, 1):
             raise BudgetExhausted(
                 f"charging {address} would take {ledger} beyond {self.budget} of this client's policy, or beyond its "

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from hypothesis import given, settings
@@ -172,6 +173,19 @@ def test_killed_at_any_charge_the_ledger_never_forgets_and_never_exceeds(tmp_pat
 def test_a_budget_is_a_finite_epsilon_and_a_delta(epsilon, delta):
     with pytest.raises(ValueError, match=r"ε|δ"):
         dp.Budget(epsilon, delta)
+
+
+@pytest.mark.parametrize("epsilon", [8, np.float32(8), np.float64(8), np.int64(8), np.uint8(8)])
+def test_a_budget_takes_the_numbers_that_other_parts_take(epsilon):
+    budget = dp.Budget(epsilon, np.float64(1e-5))
+    assert budget == dp.Budget(8.0, 1e-5)
+    assert type(budget.epsilon) is float
+
+
+@pytest.mark.parametrize("epsilon", [True, "8", None, np.array(8.0)])
+def test_a_budget_is_a_number(epsilon):
+    with pytest.raises(TypeError, match="ε, a finite number above 0"):
+        dp.Budget(epsilon, 1e-5)
 
 
 def test_steps_beyond_what_a_database_counts_are_never_admitted():

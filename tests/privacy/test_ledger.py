@@ -476,6 +476,40 @@ def test_what_was_assumed_stands_in_every_later_guarantee(tmp_path):
     assert set(record.assumed) <= set(said.assumptions)
 
 
+@pytest.mark.parametrize("clauses", ["the divisor 64 is public", ["it is public", 64], 64])
+def test_what_is_assumed_are_clauses_and_no_letters(clauses):
+    ledger = dp.Ledger()
+    permit = ledger.charge(PIPELINE.cost, HERE)
+    for assume in (permit.assume, ledger.assume):
+        with pytest.raises(TypeError):
+            assume(clauses)
+    assert ledger.mark.count == 1
+
+
+def test_numbers_of_numpy_find_what_was_charged_and_other_types_are_refused(tmp_path):
+    with dp.Ledger.create(tmp_path / "ledger.db") as ledger:
+        ledger.charge(PIPELINE.cost, HERE, steps=2)
+        record, budget = dp.Ledger.read(tmp_path / "ledger.db"), dp.Budget(1.0, 1e-5)
+        assert ledger.charge_at(HERE) == (PIPELINE.cost, 2)
+        assert ledger.charge_at(dp.Address(5, 3, 1)) is None
+        for number in (3, np.int64(3), np.uint8(3)):
+            assert ledger.charged_rounds(np.uint64(5), number) == record.charged_rounds(np.int8(5), number) == {0}
+            assert record.guarantee_of(number, 1e-5) == ledger.guarantee(1e-5)
+            assert not ledger.within(budget, PIPELINE.cost, number, 10**6)
+        for number in ("3", 3.0, True, None):
+            for ask in (
+                lambda number: ledger.charged_rounds(5, number),
+                lambda number: ledger.charged_rounds(number, 3),
+                lambda number: record.charged_rounds(5, number),
+                lambda number: record.guarantee_of(number, 1e-5),
+                lambda number: ledger.within(budget, PIPELINE.cost, number, 1),
+                ledger.charged,
+                ledger.charge_at,
+            ):
+                with pytest.raises(TypeError):
+                    ask(number)
+
+
 def test_a_permit_that_no_ledger_gave_is_worth_nothing():
     ledger, other = dp.Ledger(), dp.Ledger()
     with pytest.raises(TypeError, match="is not made but given"):

@@ -189,6 +189,33 @@ def test_what_a_client_released_itself_does_not_vanish_under_a_trusted_server():
         policy.charge_all_rounds(terms_of(), dp.Ledger(), client=3)
 
 
+@pytest.mark.parametrize("number", [3, np.int64(3), np.uint8(3)])
+def test_a_client_and_a_version_may_be_numbers_of_numpy(number):
+    terms, ledger = terms_of(rounds=4), dp.Ledger()
+    policy = policy_of(terms.guarantee(DELTA).epsilon)
+    ledger.charge(EXAMPLE.cost, dp.Address(terms.seed.number, 3, 0), steps=5)
+    policy.check(terms, ledger, number)  # which finds the round that was charged
+    policy.check(terms, ledger, number, number)
+
+
+@pytest.mark.parametrize("number", ["3", 3.0, True, None, np.array(3)])
+def test_what_is_no_number_of_a_client_or_version_is_refused(number):
+    terms, policy, ledger = terms_of(), policy_of(100.0), dp.Ledger()
+    with pytest.raises(TypeError, match=r"check\(client\) is .*: give a whole number from 0 to 8"):
+        policy.check(terms, ledger, number)
+    with pytest.raises(TypeError, match=r"check\(version\) is .*: give a whole number from 0 on"):
+        policy.check(terms, ledger, 3, number)
+    for ask in (policy.check, policy.charge_all_rounds):
+        with pytest.raises(TypeError, match="FederationTerms"):
+            ask(number, ledger, 3)
+    with pytest.raises(TypeError, match="give an Address"):
+        policy.refuse_round(ledger, EXAMPLE.cost, number, 5)
+    for outside in (-1, 9):
+        with pytest.raises(ValueError, match=r"check\(client\)"):
+            policy.check(terms, ledger, outside)
+    assert ledger.mark.count == 0
+
+
 def test_a_pipeline_without_noise_is_refused_whatever_the_budget():
     unsafe = dp.Pipeline(mechanism=dp.unsafe("a test", dp.Clip(1.0)))
     with pytest.raises(TermsRefused, match="no guarantee"):

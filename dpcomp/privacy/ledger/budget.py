@@ -10,6 +10,7 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
     DpEvent,
 )
 
+from dpcomp.core.checks import real_number
 from dpcomp.privacy.accounting.epsilon import check_delta, epsilon, rdp_epsilon
 from dpcomp.privacy.accounting.events import MOST_STEPS, composed
 from dpcomp.privacy.plan import Plan
@@ -48,9 +49,11 @@ class Budget:
     delta: float
 
     def __post_init__(self):
-        _check_epsilon(self.epsilon)
+        largest = real_number(self.epsilon, "Budget(epsilon)", "ε, a finite number above 0")
+        if not 0 < largest < math.inf:
+            raise ValueError(f"Budget(epsilon={largest}): ε is a finite number above 0")
         check_delta(self.delta)
-        object.__setattr__(self, "epsilon", float(self.epsilon))
+        object.__setattr__(self, "epsilon", largest)
         object.__setattr__(self, "delta", float(self.delta))
 
     def allows(self, spent: Mapping[DpEvent, int], *, departed: bool = False) -> bool:
@@ -79,13 +82,6 @@ class Budget:
             steps: How many of its releases, from 0 to `plan.steps`.
         """
         return steps <= _admissible_steps_of_plan(plan, self)
-
-
-def _check_epsilon(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"Budget(epsilon={value!r}): ε is a number above 0")
-    if not 0 < value < math.inf:
-        raise ValueError(f"Budget(epsilon={value}): ε is a finite number above 0")
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpcomp.core.address import Address
+from dpcomp.core.address import Address, client_number
 from dpcomp.core.checks import check_type, whole_number
 from dpcomp.core.database.database import Database, create_database, look_at_database, memory_database, open_database
 from dpcomp.core.errors import BudgetExhausted, DpcompError, NotPrivate
@@ -320,10 +320,12 @@ class Ledger:
             charges: The number of charges, 0 or more.
 
         Raises:
-            TypeError: `cost` is not a `Cost`, or a number not a whole one.
+            TypeError: `budget` is not a `Budget`, `cost` not a `Cost`, or a number not a whole one.
             ValueError: A number lies outside its range, or the ledger holds charges for another unit or trust.
         """
+        check_type(budget, Budget, f"within(budget={budget!r}): give a dp.Budget(epsilon, delta)")
         check_type(cost, Cost, f"within(cost={cost!r}): give a Cost, such as pipeline.cost")
+        client = client_number(client, "within(client)")
         steps = whole_number(steps, "within(steps)", least=1, most=MOST_STEPS)
         charges = whole_number(charges, "within(charges)", least=0, most=MOST_STEPS // steps)
         with self._lock:
@@ -348,9 +350,15 @@ class Ledger:
         Args:
             run: The number of the run: that of its public seed.
             client: The client's number.
+
+        Raises:
+            TypeError: One of the two is not a whole number.
+            ValueError: One of the two lies outside the range of an `Address`.
         """
+        place = Address(run, client, 0)  # whose numbers are Python's: SQLite would take NumPy's for bytes
         with self._database.reading() as connection:
-            rows = connection.execute("SELECT round FROM charges WHERE (run, client) = (?, ?)", (str(run), client))
+            key = (str(place.run), place.client)
+            rows = connection.execute("SELECT round FROM charges WHERE (run, client) = (?, ?)", key)
             return frozenset(number for (number,) in rows)
 
     def guarantee(self, delta: float, population: int | None = None) -> Guarantee:
@@ -443,11 +451,18 @@ class Ledger:
             clauses: What is assumed, such as "the divisor 64 is public"; those that are recorded already are left out.
 
         Raises:
+            TypeError: `clauses` is a string, or holds something else than strings; nothing is recorded.
             DpcompError: Another process opened the ledger, or its file cannot be written.
         """
+        given = list(clauses)
+        message = f'assume({clauses!r}): give a list of clauses, such as ["the divisor 64 is public"]'
+        if isinstance(clauses, str):
+            raise TypeError(message)
+        for clause in given:
+            check_type(clause, str, message)
         self._database.refuse_other_process()
         with self._lock:
-            for clause in clauses:
+            for clause in given:
                 if clause not in self._assumed:
                     with self._database.changing() as connection:
                         mark = append(connection, self._database.name, self._mark, "assumed", clause)

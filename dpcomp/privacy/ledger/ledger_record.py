@@ -11,6 +11,8 @@ from dp_accounting import (  # pyright: ignore[reportMissingTypeStubs]  # the pa
     NonPrivateDpEvent,
 )
 
+from dpcomp.core.address import Address, client_number
+from dpcomp.core.checks import whole_number
 from dpcomp.privacy.accounting.events import read_event
 from dpcomp.privacy.cost import INCOMPLETE, Cost, guarantee_of
 from dpcomp.privacy.guarantee import Guarantee
@@ -79,11 +81,14 @@ class LedgerRecord:
         Args:
             run: The number of the run: that of its public seed.
             client: The client's number.
+
+        Raises:
+            TypeError, ValueError: As `Ledger.charged_rounds` does.
         """
-        entries = self.entries
-        if str(run) not in entries.runs:
+        entries, place = self.entries, Address(run, client, 0)
+        if str(place.run) not in entries.runs:
             return frozenset()
-        charged = (entries.run_places == entries.runs.index(str(run))) & (entries.clients == client)
+        charged = (entries.run_places == entries.runs.index(str(place.run))) & (entries.clients == place.client)
         return frozenset(entries.rounds[charged].tolist())
 
     def guarantee_of(self, client: int, delta: float, population: int | None = None) -> Guarantee:
@@ -95,10 +100,10 @@ class LedgerRecord:
             population: The public number of units N; the guarantee then says whether δ is below 1/N.
 
         Raises:
-            TypeError: `delta` is not a number.
-            ValueError: `delta` or `population` lies outside its range.
+            TypeError: `delta` is not a number, or `client` not a whole one.
+            ValueError: `client`, `delta` or `population` lies outside its range.
         """
-        history = self.histories.get(client)
+        history = self.histories.get(client_number(client, "guarantee_of(client)"))
         return guarantee_of_histories(
             [] if history is None else [history],
             delta,
@@ -116,9 +121,10 @@ class LedgerRecord:
             delta: δ, in (0, 1).
 
         Raises:
-            TypeError: `delta` is not a number.
-            ValueError: `delta` lies outside its range.
+            TypeError: `delta` is not a number, or `count` not a whole one.
+            ValueError: `count` or `delta` lies outside its range.
         """
+        count = whole_number(count, "guarantee_after(count)", least=0, most=len(self.entries))
         histories = self.entries.histories(self.plan, count).values()
         return guarantee_of_histories(
             histories, delta, self.plan, population=None, seeded=self.seeded, assumed=self.assumed

@@ -11,6 +11,7 @@ import numpy as np
 from dp_accounting import DpEvent  # pyright: ignore[reportMissingTypeStubs]  # the package ships no types
 from jaxtyping import Float64
 
+from dpcomp.core.address import client_number
 from dpcomp.core.checks import whole_number
 from dpcomp.privacy.accounting.epsilon import check_delta
 from dpcomp.privacy.accounting.events import MOST_STEPS, gaussians_in, read_event
@@ -106,8 +107,8 @@ def what_if(record: LedgerRecord, cost: Cost, steps: int, delta: float, client: 
         client: Whom to charge; None for every client of the ledger, or for client 0 if it has none.
 
     Raises:
-        TypeError: `steps` is not a whole number, or `delta` not a number.
-        ValueError: `steps` or `delta` lies outside its range, or the ledger holds charges for another unit or trust.
+        TypeError: `steps` or `client` is not a whole number, or `delta` not a number.
+        ValueError: A number lies outside its range, or the ledger holds charges for another unit or trust.
     """
     check_delta(delta)
     steps = whole_number(steps, "steps", least=1, most=MOST_STEPS)
@@ -118,7 +119,7 @@ def what_if(record: LedgerRecord, cost: Cost, steps: int, delta: float, client: 
                 f"{record.name} holds charges for unit={held.unit!r} with trust={held.trust!r}; this charge is for "
                 f"unit={cost.unit!r} with trust={cost.trust!r}. They do not compose: ask the ledger of such charges"
             )
-    charged = list(record.histories or [0]) if client is None else [client]
+    charged = list(record.histories or [0]) if client is None else [client_number(client, "client")]
     after, text = dict(record.histories), cost_as_text(cost)
     for each in charged:
         before = record.histories.get(each) or History.begin(record.plan)
