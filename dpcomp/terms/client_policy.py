@@ -19,6 +19,7 @@ from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.guarantee import rounded_up
 from dpcomp.privacy.ledger.budget import Budget
 from dpcomp.privacy.ledger.ledger import Ledger
+from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.privacy.trust import Trust, Unit
 from dpcomp.terms.federation_terms import FederationTerms, read_toml
 
@@ -183,6 +184,8 @@ class ClientPolicy:
     def refuse_round(self, ledger: Ledger, cost: Cost, address: Address, steps: int) -> None:
         """Refuse a round that this policy does not allow any more, such as after another federation was charged.
 
+        To charge it too, call `charge_round`, between whose question and charge no other thread charges.
+
         Args:
             ledger: The client's ledger; nothing is charged.
             cost: The cost of a single release.
@@ -204,6 +207,27 @@ class ClientPolicy:
                 "own budget: nothing was charged. Since the terms were allowed, another federation has been charged; "
                 "or the server was set back, and plays rounds again that this client had missed"
             )
+
+    def charge_round(self, ledger: Ledger, cost: Cost, address: Address, steps: int) -> Permit:
+        """Charge a client's ledger for a round, as `Ledger.charge` does, unless this policy does not allow it.
+
+        Args:
+            ledger: The client's ledger.
+            cost: The cost of a single release.
+            address: Where the releases are made.
+            steps: The number of releases.
+
+        Returns:
+            The permit to make them.
+
+        Raises:
+            BudgetExhausted, TermsRefused, TypeError, ValueError: As `refuse_round` does; nothing was charged.
+            BudgetExhausted, DpcompError: As `Ledger.charge` does.
+        """
+        check_type(ledger, Ledger, f"charge_round(ledger={ledger!r}): give the client's ledger")
+        with ledger.alone():
+            self.refuse_round(ledger, cost, address, steps)
+            return ledger.charge(cost, address, steps=steps)
 
     def _allows(self, ledger: Ledger, cost: Cost, client: int, steps: int, charges: int) -> bool:
         """Return whether the budgets allow further charges to a ledger whose charges are all added up.

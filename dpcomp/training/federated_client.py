@@ -272,7 +272,7 @@ class FederatedClient:
         cost = self._optimizer.pipeline.cost
         try:
             if self._policy is not None:
-                self._policy.refuse_round(self.ledger, cost, address, steps)
+                return self._policy.charge_round(self.ledger, cost, address, steps)
             return self.ledger.charge(cost, address, steps=steps)
         except BudgetExhausted:
             raise

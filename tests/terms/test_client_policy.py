@@ -1,5 +1,8 @@
 """ClientPolicy: terms that a client does not allow are refused before anything is trained or charged."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import tomli_w
@@ -210,10 +213,36 @@ def test_what_is_no_number_of_a_client_or_version_is_refused(number):
             ask(number, ledger, 3)
     with pytest.raises(TypeError, match="give an Address"):
         policy.refuse_round(ledger, EXAMPLE.cost, number, 5)
+    with pytest.raises(TypeError, match="give the client's ledger"):
+        policy.charge_round(number, EXAMPLE.cost, dp.Address(0, 3, 0), 5)
     for outside in (-1, 9):
         with pytest.raises(ValueError, match=r"check\(client\)"):
             policy.check(terms, ledger, outside)
     assert ledger.mark.count == 0
+
+
+def test_threads_with_two_numbers_cannot_both_charge_one_ledger(monkeypatch):
+    policy, ledger, refuse, ends = policy_of(100.0), dp.Ledger(), ClientPolicy.refuse_round, []
+
+    def refuse_slowly(*args):
+        refuse(*args)
+        time.sleep(0.05)
+
+    def charge(client):
+        try:
+            ends.append(policy.charge_round(ledger, EXAMPLE.cost, dp.Address(client, client, 0), 5).steps)
+        except TermsRefused as refusal:
+            ends.append(str(refusal))
+
+    monkeypatch.setattr(ClientPolicy, "refuse_round", refuse_slowly)
+    threads = [threading.Thread(target=charge, args=(client,)) for client in (3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ends[0] == 5
+    assert "charges of client" in ends[1]
+    assert len(ledger.clients) == 1
 
 
 def test_a_pipeline_without_noise_is_refused_whatever_the_budget():

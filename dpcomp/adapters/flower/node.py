@@ -168,8 +168,7 @@ class Node:
         """
         cost, steps = self._terms.pipeline.cost, self._terms.steps
         try:
-            self._policy.refuse_round(self._ledger, cost, address, steps)
-            permit = self._ledger.charge(cost, address, steps=steps)
+            permit = self._policy.charge_round(self._ledger, cost, address, steps)
         except BudgetExhausted as refusal:
             raise OutOfBudget(str(refusal)) from refusal
         permit.assume(self._assumptions())

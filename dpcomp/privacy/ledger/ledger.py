@@ -4,7 +4,8 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 
 from dpcomp.core.address import Address, client_number
@@ -158,7 +159,7 @@ class Ledger:
         )
 
     def _start(self, database: Database, budget: Budget | None) -> None:
-        self._database, self._lock, self._token = database, threading.Lock(), object()
+        self._database, self._lock, self._token = database, threading.RLock(), object()
         self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
         try:
             with database.reading() as connection:
@@ -201,6 +202,17 @@ class Ledger:
                 f"{self} has {self._mark}, and was {mark} before: it {why}, since it was restored, created anew or is "
                 "another's. Restore the newest ledger; what is spent cannot be taken back"
             )
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Let no other thread charge during a block, which asks what the ledger holds before it charges.
+
+        Raises:
+            DpcompError: Another process opened the ledger.
+        """
+        self._database.refuse_other_process()  # before the lock, which another thread may have held at a fork
+        with self._lock:
+            yield
 
     def charge(self, cost: Cost, address: Address, steps: int = 1) -> Permit:
         """Record the cost of releases at an address durably, and return the permit to make them.
