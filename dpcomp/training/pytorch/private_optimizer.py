@@ -23,6 +23,7 @@ from dpcomp.training.pytorch.checks.public_rows import PublicRows
 from dpcomp.training.pytorch.collation import refuse_tied_row
 from dpcomp.training.pytorch.draws import Draws, MicroBatch
 from dpcomp.training.pytorch.private_model import PrivateModel
+from dpcomp.training.pytorch.rows.batch_sizes import BatchSizes
 from dpcomp.training.pytorch.rows.parameters import cut, layout_of, read, trainable
 from dpcomp.training.pytorch.rows.passes import Pass, without_autocast
 from dpcomp.training.pytorch.rows.structures import count, inputs_and_targets, rows, to
@@ -114,6 +115,7 @@ class PrivateOptimizer(DPOptimizer):
         self._start = self._released = None
         self._noise, self._steps = NoiseThroughSgd(), 0
         self._which_row: np.random.Generator | None = None  # draws the rows that are checked in a round
+        self._losses_held = BatchSizes()  # the largest passes whose losses were all held to those of examples alone
         self._public_rows, self._assumed_public = PublicRows(), False
         self._sealed = True
 
@@ -456,8 +458,9 @@ class PrivateOptimizer(DPOptimizer):
         return [passes] if self._views > 1 else [[one] for one in passes]
 
     def _clip_group(self, group: list[Pass], public: list[Pass], targets: Any, offset: int) -> None:
-        """Check a secretly drawn row, and clip all rows of some examples."""
+        """Check the loss or a secretly drawn row, and clip all rows of some examples."""
         memory, engine, n = self._round()[0], self._model.engine, group[0].n
+        self._check_losses(group, targets)
         self._check_a_row(group, targets)
         if len(group) == 1 and not public and (units := engine.units(group[0], memory.layout)) is not None:
             part = self._pipeline.clip(units, memory)
@@ -479,6 +482,22 @@ class PrivateOptimizer(DPOptimizer):
                 part = self._pipeline.clip(block, memory)
             self._total = part if self._total is None else self._total + part
 
+    def _check_losses(self, group: list[Pass], targets: Any) -> None:
+        """Hold the loss of each example to that of the example alone, in passes that are larger than those before.
+
+        A loss that leaves out what lies past some place shows in no other row, and in no smaller batch. Rows that are
+        made of each example alone need no such look.
+
+        Raises:
+            NotPrivate: It differs.
+        """
+        for one in group:
+            if one.alone or self._losses_held.cover((one.outputs, targets)):
+                continue
+            with without_autocast(one.device):
+                self._model.check.losses_of(one, to(targets, device=one.device))
+            self._losses_held.add((one.outputs, targets))
+
     def _check_a_row(self, group: list[Pass], targets: Any) -> None:
         """Hold one row to the gradient of its example alone: which one is drawn in secret, apart from all other draws.
 
@@ -491,10 +510,10 @@ class PrivateOptimizer(DPOptimizer):
         check, engine = self._model.check, self._model.engine
         with without_autocast(one.device):
             targets = to(targets, device=one.device)
-            if engine.rows_at_once is None:
-                check.example_of(one, targets, i, tuple(part[0] for part in engine.rows(one, None, i, i + 1)))
-            else:
+            if one.alone:
                 check.loss_of(one, targets, i)
+            else:
+                check.example_of(one, targets, i, tuple(part[0] for part in engine.rows(one, targets, i, i + 1)))
 
     def _forget_passes(self) -> None:
         """Wipe the gradients, and drop what is kept between a forward pass and its backward pass."""

@@ -71,6 +71,7 @@ class IsolatedRows:
 
     def forward(self, one: Pass) -> Any:
         """Return the outputs, at which a backward pass stops unless inputs or public rows need it to go on."""
+        one.alone = True
         if one.public:
             return self._with_a_parameter_a_row(one)
         args, kwargs = one.given
@@ -162,7 +163,7 @@ class IsolatedRows:
         parameters = {name: value.detach() for name, value in self._parameters.items()}
 
         def loss(values: dict[str, Tensor], *parts: Tensor) -> Tensor:
-            return self._loss_of_one(values, _rebuilt(examples, parts))
+            return self._loss_of_one(values, rebuilt(examples, parts))
 
         axes = tuple(0 if leaf.ndim else None for leaf in leaves)
         with _fallbacks_allowed():
@@ -175,7 +176,7 @@ class IsolatedRows:
         n = next(len(leaf) for leaf in leaves if leaf.ndim)
         found: list[list[Tensor]] = []
         for i in range(n):
-            example = _rebuilt(examples, [leaf[i] if leaf.ndim else leaf for leaf in leaves])
+            example = rebuilt(examples, [leaf[i] if leaf.ndim else leaf for leaf in leaves])
             with torch.enable_grad():
                 loss = self._loss_of_one(named, example)
             found.append(gradients_of([loss], list(named.values()), [None]))
@@ -190,7 +191,7 @@ class IsolatedRows:
         parts = list(tensors(one.call))
 
         def outputs(values: dict[str, Tensor], *given: Tensor) -> Any:
-            args, kwargs = mapped(lambda part: part.unsqueeze(0), _rebuilt(one.call, given))
+            args, kwargs = mapped(lambda part: part.unsqueeze(0), rebuilt(one.call, given))
             return mapped(lambda part: part.squeeze(0), self._places.call(values, args, kwargs))
 
         if self.in_a_loop:
@@ -199,7 +200,7 @@ class IsolatedRows:
                 for i in range(one.n)
             ]
             columns = zip(*(tensors(row) for row in each), strict=True)
-            return _rebuilt(each[0], [torch.stack(column) for column in columns])
+            return rebuilt(each[0], [torch.stack(column) for column in columns])
         axes = tuple(0 if part.ndim else None for part in parts)
         with _fallbacks_allowed():
             return vmap(outputs, in_dims=(0, *axes), randomness="different")(one.leaves, *parts)
@@ -224,7 +225,7 @@ def _fallbacks_allowed() -> Iterator[None]:
         yield
 
 
-def _rebuilt(structure: Any, parts: Any) -> Any:
+def rebuilt(structure: Any, parts: Any) -> Any:
     """Return a structure with other tensors in the places of its own."""
     following = iter(parts)
     return mapped(lambda _: next(following), structure)

@@ -33,6 +33,7 @@ class Pass:
         order: Which backward pass reached it, from 0; None if none did.
         leaves: With the isolated engine, and public inputs only: a copy of each parameter a row, whose gradients are
             the rows.
+        alone: Whether its rows are made by a pass of each example alone.
         book: With the book-keeping engine: by layer, what it got and the gradients that reached its output.
 
     Attributes:
@@ -51,6 +52,7 @@ class Pass:
     cotangents: dict[int, Tensor] = field(default_factory=dict)
     order: int | None = None
     leaves: dict[str, Tensor] | None = None
+    alone: bool = False
     book: dict[nn.Module, Any] | None = None
     n: int = field(init=False)
     device: torch.device = field(init=False)

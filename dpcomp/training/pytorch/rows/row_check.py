@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.rows.distances import (
+    SMALL,
     alike,
     all_close,
     all_finite,
@@ -24,6 +25,7 @@ from dpcomp.training.pytorch.rows.distances import (
 from dpcomp.training.pytorch.rows.engine import Call, Loss, Rows
 from dpcomp.training.pytorch.rows.isolated import gradients_of
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
+from dpcomp.training.pytorch.rows.own_losses import own_losses
 from dpcomp.training.pytorch.rows.parameters import Places, trainable
 from dpcomp.training.pytorch.rows.passes import Pass, floating, random_states
 from dpcomp.training.pytorch.rows.structures import mapped, repeated, rows, tensors
@@ -109,6 +111,32 @@ class RowCheck:
         if self._loss_explained_by_rounding(one, targets, i, sent):
             return
         raise NotPrivate(self._other_loss(one, sent, alone, "the gradient of an example's outputs"))
+
+    def losses_of(self, one: Pass, targets: Any) -> None:
+        """Check the loss of every example of a pass, as `loss_of` does.
+
+        As a rule one map over the examples shows that all is well.
+
+        Args:
+            one: A pass that a backward pass has reached.
+            targets: The targets of its examples.
+
+        Raises:
+            NotPrivate: As `loss_of` does.
+        """
+        try:
+            own = own_losses(self._loss, one, targets, self.copies)
+            sent = [part * one.n for part in one.cotangents.values()]
+            apart, norms = (
+                torch.stack([part.reshape(one.n, -1).norm(dim=1) for part in parts]).norm(dim=0)
+                for parts in (list(map(torch.sub, sent, own)), own)
+            )
+            sure = (apart <= 0.5 * self._tolerance * norms) & (norms >= SMALL) & norms.isfinite()
+            unsure = (~sure).nonzero().flatten().tolist()
+        except Exception:  # of a loss that cannot be mapped over examples
+            unsure = range(one.n)
+        for i in unsure:
+            self.loss_of(one, targets, i)
 
     def outputs_of(self, one: Pass, i: int) -> None:
         """Check that the outputs of an example are those of the example alone.

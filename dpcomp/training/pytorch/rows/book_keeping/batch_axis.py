@@ -129,6 +129,8 @@ class FollowedExamples(TorchDispatchMode):
         if any(not self.knows(part) and memory_of(part) in self._memory for part in given):
             raise ExamplesMeet(f"{name} with values of the batch that were taken past torch's operations")
         plain = name.removesuffix("_") if written and not name.startswith("_") else name
+        if plain == "as_strided" and self.axis_of(args[0]) is not None and not _same_places(*args):
+            raise ExamplesMeet(name)
         out = func(*args, **kwargs)
         if plain in _FACTORIES:
             fills = [self.axis_of(part) for part in tensors_in((*args[1:], *kwargs.values()))]
@@ -197,6 +199,8 @@ class FollowedExamples(TorchDispatchMode):
             raise ExamplesMeet(name)
         if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy"):
             return _reshaped(name, axis, tuple(first.shape), tuple(result.shape), self._n)
+        if name == "as_strided":
+            return axis  # the same places, as was seen before it ran
         if name in ("permute",):
             return BatchAxis([d % first.ndim for d in args[1]].index(axis.axis), axis.inner)
         if name in ("transpose",):
@@ -371,6 +375,16 @@ def _reshaped(name: str, axis: BatchAxis, old: tuple[int, ...], new: tuple[int, 
             if rest % inner == 0:
                 return BatchAxis(place, inner)
     raise ExamplesMeet(f"{name} from {old} to {new}")
+
+
+def _same_places(tensor: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> bool:
+    """Return whether a view of the memory of a tensor is that tensor: pooling over images does so for its strides."""
+    axes = zip(tensor.shape, tensor.stride(), size, stride, strict=False)
+    return (
+        len(size) == tensor.ndim
+        and storage_offset in (None, tensor.storage_offset())
+        and all(length == same and (step == by or length < 2) for length, step, same, by in axes)
+    )
 
 
 def _takes_all(named: dict[str, Any], length: int) -> bool:

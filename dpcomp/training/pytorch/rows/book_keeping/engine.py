@@ -1,5 +1,6 @@
 """BookKeeping: norms and clipped sums from layer inputs and output gradients, for models that keep examples apart."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,14 +13,17 @@ from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.privacy.units.factored_units import FactoredUnits
 from dpcomp.training.pytorch.channels_last import set_channels_last, takes_channels_last, with_channels_last
+from dpcomp.training.pytorch.rows.batch_sizes import BatchSizes
+from dpcomp.training.pytorch.rows.book_keeping.batch_axis import ExamplesMeet
 from dpcomp.training.pytorch.rows.book_keeping.booked_units import Booked, BookedUnits
-from dpcomp.training.pytorch.rows.book_keeping.examples_apart import LayerUse, layer_uses
+from dpcomp.training.pytorch.rows.book_keeping.examples_apart import EXAMPLES, LayerUse, layer_uses, most_apart
 from dpcomp.training.pytorch.rows.book_keeping.formulas import trained
 from dpcomp.training.pytorch.rows.book_keeping.layer_terms import LayerTerms
 from dpcomp.training.pytorch.rows.engine import Call, Loss
 from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.parameters import layout_of, trainable
 from dpcomp.training.pytorch.rows.passes import Pass
+from dpcomp.training.pytorch.rows.structures import call_of
 
 REMEDY = "give engine=Isolated(), which takes the gradient of each example alone"
 
@@ -41,8 +45,11 @@ class BookKeeping:
     Source: Bu et al. 2023, "Differentially Private Optimization on Large Model at Small Cost", sections 3 and 4.
 
     **Privacy:** a row is the product of its example's own layer inputs and output gradients. The operations of the
-    forward pass are followed in a trial; and one secretly drawn row of each micro-batch is held to the gradient of its
-    example alone, while training runs (PRIVACY_RULES hazards 29, 31 and 34). A norm reads low by no more than 4·10⁻⁶.
+    forward pass are followed in a trial, and again in training as soon as a batch is larger than those that were: a
+    batch in which examples may meet gets the rows of `Isolated()`. One secretly drawn row of each micro-batch is held
+    to the gradient of its example alone (PRIVACY_RULES hazards 29, 31 and 34): nothing else shows what depends on the
+    number of examples without an operation that could tie them, as `x * (1 / len(x))` does. A norm reads low by no more
+    than 4·10⁻⁶.
     """
 
     def attach(self, module: nn.Module, loss: Loss, inputs: Any) -> "BookedRows":
@@ -54,19 +61,25 @@ class BookKeeping:
         uses = layer_uses(module, inputs)
         if isinstance(uses, str):
             raise NotPrivate(f"book-keeping does not serve this model: {uses}. {REMEDY[0].upper()}{REMEDY[1:]}")
-        return BookedRows(module, loss, uses, channels_last=takes_channels_last(module, inputs))
+        found = BookedRows(module, loss, uses, channels_last=takes_channels_last(module, inputs))
+        found.apart.add(call_of(inputs), max(EXAMPLES))
+        return found
 
 
 class BookedRows:
     """Layer inputs and output gradients of passes, from which rows and sums are made.
 
-    A pass that does what no trial did, such as calling a layer twice, gets the rows of `Isolated()`.
+    A pass that does what no trial did, such as calling a layer twice, gets the rows of `Isolated()`. So does one that
+    is larger than all that were followed, if examples may meet in it.
 
     Args:
         module: The model, in training.
         loss: The mean loss of a batch.
         uses: How it uses its trained layers.
         channels_last: Whether images go through it with channels last in memory.
+
+    Attributes:
+        apart: The largest batches in which examples stay apart, as the operations of the model show.
     """
 
     assumption = "rows of per-example gradients, and that the loss is their examples' mean, were checked, not proven"
@@ -76,6 +89,7 @@ class BookedRows:
     def __init__(self, module: nn.Module, loss: Loss, uses: tuple[LayerUse, ...], *, channels_last: bool):
         self._module, self._isolated = module, IsolatedRows(module, loss, Isolated().chunk_size)
         self.copies = 1
+        self.apart, self._tied, self._uses = BatchSizes(), BatchSizes(), uses
         self._parameters = trainable(module)
         places = {id(value): place for place, value in enumerate(self._parameters.values())}
         self._layers: dict[nn.Module, _LayerPlan] = {}
@@ -96,7 +110,7 @@ class BookedRows:
     def forward(self, one: Pass) -> Any:
         """Return the outputs, from which a backward pass reaches the outputs of layers, and no weights."""
         self._isolated.copies = self.copies
-        if one.autocast is not None or one.doubled:
+        if one.autocast is not None or one.doubled or not self._stays_apart(one):
             return self._isolated.forward(one)
         args, kwargs = self.arranged(one.given)
         self._open = book = {}
@@ -110,6 +124,29 @@ class BookedRows:
                 parameter.requires_grad_(True)
         one.book = book
         return outputs
+
+    def _stays_apart(self, one: Pass) -> bool:
+        """Return whether the examples of a pass stay apart: a batch larger than those before it is followed first."""
+        if self.apart.cover(one.call):
+            return True
+        if self._tied.reach(one.call):
+            return False
+        try:
+            with self.paused():
+                most = most_apart(self._module, self.arranged(one.call), self._uses)
+        except ExamplesMeet as meeting:
+            self._tied.add(one.call)
+            logging.getLogger("dpcomp").warning(
+                "batches of %d examples and more take each example's gradient alone (Isolated()), which is slower than "
+                "BookKeeping(): %s",
+                one.n,
+                meeting,
+            )
+            return False
+        except Exception:  # of the model, as its own pass will say
+            return False
+        self.apart.add(one.call, most)
+        return True
 
     def _book(self, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Note what a layer got, and have its output's gradient noted."""

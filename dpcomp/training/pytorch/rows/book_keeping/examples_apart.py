@@ -1,6 +1,7 @@
 """Layer uses: how a model uses its trained layers, if all that it does keeps the examples of a batch apart."""
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ from dpcomp.training.pytorch.rows.book_keeping.batch_axis import (
 )
 from dpcomp.training.pytorch.rows.book_keeping.formulas import refusal, trained
 from dpcomp.training.pytorch.rows.book_keeping.own_code import NothingRead, refuse_own_backward
+from dpcomp.training.pytorch.rows.engine import Call
 from dpcomp.training.pytorch.rows.passes import floating
 from dpcomp.training.pytorch.rows.structures import call_of, count, picked, tensors
 
-EXAMPLES = 11  # in the batch that is followed: a length that few tables have
+# In the batches that are followed before training: lengths that few tables have, above and below those that are tried.
+EXAMPLES = (11, 41)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class LayerUse:
 def layer_uses(module: nn.Module, inputs: Any) -> tuple[LayerUse, ...] | str:
     """Return how a model uses its trained layers, or why book-keeping cannot serve it.
 
-    A copy of the model is called once, and every operation is followed.
+    A copy of the model is called on two batches, and every operation is followed.
 
     Args:
         module: The model.
@@ -53,25 +56,78 @@ def layer_uses(module: nn.Module, inputs: Any) -> tuple[LayerUse, ...] | str:
     if len(named) > len([value for value in module.parameters() if value.requires_grad]):
         return "two layers share a parameter"
     subject = copy.deepcopy(module).train()
-    batch = picked(inputs, torch.arange(EXAMPLES) % count(inputs))
-    devices = list({part.device for part in tensors(batch) if part.device.type == "cuda"})
-    following = _Following(subject, batch)
     try:
-        with torch.random.fork_rng(devices=devices), torch.enable_grad(), following.hooks(), following:
-            args, kwargs = call_of(batch)
-            outputs = subject(*args, **kwargs)
-        following.check_outputs(outputs)
+        few, more = (_followed(subject, call_of(inputs), n) for n in EXAMPLES)
     except ExamplesMeet as meeting:
-        return f"{meeting} may tie examples{following.where}"
+        return str(meeting)
     except Exception as error:
         return f"its forward pass cannot be followed ({type(error).__name__})"
+    return few if few == more else f"it uses its layers in another way with {EXAMPLES[1]} examples"
+
+
+def _followed(module: nn.Module, call: Call, n: int) -> tuple[LayerUse, ...]:
+    """Call a model, follow every operation, and return how it uses its trained layers.
+
+    Args:
+        module: The model, in training.
+        call: Positional arguments of a batch, and those by name.
+        n: The number of examples to call it with: those of the batch in turns.
+
+    Raises:
+        ExamplesMeet: Naming the operation and the layer.
+    """
+    args, kwargs = batch = picked(call, torch.arange(n) % count(call))
+    devices = list({part.device for part in tensors(batch) if part.device.type == "cuda"})
+    following = _Following(module, batch, n)
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), following.hooks(), following:
+            outputs = module(*args, **kwargs)
+        following.check_outputs(outputs)
+    except ExamplesMeet as meeting:
+        raise ExamplesMeet(f"{meeting} may tie examples{following.where}") from meeting
     return following.uses()
+
+
+def most_apart(module: nn.Module, call: Call, uses: tuple[LayerUse, ...]) -> int:
+    """Follow a model through a batch that is larger than those before, and return up to how many examples stay apart.
+
+    It is called with some more examples than the batch has, so that a batch which is larger again comes seldom: a
+    number of which few axes have the length, since a table of that length would look as if it belonged to the examples.
+
+    Args:
+        module: The model, in training.
+        call: Positional arguments of the batch, and those by name.
+        uses: How it uses its trained layers.
+
+    Returns:
+        The number of examples, which is that of the batch or larger.
+
+    Raises:
+        ExamplesMeet: Naming the operation and the layer.
+    """
+    n = count(call)
+    length = _prime_from(n + n // 8)
+    try:
+        found = _followed(module, call, length)
+    except ExamplesMeet:  # at two lengths it would be no coincidence
+        length = _prime_from(length + 1)
+        found = _followed(module, call, length)
+    if found != uses:
+        raise ExamplesMeet("a layer is used in another way than with fewer examples")
+    return length
+
+
+def _prime_from(least: int) -> int:
+    number = max(least, EXAMPLES[0])
+    while any(number % divisor == 0 for divisor in range(2, math.isqrt(number) + 1)):
+        number += 1
+    return number
 
 
 class _Following:
     """The layers in which the pass is, and what it did to their parameters and outputs."""
 
-    def __init__(self, subject: nn.Module, batch: Any):
+    def __init__(self, subject: nn.Module, batch: Any, n: int):
         self._named = {layer: name for name, layer in subject.named_modules() if trained(layer)}
         self._owner = {memory_of(value): layer for layer in self._named for value in layer.parameters(recurse=False)}
         self._inside: list[nn.Module] = []
@@ -79,7 +135,7 @@ class _Following:
         self._outputs: dict[int, nn.Module] = {}
         self._overwritten: set[nn.Module] = set()
         self.where = ""
-        self.mode = FollowedExamples([part for part in tensors(batch) if part.ndim], EXAMPLES, self._look)
+        self.mode = FollowedExamples([part for part in tensors(batch) if part.ndim], n, self._look)
         self._nothing_read = NothingRead(self.mode)
 
     def __enter__(self) -> None:
