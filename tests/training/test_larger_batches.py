@@ -17,6 +17,7 @@ from dpcomp.training.pytorch.rows.batch_sizes import BatchSizes
 from dpcomp.training.pytorch.rows.book_keeping import engine as book_keeping
 from dpcomp.training.pytorch.rows.book_keeping.engine import BookedRows
 from tests.training.private_client import Client, clean, examples
+from tests.training.test_refused_models import DispatchMode, FunctionMode
 
 N, MOST = 101, 100
 
@@ -164,6 +165,20 @@ def test_a_batch_that_is_followed_draws_no_random_numbers():
         torch.manual_seed(3)
         outputs.append(model(inputs).detach())
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [torch.autograd.graph.save_on_cpu, lambda: FunctionMode(), lambda: DispatchMode()],
+    ids=["hooks on what is saved", "a function mode", "a dispatch mode"],
+)
+def test_a_pass_that_could_be_changed_from_outside_gets_the_rows_of_examples_alone(around):
+    inputs, targets = examples(5)
+    model = private_model(nn.Linear(6, 3), nn.functional.cross_entropy, inputs, targets, engine=BookKeeping()).train()
+    with around():
+        assert not booked(model, inputs)
+    with torch.device("cpu"):
+        assert booked(model, inputs)
 
 
 class TestBatchSizes:

@@ -5,13 +5,34 @@ import torch
 from opacus.grad_sample import GradSampleHooks
 from torch import nn
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 import dpcomp as dp
-from dpcomp.training.pytorch import Isolated, Opacus, make_private
+from dpcomp.training.pytorch import Isolated, Opacus, PrivateOptimizer, make_private
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
 from dpcomp.training.pytorch.rows.parameters import read, write
 from tests.training.private_client import ENGINES, Client, clean, examples, linear, noisy, refused
+
+
+class FunctionMode(TorchFunctionMode):
+    """Calls each function as it is."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class DispatchMode(TorchDispatchMode):
+    """Calls each operation as it is."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Own(torch.optim.SGD):
+    """An optimiser that is not torch's."""
 
 
 def class_weights(outputs, targets):
@@ -210,6 +231,50 @@ class TestWrites:
         client.optimizer.original_optimizer.register_step_post_hook(lambda *_: None)
         with refused(client, "step hooks"):
             client.step(*examples(5))
+
+    @pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
+    def test_of_a_hook_of_all_optimisers_are_refused(self, register):
+        client = linear()
+        handle = register(lambda *_: None)
+        try:
+            with refused(client, "step hooks for all optimisers"):
+                client.step(*examples(5))
+            with pytest.raises(dp.NotPrivate, match="step hooks for all optimisers"):
+                linear()
+        finally:
+            handle.remove()
+        assert linear().optimizer is not None
+
+    @pytest.mark.parametrize("mode", [FunctionMode, DispatchMode])
+    def test_inside_a_mode_of_torch_are_refused(self, mode):
+        client = linear()
+        client.draw(examples(5))
+        client.backward(*examples(5))
+        with refused(client, f"the step runs inside {mode.__name__}"), mode():
+            client.optimizer.step()
+
+    def test_on_a_default_device_are_taken(self):
+        client = linear()
+        with torch.device("cpu"):
+            client.step(*examples(5))
+        assert client.permit.used == 1
+
+    def test_by_an_optimiser_that_is_not_torchs_stand_among_the_assumptions(self):
+        client = linear()
+        assert not any("torch's" in clause for clause in client.optimizer.assumptions)
+        torch.optim.lr_scheduler.StepLR(client.optimizer.original_optimizer, 1)  # wraps the step
+        assert not any("torch's" in clause for clause in client.optimizer.assumptions)
+        client.optimizer.original_optimizer.step = lambda closure=None: None
+        assert any("an optimiser that is not torch's" in clause for clause in client.optimizer.assumptions)
+        own = PrivateOptimizer(
+            Own(client.model.parameters(), lr=1.0),
+            client.model,
+            noisy(),
+            secret=dp.SecretSeed(7),
+            expected_batch_size=8.0,
+        )
+        clause = "Own, an optimiser that is not torch's, reads nothing but released gradients and its own state"
+        assert clause in own.assumptions
 
     def test_between_rounds_are_a_new_start(self):
         client = linear()

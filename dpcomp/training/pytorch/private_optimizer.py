@@ -28,6 +28,7 @@ from dpcomp.training.pytorch.rows.parameters import cut, layout_of, read, traina
 from dpcomp.training.pytorch.rows.passes import Pass, without_autocast
 from dpcomp.training.pytorch.rows.structures import count, inputs_and_targets, rows, to
 from dpcomp.training.pytorch.steps.noise_through_sgd import NoiseThroughSgd
+from dpcomp.training.pytorch.steps.step_code import own_step, refuse_code_around
 from dpcomp.wire.memory import ClientMemory
 from dpcomp.wire.update import Update
 
@@ -62,7 +63,8 @@ class PrivateOptimizer(DPOptimizer):
             Image Classification through Scale", section 4).
 
     Raises:
-        NotPrivate: The pipeline does not release local steps, or the model was not inspected.
+        NotPrivate: The pipeline does not release local steps, the model was not inspected, or hooks or modes would see
+            the optimiser's steps.
         ValueError: The divisor is not above 0, the optimiser's parameters are not the model's trainable ones, or it
             needs a closure or sparse gradients.
     """
@@ -90,6 +92,7 @@ class PrivateOptimizer(DPOptimizer):
                 f"the model is a {type(model).__name__} that was not inspected: give what make_private returns"
             )
         refuse_unfit(optimizer)
+        refuse_code_around(optimizer)
         if not expected_batch_size > 0:
             raise ValueError(f"expected_batch_size is {expected_batch_size}: it divides sums, so give a number above 0")
         norms = [stage.norm for stage in pipeline.stages if isinstance(stage, Clip)]
@@ -173,6 +176,8 @@ class PrivateOptimizer(DPOptimizer):
         else:
             clauses.append("each batch was checked to be a draw of dpcomp's loader")
         clauses.append("model and loss hold no private data")
+        if (own := own_step(self.original_optimizer)) is not None:
+            clauses.append(own)
         if self._assumed_public:
             clauses.append(PUBLIC_ROWS)
         if self._views > 1:
@@ -425,12 +430,7 @@ class PrivateOptimizer(DPOptimizer):
     def _refuse_moved(self) -> None:
         self._model.refuse_other_parameters()
         self._model.unmoved.refuse_moved()
-        inner = self.original_optimizer
-        if vars(inner).get("_optimizer_step_pre_hooks") or vars(inner).get("_optimizer_step_post_hooks"):
-            raise NotPrivate(
-                "the optimiser has step hooks, which could move parameters beside the released step: remove them, or "
-                "look at the release with optimizer.attach_step_hook(hook)"
-            )
+        refuse_code_around(self.original_optimizer)
 
     def _refuse_uncounted(self, micro_batch: MicroBatch, passes: list[Pass], public: list[Pass]) -> None:
         """Refuse passes that do not have a row for each drawn example, in each view."""

@@ -24,6 +24,7 @@ from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.parameters import layout_of, trainable
 from dpcomp.training.pytorch.rows.passes import Pass
 from dpcomp.training.pytorch.rows.structures import call_of
+from dpcomp.training.pytorch.steps.step_code import modes_around
 
 REMEDY = "give engine=Isolated(), which takes the gradient of each example alone"
 
@@ -70,7 +71,8 @@ class BookedRows:
     """Layer inputs and output gradients of passes, from which rows and sums are made.
 
     A pass that does what no trial did, such as calling a layer twice, gets the rows of `Isolated()`. So does one that
-    is larger than all that were followed, if examples may meet in it.
+    is larger than all that were followed, if examples may meet in it; and one inside a mode of torch, or inside hooks on
+    what is saved for the backward pass, which could change any operation without being followed.
 
     Args:
         module: The model, in training.
@@ -110,7 +112,7 @@ class BookedRows:
     def forward(self, one: Pass) -> Any:
         """Return the outputs, from which a backward pass reaches the outputs of layers, and no weights."""
         self._isolated.copies = self.copies
-        if one.autocast is not None or one.doubled or not self._stays_apart(one):
+        if one.autocast is not None or one.doubled or changed_from_outside() or not self._stays_apart(one):
             return self._isolated.forward(one)
         args, kwargs = self.arranged(one.given)
         self._open = book = {}
@@ -254,6 +256,12 @@ class _Entry:
     @property
     def gradient(self) -> Tensor | None:
         return self.received if self.leaf is None else self.leaf.grad
+
+
+def changed_from_outside() -> bool:
+    """Return whether modes or hooks are active that could change operations of a pass, or what is saved of them."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    return hooks is not None or bool(modes_around())
 
 
 def _let_freed_memory_be_used_again() -> None:

@@ -1,0 +1,58 @@
+"""Step code: what may run in a step of an optimiser beside torch's own code."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch.optim import optimizer as torch_optimizer  # pyright: ignore[reportAttributeAccessIssue]
+from torch.overrides import _get_current_function_mode_stack  # pyright: ignore[reportPrivateUsage]
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack  # pyright: ignore[reportPrivateUsage]
+
+from dpcomp.core.errors import NotPrivate
+
+_OF_ALL = tuple(getattr(torch_optimizer, f"_global_optimizer_{when}_hooks") for when in ("pre", "post"))
+_OWN = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+def refuse_code_around(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse hooks on the steps of an optimiser or of all, and modes that see each operation of a step.
+
+    **Privacy:** they run beside the released step, with the parameters and gradients in reach (PRIVACY_RULES hazard
+    28).
+
+    Raises:
+        NotPrivate: There are some.
+    """
+    if any(map(vars(optimizer).get, _OWN)):
+        raise NotPrivate(
+            "the optimiser has step hooks, which could move parameters beside the released step: remove them, or "
+            "look at the release with optimizer.attach_step_hook(hook)"
+        )
+    if any(_OF_ALL):
+        raise NotPrivate(
+            "torch has step hooks for all optimisers (torch.optim.optimizer.register_optimizer_step_pre_hook or "
+            "_post_hook), which could move parameters beside the released step: remove them with handle.remove(), or "
+            "look at the release with optimizer.attach_step_hook(hook)"
+        )
+    if modes := modes_around():
+        raise NotPrivate(
+            f"the step runs inside {', '.join(type(mode).__name__ for mode in modes)}, a mode of torch that could "
+            "change any operation of it: leave the mode before optimizer.step()"
+        )
+
+
+def modes_around() -> list[Any]:
+    """Return the active modes that could change each operation of torch, but for that of `torch.set_default_device`."""
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    return [mode for mode in modes if type(mode) is not DeviceContext]
+
+
+def own_step(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return what the guarantee assumes of an optimiser whose code is not torch's; None for one of torch's."""
+    kinds = type(optimizer), inspect.unwrap(optimizer.step)
+    if all(str(kind.__module__).partition(".")[0] == "torch" for kind in kinds):
+        return None
+    return (
+        f"{kinds[0].__name__}, an optimiser that is not torch's, reads nothing but released gradients and its own state"
+    )
