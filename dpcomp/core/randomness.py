@@ -11,6 +11,8 @@ import hashlib
 import os
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from jaxtyping import Float64
 from randomgen import ChaCha
 
@@ -92,7 +94,7 @@ class PublicSeed:
 
 
 class SecretSeed:
-    """The source of noise and sampling draws; it stays in the process that made it.
+    """The source of noise, sampling draws and random numbers before the clip; it stays in the process that made it.
 
     Without a number, every call of `stream` gets a key of 256 fresh bits from the operating system, so no two draws can
     share noise: not in forked workers, not after a restart. Use this wherever privacy matters. With a number, a stream
@@ -153,6 +155,31 @@ class SecretSeed:
             ValueError: `count` is larger than a key's stream.
         """
         return normals.standard_normal(self._key(b"dpcomp normals", purpose, place), count)
+
+    def state(self, size: int, purpose: str, *place: int) -> bytes:
+        """Draw the state of a generator that others draw from, such as torch's for dropout; fresh without a number.
+
+        The key is another one than those of `stream` and `standard_normal` at the same purpose and place, so masks
+        share no stream with noise or sampling.
+
+        Args:
+            size: The number of bytes.
+            purpose: What is drawn from the generator, such as `"pass"`.
+            place: Numbers from 0 below 2¹²⁸ that tell the states of one purpose apart: run, client, round, pass.
+
+        Returns:
+            Bytes of the key stream.
+        """
+        key = self._key(b"dpcomp state", purpose, place)
+        return Cipher(ChaCha20(key.to_bytes(32, "little"), bytes(16)), mode=None).encryptor().update(bytes(size))
+
+    def number_for_workers(self, purpose: str) -> int | None:
+        """Return the number of a seed that worker processes make for a purpose; None where theirs are fresh, too.
+
+        Args:
+            purpose: What the workers draw, such as `"examples"`.
+        """
+        return int.from_bytes(self.state(8, f"{purpose}, workers"), "little") if self.seeded else None
 
     def _key(self, domain: bytes, purpose: str, place: tuple[int, ...]) -> int:
         seed = os.urandom(32) if self._seed is None else self._seed

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 import dpcomp as dp
 from dpcomp.training.pytorch import PrivateOptimizer
 from dpcomp.training.pytorch.batches import CollateOrEmpty, Ticketed, poisson_loader
+from dpcomp.training.pytorch.draws import Place
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
 
 torch.set_num_threads(1)
@@ -152,7 +153,7 @@ class TestADataSetOfAnotherLength:
             next(batches)
 
     def test_is_refused_in_a_worker(self):
-        ticketed = Ticketed(Store(10))
+        ticketed = Ticketed(Store(10), None, Place())
         ticketed.dataset.items.pop()
         with pytest.raises(dp.NotPrivate, match="has 9 examples"):
             ticketed[12]

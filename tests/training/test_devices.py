@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import dpcomp as dp
 from dpcomp.simulation import Run, simulate
 from dpcomp.training.pytorch import PyTorch
-from dpcomp.training.pytorch.devices import device_of, lent_generator, to_device
+from dpcomp.training.pytorch.devices import device_of, to_device
 
 pytestmark = pytest.mark.filterwarnings("ignore::dpcomp.DpcompWarning")  # runs this short learn nothing
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -84,20 +84,6 @@ def test_layers_that_draw_follow_the_seed_and_leave_no_trace(unit, trust, device
     np.testing.assert_allclose(one.model, two.model, rtol=0, atol=0 if device == "cpu" else 1e-3)
     assert not np.allclose(one.model, other.model, atol=1e-2)
     assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("name", DEVICES)
-def test_a_lent_generator_draws_by_its_seed_and_gets_its_own_state_back(name):
-    device = device_of(name)
-    draws = []
-    torch.rand(1, device=device)
-    before = torch.cuda.get_rng_state(device) if name == "cuda" else torch.get_rng_state()
-    for _ in range(2):
-        with lent_generator(device, 2**63 - 1):
-            draws.append(torch.rand(3, device=device))
-    after = torch.cuda.get_rng_state(device) if name == "cuda" else torch.get_rng_state()
-    assert torch.equal(*draws)
-    assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize("name", DEVICES)

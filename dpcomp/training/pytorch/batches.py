@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
 
 from dpcomp.core.address import Address
 from dpcomp.core.errors import NotPrivate
+from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy import Poisson
 from dpcomp.training.pytorch.collation import Collate
-from dpcomp.training.pytorch.draws import Draws, delivered
+from dpcomp.training.pytorch.draws import Draws, Place, delivered
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
+from dpcomp.training.pytorch.rows.generators import lent_generators
 from dpcomp.training.pytorch.rows.structures import copied, emptied
 
 
@@ -60,20 +62,38 @@ class Ticketed(Dataset):
     """A data set whose examples are asked for by ticket, and come with it.
 
     **Privacy:** tickets name positions in a data set of fixed length. In one that became shorter, two tickets of a draw
-    would name the same example, which would count twice.
+    would name the same example, which would count twice. What the data set draws from the global generators of torch,
+    NumPy and Python, as augmentations do, comes from the secret: of numbers that are known, those of an example would
+    go by how many examples stand before it.
 
     Args:
         dataset: A map-style data set.
+        number: What `SecretSeed.number_for_workers` returned, since the secret itself stays in its process.
+        place: Where the draws of the open round stand.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, number: int | None, place: Place):
         self.dataset = dataset
         self._n = len(dataset)  # pyright: ignore[reportArgumentType]
+        self._number, self._place = number, place
 
     def __len__(self) -> int:
         return self._n
 
     def __getitem__(self, ticket: int) -> tuple[int, Any]:
+        return self.__getitems__([ticket])[0]
+
+    def __getitems__(self, tickets: list[int]) -> list[tuple[int, Any]]:
+        """Return the examples of a micro-batch with their tickets, as torch's loader asks for them."""
+        if not tickets:
+            return []
+        if type(self.dataset) is TensorDataset:  # runs no code of the user, so it draws nothing
+            return [self._example(ticket) for ticket in tickets]
+        draw, position = divmod(tickets[0], self._n)
+        with lent_generators(SecretSeed(self._number), "examples", *self._place.of(draw), position):
+            return [self._example(ticket) for ticket in tickets]
+
+    def _example(self, ticket: int) -> tuple[int, Any]:
         self.refuse_other_length()
         return ticket, self.dataset[ticket % self._n]
 
@@ -183,7 +203,9 @@ def poisson_loader(
     Returns:
         A loader to iterate over once a round.
     """
-    ticketed, sampling = Ticketed(dataset), optimizer.pipeline.sampling or Poisson(1.0)
+    number = optimizer.secret.number_for_workers("examples")
+    ticketed = Ticketed(dataset, number, optimizer.draws.place)
+    sampling = optimizer.pipeline.sampling or Poisson(1.0)
     return PoissonLoader(
         ticketed,
         PoissonBatches(ticketed, sampling, steps, optimizer),

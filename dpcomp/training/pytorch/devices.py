@@ -1,8 +1,5 @@
 """Devices: models and examples may lie on a GPU; codec, noise and ledger work on the host."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -38,14 +35,3 @@ def device_of(name: str) -> torch.device:
 def to_device(device: torch.device, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return both tensors on the device; a tensor that is there already is not copied."""
     return inputs.to(device), targets.to(device)
-
-
-@contextmanager
-def lent_generator(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the device's global generator for a while; afterwards its state is what it was before."""
-    accelerated = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if accelerated else []):
-        # Not torch.manual_seed: it would seed the generators of the other devices too, which are not restored.
-        generator = torch.cuda.default_generators[device.index] if accelerated else torch.default_generator
-        generator.manual_seed(seed)
-        yield

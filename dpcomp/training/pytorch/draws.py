@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from dpcomp.core.address import Address
 from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.checks.equal_values import equal_values
 from dpcomp.training.pytorch.rows.structures import copied, tensors
@@ -71,6 +72,24 @@ class MicroBatch:
             )
 
 
+@dataclass
+class Place:
+    """Where the draws of the open round stand; worker processes get a copy.
+
+    Args:
+        address: Of the round; None before the first one.
+        drawn: The number of draws before the round.
+    """
+
+    address: Address | None = None
+    drawn: int = 0
+
+    def of(self, draw: int) -> tuple[int, ...]:
+        """Return the run, the client and the round, and which of the round's draws one is."""
+        at = self.address
+        return (draw,) if at is None else (at.run, at.client, at.round, max(0, draw - self.drawn))
+
+
 @dataclass(eq=False)
 class _Draw:
     tickets: range
@@ -87,12 +106,14 @@ class Draws:
     and 33). A batch that a script saw and gave up is told from one that a worker only prefetched.
 
     Attributes:
+        place: Where the draws of the open round stand.
         deliveries_are_told: Whether the loader says of each batch that the script has it. Of others, all that arrived
             in this process counts as delivered.
     """
 
     def __init__(self):
         self.key = uuid.uuid4().hex
+        self.place = Place()
         self.deliveries_are_told = False
         self._serial = 0
         self._draws: deque[_Draw] = deque()
@@ -101,6 +122,10 @@ class Draws:
 
     def __reduce__(self):
         raise TypeError("draws stay in the process that made them")
+
+    def open_round(self, address: Address) -> None:
+        """Place the draws from now on in a round."""
+        self.place.address, self.place.drawn = address, self._serial
 
     def draw(self, positions: Iterable[int], population: int) -> list[int]:
         """Add a draw.

@@ -22,11 +22,12 @@ from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.rows.book_keeping.engine import BookKeeping
 from dpcomp.training.pytorch.rows.distances import largest_finite
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
+from dpcomp.training.pytorch.rows.generators import drawn_between, kept_generators, random_states, seed_generators
 from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
 from dpcomp.training.pytorch.rows.opacus_hooks import remove_hooks
 from dpcomp.training.pytorch.rows.parameters import trainable
-from dpcomp.training.pytorch.rows.passes import Pass, floating, random_states
+from dpcomp.training.pytorch.rows.passes import Pass, floating
 from dpcomp.training.pytorch.rows.row_check import RowCheck
 from dpcomp.training.pytorch.rows.structures import call_of, count, mapped, repeated, rows, tensors
 
@@ -182,7 +183,7 @@ def check_statistics(module: nn.Module, loss: Loss, inputs: Any, targets: Any) -
     """
     subject, loss = _copies_of(module, loss)
     guard = Unmoved(subject, loss)
-    with _fork_of_generators(inputs):
+    with kept_generators():
         for factor in (1.0, *GROWING):  # a maximum moves only for larger values
             args, kwargs = call_of(mapped(lambda part, by=factor: grown(part, by), inputs))
             loss(subject(*args, **kwargs), targets).backward()
@@ -220,14 +221,14 @@ class _Trial:
         self._module = module
         self._subject, self._loss = _copies_of(module, loss)
         self.model = _wrapped(self._subject, self._loss, engine, inputs)
-        self._engine_name, self._devices = type(engine).__name__, _cuda_devices(inputs)
+        self._engine_name = type(engine).__name__
         self._moves = self._random = False  # whether any gradient was above zero, any pass drew random numbers
 
     def run(self, inputs: Any, targets: Any) -> None:
         parameters = sum(parameter.numel() for parameter in trainable(self._subject).values())
-        with _fork_of_generators(inputs), warnings.catch_warnings():
+        with kept_generators(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what layers say of odd batches is no news to whoever trains on others
-            self._seed(0)
+            seed_generators(0)
             self.model.check.copies = self.model.engine.copies = self._copies(inputs)
             for batch in trial_batches(inputs, targets, parameters):
                 self._try(batch)
@@ -243,12 +244,6 @@ class _Trial:
                 "no example gives a gradient that is finite and above 0: a trial shows nothing at these weights. Use "
                 "other first weights; and the loss of an example must not need other examples, as a triplet loss does"
             )
-
-    def _seed(self, number: int) -> None:
-        """Seed the generators that the trial may draw from, which are restored after it."""
-        torch.default_generator.manual_seed(number)
-        for device in self._devices:
-            torch.cuda.default_generators[device.index or 0].manual_seed(number)
 
     def _copies(self, inputs: Any) -> int:
         """Return how many copies of an example make a batch from which the model gives outputs an example."""
@@ -304,7 +299,7 @@ class _Trial:
         """Name the first layer whose output is another the second time."""
 
         def outputs(n: int) -> Record:
-            self._seed(1)
+            seed_generators(1)
             args, kwargs = rows(one.given, 0, n)
             with self.model.engine.paused():
                 return recorded(self._subject, lambda: self._subject(*args, **kwargs))
@@ -322,7 +317,7 @@ class _Trial:
         return f" (the first is {first})" if first else ""
 
     def _pass(self, batch: TrialBatch) -> Pass:
-        self._seed(1)
+        seed_generators(1)
         args, kwargs = call_of(batch.inputs)
         written = _versions(batch.inputs), _versions(batch.targets)
         outputs = self.model(*args, **kwargs)
@@ -350,10 +345,10 @@ class _Trial:
                 "the model has complex outputs, whose gradients are not watched: return real numbers "
                 "(torch.view_as_real), and make them complex in the loss"
             )
-        before = random_states(one.device)
+        before = random_states()
         with torch.enable_grad():
             loss = self._loss(mapped(Tensor.clone, one.outputs), batch.targets)
-        if not all(map(torch.equal, before, random_states(one.device))):
+        if drawn_between(before, random_states()):
             raise NotPrivate(
                 "the loss draws random numbers, so the loss of an example alone is another each time and nothing can "
                 "be checked: draw them in the model, which returns them among its outputs, or in the data set"
@@ -456,15 +451,5 @@ def _wrapped(module: nn.Module, loss: Loss, engine: Engine, inputs: Any) -> Priv
     return PrivateModel(module, attached, RowCheck(module, loss, attached), unmoved).train(module.training)
 
 
-@contextmanager
-def _fork_of_generators(inputs: Any) -> Iterator[None]:
-    with torch.random.fork_rng(devices=_cuda_devices(inputs)):
-        yield
-
-
 def _versions(value: Any) -> list[int]:
     return [part._version for part in tensors(value)]
-
-
-def _cuda_devices(inputs: Any) -> list[torch.device]:
-    return list({part.device for part in tensors(inputs) if part.device.type == "cuda"})

@@ -15,7 +15,6 @@ from dpcomp.privacy import Poisson
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.training.pytorch.channels_last import set_channels_last, takes_channels_last, with_channels_last
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
-from dpcomp.training.pytorch.devices import lent_generator
 from dpcomp.training.pytorch.inspection import (
     check_precision,
     check_statistics,
@@ -25,6 +24,7 @@ from dpcomp.training.pytorch.inspection import (
 )
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
+from dpcomp.training.pytorch.rows.generators import lent_generators, lent_torch_generators
 from dpcomp.training.pytorch.rows.parameters import read, trainable, write
 from dpcomp.training.pytorch.rows.structures import call_of, inputs_and_targets, to
 from dpcomp.training.pytorch.steps.local_optimizer import MakeOptimizer, pull_to, start_of
@@ -45,7 +45,7 @@ class ExampleLevel:
         examples: A few inputs and targets, on which model and loss are tried.
         engine: How per-example gradients are taken.
         make_optimizer: Makes the local optimiser of a round.
-        secret: Where batches, noise and dropout are drawn from.
+        secret: Where batches, noise and what layers and data sets draw come from.
         local_steps: Steps in a round, each charged.
         expected_batch_size: The public constant that divides a step's sum.
         physical_batch_size: The most examples in one forward pass.
@@ -117,7 +117,7 @@ class ExampleLevel:
             optimizer.attach_step_hook(lambda _: pull_to(origin, parameters, self._proximal))
         self._model.train()
         sampling = self._pipeline.sampling or Poisson(1.0)
-        with hooks_on_inputs(), _dropout_of(self._secret, memory.address, examples.device):
+        with hooks_on_inputs(), _lent_generators(self._secret, memory.address, examples):
             for step in range(self._local_steps):
                 chosen = _drawn_batch(sampling, examples, self._secret, memory.address, step)
                 chunks = chosen.split(self._physical_batch_size)
@@ -150,7 +150,7 @@ class ClientLevel:
         pipeline: Clips and releases, where nobody is trusted.
         examples: A few inputs and targets, on which model and loss are tried.
         make_optimizer: Makes the local optimiser of a round.
-        secret: Where batches, noise and dropout are drawn from.
+        secret: Where batches, noise and what layers and data sets draw come from.
         local_steps: Steps in a round.
         local_sampling: How the batch of a step is drawn; no privacy depends on it.
         proximal: μ of FedProx; 0 for none.
@@ -203,7 +203,7 @@ class ClientLevel:
         optimizer = self._make_optimizer(self._module, memory.address.round)
         parameters = list(trainable(self._module).values())
         origin = start_of(parameters) if self._proximal else []
-        with _dropout_of(self._secret, memory.address, examples.device):
+        with _lent_generators(self._secret, memory.address, examples):
             for step in range(self._local_steps):
                 chosen = _drawn_batch(self._local_sampling, examples, self._secret, memory.address, step)
                 if len(chosen):
@@ -226,10 +226,10 @@ class ClientLevel:
         return self._pipeline.release([change[None, :]], memory, self._secret, permit)
 
 
-def _dropout_of(secret: SecretSeed, place: Address, device: torch.device) -> AbstractContextManager[None]:
-    """Seed the global generator, the only one that dropout uses, for one client and round; restore it at the end."""
-    stream = secret.stream("dropout", place.run, place.client, place.round)
-    return lent_generator(device, int(stream.integers(2**63)))
+def _lent_generators(secret: SecretSeed, place: Address, examples: Examples) -> AbstractContextManager[None]:
+    """Set the global generators that layers and data sets draw from, for one client and round; then restore them."""
+    lent = lent_generators if examples.loads_by_own_code else lent_torch_generators
+    return lent(secret, "local training", place.run, place.client, place.round)
 
 
 def _drawn_batch(sampling: Poisson, examples: Examples, secret: SecretSeed, place: Address, step: int) -> Tensor:

@@ -44,7 +44,9 @@ def make_private(
 
     **Privacy:** the model and its loss are tried on batches of several sizes, orders, lengths and layouts, and an
     own `collate_fn` on examples of diverse lengths, before anything is charged. In training a step takes the batch that
-    the sampler drew for it and no other, one row for each drawn example; only its release moves the parameters.
+    the sampler drew for it and no other, one row for each drawn example; only its release moves the parameters. What
+    layers draw in a pass from torch's global generators, and the data set from those of torch, NumPy and Python, comes
+    from the secret.
 
     Args:
         module: The model. What is frozen stays so.
@@ -53,7 +55,8 @@ def make_private(
         pipeline: Clips and releases, with `unit="example"` and `trust="nobody"`; its sampling draws the batches.
         loss: The mean over a batch of each example's loss, of the model's outputs and the targets (None without any);
             the script must compute the same.
-        secret: Where noise, batches and spot checks are drawn from; None for a new secret of the operating system.
+        secret: Where noise, batches, spot checks and what layers and data sets draw from the global generators come
+            from; None for a new secret of the operating system.
         expected_batch_size: The public constant that divides each step's sum.
         steps: The number of batches in a pass over the loader; as many steps must be charged. None for 1/rate, in which
             an example is drawn once on average.

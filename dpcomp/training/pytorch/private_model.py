@@ -1,20 +1,40 @@
 """PrivateModel: a module in training whose passes are recorded, so that a step can clip a row an example."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dpcomp.core.address import Address
 from dpcomp.core.errors import NotPrivate
+from dpcomp.core.randomness import SecretSeed
 from dpcomp.training.pytorch.checks.anatomy import Layers
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.rows.engine import Rows
+from dpcomp.training.pytorch.rows.generators import (
+    drawn_between,
+    lent_torch_generators,
+    random_states,
+    seeded_between,
+)
 from dpcomp.training.pytorch.rows.parameters import trainable
-from dpcomp.training.pytorch.rows.passes import Pass, random_states
+from dpcomp.training.pytorch.rows.passes import Pass
 from dpcomp.training.pytorch.rows.row_check import RowCheck
 from dpcomp.training.pytorch.rows.structures import count, mapped, rows, tensors
+
+DEVICES = ("cpu", "cuda")  # whose generators are set from the secret
+
+
+@dataclass
+class _Draws:
+    """Where the random numbers of a round's passes come from, and how often a state was drawn."""
+
+    secret: SecretSeed
+    address: Address
+    number: int = 0
 
 
 class PrivateModel(nn.Module):
@@ -22,6 +42,10 @@ class PrivateModel(nn.Module):
 
     In training it is called like the module. A batch without examples gives outputs of length 0, whatever the layers
     do with one.
+
+    **Privacy:** in an open round, what layers draw in a pass, such as the masks of dropout, comes from torch's global
+    generators in a state that is drawn from the secret for this pass. Under a state that an attacker knows, which has a
+    number for each place in the batch, one example more would give all examples behind it other known masks.
 
     Args:
         module: The module.
@@ -38,6 +62,7 @@ class PrivateModel(nn.Module):
         self._reached, self._public = 0, False
         self._trained = {name: id(parameter) for name, parameter in trainable(module).items()}
         self._made_of = Layers(module)
+        self._draws: _Draws | None = None  # before the first round
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -49,29 +74,63 @@ class PrivateModel(nn.Module):
         """Return the module's output; in training, record the pass.
 
         Raises:
-            NotPrivate: Layers or trainable parameters are not those that were inspected; or the pass before this one
-                is not finished, and the engine needs it to be.
+            NotPrivate: Layers or trainable parameters are not those that were inspected; the pass before this one is
+                not finished, and the engine needs it to be; or a layer seeds torch's generator, or draws on a device
+                whose generator is not set from the secret.
         """
         if not (self.training and torch.is_grad_enabled()):
             return self._module(*args, **kwargs)
         self.refuse_other_parameters()
         given = tensors((args, kwargs))
-        if any(part.ndim for part in given) and count(given) == 0:
-            return self._outputs_of_nothing(args, kwargs)
-        device = given[0].device if given else torch.device("cpu")
+        if other := [part.device.type for part in given if part.device.type not in DEVICES]:
+            raise NotPrivate(
+                f"an input lies on a device of type {other[0]!r}, whose random numbers dpcomp cannot draw from its "
+                "secret: train on the CPU or on a CUDA device"
+            )
+        with self.lent_generators():
+            if any(part.ndim for part in given) and count(given) == 0:
+                return self._outputs_of_nothing(args, kwargs)
+            return self._recorded(args, kwargs, given[0].device if given else torch.device("cpu"))
+
+    def draw_from(self, secret: SecretSeed, address: Address) -> None:
+        """Draw what layers draw in the passes of a round from a secret.
+
+        Args:
+            secret: That of the optimiser.
+            address: Of the round.
+        """
+        self._draws = _Draws(secret, address)
+
+    def lent_generators(self) -> AbstractContextManager[None]:
+        """Set torch's global generators from the secret for a while; before the first round, leave them as they are."""
+        if (draws := self._draws) is None:
+            return nullcontext()
+        draws.number += 1
+        at = draws.address
+        return lent_torch_generators(draws.secret, "pass", at.run, at.client, at.round, draws.number)
+
+    def _recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> Any:
+        """Return the module's output, and record the pass."""
         mixed = torch.is_autocast_enabled(device.type)
         one = Pass(
             args=mapped(Tensor.contiguous, args),
             kwargs=mapped(Tensor.contiguous, kwargs),
             public=self._public,
-            random_states=random_states(device),
+            random_states=random_states(),
             autocast=torch.get_autocast_dtype(device.type) if mixed else None,
         )
         one.doubled = one.n == 1 and self.engine.copies == 2 and not one.public
         outputs = self.engine.forward(one)
         if one.doubled:
             outputs = rows(outputs, 0, 1)
-        one.random = not all(map(torch.equal, one.random_states, random_states(device)))
+        now = random_states()
+        if seeded_between(one.random_states, now):
+            raise NotPrivate(
+                "the model seeds torch's global generator in a pass, so that its random numbers are known and go by "
+                "the place in the batch: one example would give all examples behind it other ones. Leave the "
+                "generator as it is: dpcomp sets it from the secret for each pass"
+            )
+        one.random = drawn_between(one.random_states, now)
         one.watch(outputs, self._next_order)
         self.passes.append(one)
         return outputs
@@ -132,9 +191,9 @@ class PrivateModel(nn.Module):
         self.forget(unfinished=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what `torch.save` and copies take: passes that no step finished hold examples, so they are dropped."""
+        """Return what `torch.save` and copies take: no secret, and no unfinished passes, which hold examples."""
         self.forget(unfinished=True)
-        return {**self.__dict__, "passes": []}
+        return {**self.__dict__, "passes": [], "_draws": None}
 
     def _next_order(self) -> int:
         self._set_reached(self._reached + 1)

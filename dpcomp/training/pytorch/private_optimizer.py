@@ -34,6 +34,7 @@ from dpcomp.wire.update import Update
 
 PUBLIC_ROWS = "public rows are fresh independent draws, and their pass reads no private value"
 FROZEN = {"noise_multiplier", "max_grad_norm", "expected_batch_size", "loss_reduction"}
+OWN_DRAWS = "random numbers before the clip that dpcomp does not draw are fresh, and nobody knows them"
 SETTINGS = "learning rates and other settings of the optimiser were not computed from clean values"
 FEWER_STEPS = "the number of steps was not chosen by a look at clean values"
 SCALED = {"grad_scale", "found_inf"}  # what a GradScaler sets on the optimiser that it is about to step
@@ -55,7 +56,7 @@ class PrivateOptimizer(DPOptimizer):
         optimizer: A torch optimiser of all trainable parameters of the model.
         model: What `private_model` returned.
         pipeline: Clips and releases, with `unit="example"` and `trust="nobody"`.
-        secret: Where noise, batches and spot checks are drawn from.
+        secret: Where noise, batches, spot checks and what layers draw come from.
         expected_batch_size: The public constant that divides each step's sum, such as the sampling rate × the public
             number of examples.
         views: How many passes a micro-batch makes through the model, such as augmented views of its examples; the rows
@@ -175,7 +176,7 @@ class PrivateOptimizer(DPOptimizer):
             )
         else:
             clauses.append("each batch was checked to be a draw of dpcomp's loader")
-        clauses.append("model and loss hold no private data")
+        clauses += ["model and loss hold no private data", OWN_DRAWS]
         if (own := own_step(self.original_optimizer)) is not None:
             clauses.append(own)
         if self._assumed_public:
@@ -223,6 +224,8 @@ class PrivateOptimizer(DPOptimizer):
         self._noise, self._steps = NoiseThroughSgd(), 0
         address = permit.address
         self._which_row = self._secret.stream("spot check", address.run, address.client, address.round)
+        self._model.draw_from(self._secret, address)
+        self.draws.open_round(address)
         self._start = read(self._model)
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
@@ -459,13 +462,19 @@ class PrivateOptimizer(DPOptimizer):
 
     def _clip_group(self, group: list[Pass], public: list[Pass], targets: Any, offset: int) -> None:
         """Check the loss or a secretly drawn row, and clip all rows of some examples."""
-        memory, engine, n = self._round()[0], self._model.engine, group[0].n
+        memory, engine = self._round()[0], self._model.engine
         self._check_losses(group, targets)
         self._check_a_row(group, targets)
         if len(group) == 1 and not public and (units := engine.units(group[0], memory.layout)) is not None:
             part = self._pipeline.clip(units, memory)
             self._total = part if self._total is None else self._total + part
             return
+        with self._model.lent_generators():  # rows that are made anew draw anew
+            self._clip_rows(group, public, targets, offset)
+
+    def _clip_rows(self, group: list[Pass], public: list[Pass], targets: Any, offset: int) -> None:
+        """Make the rows of some examples, as many at a time as the engine holds, and clip them."""
+        memory, engine, n = self._round()[0], self._model.engine, group[0].n
         step = engine.rows_at_once or n
         for start in range(0, n, step):
             stop = min(n, start + step)

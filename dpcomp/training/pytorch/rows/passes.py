@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpcomp.training.pytorch.rows.generators import States, kept_generators, set_random_states
 from dpcomp.training.pytorch.rows.structures import count, mapped, repeated, tensors
 
 
@@ -24,7 +25,7 @@ class Pass:
         args: What the model was called with.
         kwargs: What it was called with by name.
         public: Whether the inputs were declared to hold no private data.
-        random_states: The states of the global generators when it began, the CPU's first.
+        random_states: The states of the global generators when it began.
         autocast: The type of the mixed precision; None without.
         doubled: Whether the model is given its single example twice, since it gives a batch of one another form.
         random: Whether the pass drew from them.
@@ -44,7 +45,7 @@ class Pass:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     public: bool
-    random_states: tuple[Tensor, ...]
+    random_states: States
     autocast: torch.dtype | None
     doubled: bool = False
     random: bool = False
@@ -91,9 +92,8 @@ class Pass:
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Draw again what the pass drew: the generators are at the state at which it began, and afterwards restored."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            set_random_states(self.random_states, self.device)
+        with kept_generators():
+            set_random_states(self.random_states)
             yield
 
     def in_its_precision(self) -> AbstractContextManager[Any]:
@@ -108,16 +108,3 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()  # as a rule: to make and enter the other takes as long as a layer
     return torch.autocast(device.type, enabled=False)
-
-
-def random_states(device: torch.device) -> tuple[Tensor, ...]:
-    """Return the states of the global generators that a layer on this device may draw from."""
-    on_gpu = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
-    return (torch.get_rng_state(), *on_gpu)
-
-
-def set_random_states(states: tuple[Tensor, ...], device: torch.device) -> None:
-    """Set the states of the global generators."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

@@ -23,11 +23,12 @@ from dpcomp.training.pytorch.rows.distances import (
     share_apart,
 )
 from dpcomp.training.pytorch.rows.engine import Call, Loss, Rows
+from dpcomp.training.pytorch.rows.generators import drawn_between, kept_generators, random_states, seed_generators
 from dpcomp.training.pytorch.rows.isolated import gradients_of
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
 from dpcomp.training.pytorch.rows.own_losses import own_losses
 from dpcomp.training.pytorch.rows.parameters import Places, trainable
-from dpcomp.training.pytorch.rows.passes import Pass, floating, random_states
+from dpcomp.training.pytorch.rows.passes import Pass, floating
 from dpcomp.training.pytorch.rows.structures import mapped, repeated, rows, tensors
 
 Model = Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -248,12 +249,11 @@ class RowCheck:
         )
 
     def _draws_numbers(self, row: Any) -> bool:
-        device = _device(row)
-        before = random_states(device)
+        before = random_states()
         args, kwargs = repeated(row[0], self.copies)
-        with torch.random.fork_rng(devices=_cuda(device)), self._engine.paused(), torch.no_grad():
+        with kept_generators(), self._engine.paused(), torch.no_grad():
             self._module(*args, **kwargs)
-            return not all(map(torch.equal, before, random_states(device)))
+            return drawn_between(before, random_states())
 
     def _gradient(
         self, call: Any, targets: Any, *, quiet: bool, wide: bool = False, nudge: float = 0.0
@@ -262,15 +262,13 @@ class RowCheck:
         inputs, wanted = repeated((call, targets), self.copies)
         device = _device(call)
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=_cuda(device)))
+            stack.enter_context(kept_generators())
             stack.enter_context(self._engine.paused())
             stack.enter_context(torch.autocast(device.type, enabled=False))
             stack.enter_context(torch.enable_grad())
             if quiet:
                 stack.enter_context(_evaluating(self._module))
-            torch.default_generator.manual_seed(0)
-            for each in _cuda(device):
-                torch.cuda.default_generators[each.index or 0].manual_seed(0)
+            seed_generators(0)
             model, parameters = self._model(wide=wide, nudge=nudge)
             loss = self._loss(model(*inputs), _wide(wanted) if wide else wanted)
             return [part.double() for part in gradients_of([loss], parameters, [None])]
@@ -569,7 +567,3 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 def _device(value: Any) -> torch.device:
     return next((part.device for part in tensors(value)), torch.device("cpu"))
-
-
-def _cuda(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []

@@ -41,6 +41,11 @@ class Examples(Protocol):
         """Where batches are put."""
         ...
 
+    @property
+    def loads_by_own_code(self) -> bool:
+        """Whether a batch is loaded by code of the task, which may draw random numbers."""
+        ...
+
     def __len__(self) -> int: ...
 
     def part(self, positions: Int64[np.ndarray, "_"]) -> "Examples":
@@ -99,6 +104,11 @@ class ArrayExamples:
     targets: Any
     device: torch.device
 
+    @property
+    def loads_by_own_code(self) -> bool:
+        """Return False: rows of arrays are picked."""
+        return False
+
     def __len__(self) -> int:
         return count(self.inputs)
 
@@ -152,6 +162,11 @@ class CollatedExamples:
     collate: Collate
     positions: Int64[np.ndarray, "n"]
     device: torch.device
+
+    @property
+    def loads_by_own_code(self) -> bool:
+        """Return True: the data set loads its examples itself."""
+        return True
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -1,0 +1,146 @@
+"""Generators: the global ones that layers and data sets draw from, lent in states that are drawn from a secret."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import UInt8, UInt64
+from torch import Tensor
+
+from dpcomp.core.randomness import SecretSeed
+
+States = tuple[Tensor, ...]
+
+WORDS = 624  # of the Mersenne Twister that torch has on the CPU
+CPU_BYTES, CUDA_BYTES, SEED_BYTES, HOST_BYTES = 4 * WORDS, 16, 8, 32
+LARGEST_OFFSET = 2**40  # of blocks of four numbers, in the stream of one seed of Philox
+
+
+@contextmanager
+def lent_torch_generators(secret: SecretSeed, purpose: str, *place: int) -> Iterator[None]:
+    """Set the states of torch's global generators from a secret for a while; afterwards they are what they were.
+
+    **Privacy:** random numbers before the clip count as drawn apart from the data only if nobody knows them: from a
+    public seed, one example would shift the known numbers of all examples behind it. `manual_seed` keeps 32 bits of a
+    seed on the CPU, which can be searched, so the whole state is set: 19,937 bits on the CPU, and on a GPU, whose
+    generator has a seed of 64 bits, also a place in its stream of 40 bits.
+
+    Args:
+        secret: Where the states come from: fresh at every call, unless it has a number.
+        purpose: What is drawn.
+        place: Numbers that tell the states of one purpose apart.
+    """
+    generators = _generators()
+    before = [generator.get_state() for generator in generators]
+    size = CPU_BYTES + SEED_BYTES + CUDA_BYTES * (len(generators) - 1)
+    drawn = secret.state(size, purpose, *place)
+    try:
+        generators[0].set_state(_cpu_state(drawn[: CPU_BYTES + SEED_BYTES]))
+        for number, generator in enumerate(generators[1:]):
+            start = CPU_BYTES + SEED_BYTES + CUDA_BYTES * number
+            generator.set_state(_cuda_state(drawn[start : start + CUDA_BYTES]))
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+
+
+@contextmanager
+def lent_generators(secret: SecretSeed, purpose: str, *place: int) -> Iterator[None]:
+    """Set the global generators of torch, NumPy and Python from a secret for a while, then give their states back.
+
+    Args:
+        secret: As for `lent_torch_generators`.
+        purpose: As for `lent_torch_generators`.
+        place: As for `lent_torch_generators`.
+    """
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    drawn = secret.state(2 * HOST_BYTES, f"{purpose}, host", *place)
+    try:
+        np.random.seed(np.frombuffer(drawn[:HOST_BYTES], np.uint32))  # noqa: NPY002  # all 256 bits enter
+        random.seed(int.from_bytes(drawn[HOST_BYTES:], "little"))
+        with lent_torch_generators(secret, purpose, *place):
+            yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Give torch's global generators the states back that they had, after what is drawn inside."""
+    before = random_states()
+    try:
+        yield
+    finally:
+        set_random_states(before)
+
+
+def random_states() -> States:
+    """Return the states of torch's global generators, the CPU's first."""
+    return tuple(generator.get_state() for generator in _generators())
+
+
+def set_random_states(states: States) -> None:
+    """Set the states of torch's global generators; those of devices that came into use since are left alone."""
+    for generator, state in zip(_generators(), states, strict=False):
+        generator.set_state(state)
+
+
+def seed_generators(number: int) -> None:
+    """Seed torch's global generators with a number that everybody may know: for trials, which release nothing."""
+    for generator in _generators():
+        generator.manual_seed(number)
+
+
+def seeded_between(before: States, after: States) -> bool:
+    """Return whether a generator was given another seed, or the state of another one, from one look to the next."""
+    return not all(torch.equal(a[:SEED_BYTES], b[:SEED_BYTES]) for a, b in zip(before, after, strict=False))
+
+
+def drawn_between(before: States, after: States) -> bool:
+    """Return whether a generator moved from one look to the next."""
+    return not all(map(torch.equal, before, after))
+
+
+def _generators() -> list[torch.Generator]:
+    """Return torch's global generators of all devices in use: the CPU's, then those of the GPUs."""
+    on_gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [torch.default_generator, *on_gpus]
+
+
+def _cpu_state(drawn: bytes) -> UInt8[Tensor, "bytes"]:
+    """Return a state of torch's generator on the CPU: a seed, which only names it, and the words that it draws from."""
+    state = _form_of_cpu_state().copy()
+    state[0] = np.frombuffer(drawn[:SEED_BYTES], np.uint64)[0]
+    state[3 : 3 + WORDS] = np.frombuffer(drawn[SEED_BYTES:], np.uint32)
+    state[3] |= 2**31  # not all words are zero; the other bits of the first one are no part of the state
+    return torch.from_numpy(state.view(np.uint8))
+
+
+def _cuda_state(drawn: bytes) -> UInt8[Tensor, "16"]:
+    """Return a state of torch's generator on a GPU: its seed, and its place in the stream of this seed."""
+    state = np.frombuffer(drawn, np.uint64).copy()
+    state[1] = state[1] % LARGEST_OFFSET * 4  # it counts single numbers, of which a block has four
+    return torch.from_numpy(state.view(np.uint8))
+
+
+@cache
+def _form_of_cpu_state() -> UInt64[np.ndarray, "words"]:
+    """Return the state of a fresh generator on the CPU, as numbers of 64 bits: its words lie at 3 to 626.
+
+    Raises:
+        RuntimeError: This torch keeps its state in another form.
+    """
+    state = torch.Generator().manual_seed(5489).get_state().numpy().copy()
+    numbers = state.view(np.uint64) if state.size % 8 == 0 else np.zeros(0, np.uint64)
+    first, second = 5489, 1301868182  # as the authors of the Mersenne Twister fill it from their default seed
+    if numbers.size < 3 + WORDS or numbers[0] != 5489 or numbers[3:5].tolist() != [first, second]:
+        raise RuntimeError(
+            f"torch {torch.__version__} keeps the state of its generator in a form that dpcomp does not know, so it "
+            "cannot be set from a secret: use the torch versions that dpcomp names"
+        )
+    return numbers
