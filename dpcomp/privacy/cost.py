@@ -21,6 +21,7 @@ SEEDED = "the noise was SEEDED with a number: whoever knows it can take it away;
 SECRET = "secret seeds stay secret"
 NOT_TUNED = "no setting was chosen by results on the protected data"
 SAMPLED = "units were drawn afresh for each release, by the sampling that was charged"
+ONE_ITEM = "an example is one item of the data, and each item was made from its example alone"
 ONE_NUMBER = "a client has one number, and its data lie with no other"
 INCOMPLETE = "INCOMPLETE, no guarantee: "  # begins what a ledger notes of releases that it was not charged for
 SIZES_SEEN = "cohort sizes and message lengths are seen by the channel, and by readers of a run's rows"
@@ -128,7 +129,7 @@ def guarantee_of(
     if not seeded:
         assumptions.append(SECRET)
     if first.trust_model.releases_local_steps and not first.trust_model.server_sees_clean:
-        assumptions.append("an example lies with one client, and a client has one number")
+        assumptions += ["an example lies with one client, and a client has one number", ONE_ITEM]
     if not first.trust_model.releases_local_steps:
         assumptions.append(ONE_NUMBER)
     if first.trust_model.server_sees_clean:

@@ -11,6 +11,7 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy import Poisson
+from dpcomp.training.pytorch.checks.repeated_examples import refuse_repeated_examples
 from dpcomp.training.pytorch.collation import Collate
 from dpcomp.training.pytorch.draws import Draws, Place, delivered
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
@@ -33,7 +34,7 @@ class PoissonBatches(Sampler[list[int]]):
 
     Raises:
         BudgetExhausted: As a pass begins, no round is open.
-        NotPrivate: The data set has another length than it had.
+        NotPrivate: The data set has another length than it had, or an example is behind several of its items.
     """
 
     def __init__(self, dataset: "Ticketed", sampling: Poisson, steps: int, optimizer: PrivateOptimizer):
@@ -44,6 +45,7 @@ class PoissonBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         self._optimizer.discard_all()
+        refuse_repeated_examples(self._dataset.dataset)  # its indices may have been written since
         self._optimizer.draws.deliveries_are_told, self.tells_deliveries = self.tells_deliveries, False
         place = self._optimizer.address
         self._passes = self._passes + 1 if place == self._address else 0

@@ -77,13 +77,14 @@ class ExampleLevel:
         self._expected_batch_size, self._physical_batch_size = expected_batch_size, physical_batch_size
 
     def refuse_ties(self, examples: Examples) -> None:
-        """Refuse examples in whose batches a row depends on other examples.
+        """Refuse examples of which one is behind several items, or in whose batches a row depends on other examples.
 
         Args:
             examples: All training examples.
 
         Raises:
-            NotPrivate: Their collate function pads what the model reads, mixes or normalises.
+            NotPrivate: A data set has one example twice, or their collate function pads what the model reads, mixes or
+                normalises.
         """
         examples.refuse_ties(self._model)
 

@@ -10,6 +10,7 @@ from dpcomp.core.errors import DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
 from dpcomp.training.pytorch.batches import poisson_loader
+from dpcomp.training.pytorch.checks.repeated_examples import refuse_repeated_examples
 from dpcomp.training.pytorch.checks.trial_batches import MOST_EXAMPLES
 from dpcomp.training.pytorch.collation import Collate, refuse_collation_that_ties
 from dpcomp.training.pytorch.inspection import private_model
@@ -51,7 +52,7 @@ def make_private(
     Args:
         module: The model. What is frozen stays so.
         optimizer: A torch optimiser of its trainable parameters.
-        dataset: A map-style data set of one client's examples.
+        dataset: A map-style data set of one client's examples, each of which is one item, made from this example alone.
         pipeline: Clips and releases, with `unit="example"` and `trust="nobody"`; its sampling draws the batches.
         loss: The mean over a batch of each example's loss, of the model's outputs and the targets (None without any);
             the script must compute the same.
@@ -75,8 +76,9 @@ def make_private(
         The model to call, the optimiser to step, and the loader to iterate over once a round.
 
     Raises:
-        NotPrivate: The model, the loss or `collate_fn` ties examples, keeps data, or fails on a batch; or the pipeline
-            does not release local steps.
+        NotPrivate: The model, the loss or `collate_fn` ties examples, keeps data, or fails on a batch; an example is
+            behind several items of a `Subset`, `ConcatDataset` or `StackDataset`; or the pipeline does not release
+            local steps.
         ValueError: A parameter is neither float32 nor float64, a number lies outside its range, the data set is empty,
             the pipeline samples nothing and `steps` is not given, or the optimiser has other parameters than the model,
             or needs a closure or sparse gradients.
@@ -109,6 +111,7 @@ def make_private(
                 "the pipeline has no sampling, so the length of a pass does not follow from it: give steps="
             )
         steps = round(1 / pipeline.sampling.rate)
+    refuse_repeated_examples(dataset)
     inputs, targets = _some_examples(dataset, n, collate_fn or default_collate)
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     inputs, targets = to((inputs, targets), device=device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from dpcomp.training.pytorch.channels_last import with_channels_last
+from dpcomp.training.pytorch.checks.repeated_examples import refuse_repeated_examples
 from dpcomp.training.pytorch.checks.trial_batches import MOST_EXAMPLES
 from dpcomp.training.pytorch.collation import Collate, refuse_collation_that_ties
 from dpcomp.training.pytorch.private_model import PrivateModel
@@ -73,10 +74,10 @@ class Examples(Protocol):
         ...
 
     def refuse_ties(self, model: PrivateModel) -> None:
-        """Refuse batches in which a row depends on other examples.
+        """Refuse examples of which one is behind several items, and batches in which a row depends on other examples.
 
         Raises:
-            NotPrivate: A collate function makes such ones.
+            NotPrivate: A data set has such items, or a collate function makes such batches.
         """
         ...
 
@@ -211,7 +212,8 @@ class CollatedExamples:
         return self.batch(spread(len(self)))
 
     def refuse_ties(self, model: PrivateModel) -> None:
-        """Refuse a collate function under which a row depends on other examples of its batch."""
+        """Refuse repeated examples, and a collate function under which a row depends on other examples of its batch."""
+        refuse_repeated_examples(self.dataset)
         refuse_collation_that_ties(self, self.collate, model, self.device)  # pyright: ignore[reportArgumentType]
 
     def with_channels_last(self) -> "CollatedExamples":

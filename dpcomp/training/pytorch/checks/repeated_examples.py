@@ -1,0 +1,82 @@
+"""Repeated examples: data sets of torch's own kinds in which one example is behind several items."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
+
+from dpcomp.core.errors import NotPrivate
+
+Positions = Shaped[np.ndarray, "_"]  # of items or examples
+
+
+def refuse_repeated_examples(dataset: Any) -> None:
+    """Refuse a data set of which two items are the same example; looks into `Subset`, `ConcatDataset`, `StackDataset`.
+
+    **Privacy:** each item is drawn and clipped by itself, so an example that is behind k of them moves the sum by k
+    clip norms. What other data sets hold is not seen: that an example is one item stands in each guarantee.
+
+    Args:
+        dataset: A map-style data set.
+
+    Raises:
+        NotPrivate: Naming two items and the example that is behind both.
+    """
+    if not isinstance(dataset, (Subset, ConcatDataset, StackDataset)):
+        return
+    items = np.arange(len(dataset))
+    origins: dict[Any, list[tuple[Any, Positions, Positions]]] = {}
+    for origin, of_items, positions in _origins(dataset, items, items):
+        origins.setdefault(_identity(origin), []).append((origin, of_items, positions))
+    for parts in origins.values():
+        of_items, positions = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
+        order = np.lexsort((of_items, positions))
+        of_items, positions = of_items[order], positions[order]
+        again = np.flatnonzero((positions[1:] == positions[:-1]) & (of_items[1:] != of_items[:-1]))
+        if len(again):
+            one, other = of_items[again[0]], of_items[again[0] + 1]
+            raise NotPrivate(
+                f"the items {one} and {other} of the data set are both example {positions[again[0]]} of a "
+                f"{type(parts[0][0]).__name__}: an example that is behind several items moves the sum by several clip "
+                "norms. List each example once, in one Subset or ConcatDataset only; augment in __getitem__, or give "
+                "make_private views=k for k views of each example"
+            )
+
+
+def _origins(dataset: Any, items: Positions, positions: Positions) -> Iterator[tuple[Any, Positions, Positions]]:
+    """Yield the data sets that hold the examples behind some items, with the items and the positions of their examples.
+
+    Args:
+        dataset: A data set, or a part of one.
+        items: The items that come from it.
+        positions: Which of its entries they are.
+    """
+    if positions.dtype.kind in "iu" and hasattr(dataset, "__len__"):
+        positions = np.where(positions < 0, positions + len(dataset), positions)
+    if isinstance(dataset, Subset):
+        yield from _origins(dataset.dataset, items, _indices(dataset)[positions])
+    elif isinstance(dataset, ConcatDataset):
+        start = 0
+        for part, stop in zip(dataset.datasets, dataset.cumulative_sizes, strict=True):
+            here = (positions >= start) & (positions < stop)
+            yield from _origins(part, items[here], positions[here] - start)
+            start = stop
+    elif isinstance(dataset, StackDataset):
+        parts = dataset.datasets
+        for part in parts.values() if isinstance(parts, dict) else parts:
+            yield from _origins(part, items, positions)
+    else:
+        yield dataset, items, positions
+
+
+def _indices(subset: Any) -> Positions:
+    """Return the indices of a Subset; none are whole numbers, too."""
+    found = np.asarray(subset.indices)
+    return found if found.size else found.astype(np.int64)
+
+
+def _identity(origin: Any) -> Any:
+    """Return what two data sets over the same examples share: themselves, or the tensors whose rows they are."""
+    return tuple(map(id, origin.tensors)) if type(origin) is TensorDataset else id(origin)

@@ -1,0 +1,173 @@
+"""Data sets in which one example is behind several items, which would move a sum by several clip norms."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, TensorDataset, random_split
+
+import dpcomp as dp
+from dpcomp.simulation import simulate
+from dpcomp.training.pytorch import PyTorch, make_private
+from dpcomp.training.pytorch.checks.repeated_examples import refuse_repeated_examples
+
+torch.set_num_threads(1)
+N = 20
+FEATURES, TARGETS = torch.randn((N, 4), generator=torch.Generator().manual_seed(0)), torch.arange(N) % 2
+
+
+def some(start: int = 0, stop: int = N) -> TensorDataset:
+    return TensorDataset(FEATURES[start:stop], TARGETS[start:stop])
+
+
+class Own(Dataset):
+    """A data set of a user's own class."""
+
+    def __init__(self, n: int = N):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        return FEATURES[i], TARGETS[i]
+
+
+class OwnSubset(Subset):
+    """A Subset that augments."""
+
+    def __getitem__(self, i):
+        features, target = super().__getitem__(i)
+        return features + 1, target
+
+    def __getitems__(self, positions):
+        return [self[i] for i in positions]
+
+
+def twice():
+    data = some()
+    return ConcatDataset([data, Own(), data])
+
+
+REPEATED = {
+    "oversampled": lambda: Subset(some(), [*range(N), *[3] * 30]),
+    "of an own class": lambda: Subset(Own(), [0, 1, 2, 1]),
+    "in an own Subset": lambda: OwnSubset(Own(), [0, 1, 2, 1]),
+    "as a tensor": lambda: Subset(some(), torch.tensor([4, 5, 4])),
+    "from the end": lambda: Subset(some(), [0, 5, -N]),
+    "from the end of a concatenation": lambda: Subset(ConcatDataset([some(0, 10), some(10)]), [19, -1, 3]),
+    "twice": lambda: ConcatDataset([data := some(), data]),
+    "twice, with another between": twice,
+    "ten times": lambda: ConcatDataset([some()] * 10),
+    "the same tensors twice": lambda: ConcatDataset(
+        [TensorDataset(FEATURES, TARGETS), TensorDataset(FEATURES, TARGETS)]
+    ),
+    "overlapping parts": lambda: ConcatDataset([Subset(data := some(), range(12)), Subset(data, range(11, N))]),
+    "a whole beside a part": lambda: ConcatDataset([data := some(), Subset(data, [3])]),
+    "nested deep": lambda: Subset(
+        ConcatDataset([Subset(data := Own(), [0, 1]), ConcatDataset([Own(), data])]), [0, 23, 22]
+    ),
+    "stacked in another order": lambda: StackDataset(data := some(), Subset(data, range(N)[::-1])),
+    "stacked by name": lambda: StackDataset(one=(data := some()), other=Subset(data, [*range(1, N), 0])),
+}
+HONEST = {
+    "plain": some,
+    "of an own class": Own,
+    "a part": lambda: Subset(some(), range(3, 9)),
+    "shuffled": lambda: Subset(some(), np.random.default_rng(0).permutation(N)),
+    "as a tensor": lambda: Subset(Own(), torch.randperm(N)),
+    "split and joined again": lambda: ConcatDataset(random_split(some(), [5, 15])),
+    "two sources": lambda: ConcatDataset([some(), Own(), Own()]),
+    "equal values of two data sets": lambda: ConcatDataset([some(0, 5), some(0, 5)]),
+    "a part of two sources": lambda: Subset(ConcatDataset([some(), Own()]), [0, N, 3, N + 3, -1]),
+    "two columns": lambda: StackDataset(some(), Own()),
+    "a column twice in one item": lambda: StackDataset(data := some(), data),
+    "none": lambda: Subset(some(), []),
+    "a list": lambda: [(FEATURES[0], 1)] * 5,
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_with_repeated_examples_is_refused(name):
+    with pytest.raises(dp.NotPrivate, match=r"items \d+ and \d+ of the data set are both example \d+ of a"):
+        refuse_repeated_examples(REPEATED[name]())
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_with_each_example_once_is_accepted(name):
+    refuse_repeated_examples(HONEST[name]())
+
+
+def private(data):
+    network = nn.Linear(4, 2)
+    pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(0.5))
+    _, optimizer, loader = make_private(
+        network,
+        torch.optim.SGD(network.parameters(), lr=0.1),
+        data,
+        pipeline,
+        loss=nn.functional.cross_entropy,
+        expected_batch_size=10,
+        steps=2,
+    )
+    memory, ledger = pipeline.init_client(optimizer.layout, dp.PublicSeed(0), client=0), dp.Ledger()
+    optimizer.begin(memory, ledger.charge(pipeline.cost, memory.address, steps=2))
+    return loader, ledger
+
+
+class TestMakePrivate:
+    def test_refuses_repeated_examples(self):
+        with pytest.raises(dp.NotPrivate, match="are both example 3"):
+            private(REPEATED["oversampled"]())
+
+    def test_refuses_indices_that_were_written_since(self):
+        data = Subset(some(), list(range(8)))
+        loader, _ = private(data)
+        assert len(list(loader)) == 2
+        data.indices[5] = 6
+        with pytest.raises(dp.NotPrivate, match="the items 5 and 6"):
+            next(iter(loader))
+
+    def test_says_what_is_assumed_of_other_data_sets(self):
+        _, ledger = private(HONEST["split and joined again"]())
+        clause = "an example is one item of the data, and each item was made from its example alone"
+        assert clause in ledger.guarantee(1e-5).assumptions
+
+
+class Task:
+    name, population = "task", N
+
+    def __init__(self, data):
+        self.data = data
+
+    def train(self):
+        return self.data
+
+    def test(self):
+        return FEATURES, TARGETS
+
+    def model(self, seed):
+        return nn.Linear(4, 2)
+
+    def loss(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+
+class TestTheTrainer:
+    @staticmethod
+    def run(data, unit):
+        trust = {"example": "nobody", "client": "server"}[unit]
+        pipeline = dp.Pipeline(
+            mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(1.0), unit=unit, trust=trust
+        )
+        return simulate(Task(data), pipeline, clients=2, rounds=1, trainer=PyTorch(), progress=False)
+
+    def test_refuses_repeated_examples_of_examples_that_are_units(self):
+        with pytest.raises(dp.NotPrivate, match="are both example"):
+            self.run(REPEATED["oversampled"](), "example")
+
+    @pytest.mark.parametrize(("data", "unit"), [("oversampled", "client"), ("a part of two sources", "example")])
+    def test_accepts_the_rest(self, data, unit):
+        clause = "an example is one item of the data, and each item was made from its example alone"
+        run = self.run((REPEATED | HONEST)[data](), unit)
+        assert (clause in run.guarantee.assumptions) == (unit == "example")
