@@ -1,5 +1,6 @@
 """JAX: the configuration of local training with JAX, and the trainer that it makes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,11 +80,11 @@ class JAX:
             raise ValueError(f"JAX(learning_rate) is {self.learning_rate}: give a number from 0 on, or a schedule")
         if not 0 <= real_number(self.momentum, "JAX(momentum)", "a number in [0, 1)") < 1:
             raise ValueError(f"JAX(momentum) is {self.momentum}: give a number in [0, 1)")
-        size = self.expected_batch_size
-        if size is not None and not real_number(size, "JAX(expected_batch_size)", "a number above 0, or None") > 0:
+        size, allowed = self.expected_batch_size, "a finite number above 0, or None"
+        if size is not None and not 0 < real_number(size, "JAX(expected_batch_size)", allowed) < math.inf:
             raise ValueError(
-                f"JAX(expected_batch_size) is {self.expected_batch_size}: it divides sums, so give a public number "
-                "above 0, or None for the sampling rate × population ÷ clients"
+                f"JAX(expected_batch_size) is {self.expected_batch_size}: it divides sums, so give a finite public "
+                "number above 0, or None for the sampling rate × population ÷ clients"
             )
         sampling = self.local_sampling
         check_type(sampling, Poisson, f"JAX(local_sampling={sampling!r}): give dp.Poisson(rate)")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
@@ -79,6 +80,7 @@ def make_private(
         NotPrivate: The model, the loss or `collate_fn` ties examples, keeps data, or fails on a batch; an example is
             behind several items of a `Subset`, `ConcatDataset` or `StackDataset`; or the pipeline does not release
             local steps.
+        TypeError: `steps`, `views` or `expected_batch_size` is not such a number.
         ValueError: A parameter is neither float32 nor float64, a number lies outside its range, the data set is empty,
             the pipeline samples nothing and `steps` is not given, or the optimiser has other parameters than the model,
             or needs a closure or sparse gradients.
@@ -111,6 +113,7 @@ def make_private(
                 "the pipeline has no sampling, so the length of a pass does not follow from it: give steps="
             )
         steps = round(1 / pipeline.sampling.rate)
+    steps = whole_number(steps, "make_private(steps)", least=1)
     refuse_repeated_examples(dataset)
     inputs, targets = _some_examples(dataset, n, collate_fn or default_collate)
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

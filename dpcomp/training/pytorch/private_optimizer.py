@@ -1,6 +1,7 @@
 """PrivateOptimizer: Opacus' optimiser with the pipeline's clip and noise in place of its own."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 
 from dpcomp.core.address import Address
-from dpcomp.core.checks import check_type, whole_number
+from dpcomp.core.checks import check_type, real_number, whole_number
 from dpcomp.core.errors import BudgetExhausted, NotPrivate
 from dpcomp.core.layout import Layout
 from dpcomp.core.randomness import SecretSeed
@@ -66,8 +67,9 @@ class PrivateOptimizer(DPOptimizer):
     Raises:
         NotPrivate: The pipeline does not release local steps, the model was not inspected, or hooks or modes would see
             the optimiser's steps.
-        ValueError: The divisor is not above 0, the optimiser's parameters are not the model's trainable ones, or it
-            needs a closure or sparse gradients.
+        TypeError: The divisor is not a number.
+        ValueError: The divisor is not a finite number above 0, the optimiser's parameters are not the model's trainable
+            ones, or it needs a closure or sparse gradients.
     """
 
     _step_supports_amp_scaling = True  # a GradScaler then calls step(), where it is refused, and never skips it
@@ -94,15 +96,16 @@ class PrivateOptimizer(DPOptimizer):
             )
         refuse_unfit(optimizer)
         refuse_code_around(optimizer)
-        if not expected_batch_size > 0:
-            raise ValueError(f"expected_batch_size is {expected_batch_size}: it divides sums, so give a number above 0")
+        divisor = real_number(expected_batch_size, "expected_batch_size", "a finite number above 0, which divides sums")
+        if not 0 < divisor < math.inf:
+            raise ValueError(f"expected_batch_size is {divisor}: it divides sums, so give a finite number above 0")
         norms = [stage.norm for stage in pipeline.stages if isinstance(stage, Clip)]
         noises = [stage.noise_multiplier for stage in pipeline.stages if isinstance(stage, Gaussian)]
         super().__init__(
             optimizer,
             noise_multiplier=noises[0] if noises else 0.0,
             max_grad_norm=norms[0] if norms else float("inf"),
-            expected_batch_size=expected_batch_size,  # pyright: ignore[reportArgumentType]
+            expected_batch_size=divisor,  # pyright: ignore[reportArgumentType]
         )
         self._model, self._pipeline, self._secret = model, pipeline, secret
         self._views = whole_number(views, "views", least=1)

@@ -96,11 +96,11 @@ class PyTorch:
             )
         if not 0 <= real_number(self.proximal, "PyTorch(proximal)", "a finite number from 0 on") < math.inf:
             raise ValueError(f"PyTorch(proximal) is {self.proximal}: give a finite number from 0 on")
-        size = self.expected_batch_size
-        if size is not None and not real_number(size, "PyTorch(expected_batch_size)", "a number above 0, or None") > 0:
+        size, allowed = self.expected_batch_size, "a finite number above 0, or None"
+        if size is not None and not 0 < real_number(size, "PyTorch(expected_batch_size)", allowed) < math.inf:
             raise ValueError(
-                f"PyTorch(expected_batch_size) is {self.expected_batch_size}: it divides sums, so give a public number "
-                "above 0, or None for the sampling rate × population ÷ clients"
+                f"PyTorch(expected_batch_size) is {self.expected_batch_size}: it divides sums, so give a finite public "
+                "number above 0, or None for the sampling rate × population ÷ clients"
             )
         sampling = self.local_sampling
         check_type(sampling, Poisson, f"PyTorch(local_sampling={sampling!r}): give dp.Poisson(rate)")
