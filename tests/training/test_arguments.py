@@ -70,16 +70,6 @@ class TestArguments:
             mine.optimizer.step()
 
     @ENGINES
-    def test_that_the_loader_delivered_are_taken(self, engine):
-        mine = client(engine)
-        for number in range(2):
-            inputs, targets = examples(5, seed=number)
-            mine.draw((inputs, 2.5 + number, targets))
-            forward(mine, inputs, targets, scale=2.5 + number)
-            mine.optimizer.step()
-        assert mine.permit.used == 2
-
-    @ENGINES
     @pytest.mark.parametrize(
         ("first", "then"), [(False, True), (None, True), ("a", "b"), (torch.float32, torch.float64), (True, None)]
     )

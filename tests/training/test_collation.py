@@ -134,7 +134,7 @@ def centred(examples):
 
 def scaled_to_the_largest(examples):
     inputs, targets = default_collate(examples)
-    return inputs, float(inputs.abs().max()), targets
+    return inputs, inputs.abs().max().expand(len(inputs), 1), targets
 
 
 def noised(examples):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.draws import same_values
-from dpcomp.training.pytorch.rows.structures import Path, leaves
+from dpcomp.training.pytorch.rows.structures import Path, is_column, leaves, same_column
 
 FIXED = (type(None), bool, str, torch.dtype, torch.device)
 
@@ -119,8 +119,8 @@ def _is(value: Any, part: Any) -> bool:
         return isinstance(part, Tensor) and part.ndim > 0 and value.ndim > 0 and same_values(value, part)
     if isinstance(part, (Tensor, *FIXED)):
         return False
-    if isinstance(value, np.ndarray):
-        return isinstance(part, np.ndarray) and np.array_equal(value, part)
+    if is_column(value):
+        return is_column(part) and same_column(value, part)
     return isinstance(value, Number) and isinstance(part, Number) and bool(value == part)
 
 

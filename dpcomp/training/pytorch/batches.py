@@ -1,6 +1,5 @@
 """Poisson batches for a DataLoader: drawn in secret, at a public rate, and sometimes empty."""
 
-import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +11,11 @@ from dpcomp.core.errors import NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy import Poisson
 from dpcomp.training.pytorch.checks.repeated_examples import refuse_repeated_examples
-from dpcomp.training.pytorch.collation import Collate
+from dpcomp.training.pytorch.collation import Collate, collated
 from dpcomp.training.pytorch.draws import Draws, Place, delivered
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.training.pytorch.rows.generators import lent_generators
-from dpcomp.training.pytorch.rows.structures import copied, emptied
+from dpcomp.training.pytorch.rows.structures import emptied
 
 
 class PoissonBatches(Sampler[list[int]]):
@@ -116,9 +115,7 @@ class Ticketed(Dataset):
 class Delivery:
     """A collate function for tickets and examples: it notes what was loaded for which draw.
 
-    **Privacy:** an own collate function may tie examples, by padding, mixing or statistics. So it also collates one
-    example of each batch alone, to which the step holds the example's row. Which one is drawn from the operating
-    system's entropy, in whichever process that is.
+    **Privacy:** one example of each batch is collated alone, too, as `collated` does it, in whichever process that is.
 
     Args:
         dataset: The data set, whose first example shows the form of a batch without any.
@@ -127,17 +124,14 @@ class Delivery:
     """
 
     def __init__(self, dataset: Dataset, collate: Collate, key: str):
-        self._collate, self._own, self._key = CollateOrEmpty(dataset, collate), collate is not default_collate, key
+        self._collate, self._empty, self._key = collate, CollateOrEmpty(dataset, collate), key
 
     def __call__(self, ticketed: list[tuple[int, Any]]) -> Any:
         """Return the batch of some examples, and note that it came."""
         tickets, examples = [ticket for ticket, _ in ticketed], [example for _, example in ticketed]
-        if not (examples and self._own):
-            return delivered(self._key, tickets, self._collate(examples))
-        i = secrets.randbelow(len(examples))
-        # First, and of a copy: a collate function may take an example apart.
-        alone = self._collate([copied(examples[i])])
-        return delivered(self._key, tickets, self._collate(examples), (i, alone))
+        if not examples:
+            return delivered(self._key, tickets, self._empty([]))
+        return delivered(self._key, tickets, *collated(self._collate, examples))
 
 
 class CollateOrEmpty:

@@ -1,5 +1,6 @@
 """Collation: holds each row of a batch to what collate_fn makes of its example alone."""
 
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.draws import Alone
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.rows.passes import Pass
 from dpcomp.training.pytorch.rows.structures import (
@@ -17,6 +20,7 @@ from dpcomp.training.pytorch.rows.structures import (
     copied,
     count,
     inputs_and_targets,
+    is_column,
     leaves,
     mapped_leaves,
     rows,
@@ -51,7 +55,7 @@ def refuse_collation_that_ties(dataset: Dataset, collate: Collate, model: Privat
     Raises:
         NotPrivate: The gradient of an example collated alone is another than in a batch, or it fails alone.
     """
-    if collate is default_collate:
+    if is_of_torch(collate):
         return
     was = model.training
     model.train()
@@ -71,6 +75,43 @@ def refuse_collation_that_ties(dataset: Dataset, collate: Collate, model: Privat
                 _refuse_apart(model, row, (call_of(alone[0]), alone[1]), quiet=None)
     finally:
         model.train(was)
+
+
+def is_of_torch(collate: Collate) -> bool:
+    """Return whether a collate function is torch's default, without rules of the user's own for further types."""
+    rules = default_collate_fn_map.values()
+    return collate is default_collate and all(rule.__module__ == default_collate.__module__ for rule in rules)
+
+
+def collated(collate: Collate, examples: list[Any]) -> tuple[Any, Alone | None]:
+    """Collate a batch, and one of its examples alone, to which the step holds the example's row.
+
+    **Privacy:** an own collate function may tie examples, by padding, mixing or statistics. torch's stacks tensors, but
+    takes the keys of mappings from the first example, types of numbers from all, and lists of strings as they are. So
+    its batch is compared where it has another form than the example alone, or something else than tensors.
+
+    Args:
+        collate: The collate function.
+        examples: One or more.
+
+    Returns:
+        The batch; and the place of an example, drawn from the operating system's entropy, with what was made of it
+        alone, or None where the form of the batch shows that nothing is tied.
+    """
+    i, of_torch = secrets.randbelow(len(examples)), is_of_torch(collate)
+    # First, and of a copy: a collate function may take an example apart.
+    alone = collate([examples[i] if of_torch else copied(examples[i])])
+    batch = collate(examples)
+    return batch, None if of_torch and _of_like_tensors(batch, alone) else (i, alone)
+
+
+def _of_like_tensors(batch: Any, alone: Any) -> bool:
+    """Return whether a batch and an example alone are of tensors only, in the same places and of the same types."""
+    mine, theirs = leaves(batch), leaves(alone)
+    return mine.keys() == theirs.keys() and all(
+        isinstance(part, Tensor) and isinstance(other := theirs[path], Tensor) and part.dtype == other.dtype
+        for path, part in mine.items()
+    )
 
 
 def refuse_tied_row(
@@ -182,4 +223,6 @@ def _size(part: Any) -> int:
         return part.numel()
     if isinstance(part, np.ndarray):
         return part.size
+    if is_column(part):
+        return sum(map(_size, part))
     return len(part) if isinstance(part, (str, bytes)) else 1

@@ -18,7 +18,7 @@ from dpcomp.core.errors import DpcompError, NotPrivate, named_error
 from dpcomp.training.pytorch.checks.batch_form import check_batch
 from dpcomp.training.pytorch.checks.trial_batches import GROWING, TrialBatch, grown, trial_batches
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
-from dpcomp.training.pytorch.private_model import PrivateModel
+from dpcomp.training.pytorch.private_model import PrivateModel, without_examples
 from dpcomp.training.pytorch.rows.book_keeping.engine import BookKeeping
 from dpcomp.training.pytorch.rows.distances import largest_finite
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
@@ -29,7 +29,7 @@ from dpcomp.training.pytorch.rows.opacus_hooks import remove_hooks
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass, floating
 from dpcomp.training.pytorch.rows.row_check import RowCheck
-from dpcomp.training.pytorch.rows.structures import call_of, count, mapped, repeated, rows, tensors
+from dpcomp.training.pytorch.rows.structures import call_of, columns, count, mapped, repeated, rows, tensors
 
 
 def private_model(
@@ -103,6 +103,7 @@ def _tried(module: nn.Module, loss: Loss, engine: Engine, inputs: Any, targets: 
             "or the loss"
         ) from error
     model.check.copies = model.engine.copies = trial.model.engine.copies
+    model.outputs_of_nothing = trial.model.outputs_of_nothing
     if isinstance(model.engine, IsolatedRows) and isinstance(trial.model.engine, IsolatedRows):
         model.engine.in_a_loop = trial.model.engine.in_a_loop
     return model
@@ -327,6 +328,8 @@ class _Trial:
                 "input in place: write x = x + 1 for x += 1"
             )
         one = self.model.passes[-1]
+        if columns(batch.inputs):
+            self.model.outputs_of_nothing = without_examples(one.outputs)
         if not batch.made_up:
             self._refuse_other_dependence(one, batch)
         loss = self._loss(outputs, batch.targets)

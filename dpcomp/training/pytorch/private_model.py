@@ -23,7 +23,7 @@ from dpcomp.training.pytorch.rows.generators import (
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass
 from dpcomp.training.pytorch.rows.row_check import RowCheck
-from dpcomp.training.pytorch.rows.structures import count, mapped, rows, tensors
+from dpcomp.training.pytorch.rows.structures import along_examples, count, mapped, rows, tensors
 
 DEVICES = ("cpu", "cuda")  # whose generators are set from the secret
 
@@ -60,6 +60,7 @@ class PrivateModel(nn.Module):
         self.engine, self.check, self.unmoved = engine, check, unmoved
         self.passes: list[Pass] = []
         self._reached, self._public = 0, False
+        self.outputs_of_nothing: Any = None  # of a model that reads columns, which cannot be made up
         self._trained = {name: id(parameter) for name, parameter in trainable(module).items()}
         self._made_of = Layers(module)
         self._draws: _Draws | None = None  # before the first round
@@ -204,9 +205,20 @@ class PrivateModel(nn.Module):
 
     def _outputs_of_nothing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the outputs of made-up examples, cut to length 0: many layers fail on a batch without examples."""
+        if self.outputs_of_nothing is not None:
+            return _watched(self.outputs_of_nothing)
         n = self.engine.copies
         made_up = mapped(lambda part: part.new_zeros((n, *part.shape[1:])) if part.ndim else part, (args, kwargs))
         with torch.no_grad():
             outputs = self._module(*made_up[0], **made_up[1])
-        cut = mapped(lambda part: part[:0].clone() if part.ndim else part.clone(), outputs)
-        return mapped(lambda part: part.requires_grad_() if part.is_floating_point() else part, cut)
+        return _watched(without_examples(outputs))
+
+
+def without_examples(outputs: Any) -> Any:
+    """Return outputs of the same form without examples: tensors of length 0, and zero where a tensor has no axis."""
+    none_left = along_examples(lambda part: part.detach()[:0].clone(), lambda _: [], outputs)
+    return mapped(lambda part: part if part.ndim else torch.zeros_like(part), none_left)
+
+
+def _watched(outputs: Any) -> Any:
+    return mapped(lambda part: part.clone().requires_grad_() if part.is_floating_point() else part.clone(), outputs)

@@ -20,6 +20,7 @@ from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.privacy.units.unit_gradients import Total
 from dpcomp.terms import FederationTerms
 from dpcomp.training.pytorch.arguments import Arguments
+from dpcomp.training.pytorch.checks.batch_form import check_batch
 from dpcomp.training.pytorch.checks.public_rows import PublicRows
 from dpcomp.training.pytorch.collation import refuse_tied_row
 from dpcomp.training.pytorch.draws import Draws, MicroBatch
@@ -317,6 +318,7 @@ class PrivateOptimizer(DPOptimizer):
             self._public_rows.refuse_repeated([one.call for one in public], first=self._total is None)
         if micro_batch.n:
             inputs, targets = inputs_and_targets(micro_batch.batch)
+            check_batch(inputs, targets)
             start, whole = 0, len(passes) == self._views
             unwritten = micro_batch.unwritten if whole else {}
             for group in self._groups(passes):

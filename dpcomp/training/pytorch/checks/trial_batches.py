@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpcomp.training.pytorch.rows.structures import count, mapped, picked, rows, tensors
+from dpcomp.training.pytorch.rows.structures import along_examples, count, mapped, picked, rows, tensors
 
 MOST_EXAMPLES = 33  # above the sizes at which a loss or a layer is known to change its ways (8, 16, 32)
 MOST_VALUES = 2e8  # of per-example gradients that a trial holds
@@ -95,7 +95,7 @@ def _diverse_targets(targets: Any, most: int) -> Any:
     """Return other targets: every class up to the largest that is there, real values in another order."""
 
     def diverse(part: Tensor) -> Tensor:
-        if part.ndim == 0 or not part.numel():
+        if not part.numel():
             return part
         if part.is_floating_point() or part.dtype == torch.bool or int(part.min()) < 0:
             return part[torch.randint(len(part), (most,))]
@@ -103,7 +103,10 @@ def _diverse_targets(targets: Any, most: int) -> Any:
         order = torch.arange(most * part[:1].numel()).reshape(most, *part.shape[1:])
         return (order % (int(part.max()) + 1)).to(part)
 
-    return mapped(diverse, targets)
+    def diverse_column(column: list[Any]) -> list[Any]:
+        return [column[place] for place in torch.randint(len(column), (most,)).tolist()]
+
+    return along_examples(diverse, diverse_column, targets)
 
 
 def _zeros_after(part: Tensor) -> Tensor:

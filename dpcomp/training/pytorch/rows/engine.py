@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from dpcomp.core.layout import Layout
 from dpcomp.privacy.units.factored_units import FactoredUnits
 from dpcomp.training.pytorch.rows.passes import Pass
+from dpcomp.training.pytorch.rows.structures import Call
 
 Loss = Callable[[Any, Any], Tensor]  # the mean loss of a batch, of outputs and targets
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments, and those by name
 
 
 class Rows(Protocol):

@@ -14,11 +14,11 @@ from torch.func import grad, vmap
 from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
-from dpcomp.training.pytorch.rows.engine import Call, Loss
+from dpcomp.training.pytorch.rows.engine import Loss
 from dpcomp.training.pytorch.rows.own_functions import own_functions
 from dpcomp.training.pytorch.rows.parameters import Places, trainable
 from dpcomp.training.pytorch.rows.passes import Pass
-from dpcomp.training.pytorch.rows.structures import mapped, rows, tensors
+from dpcomp.training.pytorch.rows.structures import Call, columns, count, mapped, repeated, rows, tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,9 @@ class IsolatedRows:
                 torch.zeros_like(leaf[start:stop]) if gradient is None else gradient[start:stop] * one.n
                 for leaf, gradient in zip(one.leaves.values(), found, strict=True)
             )
-        examples = rows((one.args, one.kwargs, targets), start, stop)
+        examples = rows((one.call, targets), start, stop)
         with one.in_its_precision():
-            if not self.in_a_loop:
+            if not self.in_a_loop and not columns(examples):  # the map takes no strings
                 try:
                     return self._mapped(examples)
                 except Exception:
@@ -104,7 +104,7 @@ class IsolatedRows:
         """Use the loop from now on if the map gives other gradients of some examples, or may, as a layer's rule may."""
         if self.in_a_loop or one.random:
             return
-        examples = rows((one.args, one.kwargs, targets), 0, 3)
+        examples = rows((one.call, targets), 0, 3)
         if self._has_own_rule(rows(examples, 0, 1)):
             self.in_a_loop = True
             return
@@ -118,9 +118,8 @@ class IsolatedRows:
 
     def _has_own_rule(self, example: Any) -> bool:
         """Return whether a function in model or loss has a rule of its own for `vmap`, which gets all examples."""
-        alone = mapped(lambda part: part[0] if part.ndim else part, example)
         with torch.enable_grad():
-            loss = self._loss_of_one(self._parameters, alone)
+            loss = self._loss_of_one(self._parameters, repeated(example, self.copies))
         kinds = [getattr(node, "_forward_cls", None) for node in own_functions([loss])]
         return any(getattr(kind, "vmap", None) is not Function.vmap for kind in kinds)
 
@@ -151,10 +150,9 @@ class IsolatedRows:
     def forget(self, *, unfinished: bool) -> None:
         """Do nothing: no row outlives its step."""
 
-    def _loss_of_one(self, parameters: dict[str, Tensor], example: Any) -> Tensor:
-        """Return the loss of an example without a batch axis."""
-        alone = mapped(lambda part: part.unsqueeze(0).expand(self.copies, *part.shape), example)
-        args, kwargs, targets = alone
+    def _loss_of_one(self, parameters: dict[str, Tensor], alone: Any) -> Tensor:
+        """Return the loss of an example, of which a batch holds as many copies as the model needs."""
+        (args, kwargs), targets = alone
         outputs = self._places.call(parameters, args, kwargs)
         return self._loss(outputs, targets)
 
@@ -163,7 +161,8 @@ class IsolatedRows:
         parameters = {name: value.detach() for name, value in self._parameters.items()}
 
         def loss(values: dict[str, Tensor], *parts: Tensor) -> Tensor:
-            return self._loss_of_one(values, rebuilt(examples, parts))
+            alone = mapped(lambda part: part.unsqueeze(0).expand(self.copies, *part.shape), rebuilt(examples, parts))
+            return self._loss_of_one(values, alone)
 
         axes = tuple(0 if leaf.ndim else None for leaf in leaves)
         with _fallbacks_allowed():
@@ -171,14 +170,11 @@ class IsolatedRows:
         return tuple(gradient.detach() for gradient in gradients.values())
 
     def _looped(self, examples: Any) -> tuple[Tensor, ...]:
-        leaves = list(tensors(examples))
         named = self._parameters
-        n = next(len(leaf) for leaf in leaves if leaf.ndim)
         found: list[list[Tensor]] = []
-        for i in range(n):
-            example = rebuilt(examples, [leaf[i] if leaf.ndim else leaf for leaf in leaves])
+        for i in range(count(examples)):
             with torch.enable_grad():
-                loss = self._loss_of_one(named, example)
+                loss = self._loss_of_one(named, repeated(rows(examples, i, i + 1), self.copies))
             found.append(gradients_of([loss], list(named.values()), [None]))
         return tuple(torch.stack(column) for column in zip(*found, strict=True))
 
@@ -190,17 +186,19 @@ class IsolatedRows:
         }
         parts = list(tensors(one.call))
 
-        def outputs(values: dict[str, Tensor], *given: Tensor) -> Any:
-            args, kwargs = mapped(lambda part: part.unsqueeze(0), rebuilt(one.call, given))
-            return mapped(lambda part: part.squeeze(0), self._places.call(values, args, kwargs))
+        def output(values: dict[str, Tensor], alone: Call) -> Any:
+            return mapped(lambda part: part.squeeze(0), self._places.call(values, *alone))
 
-        if self.in_a_loop:
+        def outputs(values: dict[str, Tensor], *given: Tensor) -> Any:
+            return output(values, mapped(lambda part: part.unsqueeze(0), rebuilt(one.call, given)))
+
+        if self.in_a_loop or columns(one.call):
             each = [
-                outputs({name: leaf[i] for name, leaf in one.leaves.items()}, *(p[i] if p.ndim else p for p in parts))
+                output({name: leaf[i] for name, leaf in one.leaves.items()}, rows(one.call, i, i + 1))
                 for i in range(one.n)
             ]
-            columns = zip(*(tensors(row) for row in each), strict=True)
-            return rebuilt(each[0], [torch.stack(column) for column in columns])
+            found = zip(*(tensors(row) for row in each), strict=True)
+            return rebuilt(each[0], [torch.stack(parts_of_all) for parts_of_all in found])
         axes = tuple(0 if part.ndim else None for part in parts)
         with _fallbacks_allowed():
             return vmap(outputs, in_dims=(0, *axes), randomness="different")(one.leaves, *parts)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.layout import Layout
-from dpcomp.training.pytorch.rows.engine import Call, Loss
+from dpcomp.training.pytorch.rows.engine import Loss
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass
+from dpcomp.training.pytorch.rows.structures import Call
 
 REMEDY = "give engine=Isolated(), which takes the gradient of each example alone"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpcomp.training.pytorch.rows.generators import States, kept_generators, set_random_states
-from dpcomp.training.pytorch.rows.structures import count, mapped, repeated, tensors
+from dpcomp.training.pytorch.rows.structures import Call, count, mapped, repeated, tensors
 
 
 def floating(outputs: Any) -> list[Tensor]:
@@ -63,12 +63,12 @@ class Pass:
         self.n, self.device = count(parts), parts[0].device if parts else torch.device("cpu")
 
     @property
-    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def call(self) -> Call:
         """The arguments of the call."""
-        return self.args, self.kwargs
+        return Call(self.args, self.kwargs)
 
     @property
-    def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def given(self) -> Call:
         """The arguments that the module gets."""
         return repeated(self.call, 2) if self.doubled else self.call
 

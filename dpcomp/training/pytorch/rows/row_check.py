@@ -22,14 +22,14 @@ from dpcomp.training.pytorch.rows.distances import (
     one_overflowed,
     share_apart,
 )
-from dpcomp.training.pytorch.rows.engine import Call, Loss, Rows
+from dpcomp.training.pytorch.rows.engine import Loss, Rows
 from dpcomp.training.pytorch.rows.generators import drawn_between, kept_generators, random_states, seed_generators
 from dpcomp.training.pytorch.rows.isolated import gradients_of
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
 from dpcomp.training.pytorch.rows.own_losses import own_losses
 from dpcomp.training.pytorch.rows.parameters import Places, trainable
 from dpcomp.training.pytorch.rows.passes import Pass, floating
-from dpcomp.training.pytorch.rows.structures import mapped, repeated, rows, tensors
+from dpcomp.training.pytorch.rows.structures import Call, along_examples, mapped, repeated, rows, tensors
 
 Model = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
@@ -363,13 +363,13 @@ class RowCheck:
             values |= {name: _widened(value) for name, value in self._module.named_buffers()}
 
         def model(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            given: Call = _wide((args, kwargs)) if wide else self._engine.arranged((args, kwargs))
+            given: Call = _wide(Call(args, kwargs)) if wide else self._engine.arranged(Call(args, kwargs))
             return self._places.call(values, *given)
 
         return model, used
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        args, kwargs = self._engine.arranged((args, kwargs))  # another layout of memory would round in another way
+        args, kwargs = self._engine.arranged(Call(args, kwargs))  # another layout of memory would round in another way
         return self._module(*args, **kwargs)
 
     def _is_declared_loss(self, one: Pass, targets: Any, i: int, alone: list[Tensor]) -> bool:
@@ -401,7 +401,9 @@ class RowCheck:
         Copies of the example in a batch of the same size round alike, so what they do not give is of other examples;
         and what depends on the size of the batch shows in float64, as does all else that is no rounding.
         """
-        copies = mapped(lambda part: _all_like(part, i), (one.call, targets))
+        copies = along_examples(
+            lambda part: _all_like(part, i), lambda column: column[i : i + 1] * len(column), (one.call, targets)
+        )
         if differs(given, [part.double() for part in self._among(one, copies, i)], self._tolerance, LEAST):
             return False
         if all_finite(given) != all_finite(alone):
@@ -533,8 +535,6 @@ def _at(place: int, own: Tensor, like: Tensor) -> Tensor:
 
 def _all_like(values: Tensor, i: int) -> Tensor:
     """Return a batch of copies of one example that lies in memory as the batch does."""
-    if not values.ndim:
-        return values
     return torch.empty_like(values).copy_(values.detach()[i : i + 1].expand_as(values))
 
 

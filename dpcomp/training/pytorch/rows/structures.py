@@ -1,8 +1,9 @@
-"""Nested batches: tensors in tuples, lists and mappings, whose first axis runs over the examples."""
+"""Nested batches: tensors and columns in tuples, lists and mappings, whose first axis runs over the examples."""
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +11,32 @@ from torch import Tensor
 
 Path = tuple[Any, ...]  # of a leaf in a structure: keys and positions, from outside to inside
 
+PLAIN = (str, bytes, bool, int, float, complex)  # what a column holds
+
+
+class Call(NamedTuple):
+    """The arguments with which a model is called: positional ones, and those by name."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def is_column(value: Any) -> bool:
+    """Return whether a value is a column: a list or tuple of strings, bytes or numbers, one an example.
+
+    `default_collate` makes one of the strings of examples.
+    """
+    return type(value) in (list, tuple) and len(value) > 0 and all(isinstance(part, PLAIN) for part in value)
+
 
 def mapped_leaves(function: Callable[[Path, Any], Any], value: Any, path: Path = ()) -> Any:
-    """Return a structure of the same form with a function applied to each leaf and its path."""
+    """Return a structure of the same form with a function applied to each leaf and its path; a column is a leaf."""
     if isinstance(value, Tensor):  # before a mapping, whose test takes ten times as long
+        return function(path, value)
+    if type(value) is Call:  # whose positional arguments are no column, whatever they are
+        args = [mapped_leaves(function, part, (*path, 0, place)) for place, part in enumerate(value.args)]
+        return Call(tuple(args), mapped_leaves(function, value.kwargs, (*path, 1)))
+    if is_column(value):
         return function(path, value)
     if isinstance(value, (tuple, list)):
         parts = [mapped_leaves(function, part, (*path, place)) for place, part in enumerate(value)]
@@ -35,13 +58,14 @@ def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """Return a structure whose containers, tensors and arrays are copies."""
-    return mapped_leaves(
-        lambda _, part: (
-            part.clone() if isinstance(part, Tensor) else part.copy() if isinstance(part, np.ndarray) else part
-        ),
-        value,
-    )
+    """Return a structure whose containers, columns, tensors and arrays are copies."""
+
+    def copy_of(_: Path, part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.clone()
+        return part.copy() if isinstance(part, (np.ndarray, list)) else part
+
+    return mapped_leaves(copy_of, value)
 
 
 def leaves(value: Any) -> dict[Path, Any]:
@@ -64,19 +88,59 @@ def count(value: Any) -> int:
     return next((part.shape[0] for part in tensors(value) if part.ndim), 0)
 
 
+def along_examples(
+    of_tensor: Callable[[Tensor], Tensor], of_column: Callable[[list[Any]], list[Any]], value: Any
+) -> Any:
+    """Return a structure of the same form with functions applied to each tensor and column that runs over the examples.
+
+    Tensors without an axis stay, and so do lists of another length than the tensors beside them, such as the height and
+    the width that a model returns.
+
+    Args:
+        of_tensor: Called with each tensor that has an axis.
+        of_column: Called with each column, as a list.
+        value: The structure.
+    """
+
+    def along(_: Path, part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return of_tensor(part) if part.ndim else part
+        if is_column(part) and len(part) == (count(value) or len(part)):
+            return type(part)(of_column(list(part)))
+        return part
+
+    return mapped_leaves(along, value)
+
+
 def rows(value: Any, start: int, stop: int) -> Any:
-    """Return some examples of a batch; tensors without an axis stay."""
-    return mapped(lambda part: part[start:stop] if part.ndim else part, value)
+    """Return some examples of a batch."""
+    return along_examples(lambda part: part[start:stop], lambda column: column[start:stop], value)
 
 
 def repeated(value: Any, times: int) -> Any:
     """Return a batch of copies of the single example in a batch of one."""
-    return mapped(lambda part: part.expand(times, *part.shape[1:]).contiguous() if part.ndim else part, value)
+    return along_examples(
+        lambda part: part.expand(times, *part.shape[1:]).contiguous(), lambda column: column * times, value
+    )
 
 
 def picked(value: Any, positions: Tensor) -> Any:
     """Return the examples at some positions of a batch."""
-    return mapped(lambda part: part[positions] if part.ndim else part, value)
+    return along_examples(
+        lambda part: part[positions], lambda column: [column[place] for place in positions.tolist()], value
+    )
+
+
+def same_column(one: Any, other: Any) -> bool:
+    """Return whether two columns hold the same values of the same types."""
+    return len(one) == len(other) and all(
+        a is b or (type(a) is type(b) and a == b) for a, b in zip(one, other, strict=True)
+    )
+
+
+def columns(value: Any) -> list[Any]:
+    """Return the columns of a structure, in order."""
+    return [part for part in leaves(value).values() if is_column(part)]
 
 
 def to(value: Any, *, device: torch.device) -> Any:
@@ -85,14 +149,14 @@ def to(value: Any, *, device: torch.device) -> Any:
 
 
 def emptied(value: Any) -> Any:
-    """Return a batch without examples, of the same form: tensors of length 0, and no strings."""
+    """Return a batch without examples, of the same form: tensors of length 0, and empty columns."""
     if isinstance(value, Tensor):
         return value[:0] if value.ndim else value
     if isinstance(value, Mapping):
         return {key: emptied(part) for key, part in value.items()}
     if not isinstance(value, (tuple, list)):
         return value
-    if any(isinstance(part, (str, bytes)) for part in value):
+    if is_column(value):
         return type(value)()
     parts = [emptied(part) for part in value]
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
@@ -113,10 +177,17 @@ def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
     return batch, None
 
 
-def call_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments with which a model is called: a tuple's parts, a mapping's by name, anything else as one."""
+def call_of(inputs: Any, constants: Mapping[str, Any] = MappingProxyType({})) -> Call:
+    """Return the arguments with which a model is called.
+
+    Args:
+        inputs: A tuple's parts are positional, a mapping's by name, anything else is the only one; a call stays.
+        constants: Further arguments by name.
+    """
+    if type(inputs) is Call:
+        return Call(inputs.args, {**inputs.kwargs, **constants})
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, (tuple, list)):
-        return tuple(inputs), {}
-    return (inputs,), {}
+        return Call((), {**inputs, **constants})
+    if isinstance(inputs, (tuple, list)) and not is_column(inputs):
+        return Call(tuple(inputs), dict(constants))
+    return Call((inputs,), dict(constants))

@@ -1,6 +1,5 @@
 """Examples: what `train()`, `test()` and `validation()` of a task return, brought into one form."""
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,10 +13,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from dpcomp.training.pytorch.channels_last import with_channels_last
 from dpcomp.training.pytorch.checks.repeated_examples import refuse_repeated_examples
 from dpcomp.training.pytorch.checks.trial_batches import MOST_EXAMPLES
-from dpcomp.training.pytorch.collation import Collate, refuse_collation_that_ties
+from dpcomp.training.pytorch.collation import Collate, collated, refuse_collation_that_ties
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.rows.structures import (
-    copied,
     count,
     inputs_and_targets,
     leaves,
@@ -192,11 +190,7 @@ class CollatedExamples:
         examples = [self[number] for number in positions.tolist()]
         if not examples:
             return None, None
-        if self.collate is default_collate:
-            return self.collate(examples), None
-        i = secrets.randbelow(len(examples))
-        alone = self.collate([copied(examples[i])])  # first: a collate function may take an example apart
-        return self.collate(examples), (i, alone)
+        return collated(self.collate, examples)
 
     def labels(self) -> Shaped[np.ndarray, "n ..."]:
         """Return the target of each example."""

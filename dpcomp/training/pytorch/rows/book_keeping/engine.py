@@ -19,11 +19,11 @@ from dpcomp.training.pytorch.rows.book_keeping.booked_units import Booked, Booke
 from dpcomp.training.pytorch.rows.book_keeping.examples_apart import EXAMPLES, LayerUse, layer_uses, most_apart
 from dpcomp.training.pytorch.rows.book_keeping.formulas import trained
 from dpcomp.training.pytorch.rows.book_keeping.layer_terms import LayerTerms
-from dpcomp.training.pytorch.rows.engine import Call, Loss
+from dpcomp.training.pytorch.rows.engine import Loss
 from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.parameters import layout_of, trainable
 from dpcomp.training.pytorch.rows.passes import Pass
-from dpcomp.training.pytorch.rows.structures import call_of
+from dpcomp.training.pytorch.rows.structures import Call, call_of
 from dpcomp.training.pytorch.steps.step_code import modes_around
 
 REMEDY = "give engine=Isolated(), which takes the gradient of each example alone"
@@ -71,8 +71,8 @@ class BookedRows:
     """Layer inputs and output gradients of passes, from which rows and sums are made.
 
     A pass that does what no trial did, such as calling a layer twice, gets the rows of `Isolated()`. So does one that
-    is larger than all that were followed, if examples may meet in it; and one inside a mode of torch, or inside hooks on
-    what is saved for the backward pass, which could change any operation without being followed.
+    is larger than all that were followed, if examples may meet in it; and one inside a mode of torch, or inside hooks
+    on what is saved for the backward pass, which could change any operation without being followed.
 
     Args:
         module: The model, in training.

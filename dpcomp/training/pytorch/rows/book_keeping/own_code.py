@@ -51,6 +51,24 @@ class NothingRead(TorchFunctionMode):
         return out
 
 
+class NeverRead:
+    """Stands for a string or number of an example, and refuses that a pass reads it: no operation of torch shows that.
+
+    Raises:
+        ExamplesMeet: Whatever is asked of it.
+    """
+
+    def _read(self, *_: Any) -> Any:
+        raise ExamplesMeet("reading a string or number of an example, which is done past torch's operations,")
+
+    # fmt: off
+    __getattr__ = __str__ = __repr__ = __format__ = __hash__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = _read
+    __ge__ = __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __int__ = __float__ = __complex__ = _read
+    __index__ = __bytes__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _read
+    __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = __abs__ = _read
+    # fmt: on
+
+
 def refuse_own_backward(outputs: list[Tensor]) -> None:
     """Refuse outputs behind which a backward pass runs code of Python: it gets the gradients of all examples at once.
 
