@@ -1,6 +1,7 @@
 """A client with a private optimiser and an open round, and where to look for what it leaves behind."""
 
 import contextlib
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -46,12 +47,13 @@ class Client:
         secret=None,
         number=0,
         views=1,
+        constants=MappingProxyType({}),
         **sgd,
     ):
         """Take a shape of inputs, or a batch of inputs and targets, for the trial at the door."""
         inputs, targets = examples(4, seed=9, shape=some) if isinstance(some[0], int) else some
         self.loss = loss
-        self.model = private_model(module, loss, inputs, targets, engine=engine)
+        self.model = private_model(module, loss, inputs, targets, engine=engine, constants=constants)
         inner = torch.optim.SGD(self.model.parameters(), **({"lr": 1.0} | sgd))
         secret = dp.SecretSeed(7) if secret is None else secret
         self.optimizer = PrivateOptimizer(

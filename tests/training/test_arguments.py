@@ -5,11 +5,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset, default_collate
 
 import dpcomp as dp
 from dpcomp.training.pytorch import Isolated, Opacus
-from dpcomp.training.pytorch.arguments import Arguments
+from dpcomp.training.pytorch.arguments import Arguments, tried_call
+from dpcomp.training.pytorch.rows.structures import Call
 from tests.training.private_client import Client, examples, noisy, refused
+from tests.training.test_make_private import Script
 
 torch.set_num_threads(1)
 ENGINES = pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
@@ -65,38 +68,90 @@ class TestArguments:
         mine.draw((inputs, targets))
         value = scale(inputs)
         forward(mine, inputs, targets, **{"scale": value}) if named else forward(mine, inputs, targets, value)
-        name = "'scale'" if named else "1"
-        with refused(mine, rf"argument {name}.*attribute of the model before make_private"):
+        with refused(mine, r"argument 'scale'.*attribute of the model before make_private.*constants="):
             mine.optimizer.step()
 
     @ENGINES
     @pytest.mark.parametrize(
         ("first", "then"), [(False, True), (None, True), ("a", "b"), (torch.float32, torch.float64), (True, None)]
     )
-    def test_that_change_from_batch_to_batch_are_refused_by_name(self, first, then, engine):
-        mine = client(engine)
+    def test_that_are_no_longer_what_was_declared_are_refused_by_name(self, first, then, engine):
+        mine = client(engine, constants={"flip": first})
         step(mine, *examples(5), flip=first)
         step(mine, *examples(5, seed=1), flip=first)
         mine.draw(examples(5))
         forward(mine, *examples(5), flip=then)
-        with refused(mine, rf"argument 'flip' of the model is {then!r}, and was {first!r} in an earlier batch"):
+        with refused(mine, rf"argument 'flip' of the model is {then!r}, and was {first!r} when make_private tried it"):
             mine.optimizer.step()
 
-    def test_that_change_from_round_to_round_are_refused(self):
+    @ENGINES
+    @pytest.mark.parametrize("value", [True, "a", 0, torch.float32])
+    def test_that_were_not_declared_are_refused_in_the_first_batch(self, value, engine):
+        mine = client(engine)
+        mine.draw(examples(5))
+        forward(mine, *examples(5), flip=value)
+        with refused(mine, rf"'flip' of the model is {value!r}, and was None when make_private tried it.*constants="):
+            mine.optimizer.step()
+
+    @ENGINES
+    def test_that_are_unknown_to_the_trial_are_refused_in_the_first_batch(self, engine):
+        mine = client(engine)
+        mine.draw(examples(5))
+        forward(mine, *examples(5), other=True)
+        with refused(mine, r"called with \['inputs', 'other'\], and make_private tried it with \['inputs'\]"):
+            mine.optimizer.step()
+
+    @ENGINES
+    def test_that_were_declared_and_are_not_given_are_refused(self, engine):
+        mine = client(engine, constants={"other": True})
+        mine.draw(examples(5))
+        forward(mine, *examples(5))
+        with refused(mine, r"called with \['inputs'\], and make_private tried it with \['inputs', 'other'\]"):
+            mine.optimizer.step()
+
+    @ENGINES
+    def test_that_were_declared_are_taken_and_told(self, engine):
+        mine = client(engine, constants={"flip": True, "scale": 2.0, "other": "a"})
+        for number in range(2):
+            step(mine, *examples(5, seed=number), flip=True, scale=2.0, other="a")
+        step(mine, *examples(5), 2.0, True, other="a")  # by position
+        assert mine.permit.used == 3
+        clause = "the arguments flip=True, scale=2.0, other='a' of the model are public constants"
+        assert clause in str(mine.ledger.guarantee(delta=1e-5))
+
+    def test_that_are_the_defaults_are_as_good_as_left_out(self):
         mine = client(Isolated())
+        step(mine, *examples(5), flip=None)
+        step(mine, *examples(5), 1.0, None)
+        step(mine, *examples(5))
+        assert mine.permit.used == 3
+        assert "public constants" not in str(mine.ledger.guarantee(delta=1e-5))
+
+    def test_are_tried_at_the_door(self):
+        class Flipped(Scaled):
+            def forward(self, inputs, centred):
+                return self.layer(inputs - inputs.mean(0) if centred else inputs)
+
+        Client(noisy(), Flipped(), examples(4), engine=Isolated(), constants={"centred": False})
+        with pytest.raises(dp.NotPrivate, match="layer mixes examples"):
+            Client(noisy(), Flipped(), examples(4), engine=Isolated(), constants={"centred": True})
+
+    @pytest.mark.parametrize("value", [torch.ones(2), [1], {"a": 1}, np.float32(1.0), object()])
+    def test_of_other_types_are_no_constants(self, value):
+        with pytest.raises(TypeError, match=r"constants has 'flip' of type \w+.*attribute of the model"):
+            client(Isolated(), constants={"flip": value})
+
+    def test_of_the_batch_are_no_constants(self):
+        inputs, targets = examples(4)
+        with pytest.raises(ValueError, match=r"constants has \['inputs'\], which each batch has too"):
+            Client(noisy(), Scaled(), ({"inputs": inputs}, targets), constants={"inputs": 1})
+
+    def test_that_change_from_round_to_round_are_refused(self):
+        mine = client(Isolated(), constants={"flip": True})
         step(mine, *examples(5), flip=True)
         mine.optimizer.begin(mine.memory, mine.ledger.charge(mine.optimizer.pipeline.cost, dp.Address(1, 0, 1)))
         with pytest.raises(dp.NotPrivate, match="'flip' of the model is False, and was True"):
             step(mine, *examples(5), flip=False)
-
-    @ENGINES
-    def test_that_come_and_go_are_refused(self, engine):
-        mine = client(engine)
-        step(mine, *examples(5), flip=False)
-        mine.draw(examples(5))
-        forward(mine, *examples(5))
-        with refused(mine, r"called with \['0'\], and was with \['0', 'flip'\]"):
-            mine.optimizer.step()
 
     def test_of_views_are_held_to_the_same(self):
         mine, (inputs, targets) = client(Isolated(), views=2), examples(5)
@@ -106,15 +161,93 @@ class TestArguments:
         with refused(mine, "argument 'scale'"):
             mine.optimizer.step()
 
-    def test_stay_the_same_part_of_the_batch(self):
-        one, two = examples(5)[0], examples(5, seed=1)[0]
-        arguments = Arguments()
-        both = arguments.trace(((one, one), {}), {"a": one, "b": one})
-        assert both == {(0, 0): ("a",), (0, 1): ("a",)}
-        assert arguments.trace(((two, one), {}), {"a": one, "b": two})[0, 0] == ("b",)
-        with pytest.raises(dp.NotPrivate, match=r"argument 0 of the model is part \['a'\].*was part \['b'\]"):
-            arguments.trace(((one, two), {}), {"a": one, "b": two})
 
-    def test_are_traced_to_the_part_of_the_same_name_first(self):
-        mask = torch.ones(5, 6)
-        assert Arguments().trace(((), {"b": mask}), {"a": mask, "b": mask}) == {(1, "b"): ("b",)}
+class Two(nn.Module):
+    def forward(self, a, b=None, *rest, size=(2, 3), **more):
+        return a
+
+
+A, B = examples(5)[0], examples(5, seed=1)[0]
+
+
+def traced(inputs, *args, constants=None, **kwargs):
+    arguments = Arguments(Two().forward, tried_call(inputs, constants or {}))
+    return arguments.trace(Call(args, kwargs), inputs)
+
+
+class TestTheFirstCall:
+    """No earlier batch says which part of a batch an argument is: the call that was tried does."""
+
+    def test_gives_each_parameter_its_own_part(self):
+        both = {"a": A, "b": B}
+        assert traced(both, A, B) == {(0, 0): ("a",), (0, 1): ("b",)}
+        assert traced(both, A, b=B) == {(0, 0): ("a",), (1, "b"): ("b",)}
+        assert traced((A, B), b=B, a=A) == {(1, "b"): (1,), (1, "a"): (0,)}
+        assert traced(A, A) == {(0, 0): ()}
+        assert traced((A, (B, A)), A, [B, A]) == {(0, 0): (0,), (0, 1, 0): (1, 0), (0, 1, 1): (1, 1)}
+        assert traced((A, B, B), A, B, B) == {(0, 0): (0,), (0, 1): (1,), (0, 2): (2,)}
+        assert traced({"a": A, "c": B}, A, c=B) == {(0, 0): ("a",), (1, "c"): ("c",)}
+        assert traced((A, None), A) == traced((A, None), A, b=None) == {(0, 0): (0,)}
+
+    def test_may_not_exchange_or_leave_out_a_part(self):
+        both = {"a": A, "b": B}
+        for args in ((B, A), (A, A), (B, B)):
+            with pytest.raises(dp.NotPrivate, match=r"as argument '\w', which is the inputs\['\w'\] of a batch"):
+                traced(both, *args)
+        with pytest.raises(dp.NotPrivate, match=r"called with \['b'\], and make_private tried it with \['a', 'b'\]"):
+            traced(both, b=B)
+        with pytest.raises(dp.NotPrivate, match=r"argument 'b' of the model is None, and was the inputs\['b'\]"):
+            traced(both, A)
+        with pytest.raises(dp.NotPrivate, match=r"argument 'b' of the model is None, and was the inputs\['b'\]"):
+            traced(both, A, None)
+        with pytest.raises(dp.NotPrivate, match=r"'b' of the model is a tensor of shape .* and was None"):
+            traced(A, A, A)
+        with pytest.raises(dp.NotPrivate, match="'b' of the model has other parts"):
+            traced((A, (B, A)), A, (B,))
+        with pytest.raises(dp.NotPrivate, match="'b' of the model is a list, and was None"):
+            traced(A, A, [])
+
+    def test_may_not_give_a_list_that_would_be_cut(self):
+        assert traced(A, A) == {(0, 0): ()}
+        with pytest.raises(dp.NotPrivate, match="'size' of the model"):
+            traced(A, A, size=Two.forward.__kwdefaults__["size"])
+
+    def test_of_a_forward_without_a_signature_is_by_place(self):
+        arguments = Arguments(max, tried_call((A, B), {}))
+        assert arguments.trace(Call((A, B), {}), (A, B)) == {(0, 0): (0,), (0, 1): (1,)}
+
+    def test_holds_a_flag_that_only_one_round_has_seen(self):
+        """A process a round: each is the first."""
+
+        class Rescaled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(4, 1)
+
+            def forward(self, inputs, rescale=False):
+                return self.layer(-inputs if rescale else inputs)
+
+        data = TensorDataset(torch.cat([torch.ones(39, 4), torch.full((1, 4), 50.0)]), torch.zeros(40))
+        script = Script(Rescaled(), data, lambda outputs, _: -outputs.mean(), rate=1.0, steps=1)
+        for inputs, targets in script.loader:
+            script.loss(script.model(inputs, rescale=bool(inputs.max() > 10)), targets).backward()
+            with pytest.raises(dp.NotPrivate, match="'rescale' of the model is True, and was False"):
+                script.optimizer.step()
+        assert script.permit.used == 0
+
+    def test_with_declared_constants_goes_through_an_own_collate_function_and_batches_without_examples(self):
+        made = Script(
+            Scaled(),
+            TensorDataset(*examples(40)),
+            functional.cross_entropy,
+            rate=0.05,
+            steps=8,
+            collate_fn=lambda some: default_collate(some),
+            constants={"flip": True},
+        )
+        for inputs, targets in made.loader:
+            made.sizes.append(len(targets))
+            made.loss(made.model(inputs, flip=True), targets).backward()
+            made.optimizer.step()
+        assert made.permit.used == 8
+        assert 0 in made.sizes

@@ -71,8 +71,8 @@ def refuse_collation_that_ties(dataset: Dataset, collate: Collate, model: Privat
                     alone = to(inputs_and_targets(collate([copied(examples[i])])), device=device)
                 except Exception as error:
                     raise NotPrivate(_fails_alone(error)) from error
-                row = (call_of(rows(inputs, i, i + 1)), rows(targets, i, i + 1))
-                _refuse_apart(model, row, (call_of(alone[0]), alone[1]), quiet=None)
+                row = (call_of(rows(inputs, i, i + 1), model.constants), rows(targets, i, i + 1))
+                _refuse_apart(model, row, (call_of(alone[0], model.constants), alone[1]), quiet=None)
     finally:
         model.train(was)
 
@@ -133,7 +133,7 @@ def refuse_tied_row(
     """
     mine, (other, truth) = rows((inputs, targets), i, i + 1), inputs_and_targets(alone)
     if origins is None:
-        row, single = to(call_of(mine[0]), device=one.device), to(call_of(other), device=one.device)
+        row, single = (to(call_of(part, model.constants), device=one.device) for part in (mine[0], other))
     else:
         delivered, separate = leaves(inputs), leaves(other)
 

@@ -4,8 +4,9 @@ import copy
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from dpcomp.core.errors import DpcompError, NotPrivate, named_error
+from dpcomp.training.pytorch.arguments import Constant, tried_call
 from dpcomp.training.pytorch.checks.batch_form import check_batch
 from dpcomp.training.pytorch.checks.trial_batches import GROWING, TrialBatch, grown, trial_batches
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
@@ -29,11 +31,17 @@ from dpcomp.training.pytorch.rows.opacus_hooks import remove_hooks
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass, floating
 from dpcomp.training.pytorch.rows.row_check import RowCheck
-from dpcomp.training.pytorch.rows.structures import call_of, columns, count, mapped, repeated, rows, tensors
+from dpcomp.training.pytorch.rows.structures import Call, call_of, columns, count, mapped, repeated, rows, tensors
 
 
 def private_model(
-    module: nn.Module, loss: Loss, inputs: Any, targets: Any, *, engine: Engine | Literal["auto"] = "auto"
+    module: nn.Module,
+    loss: Loss,
+    inputs: Any,
+    targets: Any,
+    *,
+    engine: Engine | Literal["auto"] = "auto",
+    constants: Mapping[str, Constant] = MappingProxyType({}),
 ) -> PrivateModel:
     """Inspect a module with its loss, and give it an engine for per-example gradients; `make_private` calls this.
 
@@ -48,13 +56,15 @@ def private_model(
         targets: Their targets; None if the loss needs none.
         engine: How per-example gradients are taken. "auto": by `BookKeeping()` if it serves the model, else by
             `Isolated()`, which a line in the log of `dpcomp` says.
+        constants: Further arguments of the model by name, the same in each call.
 
     Returns:
         The wrapped module, for `PrivateOptimizer`.
 
     Raises:
         NotPrivate: The module or the loss ties examples, keeps them, or is not what the engine can differentiate.
-        ValueError: A parameter is not of float32 or float64, or none is trainable.
+        TypeError: A constant is no plain value.
+        ValueError: A parameter is not of float32 or float64, none is trainable, or a constant has the name of an input.
 
     Examples:
         >>> import torch
@@ -68,16 +78,25 @@ def private_model(
     check_layers(module)
     check_precision(module)
     check_batch(inputs, targets)
+    tried = tried_call(inputs, constants)
     remove_hooks(module)
+    model = _with_engine(module, loss, call_of(inputs, constants), targets, engine)
+    model.tried, model.constants = tried, dict(constants)
+    return model
+
+
+def _with_engine(
+    module: nn.Module, loss: Loss, call: Call, targets: Any, engine: Engine | Literal["auto"]
+) -> PrivateModel:
     if not isinstance(engine, str):
-        return _tried(module, loss, engine, inputs, targets)
+        return _tried(module, loss, engine, call, targets)
     if engine != "auto":
         raise ValueError(f"engine={engine!r}: give 'auto', BookKeeping(), Isolated() or Opacus()")
     try:
-        return _tried(module, loss, BookKeeping(), inputs, targets)
+        return _tried(module, loss, BookKeeping(), call, targets)
     except NotPrivate as refusal:
         remove_hooks(module)
-        model = _tried(module, loss, Isolated(), inputs, targets)
+        model = _tried(module, loss, Isolated(), call, targets)
         logging.getLogger("dpcomp").warning(
             "engine='auto' takes each example's gradient alone (Isolated()), which is slower than BookKeeping(): %s",
             str(refusal).partition(". ")[0],

@@ -1,5 +1,7 @@
 """make_private: the model, the optimiser and the loader of a client, tried together before anything is charged."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -10,6 +12,7 @@ from dpcomp.core.checks import whole_number
 from dpcomp.core.errors import DpcompError, NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.pipeline import Pipeline
+from dpcomp.training.pytorch.arguments import Constant
 from dpcomp.training.pytorch.batches import poisson_loader
 from dpcomp.training.pytorch.checks.repeated_examples import refuse_repeated_examples
 from dpcomp.training.pytorch.checks.trial_batches import MOST_EXAMPLES
@@ -36,6 +39,7 @@ def make_private(
     pin_memory: bool = False,
     multiprocessing_context: str | None = None,
     views: int = 1,
+    constants: Mapping[str, Constant] = MappingProxyType({}),
     engine: Engine | Literal["auto"] = "auto",
 ) -> tuple[PrivateModel, PrivateOptimizer, DataLoader]:
     """Make a training script private: return its model, optimiser and loader, which belong together.
@@ -46,9 +50,9 @@ def make_private(
 
     **Privacy:** the model and its loss are tried on batches of several sizes, orders, lengths and layouts, and an
     own `collate_fn` on examples of diverse lengths, before anything is charged. In training a step takes the batch that
-    the sampler drew for it and no other, one row for each drawn example; only its release moves the parameters. What
-    layers draw in a pass from torch's global generators, and the data set from those of torch, NumPy and Python, comes
-    from the secret.
+    the sampler drew for it and no other, one row for each drawn example, and calls the model as the trial did; only its
+    release moves the parameters. What layers draw in a pass from torch's global generators, and the data set from those
+    of torch, NumPy and Python, comes from the secret.
 
     Args:
         module: The model. What is frozen stays so.
@@ -69,6 +73,9 @@ def make_private(
         pin_memory: Whether batches lie in pinned memory.
         multiprocessing_context: How workers start, such as "spawn".
         views: How many passes each batch makes, such as augmented views, whose rows are averaged before the clip.
+        constants: Arguments with which the script calls the model in training beside the inputs of the batch, by name,
+            such as `{"causal": True}`: None, booleans, numbers, strings, dtypes and devices, the same in each call.
+            They stand in `optimizer.assumptions`.
         engine: How per-example gradients are taken. "auto": by `BookKeeping()`, from layer inputs and output
             gradients, if it serves the model, else by `Isolated()`, which takes each example alone. `Opacus()` uses
             Opacus' formulas, and checks them.
@@ -80,10 +87,10 @@ def make_private(
         NotPrivate: The model, the loss or `collate_fn` ties examples, keeps data, or fails on a batch; an example is
             behind several items of a `Subset`, `ConcatDataset` or `StackDataset`; or the pipeline does not release
             local steps.
-        TypeError: `steps`, `views` or `expected_batch_size` is not such a number.
-        ValueError: A parameter is neither float32 nor float64, a number lies outside its range, the data set is empty,
-            the pipeline samples nothing and `steps` is not given, or the optimiser has other parameters than the model,
-            or needs a closure or sparse gradients.
+        TypeError: `steps`, `views` or `expected_batch_size` is not such a number, or a constant is no plain value.
+        ValueError: A parameter is neither float32 nor float64, a constant has the name of an input, a number lies
+            outside its range, the data set is empty, the pipeline samples nothing and `steps` is not given, or the
+            optimiser has other parameters than the model, or needs a closure or sparse gradients.
 
     Examples:
         >>> import torch, dpcomp as dp
@@ -118,7 +125,7 @@ def make_private(
     inputs, targets = _some_examples(dataset, n, collate_fn or default_collate)
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     inputs, targets = to((inputs, targets), device=device)
-    model = private_model(module, loss, inputs, targets, engine=engine)
+    model = private_model(module, loss, inputs, targets, engine=engine, constants=constants)
     refuse_collation_that_ties(dataset, collate_fn or default_collate, model, device)
     private = PrivateOptimizer(
         optimizer,

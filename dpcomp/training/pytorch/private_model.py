@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dpcomp.core.address import Address
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.randomness import SecretSeed
+from dpcomp.training.pytorch.arguments import Arguments, Constant
 from dpcomp.training.pytorch.checks.anatomy import Layers
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.rows.engine import Rows
@@ -23,7 +24,7 @@ from dpcomp.training.pytorch.rows.generators import (
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass
 from dpcomp.training.pytorch.rows.row_check import RowCheck
-from dpcomp.training.pytorch.rows.structures import along_examples, count, mapped, rows, tensors
+from dpcomp.training.pytorch.rows.structures import Call, along_examples, count, mapped, rows, tensors
 
 DEVICES = ("cpu", "cuda")  # whose generators are set from the secret
 
@@ -52,12 +53,17 @@ class PrivateModel(nn.Module):
         engine: What makes rows of its passes.
         check: What holds rows to the gradients of examples alone.
         unmoved: What holds module and loss to what they held at the inspection.
+
+    Attributes:
+        tried: The call with which the module was tried, as `tried_call` returns it.
+        constants: Those of its arguments that were declared to be constant.
     """
 
     def __init__(self, module: nn.Module, engine: Rows, check: RowCheck, unmoved: Unmoved):
         super().__init__()
         self._module = module
         self.engine, self.check, self.unmoved = engine, check, unmoved
+        self.tried, self.constants = Call((), {}), dict[str, Constant]()
         self.passes: list[Pass] = []
         self._reached, self._public = 0, False
         self.outputs_of_nothing: Any = None  # of a model that reads columns, which cannot be made up
@@ -135,6 +141,10 @@ class PrivateModel(nn.Module):
         one.watch(outputs, self._next_order)
         self.passes.append(one)
         return outputs
+
+    def arguments(self) -> Arguments:
+        """Return what holds the calls of a script to the call with which the module was tried."""
+        return Arguments(self._module.forward, self.tried)
 
     def finished(self, *, public: bool) -> list[Pass]:
         """Return the passes that a backward pass has reached, of declared public inputs or of others."""

@@ -19,7 +19,6 @@ from dpcomp.privacy import Clip, Gaussian
 from dpcomp.privacy.ledger.permit import Permit
 from dpcomp.privacy.units.unit_gradients import Total
 from dpcomp.terms import FederationTerms
-from dpcomp.training.pytorch.arguments import Arguments
 from dpcomp.training.pytorch.checks.batch_form import check_batch
 from dpcomp.training.pytorch.checks.public_rows import PublicRows
 from dpcomp.training.pytorch.collation import refuse_tied_row
@@ -116,7 +115,7 @@ class PrivateOptimizer(DPOptimizer):
                 f"the optimiser's {len(self.params)} parameters are not the model's {len(self._parameters)} trainable "
                 "ones: give it model.parameters(), and freeze with requires_grad_(False) what is not to be trained"
             )
-        self.draws, self._arguments = Draws(), Arguments()
+        self.draws, self._arguments = Draws(), model.arguments()
         self._open: tuple[ClientMemory, Permit] | None = None
         self._closed: Permit | None = None  # of the round in which a batch was given up
         self._total: Total | None = None
@@ -183,6 +182,9 @@ class PrivateOptimizer(DPOptimizer):
         clauses += ["model and loss hold no private data", OWN_DRAWS]
         if (own := own_step(self.original_optimizer)) is not None:
             clauses.append(own)
+        if constants := self._model.constants:
+            named = ", ".join(f"{name}={value!r}" for name, value in constants.items())
+            clauses.append(f"the arguments {named} of the model are public constants")
         if self._assumed_public:
             clauses.append(PUBLIC_ROWS)
         if self._views > 1:
@@ -302,9 +304,9 @@ class PrivateOptimizer(DPOptimizer):
         """Clip the rows of the micro-batch that was drawn, add them to the step's sum, and wipe them.
 
         Raises:
-            NotPrivate: There are more or fewer rows than examples were drawn, an argument of the model was not
-                delivered with them or changed, or a row is not the gradient of its example alone, also before an own
-                collate function.
+            NotPrivate: There are more or fewer rows than examples were drawn, a part of the batch cannot be cut into
+                examples, the model was called in another way than in its trial or with other parts of the batch, or a
+                row is not the gradient of its example alone, also before an own collate function.
         """
         micro_batch = self.draws.peek()
         micro_batch.refuse_written()
@@ -325,8 +327,7 @@ class PrivateOptimizer(DPOptimizer):
                 stop = start + group[0].n
                 some, truth = (inputs, targets) if whole else rows((inputs, targets), start, stop)
                 origins = [
-                    self._arguments.trace(one.call, some, view=view, any_tensor=self._views > 1, same=unwritten)
-                    for view, one in enumerate(group)
+                    self._arguments.trace(one.call, some, any_tensor=self._views > 1, same=unwritten) for one in group
                 ]
                 if micro_batch.alone is not None and start <= micro_batch.alone[0] < stop:
                     i, alone = micro_batch.alone

@@ -1,7 +1,7 @@
 """Form of a batch: what a trial, and the rows of a step, take for granted of its parts."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dpcomp.core.errors import NotPrivate
-from dpcomp.training.pytorch.rows.structures import count, is_column
+from dpcomp.training.pytorch.rows.structures import count, is_column, named_part, parts
 
 REMEDY = (
     "give tensors, or lists of strings or numbers, with an entry an example, in plain tuples, lists and dictionaries"
@@ -32,27 +32,27 @@ def check_batch(inputs: Any, targets: Any) -> None:
     """
     # A mapping gives the model its parts by name, and nothing else of itself.
     given = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    leaves = [*_leaves(given, "the inputs"), *_leaves(targets, "the targets")]
-    for place, part in leaves:
+    leaves = [("the inputs", *each) for each in parts(given)] + [("the targets", *each) for each in parts(targets)]
+    for place, path, part in leaves:
         if type(part) is not Tensor or part.layout is not torch.strided or part.dtype in _COMPLEX:
-            _check_kind(place, part)
+            _check_kind(named_part(place, path), part)
     n = count(inputs)
     if not n:
         raise NotPrivate(
             "the inputs have no tensor with an axis over the examples: let the data set or collate_fn give one"
         )
-    for place, part in leaves:
+    for place, path, part in leaves:
         if isinstance(part, Tensor) and part.shape[:1] != (n,):
             raise NotPrivate(
-                f"{place} have shape {tuple(part.shape)} in a batch of {n} examples: the first axis of each tensor "
-                "runs over the examples. Move that axis to the front in collate_fn (batch_first), and keep what is "
-                "shared by all examples in the model or the loss"
+                f"{named_part(place, path)} have shape {tuple(part.shape)} in a batch of {n} examples: the first axis "
+                "of each tensor runs over the examples. Move that axis to the front in collate_fn (batch_first), and "
+                "keep what is shared by all examples in the model or the loss"
             )
         if is_column(part) and len(part) != n:
             raise NotPrivate(
-                f"{place} are a {type(part).__name__} of {len(part)} values in a batch of {n} examples, of which none "
-                "belongs to one example: give a value an example, and keep what is shared by all in the model or the "
-                "loss"
+                f"{named_part(place, path)} are a {type(part).__name__} of {len(part)} values in a batch of {n} "
+                "examples, of which none belongs to one example: give a value an example, and keep what is shared by "
+                "all in the model or the loss"
             )
 
 
@@ -60,7 +60,7 @@ _COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
 
 
 def _check_kind(place: str, part: Any) -> None:
-    if part is None or is_column(part):
+    if part is None or is_column(part) or (type(part) in (tuple, list, dict, OrderedDict) and not part):
         return
     if isinstance(part, PackedSequence):
         raise NotPrivate(
@@ -73,7 +73,7 @@ def _check_kind(place: str, part: Any) -> None:
         raise NotPrivate(
             f"{place} are of type {type(part).__name__}, one value for all examples of a batch. It could be computed "
             f"from the batch, and move the rows of all: {REMEDY}; make what is constant an attribute of the model or "
-            "the loss before make_private"
+            "the loss before make_private, or declare an argument of the model, make_private(..., constants={...})"
         )
     if part.is_nested or part.layout != torch.strided:
         kind = "nested" if part.is_nested else f"of layout {part.layout}"
@@ -87,26 +87,3 @@ def _check_kind(place: str, part: Any) -> None:
             f"{place} are a {type(part).__name__}, whose class may keep what belongs to a whole batch: give "
             "part.as_subclass(torch.Tensor)"
         )
-
-
-def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a structure by their names; what is no plain container is a part."""
-    if isinstance(value, Tensor) or not _is_plain_container(value):
-        yield place, value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _leaves(part, f"{place}[{key!r}]")
-    else:
-        for number, part in enumerate(value):
-            yield from _leaves(part, f"{place}[{number}]")
-
-
-def _is_plain_container(value: Any) -> bool:
-    """Return whether a value holds its parts and nothing else, which would not be cut into examples."""
-    kind = type(value)
-    if kind in (list, tuple):
-        return not is_column(value)
-    if kind in (dict, OrderedDict):
-        return not getattr(value, "__dict__", None)
-    named = isinstance(value, tuple) and hasattr(value, "_fields") and not hasattr(value, "__dict__")
-    return named and not isinstance(value, PackedSequence)

@@ -1,13 +1,15 @@
 """Nested batches: tensors and columns in tuples, lists and mappings, whose first axis runs over the examples."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 Path = tuple[Any, ...]  # of a leaf in a structure: keys and positions, from outside to inside
 
@@ -129,6 +131,36 @@ def picked(value: Any, positions: Tensor) -> Any:
     return along_examples(
         lambda part: part[positions], lambda column: [column[place] for place in positions.tolist()], value
     )
+
+
+def parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield the parts of a structure by their paths, in order: all but tuples, lists and dictionaries that hold others.
+
+    A container on which more hangs than its parts, such as an object of an own class of dictionaries, is a part itself.
+    """
+    if isinstance(value, Tensor) or not _holds_parts(value):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from parts(part, (*path, key))
+    else:
+        for place, part in enumerate(value):
+            yield from parts(part, (*path, place))
+
+
+def _holds_parts(value: Any) -> bool:
+    kind = type(value)
+    if kind in (list, tuple):
+        return bool(value) and not is_column(value)
+    if kind in (dict, OrderedDict):
+        return bool(value) and not getattr(value, "__dict__", None)
+    named = isinstance(value, tuple) and hasattr(value, "_fields") and not hasattr(value, "__dict__")
+    return named and kind is not PackedSequence
+
+
+def named_part(place: str, path: Path) -> str:
+    """Return the name of a part of a structure, such as "the inputs['mask'][0]"."""
+    return place + "".join(f"[{key!r}]" for key in path)
 
 
 def same_column(one: Any, other: Any) -> bool:
