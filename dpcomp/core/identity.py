@@ -155,7 +155,7 @@ class Composition:
             self._noted += [Dictionary(value.__kwdefaults__)] if value.__kwdefaults__ is not None else []
         elif any(True for _ in behind(value)):
             self._functions.append(value)
-        return not own and self._note_all([part for _, part in behind(value)])
+        return self._note_all([*own.values(), *(part for _, part in behind(value))])
 
     def _note(self, value: Any) -> bool:
         """Note what can change of a value, and return whether that is all of it."""

@@ -84,6 +84,12 @@ def test_attributes_of_a_function_are_seen():
     function.limit = 3  # pyright: ignore[reportFunctionMemberAccess]
     try:
         assert not noted.same()
+        function.limit = held = [3]  # pyright: ignore[reportFunctionMemberAccess]
+        noted = Composition([function])
+        assert noted.same()
+        held.append(4)
+        assert not noted.same()
+        function.limit = object()  # pyright: ignore[reportFunctionMemberAccess]
         assert not Composition([function]).tells_all
     finally:
         del function.limit  # pyright: ignore[reportFunctionMemberAccess]

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from dpcomp.core.identity import Composition, Dictionaries, Dictionary
-from dpcomp.training.pytorch.checks.held import GLOBAL_HOOKS, HOOKS, LIBRARIES, OF_TORCH, is_data
+from dpcomp.training.pytorch.checks.held import (
+    GLOBAL_HOOKS,
+    HOOKS,
+    OF_ENGINES,
+    OF_TORCH,
+    functions_of,
+    is_data,
+    of_a_library,
+    own_classes,
+)
 
 # Of OF_TORCH, what a module has at some times only.
 _AT_TIMES = frozenset({"_flat_weights", "_flat_weight_refs", "autograd_grad_sample_hooks", "max_batch_len"})
@@ -65,16 +74,22 @@ class Objects:
         self._hook_counts = list(map(len, self._hooks))
         self._layers, dicts = parts, list(map(Dictionary, filter(None, self._hooks)))
         values: list[Any] = []
-        kinds: set[type] = set()
         for layer in every:
-            kinds |= {kind for kind in type(layer).__mro__ if kind.__module__.partition(".")[0] not in LIBRARIES}
             own = [key for key in vars(layer) if key not in passed]
             dicts += (Dictionary(layer._buffers), Dictionary(vars(layer), own, at_times))
             values += map(vars(layer).__getitem__, own)
-        for kind in kinds:
+        values += [hook for hooks in self._hooks for hook in hooks.values() if not of_a_library(hook)]
+        for kind in own_classes(every):
+            functions = dict(functions_of(kind))
             own = [key for key, value in vars(kind).items() if not key.startswith("__") and is_data(value)]
-            dicts.append(Dictionary(vars(kind), own))
+            dicts.append(Dictionary(vars(kind), [*own, *functions]))
+            values += functions.values()
             values += map(vars(kind).__getitem__, own)
+        named = (value for layer in every for value in (*layer._parameters.values(), *layer._buffers.values()))
+        for part in [value for value in (*named, *values) if isinstance(value, Tensor)]:
+            own = [key for key in vars(part) if key not in OF_ENGINES]
+            dicts.append(Dictionary(vars(part), own, OF_ENGINES))
+            values += map(vars(part).__getitem__, own)
         self._dicts = Dictionaries(dicts)
         # Tensors, numbers and strings are held by identity; so is what is inside of lists, functions and the like.
         values += [loss] if isinstance(loss, _FUNCTIONS) else []

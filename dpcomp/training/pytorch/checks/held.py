@@ -1,9 +1,10 @@
 """Held: what a model and its loss keep between passes, beside the parameters that the optimiser trains."""
 
 import functools
+import logging
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AnySet
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dpcomp.core.identity import behind
 from dpcomp.training.pytorch.checks.equal_values import equal_values
+from dpcomp.training.pytorch.checks.hidden_state import hidden_state, is_echo, slots_of, state_of_logger
 
 # Of each module: torch's own entries, and what Opacus keeps on it between passes.
 OF_TORCH = frozenset(vars(nn.Module())) | {
@@ -22,6 +24,7 @@ OF_TORCH = frozenset(vars(nn.Module())) | {
     "autograd_grad_sample_hooks",
     "max_batch_len",
 }
+OF_ENGINES = frozenset({"grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample"})  # on parameters
 VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 GLOBAL_HOOKS = tuple(getattr(nn.modules.module, f"_global{name}") for name in HOOKS)
@@ -32,8 +35,9 @@ def held(module: nn.Module, loss: Any = None, *, ignored: frozenset[str] = froze
     """Return what a model and a loss hold, by name and place: tensors, and numbers, strings and the like.
 
     Lists, dictionaries, sets, other modules and plain objects in an attribute are looked through, and so is what is
-    behind functions (`dpcomp.core.identity.behind`). What cannot be looked through is held by its identity. What lies
-    in the memory of a trainable parameter is that parameter.
+    behind functions (`dpcomp.core.identity.behind`) and methods of their classes, and in attributes of tensors and
+    functions. What compiled code holds is compared by its pickled bytes (`hidden_state`). What lies in the memory of a
+    trainable parameter is that parameter.
 
     Args:
         module: The model.
@@ -43,12 +47,18 @@ def held(module: nn.Module, loss: Any = None, *, ignored: frozenset[str] = froze
     walk = _Walk(module, ignored)
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     result: dict[str, list[Any]] = {name.removeprefix("_module."): [value] for name, value in named.items()}
+    for name, value in named.items():
+        if attached := walk.attached(value):
+            result[f"attributes of {name.removeprefix('_module.')!r}"] = attached
     for name, layer in module.named_modules():
         place = f"layer {name!r}" if name else "the model"
         for key, value in walk.attributes(layer):
             result[f"attribute {key!r} of {place} ({type(layer).__name__})"] = walk.leaves(value)
         if hooks := walk.hooks(layer):
             result[f"hooks of {place} ({type(layer).__name__})"] = hooks
+    for kind in own_classes(module.modules()):
+        for key, function in functions_of(kind):
+            result[f"method {key!r} of class {kind.__name__}"] = walk.leaves(function)
     if hooks := [hook for each in GLOBAL_HOOKS for hook in each.values()]:
         result["hooks of all modules"] = [Itself(hook) for hook in hooks]
     result.update(walk.of_loss(loss))
@@ -115,15 +125,26 @@ class _Walk:
         return [
             leaf
             for hook in hooks
-            for leaf in (self.leaves(hook) if isinstance(hook, types.FunctionType) else [Itself(hook)])
+            for leaf in ([Itself(hook)] if of_a_library(hook) else [Itself(hook), *self.leaves(hook)])
         ]
+
+    def attached(self, value: Tensor) -> list[Any]:
+        """Return the leaves of the attributes of a tensor, but for those that an engine keeps there."""
+        own = {key: part for key, part in vars(value).items() if key not in OF_ENGINES}
+        return self._contents(own) if own else []
 
     def leaves(self, value: Any) -> list[Any]:
         """Return the tensors and values in an attribute, with marks for the form that they are in."""
         if isinstance(value, Tensor):
-            return ["a trained parameter"] if _memory(value) in self._memory else [value]
-        if isinstance(value, (*VALUES, np.ndarray, np.generic)):
+            own = "a trained parameter" if _memory(value) in self._memory else value
+            return [own, *self.attached(value)]
+        if isinstance(value, np.ndarray):
+            inside = value.tolist() if value.dtype.hasobject else []
+            return [np.asarray(value), *self.leaves(inside), *self.leaves(dict(getattr(value, "__dict__", {})))]
+        if isinstance(value, (*VALUES, np.generic)):
             return [value]
+        if isinstance(value, logging.Logger):
+            return [Itself(value), *state_of_logger(value)]
         if isinstance(value, (Mapping, list, tuple, deque, AnySet)) or _is_object(value):
             if id(value) in self._seen:
                 return []
@@ -131,9 +152,10 @@ class _Walk:
             return self._inside(value)
         if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
             return [Itself(value), *self._behind(value)]
-        # Of a library's object, such as a distribution, the tensors are compared and the rest is its own.
-        own = getattr(value, "__dict__", {}) if not isinstance(value, (type, types.ModuleType)) else {}
-        return [Itself(value), *(part for part in own.values() if isinstance(part, Tensor))]
+        if isinstance(value, (type, types.ModuleType)) or id(value) in self._seen:
+            return [Itself(value)]
+        self._seen.add(id(value))
+        return [Itself(value), *self._contents(value)]
 
     def _behind(self, value: Any) -> list[Any]:
         """Return the leaves of what a function, method or partial holds or reads; of dpcomp's and a library's, none."""
@@ -142,6 +164,11 @@ class _Walk:
         self._seen.add(id(value))
         if isinstance(value, functools.partial):
             return self.leaves([value.args, value.keywords, value.func])
+        if vars(value):
+            return [*self._contents(dict(vars(value))), *self._around(value)]
+        return self._around(value)
+
+    def _around(self, value: Any) -> list[Any]:
         if str(value.__module__).partition(".")[0] in LIBRARIES | {"dpcomp"}:
             return []
         return [leaf for _, part in behind(value) for leaf in self.leaves(part)]
@@ -159,10 +186,11 @@ class _Walk:
             pairs: Any = value.items()
             return ["a mapping", len(value), *(leaf for pair in pairs for part in pair for leaf in self.leaves(part))]
         if isinstance(value, AnySet):
-            return [frozenset(part for part in value if isinstance(part, VALUES)), len(value)]
+            others = [leaf for part in value if not isinstance(part, VALUES) for leaf in self.leaves(part)]
+            return [frozenset(part for part in value if isinstance(part, VALUES)), len(value), *others]
         if isinstance(value, (list, tuple, deque)):
             return [type(value).__name__, len(value), *(leaf for part in value for leaf in self.leaves(part))]
-        return self._contents(dict(_attributes_of(value)))
+        return [*self._contents(dict(_attributes_of(value))), *hidden_state(value)]
 
 
 def kept(leaf: Any) -> Any:
@@ -200,8 +228,9 @@ def _same(now: Any, before: Any) -> bool:
 
 
 def _attributes_of(value: Any) -> list[tuple[str, Any]]:
-    slots = [key for kind in type(value).__mro__ for key in _slots(kind)]
+    slots = [key for kind in type(value).__mro__ for key in slots_of(kind)]
     own = {key: getattr(value, key) for key in slots if hasattr(value, key)} | dict(getattr(value, "__dict__", {}))
+    own = {key: part for key, part in own.items() if not is_echo(type(value), key)}
     of_class = {
         key: part
         for kind in reversed(type(value).__mro__)
@@ -212,10 +241,18 @@ def _attributes_of(value: Any) -> list[tuple[str, Any]]:
     return list((of_class | own).items())
 
 
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+def own_classes(layers: Iterable[nn.Module]) -> dict[type, None]:
+    """Return the classes of layers that are no library's, with those that they inherit from."""
+    kinds = {kind: None for layer in layers for kind in type(layer).__mro__}
+    return {kind: None for kind in kinds if kind.__module__.partition(".")[0] not in LIBRARIES}
+
+
+def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """Yield the methods and properties of a class, as functions."""
+    for key, value in vars(kind).items():
+        function = getattr(value, "fget", getattr(value, "__func__", value))
+        if isinstance(function, types.FunctionType):
+            yield key, function
 
 
 def is_data(value: Any) -> bool:
@@ -229,6 +266,13 @@ def _is_object(value: Any) -> bool:
     if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType)):
         return False
     return type(value).__module__.partition(".")[0] not in LIBRARIES
+
+
+def of_a_library(hook: Any) -> bool:
+    """Return whether a hook is dpcomp's or a library's: what it holds is then its own."""
+    function = hook.func if isinstance(hook, functools.partial) else hook
+    kind = function if isinstance(function, (types.FunctionType, types.MethodType)) else type(function)
+    return str(kind.__module__).partition(".")[0] in LIBRARIES | {"dpcomp"}
 
 
 def _memory(value: Tensor) -> int | None:

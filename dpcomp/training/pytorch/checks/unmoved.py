@@ -11,6 +11,7 @@ from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.checks.anatomy import Layers, Objects
 from dpcomp.training.pytorch.checks.equal_values import equal_values
 from dpcomp.training.pytorch.checks.held import held, kept, same, same_tensor
+from dpcomp.training.pytorch.checks.hidden_state import Unreadable
 from dpcomp.training.pytorch.rows.parameters import trainable
 
 _form = attrgetter("shape", "dtype", "device")
@@ -22,8 +23,9 @@ class Unmoved:
     **Privacy:** an update is the model now minus the model before, so whatever else wrote a parameter would be sent;
     and what a pass or a script writes to a buffer, a frozen parameter or an attribute makes later gradients depend on
     several examples (PRIVACY_RULES hazards 7 and 28). Values are compared, since a write through `.data` leaves no
-    other trace. Hooks, functions and what cannot be looked through are held to be the same objects. Globals are not
-    seen.
+    other trace. Hooks and functions are held to be the same objects with the same attributes, defaults and variables
+    around them; objects of compiled code, to the same pickled bytes, and refused where they have none. Globals are not
+    seen, nor what `functools.lru_cache` keeps of methods.
 
     Args:
         module: The model whose parameters, trainable and frozen, buffers and attributes are watched.
@@ -120,4 +122,13 @@ class Unmoved:
                 )
 
     def _held(self) -> dict[str, list[Any]]:
-        return held(self._module, self._loss, ignored=self._ignored)
+        found = held(self._module, self._loss, ignored=self._ignored)
+        for name, leaves in found.items():
+            for leaf in leaves:
+                if isinstance(leaf, Unreadable):
+                    raise NotPrivate(
+                        f"{name} holds an object of type {leaf.kind}, whose state cannot be read (it cannot be "
+                        "pickled), so a pass could keep there what it sees. Keep numbers, tensors and the like in its "
+                        "place, or make it in the pass"
+                    )
+        return found

@@ -1,0 +1,87 @@
+"""Hidden state: what objects of compiled code hold beside their attributes, in a form that can be compared."""
+
+import logging
+import pickle
+import types
+import weakref
+from functools import cache
+from inspect import getattr_static
+from threading import Lock, RLock
+from typing import Any
+
+import torch
+
+# Without a state, or with one that nothing can change.
+_FIXED = (
+    type,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    types.MethodWrapperType,
+    property,
+    staticmethod,
+    classmethod,
+)
+_FIXED += (types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodDescriptorType, types.GenericAlias)
+_FIXED += (types.WrapperDescriptorType, types.ClassMethodDescriptorType, types.UnionType, weakref.ref)
+_POINTER = object.__basicsize__ // 2
+
+
+class Unreadable:
+    """Stands for an object whose state cannot be read.
+
+    Args:
+        value: The object.
+    """
+
+    def __init__(self, value: Any):
+        self.kind = type(value).__name__
+
+
+def hidden_state(value: Any) -> list[Any]:
+    """Return what an object holds beside its attributes: nothing for one of a class that is written in Python.
+
+    Args:
+        value: An object.
+
+    Returns:
+        Values that are equal as long as nothing in the object changed; an `Unreadable` where there are none.
+    """
+    if isinstance(value, _FIXED) or not _has_state(type(value)):
+        return []
+    if isinstance(value, torch.Generator):
+        return [value.get_state().numpy().tobytes()]
+    if isinstance(value, (type(Lock()), type(RLock()))):
+        return [repr(value)]
+    if hasattr(value, "cache_info"):  # of functools.lru_cache
+        return [tuple(value.cache_info())]
+    try:
+        return [pickle.dumps(value)]
+    except Exception:
+        return [Unreadable(value)]
+
+
+def state_of_logger(logger: logging.Logger) -> list[Any]:
+    """Return what of a logger decides what it does: handlers, caches and parents are the script's."""
+    return [logger.name, logger.level, logger.disabled]
+
+
+def is_echo(kind: type, key: str) -> bool:
+    """Return whether an attribute keeps what a property computed from others, so that it may come at any time."""
+    return type(getattr_static(kind, key, None)).__name__ in ("cached_property", "lazy_property")
+
+
+def slots_of(kind: type) -> tuple[str, ...]:
+    """Return the names of the attributes that a class keeps outside of `__dict__`."""
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+@cache
+def _has_state(kind: type) -> bool:
+    """Return whether objects of a class have more in memory than their attributes: then compiled code keeps it."""
+    if kind.__module__ == "torch._ops":  # operations
+        return False
+    slots = sum(len(slots_of(each)) for each in kind.__mro__)
+    own = slots + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+    return bool(kind.__itemsize__) or kind.__basicsize__ > object.__basicsize__ + own * _POINTER

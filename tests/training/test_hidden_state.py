@@ -1,0 +1,237 @@
+"""Hidden state: what a model keeps in objects of compiled code, on tensors and on functions, and what is no state."""
+
+import array
+import collections
+import ctypes
+import dataclasses
+import datetime
+import enum
+import functools
+import io
+import itertools
+import logging
+import pathlib
+import re
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dpcomp as dp
+from dpcomp.training.pytorch import Isolated
+from dpcomp.training.pytorch.checks.anatomy import Objects
+from dpcomp.training.pytorch.checks.unmoved import Unmoved
+from dpcomp.training.pytorch.inspection import private_model
+from tests.training.private_client import examples
+
+
+def bare():
+    return lambda: 0
+
+
+def generator():
+    yield from range(9)
+
+
+KEPT = {
+    "bytes": (lambda: bytearray(1), lambda v: v.__setitem__(0, 1)),
+    "an array": (lambda: array.array("d", [0]), lambda v: v.__setitem__(0, 1)),
+    "a number of C": (lambda: ctypes.c_double(0), lambda v: setattr(v, "value", 1)),
+    "a stream": (io.BytesIO, lambda v: v.write(b"1")),
+    "a generator of NumPy": (lambda: np.random.default_rng(0), lambda v: v.random()),
+    "a generator of torch": (torch.Generator, lambda v: torch.rand(1, generator=v)),
+    "a count": (itertools.count, next),
+    "an iterator": (lambda: iter([0, 1]), next),
+    "a cache": (lambda: functools.lru_cache(maxsize=None)(str), lambda v: v(1)),
+    "an array of objects": (lambda: np.array([{"a": 0}], dtype=object), lambda v: v[0].update(a=1)),
+    "an array with attributes": (
+        lambda: np.ma.masked_array([1, 2], mask=[0, 0]),
+        lambda v: v.mask.__setitem__(0, True),
+    ),
+    "an object in a set": (lambda: {bare()}, lambda v: setattr(next(iter(v)), "seen", 1)),
+    "a distribution": (lambda: torch.distributions.Normal(0.0, 1.0), lambda v: setattr(v, "seen", 1)),
+    "an attribute of a function": (bare, lambda v: setattr(v, "seen", 1)),
+    "an attribute of a tensor": (lambda: torch.zeros(1), lambda v: setattr(v, "seen", 1)),
+    "an event": (threading.Event, lambda v: v.set()),
+    "the level of a logger": (lambda: logging.getLogger("kept"), lambda v: v.setLevel(v.level + 1)),
+    "a lock": (threading.Lock, lambda v: v.acquire()),
+}
+
+
+class Keeps(nn.Module):
+    """A linear layer beside something that is kept."""
+
+    def __init__(self, kept=None):
+        super().__init__()
+        self.layer, self.kept = nn.Linear(6, 3), kept
+
+    def forward(self, x, first=[]):  # noqa: B006
+        return self.layer(x)
+
+    @functools.wraps(forward)
+    def also(self, x):
+        return self.layer(x)
+
+    @property
+    def width(self):
+        return 6
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_what_an_object_keeps_is_found(kind):
+    make, keep = KEPT[kind]
+    module = Keeps(make())
+    guard = Unmoved(module)
+    assert guard.moved() == []
+    guard.remember()
+    assert guard.moved() == []
+    keep(module.kept)
+    assert guard.moved() == ["attribute 'kept' of the model (Keeps)"]
+    assert Unmoved(module).moved() == []
+
+
+ON_THE_CLASS = {
+    "an attribute of a parameter": (lambda m: setattr(m.layer.weight, "seen", 1), "attributes of 'layer.weight'"),
+    "a default of a method": (lambda m: type(m).forward.__defaults__[0].append(1), "method 'forward' of class Other"),
+    "an attribute of a method": (lambda m: setattr(type(m).also, "seen", 1), "method 'also' of class Other"),
+    "an attribute of a property": (lambda m: setattr(type(m).width.fget, "seen", 1), "method 'width' of class Other"),
+}
+
+
+@pytest.mark.parametrize("kind", ON_THE_CLASS)
+def test_what_is_kept_on_tensors_and_methods_is_found(kind):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x, first=[]):  # noqa: B006
+            return self.layer(x)
+
+        @functools.wraps(forward)
+        def also(self, x):
+            return self.layer(x)
+
+        @property
+        def width(self):
+            return 6
+
+    keep, name = ON_THE_CLASS[kind]
+    module = Other()
+    guard = Unmoved(module)
+    guard.remember()
+    assert guard.moved() == []
+    keep(module)
+    assert guard.moved() == [name]
+
+
+def test_what_a_hook_keeps_is_found():
+    class Hook:
+        seen = 0
+
+        def __call__(self, *_):
+            return None
+
+    module, hook = Keeps(), Hook()
+    module.layer.register_forward_hook(hook)
+    guard = Unmoved(module)
+    assert guard.moved() == []
+    hook.seen = 1
+    assert guard.moved() == ["hooks of layer 'layer' (Linear)"]
+
+
+@pytest.mark.parametrize("make", [generator, threading.local], ids=["a generator", "a local of threads"])
+def test_what_cannot_be_read_is_refused_by_name(make):
+    kept = make()
+    loss = functools.partial(lambda kept, outputs, targets: nn.functional.cross_entropy(outputs, targets), kept)
+    with pytest.raises(
+        dp.NotPrivate, match=rf"'kept' of the model \(Keeps\) holds an object of type {type(kept).__name__}"
+    ):
+        Unmoved(Keeps(kept))
+    with pytest.raises(
+        dp.NotPrivate, match=rf"argument of the loss .* type {type(kept).__name__}, whose state cannot be"
+    ):
+        private_model(nn.Linear(6, 3), loss, *examples(4))
+
+
+class Colour(enum.Enum):
+    """An enumeration."""
+
+    RED = 1
+
+
+@dataclasses.dataclass
+class Config:
+    """A configuration, as networks of libraries have one."""
+
+    width: int = 6
+    rope: dict = dataclasses.field(default_factory=lambda: {"theta": 1e4})
+
+
+HONEST = {
+    "a configuration": Config,
+    "a logger": lambda: logging.getLogger("dpcomp.tests.honest"),
+    "an enumeration": lambda: Colour.RED,
+    "a path": lambda: pathlib.Path("weights"),
+    "a pattern": lambda: re.compile("a+"),
+    "a date": lambda: datetime.datetime(2024, 1, 1),
+    "a range": lambda: range(3),
+    "a slice": lambda: slice(0, 3),
+    "a class": lambda: nn.Linear,
+    "a function of torch": lambda: torch.relu,
+    "an operation of torch": lambda: torch.ops.aten.relu,
+    "an overload of torch": lambda: torch.ops.aten.relu.default,
+    "a function of Python": lambda: bare,
+    "a built-in function": lambda: max,
+    "a partial": lambda: functools.partial(torch.softmax, dim=-1),
+    "a default dictionary": lambda: collections.defaultdict(list),
+    "an ordered dictionary": lambda: collections.OrderedDict(a=1),
+    "a weak reference": lambda: weakref.ref(Config),
+    "a distribution with properties": lambda: torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+    "a generator of torch": torch.Generator,
+    "a generator of NumPy": lambda: np.random.default_rng(0),
+    "a device": lambda: torch.device("cpu"),
+    "a size": lambda: torch.Size([1, 2]),
+    "a memory format": lambda: torch.channels_last,
+    "a layer in a list": lambda: [nn.ReLU()],
+}
+NOT_COPIED = {"a generator of torch"}  # by copy.deepcopy, as a trial copies the model
+
+
+class Uses(Keeps):
+    """A linear layer, which looks at what is kept."""
+
+    def forward(self, x):
+        logging.getLogger("dpcomp.tests.honest").isEnabledFor(logging.DEBUG)
+        if isinstance(self.kept, torch.distributions.MultivariateNormal):
+            _ = self.kept.covariance_matrix
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("kind", HONEST)
+def test_an_honest_attribute_is_taken(kind):
+    module = Uses(HONEST[kind]())
+    inputs, targets = examples(4)
+    if kind not in NOT_COPIED:
+        private_model(module, nn.functional.cross_entropy, inputs, targets, engine=Isolated())
+    guard = Unmoved(module)
+    module(inputs)
+    assert guard.moved() == []
+    guard.remember()
+    module(inputs)
+    assert guard.moved() == []
+
+
+def test_a_plain_model_is_compared_by_its_objects_alone():
+    assert Objects(Keeps(), None, ignored=frozenset()).same()
+
+
+def test_what_an_engine_keeps_on_parameters_is_no_state():
+    module = Keeps()
+    guard = Unmoved(module)
+    vars(module.layer.weight).update(grad_sample=torch.zeros(1), summed_grad=None)
+    assert guard.moved() == []
+    assert Objects(module, None, ignored=frozenset()).same()
