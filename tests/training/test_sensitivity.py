@@ -451,7 +451,6 @@ NOT_BY_BOOK_KEEPING = {
     "Embedding by frequency",
     "EmbeddingBag",
     "output by embedding.weight",
-    "Opacus' imdb",
     "Opacus' char-lstm",
     "DPGRU",
     "two layers of DPLSTM",
