@@ -57,8 +57,9 @@ NOTES = {  # what the page of findings says beside a claim
         all with momentum: [erased.cifar10_momentum.own_6_2_bits_momentum.difference] and
         [erased.cifar10_momentum.own_1_momentum.difference]. With skewed labels
         (Fashion-MNIST, ε ≤ 4, Dirichlet 0.3, five seeds) [erased.dirichlet.own_6_2_bits.difference] and
-        [erased.dirichlet.own_1.difference]. What is lost is, within [law.furthest] points where clients
-        are alike, what dense updates lose to as much more noise as compression adds error, by a closed form: to lose no
+        [erased.dirichlet.own_1.difference]. What is lost by codes that add no more
+        than twice the noise's energy is, within [law.furthest] points where clients are alike,
+        what dense updates lose to as much more noise as compression adds error, by a closed form: to lose no
         more than a point takes about [law.fewest_bytes] bytes ([law.fewest_bytes_least] to [law.fewest_bytes_most])
         with ten clients and codes of this kind |""",
 }
@@ -109,7 +110,7 @@ def test_the_demos_figures_are_those_of_its_tracked_results():
 def test_the_yardstick_is_quoted_as_its_results_have_it(text):
     row = compare(CONFIGS / "yardstick").iloc[0]
     assert row["seeds"] == 3
-    assert f"{row['accuracy_percent']:.1f} ± {row['deviation']:.1f} % over three seeds" in words(text)
+    assert f"{row['accuracy_percent']:.1f} ({row['deviation']:.1f}) % over three seeds" in words(text)
     assert f"ε ≤ {math.ceil(100 * row['epsilon']) / 100:.2f}, δ = 10⁻⁵" in text
 
 
@@ -145,7 +146,7 @@ def test_the_table_of_methods_is_that_of_the_tracked_results():
     assert (table["epsilon"] <= 4).all()
     for row in table.to_dict("records"):
         steps, method = row["method"].split("/")
-        cells = f"{row['accuracy_percent']:.1f} ± {row['deviation']:.1f} %"
+        cells = f"{row['accuracy_percent']:.1f} ({row['deviation']:.1f}) %"
         line = next(line for line in FINDINGS.splitlines() if line.startswith(f"| {METHODS[method]} "))
         columns = [cell.strip() for cell in line.strip("|").split("|")]
         assert columns[1 if steps == "local_steps_1" else 2] == cells, (row["method"], cells)

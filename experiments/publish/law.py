@@ -89,7 +89,7 @@ def law(configs: Path) -> Numbers:
         "law.lost_least": f"{-codes['difference'].max():.1f}",
         "law.lost_most": f"{-codes['difference'].min():.1f}",
         "law.signal": rf"{ratios.signal:.3f} \pm {signal_half(folder):.3f}",
-        "law.draw": f"{ratios.draw:.4f}",
+        "law.draw": rf"{ratios.draw:.4f} \mp {signal_half(folder) / setting['clients']:.4f}",
         "law.least": f"{least:.2f}",
         "law.least_lost": f"{np.interp(least, by_error['error'], by_error['difference']):.1f}",
         "law.point": f"{point:.2f}",

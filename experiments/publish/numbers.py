@@ -99,6 +99,8 @@ def _top_k(configs: Path) -> Numbers:
         found |= of_trials(f"top_k.{task}", trials_of(configs / "top_k" / f"{task}.toml"), axes, reference="dense")
     behind = trials_of(configs / "top_k" / "cifar10.toml")
     found |= of_trials("top_k.beside_no_feedback", behind, of_method, reference="top 10 %")
+    small = trials_of(configs / "top_k" / "cifar10_small.toml")
+    found |= of_trials("top_k.small_beside_no_feedback", small, of_method, reference="top 1 %")
     fashion = trials_of(configs / "top_k" / "fashion_mnist.toml")
     found |= of_trials("top_k.beside_momentum", fashion, ["noise", *of_method], reference="dense, momentum")
     resnet: Any = compare(configs / "top_k" / "resnet18_cifar10.toml")
@@ -135,7 +137,11 @@ def _allocation(configs: Path) -> Numbers:
     found |= of_trials("shrinkage", shrunk, ["allocation"], reference="float32")
     by_layer = trials_of(configs / "allocation" / "cifar10.toml")
     found |= of_trials("by_layer", by_layer, ["allocation"], reference="float32")
-    return found | of_trials("widths", by_layer, ["allocation"], reference="equal, 2 bits, least-error steps")
+    found |= of_trials("four_bits", by_layer, ["allocation"], reference="equal, 4 bits")
+    equal = "equal, 2 bits, least-error steps"
+    at_one_rate = trials_of(configs / "allocation" / "cifar10_one_rate.toml")
+    found |= of_trials("widths_at_one_rate", at_one_rate, ["allocation"], reference=equal)
+    return found | of_trials("widths", by_layer, ["allocation"], reference=equal)
 
 
 def _same_widths(name: str, rounds: Any) -> Numbers:
@@ -290,7 +296,7 @@ def _foretold(losses: Any) -> Numbers:
     top: Any = means.xs((0.01, 4, 8.0), level=("density", "bits", "noise_multiplier"))
     excess = (top["by_layer"] - top["loss"]).groupby(["task", "batch"]).mean()
     found |= {"foretold.claimed.least": f"{excess.min():.1f}", "foretold.claimed.most": f"{excess.max():.1f}"}
-    found |= {"foretold.claimed.mean": f"{(top['by_layer'] - top['loss']).abs().mean():.0f}"}
+    found |= {"foretold.claimed.mean": f"{(top['by_layer'] - top['loss']).mean():.0f}"}
     for decibels in (-20, -10):
         times = small_snr_recall(density=0.01, snr=10 ** (decibels / 10)) / 0.01
         found[f"recall.{-decibels}_db"] = f"{times:.1f}"
@@ -370,8 +376,12 @@ def _interval(values: Sequence[float]) -> str:
 def _faults(configs: Path) -> Numbers:
     trials: Any = trials_of(configs / "faults" / "versions.toml")
     uplink = trials.groupby(["codec", "protocol", "faults"])["uplink_bytes"].mean()["top 5 %"]["version checks"]
-    times = {"faults.uplink_times": f"{uplink['30 %'] / uplink['0 %']:.1f}"}
-    return times | of_trials("faults", trials, ["codec", "protocol", "faults"], reference="0 %")
+    unchecked = trials[trials["protocol"] == "no version checks"]
+    ends = unchecked.pivot(index="seed", columns=["codec", "faults"], values="test_accuracy")
+    top, dense = (ends[codec]["0 %"] - ends[codec]["30 %"] for codec in ("top 5 %", "float32"))
+    found = {"faults.uplink_times": f"{uplink['30 %'] / uplink['0 %']:.1f}"}
+    found["faults.more_lost"] = _interval((100 * (top - dense)).tolist())
+    return found | of_trials("faults", trials, ["codec", "protocol", "faults"], reference="0 %")
 
 
 def _orders(configs: Path) -> Numbers:
@@ -404,7 +414,8 @@ def _erased(configs: Path) -> Numbers:
         trials = trials_of(folder / f"{config}.toml")
         found |= of_trials(f"erased.{budget}", trials, ["grid.method"], reference="dense")
     with_momentum = trials_of(folder / "cifar10.toml")
-    found |= of_trials("erased.cifar10_momentum", with_momentum, ["grid.method"], reference="dense, momentum")
+    for name, without in (("momentum", "dense, momentum"), ("own_6", "own 6 %, 2 bits"), ("own_1", "own 1 %")):
+        found |= of_trials(f"erased.cifar10_{name}", with_momentum, ["grid.method"], reference=without)
     shares: Any = rounds_of(folder / "clipped.toml")
     late: Any = shares[shares["round"] > LATE * shares["round"].max()]
     for name, part in (("clipped", shares), ("clipped_late", late)):
