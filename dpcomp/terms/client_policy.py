@@ -176,10 +176,12 @@ class ClientPolicy:
                 f"charge_all_rounds with trust={terms.pipeline.trust!r}: the client charges each round itself, before "
                 "its noise is drawn, by ledger.charge"
             )
-        self.check(terms, ledger, client)
-        if not _are_charged(terms, ledger, client):
-            place = address_of_all_rounds(terms.run_id, client)
-            ledger.charge(terms.pipeline.cost, place, steps=terms.rounds * terms.steps)
+        check_type(ledger, Ledger, f"charge_all_rounds(ledger={ledger!r}): give the client's ledger")
+        with ledger.alone():
+            self.check(terms, ledger, client)
+            if not _are_charged(terms, ledger, client):
+                place = address_of_all_rounds(terms.run_id, client)
+                ledger.charge(terms.pipeline.cost, place, steps=terms.rounds * terms.steps)
 
     def refuse_round(self, ledger: Ledger, cost: Cost, address: Address, steps: int) -> None:
         """Refuse a round that this policy does not allow any more, such as after another federation was charged.

@@ -245,6 +245,43 @@ def test_threads_with_two_numbers_cannot_both_charge_one_ledger(monkeypatch):
     assert len(ledger.clients) == 1
 
 
+@pytest.mark.parametrize("numbers", [(3, 3), (3, 4)])
+def test_threads_with_two_federations_cannot_both_charge_all_rounds(numbers, monkeypatch):
+    both, check, ends = [terms_of(TRUSTED, steps=1) for _ in numbers], ClientPolicy.check, []
+    policy, ledger = policy_of(both[0].guarantee(DELTA).epsilon, trust=("server",)), dp.Ledger()
+
+    def check_slowly(*args):
+        check(*args)
+        time.sleep(0.05)
+
+    def charge(terms, client):
+        try:
+            policy.charge_all_rounds(terms, ledger, client)
+            ends.append("charged")
+        except TermsRefused:
+            ends.append("refused")
+
+    monkeypatch.setattr(ClientPolicy, "check", check_slowly)
+    threads = [threading.Thread(target=charge, args=each) for each in zip(both, numbers, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ends == ["charged", "refused"]
+    assert ledger.mark.count == 1
+
+
+def test_threads_with_two_federations_may_both_charge_what_the_budget_allows():
+    both, ledger = [terms_of(TRUSTED, steps=1) for _ in range(2)], dp.Ledger()
+    policy = policy_of(2.0 * both[0].guarantee(DELTA).epsilon, trust=("server",))
+    threads = [threading.Thread(target=policy.charge_all_rounds, args=(terms, ledger, 3)) for terms in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ledger.mark.count == 2
+
+
 def test_a_pipeline_without_noise_is_refused_whatever_the_budget():
     unsafe = dp.Pipeline(mechanism=dp.unsafe("a test", dp.Clip(1.0)))
     with pytest.raises(TermsRefused, match="no guarantee"):
