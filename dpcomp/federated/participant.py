@@ -22,6 +22,7 @@ from dpcomp.federated.messages import (
 )
 from dpcomp.federated.phases import Event, Phase, Restarted, Save, Trained
 from dpcomp.federated.saved_state import ledger_arrays, refuse_older_ledger, refuse_other_genesis
+from dpcomp.privacy.cost import Cost
 from dpcomp.privacy.ledger.ledger import Ledger
 from dpcomp.wire import checkpoint
 from dpcomp.wire.channel import Channel
@@ -43,6 +44,8 @@ class Participant:
             checkpoint, the client continues from it.
         absence_policy: What the client keeps, after rounds that it missed, of its residual, which is what its codec has
             dropped so far: `Keep()` all of it, `Decay(half_life)` less for each missed round, `Drop()` nothing.
+        all_rounds: Under terms whose server is trusted, the cost of a release and the number of releases that the
+            ledger has to hold for all rounds; `terms.participant` gives it.
 
     Raises:
         DpcompError: The folder is that of another client or federation, or the ledger is older than the checkpoint.
@@ -71,7 +74,9 @@ class Participant:
         ledger: Ledger,
         folder: str | os.PathLike[str] | None = None,
         absence_policy: AbsencePolicy = Keep(),
+        all_rounds: tuple[Cost, int] | None = None,
     ):
+        self._all_rounds = all_rounds
         self._channel, self._absence_policy, self.ledger = channel, absence_policy, ledger
         self._folder = None if folder is None else Path(folder)
         self.state = self._saved = ClientState(memory=memory, model=model)
@@ -219,13 +224,18 @@ class Participant:
 
         A trusted server charges a ledger of its own. The client's knows of the federation by the charge for all rounds
         of its terms; without terms nobody knows how many there will be, and the server's ledger is all there is.
+
+        The charge has to be that of the terms: their author, who knows the run id, can make it the public seed of
+        another federation, whose first round is charged at the same address.
         """
         if not self._channel.server_sees_clean:
             return self.ledger.charged(address)
         if memory.rounds is None:
             return True
         charge = self.ledger.charge_at(address_of_all_rounds(memory.genesis.run_id, memory.client))
-        return charge is not None and charge[1] >= memory.rounds
+        if charge is None or self._all_rounds is not None:
+            return charge == self._all_rounds
+        return charge[0].trust_model.server_sees_clean and charge[1] >= memory.rounds  # of terms that are not at hand
 
     def _refuse_uncharged(self, address: Address) -> None:
         """Refuse an update that this client's ledger was not charged for."""
@@ -233,7 +243,11 @@ class Participant:
             raise DpcompError(
                 f"an update was released at {address}, which {self.ledger} never charged: it would report too small an "
                 "ε. Charge the ledger that this Participant was given, before the release"
-                + (": policy.charge_all_rounds(terms, ledger, client)" if self._channel.server_sees_clean else "")
+                + (
+                    ": policy.charge_all_rounds(terms, ledger, client). A charge of another cost there does not count"
+                    if self._channel.server_sees_clean
+                    else ""
+                )
             )
 
     def _refuse_uncounted(self, link: Link, unaccepted: Mapping[int, bytes]) -> None:

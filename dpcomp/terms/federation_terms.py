@@ -274,7 +274,13 @@ class FederationTerms:
         """
         memory = self.init_client(layout, first_model, client, dither_key)
         return Participant(
-            self.pipeline.channel, memory, first_model, ledger, folder=folder, absence_policy=absence_policy
+            self.pipeline.channel,
+            memory,
+            first_model,
+            ledger,
+            folder=folder,
+            absence_policy=absence_policy,
+            all_rounds=(self.pipeline.cost, self.rounds * self.steps),
         )
 
     def server(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import dpcomp as dp
+from dpcomp.core.address import address_of_all_rounds
 from dpcomp.core.errors import TermsRefused
 from dpcomp.federated import Participant, ReplyReceived, Server, TimedOut, Trained, TrustedRelease
 from dpcomp.terms import ClientPolicy, FederationTerms
@@ -170,6 +171,36 @@ def test_an_update_that_no_charge_of_all_rounds_counts_is_not_sent(tmp_path):
     POLICY.charge_all_rounds(terms, client.ledger, client=1)
     deliver(client, server, Trained(update_of(terms, client)))
     assert server.memory.link(1).count == 1
+
+
+@pytest.mark.parametrize("with_terms", [True, False])
+def test_a_charge_of_another_federation_at_the_address_of_all_rounds_does_not_count(with_terms):
+    terms, ledger = terms_of(), dp.Ledger()
+    quiet = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(200.0)))
+    seed = dp.PublicSeed(int.from_bytes(terms.run_id, "big"))  # which an author of both can choose
+    ledger.charge(quiet.cost, quiet.init_client(D, seed, client=1).address, steps=20)
+    memory = terms.init_client(D, FIRST, 1)
+    client = Participant(terms.pipeline.channel, memory, FIRST, ledger)
+    if with_terms:
+        client = terms.participant(D, FIRST, client=1, ledger=ledger)
+    server = server_of(terms)
+    deliver(client, server, TimedOut())
+    with pytest.raises(dp.DpcompError, match="A charge of another cost there does not count"):
+        client.handle(Trained(update_of(terms, client)))
+    assert client.state.pending is None
+
+
+def test_a_reopened_client_asks_for_the_charge_of_its_terms(tmp_path):
+    terms, ledger, other = terms_of(), dp.Ledger(), dp.Ledger()
+    charge(terms, ledger)
+    server = server_of(terms)
+    for _ in range(2):  # the second time from the folder
+        client = terms.participant(D, FIRST, client=1, ledger=ledger, folder=tmp_path)
+        assert play(terms, client, server, 1) == 1
+    quiet = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(200.0)), unit="client", trust="server")
+    other.charge(quiet.cost, address_of_all_rounds(terms.run_id, 1), steps=2)
+    with pytest.raises(dp.DpcompError, match=r"holds a release at .*never charged"):
+        terms.participant(D, FIRST, client=1, ledger=other, folder=tmp_path)
 
 
 def test_two_terms_with_one_run_id_are_not_taken_for_one(monkeypatch):
