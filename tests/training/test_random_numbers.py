@@ -2,12 +2,13 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset, get_worker_info
 
 import dpcomp as dp
 from dpcomp.core import randomness
@@ -90,6 +91,14 @@ DRAWS = {
     "NumPy": lambda: torch.from_numpy(np.random.normal(size=8).astype(np.float32)),  # noqa: NPY002
     "Python": lambda: random.gauss(0, 1),
 }
+
+
+class WorkerSeed:
+    """The seed of the worker process, in part: a float32 holds 24 bits."""
+
+    def __call__(self):
+        info = get_worker_info()
+        return torch.full((8,), 0.0 if info is None else float(info.seed % 2**20))
 
 
 def plain_network() -> nn.Module:
@@ -254,6 +263,34 @@ class TestADataSet:
 
         trained(dp.SecretSeed(3), make=plain_network, data=Augmented(draw), physical=10, steps=2)
         assert len(set(asked[-2 * N :])) == 2 * N
+
+    def test_in_workers_has_seeds_that_only_the_secret_tells(self):
+        def seeds(secret, rounds=(0, 1), physical=None):
+            _, optimizer, loader = make_private(
+                *(network := plain_network(), torch.optim.SGD(network.parameters(), lr=0.1)),
+                Augmented(WorkerSeed()),
+                pipeline := dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(1.0)),
+                loss=nn.functional.cross_entropy,
+                secret=secret,
+                expected_batch_size=N,
+                num_workers=1,
+            )
+            if physical is not None:
+                loader = physical_batches(loader, physical, optimizer)
+            found, ledger = [], dp.Ledger()
+            memory = pipeline.init_client(optimizer.layout, dp.PublicSeed(0), client=0)
+            for number in rounds:
+                at = replace(memory, shared=replace(memory.shared, version=number))
+                optimizer.begin(at, ledger.charge(pipeline.cost, at.address, steps=1))
+                found += [round(float(next(iter(loader))[0][0, 0])) for _ in range(2)]
+            return found
+
+        fresh = seeds(dp.SecretSeed()) + seeds(dp.SecretSeed(), physical=10)
+        assert len(set(fresh)) == 8
+        numbered = seeds(dp.SecretSeed(3))
+        assert len(set(numbered)) == 4
+        for physical in (None, 10):  # a process that goes on in the second round, and Opacus' BatchMemoryManager
+            assert seeds(dp.SecretSeed(3), rounds=(1,), physical=physical) == numbered[2:]
 
     def test_leaves_the_generators_where_they_were(self):
         data = Augmented(lambda: sum(draw() for draw in DRAWS.values()))

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
 
 from dpcomp.core.address import Address
@@ -210,6 +209,6 @@ def poisson_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context=multiprocessing_context,
-        # Without a generator of its own a DataLoader draws from torch's global one.
-        generator=torch.Generator(),
+        # Each pass draws the seeds of its workers there, which data sets may ask for: get_worker_info().seed.
+        generator=optimizer.worker_seeds,
     )

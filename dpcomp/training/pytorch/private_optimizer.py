@@ -25,6 +25,7 @@ from dpcomp.training.pytorch.collation import refuse_tied_row
 from dpcomp.training.pytorch.draws import Draws, MicroBatch
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.rows.batch_sizes import BatchSizes
+from dpcomp.training.pytorch.rows.generators import set_generator
 from dpcomp.training.pytorch.rows.parameters import cut, layout_of, read, trainable
 from dpcomp.training.pytorch.rows.passes import Pass, without_autocast
 from dpcomp.training.pytorch.rows.structures import count, inputs_and_targets, rows, to
@@ -116,6 +117,7 @@ class PrivateOptimizer(DPOptimizer):
                 "ones: give it model.parameters(), and freeze with requires_grad_(False) what is not to be trained"
             )
         self.draws, self._arguments = Draws(), model.arguments()
+        self.worker_seeds = torch.Generator()  # the loader's, set at each round
         self._open: tuple[ClientMemory, Permit] | None = None
         self._closed: Permit | None = None  # of the round in which a batch was given up
         self._total: Total | None = None
@@ -232,6 +234,7 @@ class PrivateOptimizer(DPOptimizer):
         self._which_row = self._secret.stream("spot check", address.run, address.client, address.round)
         self._model.draw_from(self._secret, address)
         self.draws.open_round(address)
+        set_generator(self.worker_seeds, self._secret, "worker seeds", address.run, address.client, address.round)
         self._start = read(self._model)
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:

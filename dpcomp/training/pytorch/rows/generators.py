@@ -69,6 +69,18 @@ def lent_generators(secret: SecretSeed, purpose: str, *place: int) -> Iterator[N
         random.setstate(of_python)
 
 
+def set_generator(generator: torch.Generator, secret: SecretSeed, purpose: str, *place: int) -> None:
+    """Set the whole state of a generator on the CPU from a secret, for good.
+
+    Args:
+        generator: Not one of torch's global ones, which are lent.
+        secret: As for `lent_torch_generators`.
+        purpose: As for `lent_torch_generators`.
+        place: As for `lent_torch_generators`.
+    """
+    generator.set_state(_cpu_state(secret.state(CPU_BYTES + SEED_BYTES, purpose, *place)))
+
+
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """Give torch's global generators the states back that they had, after what is drawn inside."""
