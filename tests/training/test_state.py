@@ -15,8 +15,9 @@ from dpcomp.privacy import Poisson
 from dpcomp.training.pytorch import Isolated, Opacus
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.inspection import private_model
-from dpcomp.training.pytorch.local_training import ClientLevel
-from dpcomp.training.pytorch.rows.parameters import read, write
+from dpcomp.training.pytorch.local_training import ClientLevel, ExampleLevel
+from dpcomp.training.pytorch.rows.parameters import layout_of, read, write
+from dpcomp.training.pytorch.tasks.examples import ArrayExamples
 from tests.training.private_client import Client, clean, examples, noisy
 
 ENGINES = pytest.mark.parametrize("engine", [Isolated(), Opacus()], ids=["Isolated", "Opacus"])
@@ -155,6 +156,33 @@ class TestAtTheDoor:
                 local_steps=1,
                 local_sampling=Poisson(0.5),
             )
+
+    @pytest.mark.parametrize("moved", [True, False])
+    def test_example_level_training_refuses_it_before_the_charge(self, moved):
+        pipeline = dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=Poisson(0.5))
+        module, data = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), examples(8)
+        module.register_buffer("offset", torch.zeros(1))
+        local = ExampleLevel(
+            module,
+            functional.cross_entropy,
+            pipeline,
+            examples=data,
+            engine="auto",
+            make_optimizer=lambda model, _: torch.optim.SGD(model.parameters(), lr=0.1),
+            secret=dp.SecretSeed(0),
+            local_steps=2,
+            expected_batch_size=4.0,
+            physical_batch_size=8,
+        )
+        memory, ledger = pipeline.init_client(layout_of(module), dp.PublicSeed(0), client=0), dp.Ledger()
+        client = ArrayExamples(*data, torch.device("cpu"))
+        if moved:
+            module.offset += 1
+            with pytest.raises(dp.NotPrivate, match="offset"):
+                local.train(read(module), client, memory, ledger)
+        else:
+            local.train(read(module), client, memory, ledger)
+        assert ledger.charged(memory.address) == (not moved)
 
     @ENGINES
     def test_what_torch_and_the_engine_keep_is_left_alone(self, engine):

@@ -101,6 +101,7 @@ class ExampleLevel:
 
         Raises:
             BudgetExhausted: The address was charged before, or the budget does not allow the charge.
+            NotPrivate, ValueError: As `PrivateOptimizer.refuse_unready` does; nothing was charged.
         """
         write(self._model.to(examples.device), start)
         optimizer = PrivateOptimizer(
@@ -110,6 +111,7 @@ class ExampleLevel:
             secret=self._secret,
             expected_batch_size=self._expected_batch_size,
         )
+        optimizer.refuse_unready(memory)
         permit = ledger.charge(self._pipeline.cost, memory.address, steps=self._local_steps)
         optimizer.begin(memory, permit)
         if self._proximal:
