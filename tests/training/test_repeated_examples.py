@@ -44,6 +44,46 @@ class OwnSubset(Subset):
         return [self[i] for i in positions]
 
 
+class Keyed(Dataset):
+    """Examples by (group, number), or by other keys."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, key):
+        return FEATURES[hash(key) % N], 0
+
+
+class Longer(Subset):
+    """A Subset that says it has each example twice."""
+
+    def __len__(self):
+        return 2 * len(self.indices)
+
+    def __getitem__(self, i):
+        return super().__getitem__(i % len(self.indices))
+
+    def __getitems__(self, positions):
+        return [self[i] for i in positions]
+
+
+class LongerConcatenation(ConcatDataset):
+    """A concatenation that says it has each example twice."""
+
+    def __len__(self):
+        return 2 * super().__len__()
+
+    def __getitem__(self, i):
+        return super().__getitem__(i % super().__len__())
+
+
+class Shorter(Subset):
+    """A Subset of fewer items than it has indices."""
+
+    def __len__(self):
+        return 2
+
+
 def twice():
     data = some()
     return ConcatDataset([data, Own(), data])
@@ -56,6 +96,9 @@ REPEATED = {
     "as a tensor": lambda: Subset(some(), torch.tensor([4, 5, 4])),
     "from the end": lambda: Subset(some(), [0, 5, -N]),
     "from the end of a concatenation": lambda: Subset(ConcatDataset([some(0, 10), some(10)]), [19, -1, 3]),
+    "by tuples": lambda: Subset(Keyed(), [(0, 1), (0, 2), (0, 1)]),
+    "by tuples, nested": lambda: Subset(Subset(Keyed(), [(0, 1), (0, 2), (0, 1)]), [2, 0]),
+    "by keys of several types": lambda: Subset(Keyed(), [None, (3,), (0, 1), None]),
     "twice": lambda: ConcatDataset([data := some(), data]),
     "twice, with another between": twice,
     "ten times": lambda: ConcatDataset([some()] * 10),
@@ -76,6 +119,11 @@ HONEST = {
     "a part": lambda: Subset(some(), range(3, 9)),
     "shuffled": lambda: Subset(some(), np.random.default_rng(0).permutation(N)),
     "as a tensor": lambda: Subset(Own(), torch.randperm(N)),
+    "by tuples": lambda: Subset(Keyed(), [(0, 1), (0, 2), (1, 1)]),
+    "by tuples, nested": lambda: Subset(Subset(Keyed(), [(0, 1), (0, 2), (1, 1)]), [2, 0]),
+    "by keys of several types": lambda: Subset(Keyed(), [None, (0,), (0, 1), "a"]),
+    "by tuples of two columns": lambda: Subset(StackDataset(Keyed(), Keyed()), [(0, 1), (0, 2)]),
+    "a shorter own Subset": lambda: Shorter(some(), [4, 5, 5]),
     "split and joined again": lambda: ConcatDataset(random_split(some(), [5, 15])),
     "two sources": lambda: ConcatDataset([some(), Own(), Own()]),
     "equal values of two data sets": lambda: ConcatDataset([some(0, 5), some(0, 5)]),
@@ -89,8 +137,23 @@ HONEST = {
 
 @pytest.mark.parametrize("name", REPEATED)
 def test_with_repeated_examples_is_refused(name):
-    with pytest.raises(dp.NotPrivate, match=r"items \d+ and \d+ of the data set are both example \d+ of a"):
+    with pytest.raises(dp.NotPrivate, match=r"items \d+ and \d+ of the data set are both example .+ of a"):
         refuse_repeated_examples(REPEATED[name]())
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (lambda: Longer(some(), [4, 5]), "a Longer is asked for its item 3, and holds 2"),
+        (lambda: Subset(Longer(some(), [4, 5]), [0, 2]), "a Longer is asked for its item 2, and holds 2"),
+        (lambda: LongerConcatenation([some()]), "a LongerConcatenation is asked for its item 39, and holds 20"),
+        (lambda: Subset(Keyed(), [[0, 1], [1, 2]]), "index 0 of a Subset is a list, which cannot be held"),
+        (lambda: Subset(Subset(Keyed(), [0, 0]), ["a", "b"]), "a Subset is asked for the item .*no whole number"),
+    ],
+)
+def test_whose_items_cannot_be_traced_to_examples_is_refused(data, words):
+    with pytest.raises(dp.NotPrivate, match=words):
+        refuse_repeated_examples(data())
 
 
 @pytest.mark.parametrize("name", HONEST)

@@ -22,7 +22,8 @@ def refuse_repeated_examples(dataset: Any) -> None:
         dataset: A map-style data set.
 
     Raises:
-        NotPrivate: Naming two items and the example that is behind both.
+        NotPrivate: Naming two items and the example that is behind both; or a data set of torch's kinds says that it
+            has more items than it holds, or has keys that cannot be told apart.
     """
     if not isinstance(dataset, (Subset, ConcatDataset, StackDataset)):
         return
@@ -32,13 +33,17 @@ def refuse_repeated_examples(dataset: Any) -> None:
         origins.setdefault(_identity(origin), []).append((origin, of_items, positions))
     for parts in origins.values():
         of_items, positions = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
+        names = positions
+        if positions.dtype == object:  # keys, which have no order: equal ones get one number
+            numbers: dict[Any, int] = {}
+            positions = np.array([numbers.setdefault(key, len(numbers)) for key in positions], dtype=np.int64)
         order = np.lexsort((of_items, positions))
-        of_items, positions = of_items[order], positions[order]
+        of_items, positions, names = of_items[order], positions[order], names[order]
         again = np.flatnonzero((positions[1:] == positions[:-1]) & (of_items[1:] != of_items[:-1]))
         if len(again):
             one, other = of_items[again[0]], of_items[again[0] + 1]
             raise NotPrivate(
-                f"the items {one} and {other} of the data set are both example {positions[again[0]]} of a "
+                f"the items {one} and {other} of the data set are both example {names[again[0]]} of a "
                 f"{type(parts[0][0]).__name__}: an example that is behind several items moves the sum by several clip "
                 "norms. List each example once, in one Subset or ConcatDataset only; augment in __getitem__, or give "
                 "make_private views=k for k views of each example"
@@ -56,8 +61,11 @@ def _origins(dataset: Any, items: Positions, positions: Positions) -> Iterator[t
     if positions.dtype.kind in "iu" and hasattr(dataset, "__len__"):
         positions = np.where(positions < 0, positions + len(dataset), positions)
     if isinstance(dataset, Subset):
-        yield from _origins(dataset.dataset, items, _indices(dataset)[positions])
+        indices = _indices(dataset)
+        _refuse_more_than(len(indices), dataset, positions)
+        yield from _origins(dataset.dataset, items, indices[positions])
     elif isinstance(dataset, ConcatDataset):
+        _refuse_more_than(dataset.cumulative_sizes[-1], dataset, positions)
         start = 0
         for part, stop in zip(dataset.datasets, dataset.cumulative_sizes, strict=True):
             here = (positions >= start) & (positions < stop)
@@ -71,10 +79,41 @@ def _origins(dataset: Any, items: Positions, positions: Positions) -> Iterator[t
         yield dataset, items, positions
 
 
+def _refuse_more_than(held: int, dataset: Any, positions: Positions) -> None:
+    """Refuse positions that a data set of torch's kinds does not hold: those of a longer own class, or keys."""
+    kind = type(dataset).__name__
+    if len(positions) and positions.dtype.kind not in "iu":
+        raise NotPrivate(
+            f"a {kind} is asked for the item {positions[0]!r}, which is no whole number, so which example is behind it "
+            "is not known: give whole numbers as indices of it, and other keys to a data set of your own alone"
+        )
+    if len(positions) and positions.max() >= held:
+        raise NotPrivate(
+            f"a {kind} is asked for its item {positions.max()}, and holds {held}: what its own __len__ adds would be "
+            "further items of the same examples, each of which moves the sum by a clip norm. Leave __len__ to torch's "
+            "class; augment in __getitem__, or give make_private views=k for k views of each example"
+        )
+
+
 def _indices(subset: Any) -> Positions:
-    """Return the indices of a Subset; none are whole numbers, too."""
-    found = np.asarray(subset.indices)
-    return found if found.size else found.astype(np.int64)
+    """Return the indices of a Subset; none are whole numbers, too, and keys such as tuples are objects."""
+    try:
+        found = np.asarray(subset.indices)
+    except ValueError:  # tuples of several lengths
+        found = np.empty((), dtype=object)
+    if found.ndim == 1 and found.dtype != object:
+        return found if found.size else found.astype(np.int64)
+    keys = np.empty(len(subset.indices), dtype=object)
+    for i in range(len(keys)):
+        keys[i] = key = subset.indices[i]
+        try:
+            hash(key)
+        except TypeError as error:
+            raise NotPrivate(
+                f"index {i} of a {type(subset).__name__} is a {type(key).__name__}, which cannot be held to the "
+                "others, and may stand for several examples: give whole numbers, strings or tuples, one an example"
+            ) from error
+    return keys
 
 
 def _identity(origin: Any) -> Any:
