@@ -81,13 +81,15 @@ class PrivateModel(nn.Module):
         """Return the module's output; in training, record the pass.
 
         Raises:
-            NotPrivate: Layers or trainable parameters are not those that were inspected; the pass before this one is
+            NotPrivate: Layers or trainable parameters are not those that were inspected, or layers are in another mode
+                than when the first round began; the pass before this one is
                 not finished, and the engine needs it to be; or a layer seeds torch's generator, or draws on a device
                 whose generator is not set from the secret.
         """
         if not (self.training and torch.is_grad_enabled()):
             return self._module(*args, **kwargs)
         self.refuse_other_parameters()
+        self.unmoved.modes.refuse_other()
         given = tensors((args, kwargs))
         if other := [part.device.type for part in given if part.device.type not in DEVICES]:
             raise NotPrivate(

@@ -227,6 +227,7 @@ class PrivateOptimizer(DPOptimizer):
         self._assumed_public = False
         permit.assume(self.assumptions)
         self.discard_all()
+        self._model.unmoved.modes.remember(training=self._model.training)
         self.original_optimizer.state.clear()
         self._open, self._released = (memory, permit), None
         self._noise, self._steps = NoiseThroughSgd(), 0
@@ -369,7 +370,9 @@ class PrivateOptimizer(DPOptimizer):
         """
         self._refuse_closed(self._round()[1])
         self._refuse_moved()
+        self._model.unmoved.modes.refuse_other()  # rows may be made anew from here on
         self.clip_and_accumulate()
+        self._model.unmoved.modes.refuse_other()
         self._is_last_step_skipped = bool(self._check_skip_next_step())
         if self._is_last_step_skipped == self._drawn_is_stepped:
             raise NotPrivate(

@@ -12,6 +12,7 @@ from dpcomp.training.pytorch.checks.anatomy import Layers, Objects
 from dpcomp.training.pytorch.checks.equal_values import equal_values
 from dpcomp.training.pytorch.checks.held import held, kept, same, same_tensor
 from dpcomp.training.pytorch.checks.hidden_state import Unreadable
+from dpcomp.training.pytorch.checks.modes import Modes
 from dpcomp.training.pytorch.rows.parameters import trainable
 
 _form = attrgetter("shape", "dtype", "device")
@@ -31,12 +32,16 @@ class Unmoved:
         module: The model whose parameters, trainable and frozen, buffers and attributes are watched.
         loss: The loss whose parameters, buffers and attributes are watched; None for none.
         ignored: Names of attributes that an engine keeps on layers.
+
+    Attributes:
+        modes: Holds which layers are in training mode.
     """
 
     def __init__(self, module: nn.Module, loss: Any = None, *, ignored: frozenset[str] = frozenset()):
         self._module, self._loss, self._ignored = module, loss, ignored
         self._layers = {name: (id(layer), type(layer)) for name, layer in module.named_modules()}
         self._made_of = Layers(module)
+        self.modes = Modes(module, loss)
         self._before: dict[str, list[Any]] = {}
         self._objects: Objects | None = None  # that `_before` was taken of
         self._tensors: list[Tensor] = []  # that are held
