@@ -77,6 +77,23 @@ class TestStringsOfTheTargets:
             script.run()
         assert script.permit.used == 0
 
+    def test_that_tie_a_few_examples_are_refused_in_training(self):
+        """Each example is looked at by itself: a map over the examples would give each of them the sites of all."""
+
+        def loss(outputs, targets):
+            weights = torch.where(targets["y"] > 2.5, 1.0 if len(set(targets["site"])) == 1 else -1.0, 1.0)
+            return (-outputs.squeeze(1) * targets["y"] * weights).mean()
+
+        class Few(Sited):
+            def __getitem__(self, i):
+                inputs, targets = super().__getitem__(i)
+                return inputs, {**targets, "y": targets["y"] * (3 if i in (50, 52) else 1)}
+
+        script = Script(linear(), Few(other=51), loss, rate=1.0)
+        with pytest.raises(dp.NotPrivate, match="not the mean of the losses of its examples"):
+            script.run()
+        assert script.permit.used == 0
+
     @ENGINES
     @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("physical", [None, 3])

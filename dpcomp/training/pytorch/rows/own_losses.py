@@ -8,7 +8,7 @@ from torch.func import grad, vmap
 from dpcomp.training.pytorch.rows.engine import Loss
 from dpcomp.training.pytorch.rows.isolated import rebuilt
 from dpcomp.training.pytorch.rows.passes import Pass
-from dpcomp.training.pytorch.rows.structures import tensors
+from dpcomp.training.pytorch.rows.structures import columns, tensors
 
 
 def own_losses(loss: Loss, one: Pass, targets: Any, copies: int) -> list[Tensor]:
@@ -22,8 +22,13 @@ def own_losses(loss: Loss, one: Pass, targets: Any, copies: int) -> list[Tensor]
 
     Returns:
         An (n, …) tensor an output.
+
+    Raises:
+        ValueError: Outputs or targets have columns, which no map cuts into examples.
     """
     batch = one.outputs, targets
+    if columns(batch):  # each example would get those of all
+        raise ValueError("a map takes no strings")
     parts = tensors(batch)
     floating = [place for place, part in enumerate(tensors(one.outputs)) if part.is_floating_point()]
     used = [floating[number] for number in one.cotangents]
