@@ -253,6 +253,21 @@ class TestWrites:
         with refused(client, f"the step runs inside {mode.__name__}"), mode():
             client.optimizer.step()
 
+    def test_inside_hooks_on_what_is_saved_are_refused(self):
+        client = linear()
+        client.draw(examples(5))
+        with refused(client, "the step runs inside hooks on what is saved"), torch.autograd.graph.save_on_cpu():
+            client.backward(*examples(5))
+            client.optimizer.step()
+
+    def test_after_passes_inside_hooks_on_what_is_saved_are_taken(self):
+        client = linear()
+        client.draw(examples(5))
+        with torch.autograd.graph.save_on_cpu():
+            client.backward(*examples(5))
+        client.optimizer.step()
+        assert client.permit.used == 1
+
     def test_on_a_default_device_are_taken(self):
         client = linear()
         with torch.device("cpu"):

@@ -16,7 +16,7 @@ _OWN = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 def refuse_code_around(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse hooks on the steps of an optimiser or of all, and modes that see each operation of a step.
+    """Refuse hooks on the steps of an optimiser or of all, hooks on what is saved, and modes that see each operation.
 
     **Privacy:** they run beside the released step, with the parameters and gradients in reach (PRIVACY_RULES hazard
     28).
@@ -35,11 +35,23 @@ def refuse_code_around(optimizer: torch.optim.Optimizer) -> None:
             "_post_hook), which could move parameters beside the released step: remove them with handle.remove(), or "
             "look at the release with optimizer.attach_step_hook(hook)"
         )
+    if saved_tensors_hooks_around():
+        raise NotPrivate(
+            "the step runs inside hooks on what is saved for the backward pass (such as "
+            "torch.autograd.graph.saved_tensors_hooks or save_on_cpu), which see and could change what rows are made "
+            "of: leave them before optimizer.step(); around the forward and backward pass they may stay"
+        )
     if modes := modes_around():
         raise NotPrivate(
             f"the step runs inside {', '.join(type(mode).__name__ for mode in modes)}, a mode of torch that could "
             "change any operation of it: leave the mode before optimizer.step()"
         )
+
+
+def saved_tensors_hooks_around() -> bool:
+    """Return whether hooks on what is saved for a backward pass are active."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    return hooks is not None
 
 
 def modes_around() -> list[Any]:

@@ -24,7 +24,7 @@ from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.parameters import layout_of, trainable
 from dpcomp.training.pytorch.rows.passes import Pass
 from dpcomp.training.pytorch.rows.structures import Call, call_of
-from dpcomp.training.pytorch.steps.step_code import modes_around
+from dpcomp.training.pytorch.steps.step_code import modes_around, saved_tensors_hooks_around
 
 REMEDY = "give engine=Isolated(), which takes the gradient of each example alone"
 
@@ -260,8 +260,7 @@ class _Entry:
 
 def changed_from_outside() -> bool:
     """Return whether modes or hooks are active that could change operations of a pass, or what is saved of them."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
-    return hooks is not None or bool(modes_around())
+    return saved_tensors_hooks_around() or bool(modes_around())
 
 
 def _let_freed_memory_be_used_again() -> None:
