@@ -1,5 +1,7 @@
 """What is refused, by name: losses and networks that tie examples, writes in a training step, and precisions."""
 
+import functools
+
 import pytest
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -14,6 +16,7 @@ import dpcomp as dp
 from dpcomp.training.pytorch import Isolated, Opacus, PrivateOptimizer, make_private
 from dpcomp.training.pytorch.inspection import hooks_on_inputs, private_model
 from dpcomp.training.pytorch.rows.parameters import read, write
+from dpcomp.training.pytorch.steps.step_code import own_step
 from tests.training.private_client import ENGINES, Client, clean, examples, linear, noisy, refused
 
 
@@ -290,6 +293,30 @@ class TestWrites:
         )
         clause = "Own, an optimiser that is not torch's, reads nothing but released gradients and its own state"
         assert clause in own.assumptions
+
+    def test_wrapped_under_the_name_of_torchs_stand_among_the_assumptions(self):
+        def wrapped(step):
+            @functools.wraps(step)
+            def stepped(*args, **kwargs):
+                return step(*args, **kwargs)
+
+            return stepped
+
+        client = linear()
+        inner = client.optimizer.original_optimizer
+        inner.step = wrapped(inner.step)
+        clause = "the step of SGD, an optimiser that is not torch's where its step was replaced or wrapped,"
+        assert any(clause in each for each in client.optimizer.assumptions)
+        assert clause not in str(client.ledger.guarantee(delta=1e-5))  # replaced after begin
+        client.step(*examples(5))
+        assert clause in str(client.ledger.guarantee(delta=1e-5))
+
+    @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+    def test_of_torch_and_its_schedulers_assume_nothing(self, kind):
+        inner = kind([nn.Parameter(torch.zeros(1))], lr=1.0)
+        assert own_step(inner) is None
+        torch.optim.lr_scheduler.CosineAnnealingLR(inner, 5)
+        assert own_step(inner) is None
 
     def test_between_rounds_are_a_new_start(self):
         client = linear()

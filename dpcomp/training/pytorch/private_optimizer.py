@@ -410,6 +410,8 @@ class PrivateOptimizer(DPOptimizer):
                     closure()
             if self.pre_step():
                 self._refuse_moved()  # by the step hook
+                if (own := own_step(self.original_optimizer)) is not None:  # if replaced since begin
+                    self._round()[1].assume([own])
                 self._noise.step(self.original_optimizer)
                 self.original_optimizer.step()
                 self._model.unmoved.remember()

@@ -1,6 +1,6 @@
 """Step code: what may run in a step of an optimiser beside torch's own code."""
 
-import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -62,9 +62,29 @@ def modes_around() -> list[Any]:
 
 def own_step(optimizer: torch.optim.Optimizer) -> str | None:
     """Return what the guarantee assumes of an optimiser whose code is not torch's; None for one of torch's."""
-    kinds = type(optimizer), inspect.unwrap(optimizer.step)
-    if all(str(kind.__module__).partition(".")[0] == "torch" for kind in kinds):
+    kind = type(optimizer)
+    if not _of_torch(kind.__module__):
+        who = f"{kind.__name__}, an optimiser that is not torch's,"
+    elif not all(_of_torch(_written_in(code)) for code in _layers_of(optimizer.step)):
+        who = f"the step of {kind.__name__}, an optimiser that is not torch's where its step was replaced or wrapped,"
+    else:
         return None
-    return (
-        f"{kinds[0].__name__}, an optimiser that is not torch's, reads nothing but released gradients and its own state"
-    )
+    return f"{who} reads nothing but released gradients and its own state"
+
+
+def _of_torch(module: Any) -> bool:
+    return str(module).partition(".")[0] == "torch"
+
+
+def _layers_of(function: Any) -> Iterator[Any]:
+    """Yield a function, and one after the other those that it wraps (`functools.wraps`)."""
+    seen: list[Any] = []
+    while function is not None and not any(function is other for other in seen):
+        seen.append(function)
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def _written_in(function: Any) -> str | None:
+    """Return the module in which a function was written, which `functools.wraps` does not rename; None if unknown."""
+    return getattr(function, "__globals__", {}).get("__name__")
