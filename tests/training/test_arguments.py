@@ -73,7 +73,8 @@ class TestArguments:
 
     @ENGINES
     @pytest.mark.parametrize(
-        ("first", "then"), [(False, True), (None, True), ("a", "b"), (torch.float32, torch.float64), (True, None)]
+        ("first", "then"),
+        [(False, True), (None, True), ("a", "b"), (torch.float32, torch.float64), (True, None), (0.0, -0.0)],
     )
     def test_that_are_no_longer_what_was_declared_are_refused_by_name(self, first, then, engine):
         mine = client(engine, constants={"flip": first})

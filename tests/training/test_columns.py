@@ -227,6 +227,10 @@ class Marked(torch.Tensor):
     pass
 
 
+class Tag(str):
+    """A string on which more may hang."""
+
+
 X, Y = torch.ones(9, 4), torch.arange(9)
 NAMES = [str(number) for number in range(9)]
 CANNOT_BE_CUT = {
@@ -246,6 +250,7 @@ CANNOT_BE_CUT = {
     "another length": NAMES[:4],
     "a list of lists of another length": [NAMES[:3] for _ in range(9)],
     "a list of objects": [object() for _ in range(9)],
+    "strings of an own class": [Tag(name) for name in NAMES],
     "strings and nothing": [*NAMES[:8], None],
     "a function": len,
     "a type": torch.float32,
@@ -257,6 +262,7 @@ CAN_BE_CUT = {
     "strings": NAMES,
     "strings in a tuple": tuple(NAMES),
     "bytes": [b"a"] * 9,
+    "values of NumPy": [np.str_("a"), np.float64(2.5), np.bytes_(b"a")] * 3,
     "numbers": [1, 2.5, True] * 3,
     "columns in a list": [NAMES, NAMES],
     "a named tuple": Pair(Y, NAMES),

@@ -123,7 +123,7 @@ class Arguments:
         for path, (place, value) in given.items():
             tried = self._tried[path]
             if not isinstance(tried, _Origin):
-                if value is not tried and not (type(value) is type(tried) in CONSTANTS and value == tried):
+                if value is not tried and not (type(value) is type(tried) in CONSTANTS and _alike(value, tried)):
                     raise NotPrivate(_other_value(path, value, _described(tried)))
                 if place is not None and is_column(value):  # it would be cut with the examples
                     raise NotPrivate(_other_value(path, value, "not given"))
@@ -160,6 +160,10 @@ class Arguments:
             )
         path = min(self._tried.keys() ^ set(given), key=str)
         return f"{_name(path[:1])} of the model has other parts than when make_private tried it. {REMEDY}"
+
+
+def _alike(value: Any, tried: Any) -> bool:
+    return value == tried and repr(value) == repr(tried)  # 0.0 equals -0.0
 
 
 def _is(value: Any, part: Any) -> bool:

@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 Path = tuple[Any, ...]  # of a leaf in a structure: keys and positions, from outside to inside
 
-PLAIN = (str, bytes, bool, int, float, complex)  # what a column holds
+# What a column holds: of subclasses only NumPy's, since values of others may have attributes of the whole batch.
+PLAIN = frozenset({str, bytes, bool, int, float, complex, np.str_, np.bytes_, np.float64, np.complex128})
 
 
 class Call(NamedTuple):
@@ -28,7 +29,7 @@ def is_column(value: Any) -> bool:
 
     `default_collate` makes one of the strings of examples.
     """
-    return type(value) in (list, tuple) and len(value) > 0 and all(isinstance(part, PLAIN) for part in value)
+    return type(value) in (list, tuple) and len(value) > 0 and all(type(part) in PLAIN for part in value)
 
 
 def mapped_leaves(function: Callable[[Path, Any], Any], value: Any, path: Path = ()) -> Any:
@@ -166,7 +167,7 @@ def named_part(place: str, path: Path) -> str:
 def same_column(one: Any, other: Any) -> bool:
     """Return whether two columns hold the same values of the same types."""
     return len(one) == len(other) and all(
-        a is b or (type(a) is type(b) and a == b) for a, b in zip(one, other, strict=True)
+        a is b or (type(a) is type(b) and a == b and repr(a) == repr(b)) for a, b in zip(one, other, strict=True)
     )
 
 
