@@ -17,6 +17,7 @@ import dpcomp as dp
 from dpcomp.training.pytorch import BookKeeping, Isolated, Opacus
 from dpcomp.training.pytorch.checks.batch_form import check_batch
 from dpcomp.training.pytorch.collation import is_of_torch
+from dpcomp.training.pytorch.inspection import private_model
 from dpcomp.training.pytorch.rows.structures import Call, call_of, columns, copied, emptied, picked, repeated, rows
 from tests.training.test_make_private import Script
 
@@ -24,6 +25,7 @@ torch.set_num_threads(1)
 ENGINES = pytest.mark.parametrize("engine", [BookKeeping(), Isolated(), Opacus()], ids=["book", "Isolated", "Opacus"])
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook")
 SITES = ("north", "south", "east")
+ASKED: list[bool] = []  # by a model; what it keeps itself is refused
 
 
 class Pair(NamedTuple):
@@ -188,6 +190,31 @@ class TestStringsOfTheInputs:
         Script(Unnamed(), Named(), functional.cross_entropy, engine=BookKeeping())
         with pytest.raises(dp.NotPrivate, match="reading a string or number of an example"):
             Script(Reads(), Named(), functional.cross_entropy, engine=BookKeeping())
+
+    @pytest.mark.parametrize("kind", ["isinstance", "type", "is"])
+    def test_are_not_told_by_their_kind(self, kind):
+        """What a model can ask of a string without a method of it is answered alike in training and at the door."""
+
+        class Asks(Unnamed):
+            def forward(self, x, name):
+                if kind == "isinstance":
+                    ASKED.append(isinstance(name[0], str))
+                else:
+                    ASKED.append(type(name[0]) is str if kind == "type" else name[0] is name[-1])
+                return self.layer(x)
+
+        if kind == "isinstance":
+            with pytest.raises(dp.NotPrivate, match="reading a string or number of an example"):
+                Script(Asks(), Named(), functional.cross_entropy, engine=BookKeeping())
+            script = Script(Asks(), Named(), functional.cross_entropy)
+            loop(script)
+            assert script.permit.used == script.permit.steps
+            return
+        model = private_model(Asks(), functional.cross_entropy, {"x": X, "name": NAMES}, Y % 2, engine=BookKeeping())
+        ASKED.clear()
+        model.train()(x=X, name=NAMES)
+        assert model.passes[-1].book is not None
+        assert set(ASKED) == {kind == "is"}
 
     @pytest.mark.parametrize("engine", ["auto", Isolated(), Opacus()], ids=["auto", "Isolated", "Opacus"])
     def test_that_tie_examples_are_refused(self, engine):

@@ -19,6 +19,7 @@ from dpcomp.training.pytorch.rows.book_keeping.booked_units import Booked, Booke
 from dpcomp.training.pytorch.rows.book_keeping.examples_apart import EXAMPLES, LayerUse, layer_uses, most_apart
 from dpcomp.training.pytorch.rows.book_keeping.formulas import trained
 from dpcomp.training.pytorch.rows.book_keeping.layer_terms import LayerTerms
+from dpcomp.training.pytorch.rows.book_keeping.own_code import unread
 from dpcomp.training.pytorch.rows.engine import Loss
 from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.parameters import layout_of, trainable
@@ -114,16 +115,20 @@ class BookedRows:
         self._isolated.copies = self.copies
         if one.autocast is not None or one.doubled or changed_from_outside() or not self._stays_apart(one):
             return self._isolated.forward(one)
-        args, kwargs = self.arranged(one.given)
+        args, kwargs = unread(self.arranged(one.given))
         self._open = book = {}
         for parameter in self._parameters.values():
             parameter.requires_grad_(False)
         try:
             outputs = self._module(*args, **kwargs)
+        except ExamplesMeet:  # it reads what it did not read when it was followed
+            outputs = book = None
         finally:
             self._open = None
             for parameter in self._parameters.values():
                 parameter.requires_grad_(True)
+        if book is None:
+            return self._isolated.forward(one)
         one.book = book
         return outputs
 

@@ -16,9 +16,9 @@ from dpcomp.training.pytorch.rows.book_keeping.batch_axis import (
     memory_of,
 )
 from dpcomp.training.pytorch.rows.book_keeping.formulas import refusal, trained
-from dpcomp.training.pytorch.rows.book_keeping.own_code import NeverRead, NothingRead, refuse_own_backward
+from dpcomp.training.pytorch.rows.book_keeping.own_code import NothingRead, refuse_own_backward, unread
 from dpcomp.training.pytorch.rows.passes import floating
-from dpcomp.training.pytorch.rows.structures import Call, along_examples, call_of, count, picked, tensors
+from dpcomp.training.pytorch.rows.structures import Call, call_of, count, picked, tensors
 
 # In the batches that are followed before training: lengths that few tables have, above and below those that are tried.
 EXAMPLES = (11, 41)
@@ -76,8 +76,8 @@ def _followed(module: nn.Module, call: Call, n: int) -> tuple[LayerUse, ...]:
         ExamplesMeet: Naming the operation and the layer.
     """
     batch = picked(call, torch.arange(n) % count(call))
-    args, kwargs = batch = along_examples(lambda part: part, lambda _: [NeverRead()] * n, batch)
     devices = list({part.device for part in tensors(batch) if part.device.type == "cuda"})
+    args, kwargs = unread(batch)
     following = _Following(module, batch, n)
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad(), following.hooks(), following:

@@ -7,6 +7,7 @@ from torch.overrides import TorchFunctionMode
 
 from dpcomp.training.pytorch.rows.book_keeping.batch_axis import ExamplesMeet, FollowedExamples, tensors_in
 from dpcomp.training.pytorch.rows.own_functions import own_functions
+from dpcomp.training.pytorch.rows.structures import Call, along_examples
 
 # What tells the form of a tensor and none of its values, or changes values by operations that are followed.
 # fmt: off
@@ -61,12 +62,23 @@ class NeverRead:
     def _read(self, *_: Any) -> Any:
         raise ExamplesMeet("reading a string or number of an example, which is done past torch's operations,")
 
+    __class__ = property(_read)  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+
     # fmt: off
     __getattr__ = __str__ = __repr__ = __format__ = __hash__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = _read
     __ge__ = __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __int__ = __float__ = __complex__ = _read
     __index__ = __bytes__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _read
     __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = __abs__ = _read
     # fmt: on
+
+
+def unread(call: Call) -> Call:
+    """Return a call whose strings and numbers of examples cannot be read.
+
+    **Privacy:** passes get these too, so that a model does with them what it did when it was followed: `type(x)` and
+    `x is y` are answered by no method, and could tell.
+    """
+    return along_examples(lambda part: part, lambda column: [NeverRead()] * len(column), call)
 
 
 def refuse_own_backward(outputs: list[Tensor]) -> None:
