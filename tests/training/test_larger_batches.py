@@ -112,6 +112,33 @@ def test_a_loss_that_no_map_takes_is_looked_at_one_by_one():
         stepped(nn.Linear(6, 3), inputs, targets, loss=loss)
 
 
+def hooked(hook, inputs):
+    """The sum of a step in which the script changes the gradient that reaches the output."""
+
+    def mean(outputs, targets):
+        return -outputs.mean()
+
+    client = Client(clean(0.3), nn.Linear(6, 1), examples(33), engine=BookKeeping(), divisor=1.0, loss=mean)
+    client.draw((inputs, torch.zeros(len(inputs))))
+    outputs = client.model(inputs)
+    outputs.register_hook(hook)
+    mean(outputs, None).backward()
+    client.optimizer.step()
+    return client.gradients[0].numpy()
+
+
+def test_a_hook_of_the_script_on_an_output_comes_before_what_is_noted_of_its_gradient():
+    inputs, _ = many()
+    with pytest.raises(dp.NotPrivate, match="the loss of a batch of 101 is not the mean of the losses"):
+        hooked(dropped, inputs)
+
+
+def test_a_hook_of_the_script_that_looks_at_a_gradient_is_taken():
+    inputs, seen = many()[0], []
+    moved = hooked(lambda gradient: seen.append(gradient.shape), inputs) - hooked(lambda gradient: None, inputs[1:])
+    assert seen == [(N, 1)] and np.linalg.norm(moved) <= 0.3 * (1 + 1e-4)
+
+
 def booked(model, inputs):
     model(inputs)
     found = model.passes[-1].book is not None

@@ -142,7 +142,8 @@ class PrivateModel(nn.Module):
         one.random = drawn_between(one.random_states, now)
         one.watch(outputs, self._next_order)
         self.passes.append(one)
-        return outputs
+        # What a script hooks on an output goes to a view of it, and so comes before what is noted of the gradient.
+        return mapped(lambda part: part.view_as(part) if part.requires_grad else part, outputs)
 
     def arguments(self) -> Arguments:
         """Return what holds the calls of a script to the call with which the module was tried."""
