@@ -13,6 +13,7 @@ from torch import nn
 import dpcomp as dp
 from dpcomp.training.pytorch import BookKeeping
 from dpcomp.training.pytorch.inspection import private_model
+from dpcomp.training.pytorch.rows import batch_sizes
 from dpcomp.training.pytorch.rows.batch_sizes import BatchSizes
 from dpcomp.training.pytorch.rows.book_keeping import engine as book_keeping
 from dpcomp.training.pytorch.rows.book_keeping.engine import BookedRows
@@ -183,6 +184,41 @@ def test_a_larger_batch_is_followed_once(monkeypatch):
     assert lengths == [42, 100, 140]
 
 
+class Sequences(nn.Module):
+    """The mean of outputs of a linear layer over a sequence, of no more examples than the length allows."""
+
+    def __init__(self, places):
+        super().__init__()
+        self.layer, self.places = nn.Linear(2, 3), places
+
+    def forward(self, x):
+        outputs = self.layer(x).mean(dim=1)
+        k = min(len(x), self.places * x.shape[1])
+        return torch.cat([outputs[:k], outputs[k:] * 0.0]) if k < len(x) else outputs
+
+
+def test_a_capacity_that_falls_with_the_length_of_a_sequence_is_found_in_shorter_ones():
+    inputs, targets = examples(35, shape=(12, 2))
+    model = private_model(Sequences(10), nn.functional.cross_entropy, inputs[:4], targets[:4]).train()
+    assert booked(model, inputs)
+    assert not booked(model, inputs[:, :3])
+    assert booked(model, inputs[:, :3][:20])
+
+
+def test_sequences_of_other_lengths_keep_their_engine_and_are_followed_once(monkeypatch):
+    inputs, targets = examples(35, shape=(12, 2))
+    model = private_model(Sequences(10**6), nn.functional.cross_entropy, inputs[:4], targets[:4]).train()
+    lengths, most_apart = [], book_keeping.most_apart
+
+    def counted(module, call, uses):
+        lengths.append(call[0][0].shape[1])
+        return most_apart(module, call, uses)
+
+    monkeypatch.setattr(book_keeping, "most_apart", counted)
+    assert all(booked(model, inputs[:n, :length]) for n, length in ((35, 12), (35, 3), (33, 5), (34, 5), (20, 3)))
+    assert lengths == [3, 5]
+
+
 def test_a_batch_that_is_followed_draws_no_random_numbers():
     inputs, targets = examples(N)
     module = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5))
@@ -209,11 +245,12 @@ def test_a_pass_that_could_be_changed_from_outside_gets_the_rows_of_examples_alo
 
 
 class TestBatchSizes:
-    def test_no_larger_in_any_axis_is_covered(self):
+    def test_no_more_examples_of_the_same_form_are_covered(self):
         sizes = BatchSizes()
         sizes.add((torch.zeros(5, 3), torch.zeros(5)))
         assert sizes.cover((torch.zeros(4, 3), torch.zeros(4)))
         assert not sizes.cover((torch.zeros(6, 2), torch.zeros(6)))
+        assert not sizes.cover((torch.zeros(4, 2), torch.zeros(4)))
         assert not sizes.cover((torch.zeros(5, 4), torch.zeros(5)))
         assert not sizes.cover(torch.zeros(5, 3))
         assert not sizes.cover((torch.zeros(5), torch.zeros(5, 3)))
@@ -222,6 +259,20 @@ class TestBatchSizes:
         sizes = BatchSizes()
         sizes.add(torch.zeros(5, 3), 7)
         assert sizes.cover(torch.zeros(7, 3)) and not sizes.cover(torch.zeros(8, 3))
+
+    def test_each_form_keeps_its_largest_batch(self):
+        sizes = BatchSizes()
+        for n, length in ((5, 3), (9, 2), (4, 3)):
+            sizes.add(torch.zeros(n, length))
+        assert sizes.cover(torch.zeros(5, 3)) and sizes.cover(torch.zeros(9, 2))
+        assert not sizes.cover(torch.zeros(6, 3))
+
+    def test_the_form_that_was_noted_first_is_forgotten_where_there_are_many(self, monkeypatch):
+        monkeypatch.setattr(batch_sizes, "_MOST", 2)
+        sizes = BatchSizes()
+        for length in (1, 2, 3):
+            sizes.add(torch.zeros(5, length))
+        assert [sizes.cover(torch.zeros(5, length)) for length in (1, 2, 3)] == [False, True, True]
 
     def test_at_least_as_large_in_each_axis_is_reached(self):
         sizes = BatchSizes()

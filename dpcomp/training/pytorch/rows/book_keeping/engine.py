@@ -47,11 +47,11 @@ class BookKeeping:
     Source: Bu et al. 2023, "Differentially Private Optimization on Large Model at Small Cost", sections 3 and 4.
 
     **Privacy:** a row is the product of its example's own layer inputs and output gradients. The operations of the
-    forward pass are followed in a trial, and again in training as soon as a batch is larger than those that were: a
-    batch in which examples may meet gets the rows of `Isolated()`. One secretly drawn row of each micro-batch is held
-    to the gradient of its example alone (PRIVACY_RULES hazards 29, 31 and 34): nothing else shows what depends on the
-    number of examples without an operation that could tie them, as `x * (1 / len(x))` does. A norm reads low by no more
-    than 4·10⁻⁶.
+    forward pass are followed in a trial, and again in training as soon as a batch is larger than those of its lengths
+    that were: a batch in which examples may meet gets the rows of `Isolated()`. One secretly drawn row of each
+    micro-batch is held to the gradient of its example alone (PRIVACY_RULES hazards 29, 31 and 34): nothing else shows
+    what depends on the number of examples without an operation that could tie them, as `x * (1 / len(x))` does. A norm
+    reads low by no more than 4·10⁻⁶.
     """
 
     def attach(self, module: nn.Module, loss: Loss, inputs: Any) -> "BookedRows":
@@ -133,7 +133,7 @@ class BookedRows:
         return outputs
 
     def _stays_apart(self, one: Pass) -> bool:
-        """Return whether the examples of a pass stay apart: a batch larger than those before it is followed first."""
+        """Return whether the examples of a pass stay apart: one larger than those of its lengths is followed first."""
         if self.apart.cover(one.call):
             return True
         if self._tied.reach(one.call):
