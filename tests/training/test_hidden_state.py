@@ -1,5 +1,6 @@
 """Hidden state: what a model keeps in objects of compiled code, on tensors and on functions, and what is no state."""
 
+import abc
 import array
 import collections
 import ctypes
@@ -13,6 +14,7 @@ import logging
 import pathlib
 import re
 import threading
+import types
 import weakref
 
 import numpy as np
@@ -126,6 +128,87 @@ def test_what_is_kept_on_tensors_and_methods_is_found(kind):
     assert guard.moved() == []
     keep(module)
     assert guard.moved() == [name]
+
+
+class Seen:
+    """An object with an attribute of its class."""
+
+    seen = 0
+
+
+class Descriptor:
+    """A descriptor that gives itself."""
+
+    def __get__(self, *_):
+        return self
+
+
+IN_A_CLASS = {
+    "bytes": (bytearray(1), lambda kind: kind.kept.__setitem__(0, 1)),
+    "a namespace": (types.SimpleNamespace(seen=0), lambda kind: setattr(kind.kept, "seen", 1)),
+    "an own object": (Seen(), lambda kind: setattr(kind.kept, "seen", 1)),
+    "a count": (itertools.count(), lambda kind: next(kind.kept)),
+    "a generator of NumPy": (np.random.default_rng(0), lambda kind: kind.kept.random()),
+    "a descriptor": (Descriptor(), lambda kind: setattr(kind.kept, "seen", 1)),
+    "a method with an argument": (
+        functools.partialmethod(Keeps.forward, []),
+        lambda kind: vars(kind)["kept"].args[0].append(1),
+    ),
+    "a method by type": (
+        functools.singledispatchmethod(lambda self, x, seen=[]: x),
+        lambda kind: vars(kind)["kept"].func.__defaults__[0].append(1),
+    ),
+    "a class": (type("Inner", (), {"__module__": __name__}), lambda kind: setattr(kind.kept, "seen", 1)),
+    "an object that comes": (None, lambda kind: setattr(kind, "more", object())),
+    "a name of Python's form": (None, lambda kind: setattr(kind, "__more__", 1)),
+}
+
+
+@pytest.mark.parametrize("name", IN_A_CLASS)
+def test_what_a_class_keeps_is_found(name):
+    value, keep = IN_A_CLASS[name]
+    kind = type("Other", (Keeps,), {"kept": value, "__module__": __name__})
+    module = kind()
+    del module.kept
+    guard = Unmoved(module)
+    guard.remember()
+    assert guard.moved() == []
+    keep(kind)
+    assert len(guard.moved()) == 1 and guard.moved()[0].startswith("attribute")
+
+
+class Length(abc.ABC):  # noqa: B024
+    """An abstract class."""
+
+
+class Richer(Keeps, Length):
+    """A network with what classes of honest ones have."""
+
+    config_class, colour, limit, __version__ = Length, functools.partial(max, 1), itertools.repeat(3), "1"
+    pattern = re.compile("a+")
+    width_of: int
+
+    @functools.singledispatchmethod
+    def scaled(self, by, x):
+        return x * by
+
+    @scaled.register
+    def _(self, by: str, x):
+        return x * float(by)
+
+    @functools.cache  # noqa: B019
+    def table(self, n):
+        return torch.arange(n)
+
+    def forward(self, x):
+        self.table(len(x))
+        assert isinstance(self, Length) and type(self).__annotations__
+        return super().forward(self.scaled("1", self.scaled(1, x)))
+
+
+def test_a_class_with_other_attributes_is_taken():
+    inputs, targets = examples(4)
+    private_model(Richer(), nn.functional.cross_entropy, inputs, targets, engine=Isolated())
 
 
 def test_what_a_hook_keeps_is_found():

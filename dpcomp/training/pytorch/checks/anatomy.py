@@ -1,6 +1,7 @@
 """Anatomy: the objects that a module is made of, by which most steps see that nothing was exchanged."""
 
 import types
+from collections.abc import Container, Iterable
 from operator import attrgetter, is_
 from typing import Any
 
@@ -13,8 +14,9 @@ from dpcomp.training.pytorch.checks.held import (
     HOOKS,
     OF_ENGINES,
     OF_TORCH,
+    data_of,
     functions_of,
-    is_data,
+    is_own_class,
     of_a_library,
     own_classes,
 )
@@ -53,6 +55,24 @@ class Layers:
         )
 
 
+class _Inside(Composition):
+    """What values are made of; a class that the script can write to does not tell all, but for those of layers.
+
+    Args:
+        values: The values.
+        watched: The classes of layers.
+    """
+
+    def __init__(self, values: Iterable[Any], watched: Container[type]):
+        self._watched = watched
+        super().__init__(values)
+
+    def _note(self, value: Any) -> bool:
+        if is_own_class(value) and value not in self._watched:
+            return False
+        return super()._note(value)
+
+
 class Objects:
     """The objects that a module and its loss hold, as they are now: while they are the same, only tensors can change.
 
@@ -81,7 +101,7 @@ class Objects:
         values += [hook for hooks in self._hooks for hook in hooks.values() if not of_a_library(hook)]
         for kind in own_classes(every):
             functions = dict(functions_of(kind))
-            own = [key for key, value in vars(kind).items() if not key.startswith("__") and is_data(value)]
+            own = [key for key, _ in data_of(kind)]
             dicts.append(Dictionary(vars(kind), [*own, *functions]))
             values += functions.values()
             values += map(vars(kind).__getitem__, own)
@@ -94,7 +114,7 @@ class Objects:
         # Tensors, numbers and strings are held by identity; so is what is inside of lists, functions and the like.
         values += [loss] if isinstance(loss, _FUNCTIONS) else []
         held = [value for value in values if not isinstance(value, (Tensor, torch.dtype, torch.device))]
-        self._inside = Composition(held)
+        self._inside = _Inside(held, own_classes(every))
         self.tell_all &= self._inside.tells_all
 
     def same(self) -> bool:

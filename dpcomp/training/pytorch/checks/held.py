@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import sys
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,9 @@ OF_TORCH = frozenset(vars(nn.Module())) | {
 }
 OF_ENGINES = frozenset({"grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample"})  # on parameters
 VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_METHODS = (types.FunctionType, staticmethod, classmethod, property, types.ModuleType, types.BuiltinFunctionType)
+_METHODS += (types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodDescriptorType)
+_METHODS += (types.WrapperDescriptorType, types.ClassMethodDescriptorType)
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 GLOBAL_HOOKS = tuple(getattr(nn.modules.module, f"_global{name}") for name in HOOKS)
 LIBRARIES = {"torch", "opacus", "builtins", "functools", "typing", "weakref", "accelerate", "_thread", "threading"}
@@ -80,15 +84,17 @@ class Itself:
 class _Walk:
     def __init__(self, module: nn.Module, ignored: frozenset[str]):
         self._ignored = OF_TORCH | ignored
-        self._seen = {id(layer) for layer in module.modules()}
+        # By identity, and held, so that no later object has the identity of one that was seen.
+        self._seen: dict[int, Any] = {id(layer): layer for layer in module.modules()}
+        self._seen |= {id(kind): kind for kind in own_classes(module.modules())}
         self._memory = {_memory(value) for value in module.parameters() if value.requires_grad} - {None}
 
     def attributes(self, layer: nn.Module) -> Iterator[tuple[str, Any]]:
         """Yield the attributes of a module and of its class that are not torch's."""
         for kind in reversed(type(layer).__mro__):
             if kind.__module__.partition(".")[0] not in LIBRARIES:
-                for key, value in vars(kind).items():
-                    if not key.startswith("__") and key not in vars(layer) and is_data(value):
+                for key, value in data_of(kind):
+                    if key not in vars(layer):
                         yield key, value
         for key, value in vars(layer).items():
             if key not in self._ignored:
@@ -101,7 +107,7 @@ class _Walk:
             return
         place = f"the loss ({type(loss).__name__})"
         if isinstance(loss, nn.Module):
-            self._seen |= {id(layer) for layer in loss.modules()}
+            self._seen |= {id(layer): layer for layer in loss.modules()}
             for name, value in loss.named_parameters():
                 yield f"parameter {name!r} of {place}", self.leaves(value)
             for name, value in loss.named_buffers():
@@ -148,20 +154,26 @@ class _Walk:
         if isinstance(value, (Mapping, list, tuple, deque, AnySet)) or _is_object(value):
             if id(value) in self._seen:
                 return []
-            self._seen.add(id(value))
+            self._seen[id(value)] = value
             return self._inside(value)
+        if isinstance(value, functools.singledispatchmethod):  # beside which lies a cache of what was called
+            return [Itself(value), *self.leaves(value.func), *self._contents(value.dispatcher.registry)]
         if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
             return [Itself(value), *self._behind(value)]
+        if is_own_class(value) and id(value) not in self._seen:
+            self._seen[id(value)] = value
+            inside = [*data_of(value), *functions_of(value)]
+            return [Itself(value), *(leaf for key, part in inside for leaf in (key, *self.leaves(part)))]
         if isinstance(value, (type, types.ModuleType)) or id(value) in self._seen:
             return [Itself(value)]
-        self._seen.add(id(value))
+        self._seen[id(value)] = value
         return [Itself(value), *self._contents(value)]
 
     def _behind(self, value: Any) -> list[Any]:
         """Return the leaves of what a function, method or partial holds or reads; of dpcomp's and a library's, none."""
         if id(value) in self._seen:
             return []
-        self._seen.add(id(value))
+        self._seen[id(value)] = value
         if isinstance(value, functools.partial):
             return self.leaves([value.args, value.keywords, value.func])
         if vars(value):
@@ -235,8 +247,8 @@ def _attributes_of(value: Any) -> list[tuple[str, Any]]:
         key: part
         for kind in reversed(type(value).__mro__)
         if kind.__module__.partition(".")[0] not in LIBRARIES
-        for key, part in vars(kind).items()
-        if not key.startswith("__") and key not in own and is_data(part)
+        for key, part in data_of(kind)
+        if key not in own
     }
     return list((of_class | own).items())
 
@@ -255,9 +267,20 @@ def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
             yield key, function
 
 
-def is_data(value: Any) -> bool:
-    """Return whether an attribute of a class holds data, and is no method."""
-    return isinstance(value, (Tensor, *VALUES, np.ndarray, np.generic, Mapping, list, tuple, deque, AnySet))
+def data_of(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a class that are no methods; what `functools.lru_cache` keeps of methods is none."""
+    for key, value in vars(kind).items():
+        # Empty annotations come where they are asked for, and what an abstract class keeps, where its kind is.
+        if key == "_abc_impl" or (key == "__annotations__" and not value):
+            continue
+        if not isinstance(value, _METHODS) and not hasattr(value, "cache_info"):
+            yield key, value
+
+
+def is_own_class(value: Any) -> bool:
+    """Return whether a value is a class of the script, or of a package that is no known library."""
+    known = LIBRARIES | {"dpcomp"} | sys.stdlib_module_names
+    return isinstance(value, type) and value.__module__.partition(".")[0] not in known
 
 
 def _is_object(value: Any) -> bool:
