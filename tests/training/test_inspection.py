@@ -8,7 +8,7 @@ from torch.nn import functional
 
 import dpcomp as dp
 from dpcomp.lab.tasks.handwritten_digits import digits_mlp
-from dpcomp.training.pytorch import Isolated, Opacus, PrivateModel, inspection
+from dpcomp.training.pytorch import BookKeeping, Isolated, Opacus, PrivateModel, inspection
 from dpcomp.training.pytorch.rows.passes import floating
 from experiments.data.models import cifar_cnn, fashion_cnn, logistic_regression, resnet18_group_norm
 
@@ -387,3 +387,30 @@ def test_a_map_that_is_wrong_for_a_small_row_beside_large_ones_is_left(which, mo
     monkeypatch.setattr(engine, "_mapped", wrong)
     engine.leave_wrong_map(one, targets)
     assert engine.in_a_loop
+
+
+class Features(nn.Module):
+    """A linear layer on random features that are drawn anew in each pass, from a seed: the same for all examples."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.layer, self.drop = nn.Linear(6, 3), nn.Dropout(p)
+
+    def forward(self, x):
+        return self.layer(self.drop(x * torch.randn(6, generator=torch.Generator().manual_seed(0))))
+
+
+@pytest.mark.parametrize("engine", [Isolated(), BookKeeping()], ids=["Isolated", "BookKeeping"])
+@pytest.mark.parametrize("p", [0.0, 1e-7])
+def test_numbers_of_a_fixed_seed_are_drawn_for_each_example_alone(p, engine):
+    inputs, targets = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    model = inspection.private_model(Features(p), nn.functional.cross_entropy, inputs, targets, engine=engine)
+    assert getattr(model.engine, "isolated", model.engine).in_a_loop
+
+
+@pytest.mark.parametrize("engine", [Isolated(), BookKeeping()], ids=["Isolated", "BookKeeping"])
+def test_dropout_keeps_the_map(engine):
+    inputs, targets = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    module = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3))
+    model = inspection.private_model(module, nn.functional.cross_entropy, inputs, targets, engine=engine)
+    assert not getattr(model.engine, "isolated", model.engine).in_a_loop

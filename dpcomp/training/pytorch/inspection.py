@@ -123,9 +123,14 @@ def _tried(module: nn.Module, loss: Loss, engine: Engine, inputs: Any, targets: 
         ) from error
     model.check.copies = model.engine.copies = trial.model.engine.copies
     model.outputs_of_nothing = trial.model.outputs_of_nothing
-    if isinstance(model.engine, IsolatedRows) and isinstance(trial.model.engine, IsolatedRows):
-        model.engine.in_a_loop = trial.model.engine.in_a_loop
+    if (isolated := _isolated_of(model.engine)) and (tried := _isolated_of(trial.model.engine)):
+        isolated.in_a_loop = tried.in_a_loop
     return model
+
+
+def _isolated_of(engine: Any) -> IsolatedRows | None:
+    """Return what takes rows of examples alone: an engine itself, or that to which book-keeping leaves a pass."""
+    return engine if isinstance(engine, IsolatedRows) else getattr(engine, "isolated", None)
 
 
 def check_precision(module: nn.Module) -> None:
@@ -243,6 +248,7 @@ class _Trial:
         self.model = _wrapped(self._subject, self._loss, engine, inputs)
         self._engine_name = type(engine).__name__
         self._moves = self._random = False  # whether any gradient was above zero, any pass drew random numbers
+        self._compared = False  # whether the map was held to the loop
 
     def run(self, inputs: Any, targets: Any) -> None:
         parameters = sum(parameter.numel() for parameter in trainable(self._subject).values())
@@ -409,9 +415,10 @@ class _Trial:
                 raise
             row = tuple(part[0] for part in self.model.engine.rows(one, batch.targets, i, i + 1))
             size = sum(float(part.double().square().sum()) for part in row)
+            if (isolated := _isolated_of(self.model.engine)) and not (self._compared or one.random):
+                isolated.leave_wrong_map(one, batch.targets)
+                self._compared = 0 < size < float("inf")  # then once is enough
             if isinstance(self.model.engine, IsolatedRows):
-                if not self._moves:  # once is enough
-                    self.model.engine.leave_wrong_map(one, batch.targets)
                 self.model.check.outputs_of(one, i)
             else:
                 self.model.check.row_of(one, batch.targets, i, row)

@@ -82,6 +82,7 @@ class BookedRows:
         channels_last: Whether images go through it with channels last in memory.
 
     Attributes:
+        isolated: What makes the rows of passes that are not booked.
         apart: The largest batches in which examples stay apart, as the operations of the model show.
     """
 
@@ -90,7 +91,7 @@ class BookedRows:
     keeps: frozenset[str] = frozenset()
 
     def __init__(self, module: nn.Module, loss: Loss, uses: tuple[LayerUse, ...], *, channels_last: bool):
-        self._module, self._isolated = module, IsolatedRows(module, loss, Isolated().chunk_size)
+        self._module, self.isolated = module, IsolatedRows(module, loss, Isolated().chunk_size)
         self.copies = 1
         self.apart, self._tied, self._uses = BatchSizes(), BatchSizes(), uses
         self._parameters = trainable(module)
@@ -112,9 +113,9 @@ class BookedRows:
 
     def forward(self, one: Pass) -> Any:
         """Return the outputs, from which a backward pass reaches the outputs of layers, and no weights."""
-        self._isolated.copies = self.copies
+        self.isolated.copies = self.copies
         if one.autocast is not None or one.doubled or changed_from_outside() or not self._stays_apart(one):
-            return self._isolated.forward(one)
+            return self.isolated.forward(one)
         args, kwargs = unread(self.arranged(one.given))
         self._open = book = {}
         for parameter in self._parameters.values():
@@ -184,7 +185,7 @@ class BookedRows:
                 "a pass of public rows used a layer in another way than the trial did, so its rows are not known: "
                 f"{REMEDY}"
             )
-        return self._isolated.rows(one, targets, start, stop)
+        return self.isolated.rows(one, targets, start, stop)
 
     def _units(self, one: Pass, layout: Layout) -> BookedUnits | None:
         booked = None if one.book is None else self._booked(one)
@@ -213,7 +214,7 @@ class BookedRows:
 
     def refuse_other_passes(self, reached: int) -> None:
         """Refuse gradients on the parameters, as `Isolated()` does."""
-        self._isolated.refuse_other_passes(reached)
+        self.isolated.refuse_other_passes(reached)
 
     def arranged(self, call: Call) -> Call:
         """Return the arguments with channels last where the module takes them so."""
