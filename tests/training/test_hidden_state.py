@@ -20,6 +20,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import torch.fx
 from torch import nn
 
 import dpcomp as dp
@@ -318,3 +319,14 @@ def test_what_an_engine_keeps_on_parameters_is_no_state():
     vars(module.layer.weight).update(grad_sample=torch.zeros(1), summed_grad=None)
     assert guard.moved() == []
     assert Objects(module, None, ignored=frozenset()).same()
+
+
+def test_an_object_may_refer_back_to_the_model_whose_weights_move():
+    module = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
+    private_model(module, nn.functional.cross_entropy, *examples(4), engine=Isolated())
+    guard = Unmoved(module)
+    with torch.no_grad():
+        module.get_parameter("0.weight").add_(1)
+    assert guard.moved() == ["0.weight"]
+    next(iter(module.graph.nodes)).meta["seen"] = 1
+    assert "attribute '_graph' of the model" in str(guard.moved())

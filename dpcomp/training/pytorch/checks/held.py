@@ -202,7 +202,7 @@ class _Walk:
             return [frozenset(part for part in value if isinstance(part, VALUES)), len(value), *others]
         if isinstance(value, (list, tuple, deque)):
             return [type(value).__name__, len(value), *(leaf for part in value for leaf in self.leaves(part))]
-        return [*self._contents(dict(_attributes_of(value))), *hidden_state(value)]
+        return [*self._contents(dict(_attributes_of(value))), *hidden_state(value, self._seen)]
 
 
 def kept(leaf: Any) -> Any:

@@ -1,9 +1,11 @@
 """Hidden state: what objects of compiled code hold beside their attributes, in a form that can be compared."""
 
+import io
 import logging
 import pickle
 import types
 import weakref
+from collections.abc import Container
 from functools import cache
 from inspect import getattr_static
 from threading import Lock, RLock
@@ -37,11 +39,12 @@ class Unreadable:
         self.kind = type(value).__name__
 
 
-def hidden_state(value: Any) -> list[Any]:
+def hidden_state(value: Any, known: Container[int] = ()) -> list[Any]:
     """Return what an object holds beside its attributes: nothing for one of a class that is written in Python.
 
     Args:
         value: An object.
+        known: Identities of modules that are looked at by themselves, to which an object may refer back.
 
     Returns:
         Values that are equal as long as nothing in the object changed; an `Unreadable` where there are none.
@@ -55,9 +58,20 @@ def hidden_state(value: Any) -> list[Any]:
     if hasattr(value, "cache_info"):  # of functools.lru_cache
         return [tuple(value.cache_info())]
     try:
-        return [pickle.dumps(value)]
+        written = io.BytesIO()
+        _Pickler(written, known).dump(value)
+        return [written.getvalue()]
     except Exception:
         return [Unreadable(value)]
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, known: Container[int]):
+        super().__init__(file)
+        self._known = known
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return id(obj) if isinstance(obj, torch.nn.Module) and id(obj) in self._known else None
 
 
 def state_of_logger(logger: logging.Logger) -> list[Any]:
