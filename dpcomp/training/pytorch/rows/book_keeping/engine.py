@@ -129,7 +129,7 @@ class BookedRows:
             for parameter in self._parameters.values():
                 parameter.requires_grad_(True)
         if book is None:
-            return self._isolated.forward(one)
+            return self.isolated.forward(one)
         one.book = book
         return outputs
 
