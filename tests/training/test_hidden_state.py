@@ -3,6 +3,7 @@
 import abc
 import array
 import collections
+import collections.abc
 import ctypes
 import dataclasses
 import datetime
@@ -24,6 +25,7 @@ import torch.fx
 from torch import nn
 
 import dpcomp as dp
+from dpcomp.lab.tasks import digits
 from dpcomp.training.pytorch import Isolated
 from dpcomp.training.pytorch.checks.anatomy import Objects
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
@@ -265,6 +267,9 @@ HONEST = {
     "a range": lambda: range(3),
     "a slice": lambda: slice(0, 3),
     "a class": lambda: nn.Linear,
+    "an alias of a type": lambda: collections.abc.Callable[[], int],
+    "a union of types": lambda: int | None,
+    "a task whose fields have such types": digits,
     "a function of torch": lambda: torch.relu,
     "an operation of torch": lambda: torch.ops.aten.relu,
     "an overload of torch": lambda: torch.ops.aten.relu.default,

@@ -30,6 +30,8 @@ VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 _METHODS = (types.FunctionType, staticmethod, classmethod, property, types.ModuleType, types.BuiltinFunctionType)
 _METHODS += (types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodDescriptorType)
 _METHODS += (types.WrapperDescriptorType, types.ClassMethodDescriptorType)
+# An alias such as `Callable[[], int]`, in the annotations of a field, shows the attributes of the class that it is of.
+_TYPES = (type, types.GenericAlias, types.UnionType, types.ModuleType, torch.finfo, torch.iinfo)
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 GLOBAL_HOOKS = tuple(getattr(nn.modules.module, f"_global{name}") for name in HOOKS)
 LIBRARIES = {"torch", "opacus", "builtins", "functools", "typing", "weakref", "accelerate", "_thread", "threading"}
@@ -164,7 +166,7 @@ class _Walk:
             self._seen[id(value)] = value
             inside = [*data_of(value), *functions_of(value)]
             return [Itself(value), *(leaf for key, part in inside for leaf in (key, *self.leaves(part)))]
-        if isinstance(value, (type, types.ModuleType)) or id(value) in self._seen:
+        if isinstance(value, _TYPES) or id(value) in self._seen:
             return [Itself(value)]
         self._seen[id(value)] = value
         return [Itself(value), *self._contents(value)]
@@ -286,7 +288,7 @@ def is_own_class(value: Any) -> bool:
 def _is_object(value: Any) -> bool:
     if isinstance(value, nn.Module):
         return True
-    if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType)):
+    if isinstance(value, (*_TYPES, types.FunctionType, types.MethodType)):
         return False
     return type(value).__module__.partition(".")[0] not in LIBRARIES
 
