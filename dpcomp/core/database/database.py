@@ -22,9 +22,6 @@ from dpcomp.core.database.kind import MAGIC, DatabaseKind, journal_of
 from dpcomp.core.errors import DpcompError
 from dpcomp.core.storage import sync
 
-if sys.platform == "linux":
-    pass
-
 IN_MEMORY = ":memory:"  # the name of a database that has no file
 
 
