@@ -1,6 +1,11 @@
+import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
-from tests.training.private_client import Client, clean
+import dpcomp as dp
+from dpcomp.training.pytorch import Isolated
+from tests.training.private_client import Client, clean, examples
 
 
 def clipped_sum(autocast):
@@ -18,3 +23,44 @@ def clipped_sum(autocast):
 
 def test_a_step_inside_autocast_is_clipped_and_summed_in_full_precision():
     assert (clipped_sum(autocast=True) == clipped_sum(autocast=False)).all()
+
+
+def own(outputs, targets):
+    return (outputs - functional.one_hot(targets, 3)).square().sum(1).mean()
+
+
+LOSSES = pytest.mark.parametrize("loss", [functional.cross_entropy, own])
+KINDS = pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+PLACES = pytest.mark.parametrize("place", ["in autocast", "of its outputs", "of its outputs in float32"])
+
+
+def trained(loss, kind, place, *, factor=1.0):
+    """Take steps whose batches have lengths that are no powers of two, with a loss at one of the usual places."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    client = Client(clean(1e-2), network, (6,), engine=Isolated(), loss=loss)
+    for n in (5, 6, 7, 11, 33):
+        inputs, targets = examples(n, seed=n)
+        client.draw((inputs, targets))
+        with torch.autocast("cpu", dtype=kind):
+            outputs = client.model(inputs)
+            found = loss(outputs, targets) if place == "in autocast" else None
+        if found is None:
+            found = loss(outputs.float() if place == "of its outputs in float32" else outputs, targets)
+        (factor * found).backward()
+        client.optimizer.step()
+    return client
+
+
+@PLACES
+@KINDS
+@LOSSES
+def test_a_loss_is_taken_inside_autocast_and_behind_it(loss, kind, place):
+    assert trained(loss, kind, place).permit.used == 5
+
+
+@PLACES
+@KINDS
+def test_another_loss_is_refused_in_mixed_precision_too(kind, place):
+    with pytest.raises(dp.NotPrivate, match="computes another loss"):
+        trained(functional.cross_entropy, kind, place, factor=1.15)

@@ -113,6 +113,25 @@ def test_a_loss_that_no_map_takes_is_looked_at_one_by_one():
         stepped(nn.Linear(6, 3), inputs, targets, loss=loss)
 
 
+calls: list[int] = []  # a global, since what a loss keeps of a pass is refused
+
+
+def hinge(outputs, targets):
+    calls.append(len(outputs))
+    return (1 - outputs.square().mean(dim=1)).clamp(min=0).mean()
+
+
+def test_examples_whose_loss_is_flat_are_not_looked_at_one_by_one():
+    client = Client(clean(0.3), nn.Linear(6, 3), examples(33), engine=BookKeeping(), divisor=1.0, loss=hinge)
+    inputs, targets = many()
+    inputs *= 100
+    client.draw((inputs, targets))
+    client.backward(inputs, targets)
+    calls.clear()
+    client.optimizer.step()
+    assert len(calls) < 10
+
+
 def hooked(hook, inputs):
     """The sum of a step in which the script changes the gradient that reaches the output."""
 

@@ -108,3 +108,29 @@ class TestModes:
         client.model.train()
         client.step(*examples(5))
         assert client.permit.used == 1
+
+
+class TestAutocast:
+    @staticmethod
+    def passed(client, batch, autocast):
+        client.draw(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            outputs = client.model(batch[0])
+        client.loss(outputs.float(), batch[1]).backward()
+        client.optimizer.step()
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_that_is_another_in_a_later_pass_is_refused(self, first):
+        client = Client(noisy(), nn.Linear(6, 3), (6,), engine=Isolated())
+        self.passed(client, examples(5), first)
+        with refused(client, "without torch.autocast.*by a look at a batch|bfloat16 .*by a look at a batch"):
+            self.passed(client, examples(5, seed=1), not first)
+
+    def test_that_is_the_same_in_all_passes_is_taken_with_evaluations_between(self):
+        client = Client(noisy(), nn.Linear(6, 3), (6,), engine=Isolated())
+        for seed in range(3):
+            self.passed(client, examples(5, seed=seed), True)
+            client.model.eval()
+            client.model(examples(5)[0])
+            client.model.train()
+        assert client.permit.used == 3

@@ -82,8 +82,9 @@ class PrivateModel(nn.Module):
 
         Raises:
             NotPrivate: Layers or trainable parameters are not those that were inspected, or layers are in another mode
-                than when the first round began; the pass before this one is not finished, and the engine needs it to
-                be; or a layer seeds torch's generator, or draws on a device whose generator is not set from the secret.
+                than when the first round began, or the pass in another precision than the first; the pass before this
+                one is not finished, and the engine needs it to be; or a layer seeds torch's generator, or draws on a
+                device whose generator is not set from the secret.
         """
         if not (self.training and torch.is_grad_enabled()):
             return self._module(*args, **kwargs)
@@ -120,12 +121,15 @@ class PrivateModel(nn.Module):
     def _recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> Any:
         """Return the module's output, and record the pass."""
         mixed = torch.is_autocast_enabled(device.type)
+        autocast = torch.get_autocast_dtype(device.type) if mixed else None
+        if self._draws is not None and not self._public:
+            self.unmoved.modes.refuse_other_autocast(autocast)
         one = Pass(
             args=mapped(Tensor.contiguous, args),
             kwargs=mapped(Tensor.contiguous, kwargs),
             public=self._public,
             random_states=random_states(),
-            autocast=torch.get_autocast_dtype(device.type) if mixed else None,
+            autocast=autocast,
         )
         one.doubled = one.n == 1 and self.engine.copies == 2 and not one.public
         outputs = self.engine.forward(one)

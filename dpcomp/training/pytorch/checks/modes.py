@@ -1,7 +1,8 @@
-"""Modes: holds which layers are in training mode to what the first round of an optimiser began with."""
+"""Modes: holds which layers are in training mode, and the precision of passes, to those of a first round."""
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from dpcomp.core.errors import NotPrivate
@@ -21,6 +22,7 @@ class Modes:
     def __init__(self, module: nn.Module, loss: Any = None):
         self._parts = [module, loss] if isinstance(loss, nn.Module) else [module]
         self._before: list[bool] | None = None  # before the first round
+        self._autocast: list[torch.dtype | None] = []  # of the first pass
 
     def remember(self, *, training: bool) -> None:
         """Remember the flags when the first round begins; later calls do nothing.
@@ -59,6 +61,26 @@ class Modes:
             "examples. Set modes before optimizer.begin(memory, permit), change none in a forward pass, and after an "
             "evaluation call model.train() and set to eval() again what was so"
         )
+
+    def refuse_other_autocast(self, autocast: torch.dtype | None) -> None:
+        """Refuse a pass in another precision than that of the first call.
+
+        Args:
+            autocast: The type of the mixed precision of the pass; None without.
+
+        Raises:
+            NotPrivate: It is another.
+        """
+        if not self._autocast:
+            self._autocast.append(autocast)
+        if autocast != (before := self._autocast[0]):
+            now, then = (
+                f"in {kind} (torch.autocast)" if kind else "without torch.autocast" for kind in (autocast, before)
+            )
+            raise NotPrivate(
+                f"a forward pass runs {now}, the first one ran {then}. The precision could be chosen by a look at a "
+                "batch, and moves the rows of all its examples. Run all passes in training in one precision"
+            )
 
 
 def _is_in(layer: nn.Module, training: bool) -> bool:

@@ -28,13 +28,14 @@ from dpcomp.training.pytorch.rows.isolated import gradients_of
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
 from dpcomp.training.pytorch.rows.own_losses import own_losses
 from dpcomp.training.pytorch.rows.parameters import Places, trainable
-from dpcomp.training.pytorch.rows.passes import Pass, floating
+from dpcomp.training.pytorch.rows.passes import Pass, floating, without_autocast
 from dpcomp.training.pytorch.rows.structures import Call, along_examples, mapped, repeated, rows, tensors
 
 Model = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 TOLERANCE = 1e-4  # of the norm of a row
 OUTPUT_TOLERANCE = 1e-3  # of the largest output of a pass
+MIXED_ROUNDINGS = 8  # of the digits of mixed precision, in the gradient of an output
 LEAST = torch.finfo(torch.float32).tiny  # below it, float32 has fewer digits the smaller a number is
 NUDGE = 2.0**-16  # of a parameter: moves the outputs of a model by as much as rounding in float32 may
 EXACT_NUDGE = 2.0**-40  # the same for float64
@@ -109,7 +110,9 @@ class RowCheck:
             rows((one.call, one.outputs, targets), i, i + 1), sent, alone
         ):
             return
-        if self._loss_explained_by_rounding(one, targets, i, sent):
+        if self._loss_explained_by_rounding(one, targets, i, sent) or self._same_in_mixed_precision(
+            one, targets, i, sent, alone
+        ):
             return
         raise NotPrivate(self._other_loss(one, sent, alone, "the gradient of an example's outputs"))
 
@@ -133,6 +136,7 @@ class RowCheck:
                 for parts in (list(map(torch.sub, sent, own)), own)
             )
             sure = (apart <= 0.5 * self._tolerance * norms) & (norms >= SMALL) & norms.isfinite()
+            sure |= (apart == 0) & (norms == 0)  # as of a hinge: nothing of such an example reaches a row
             unsure = (~sure).nonzero().flatten().tolist()
         except Exception:  # of a loss that cannot be mapped over examples
             unsure = range(one.n)
@@ -432,6 +436,21 @@ class RowCheck:
             return False
         return not differs(exact_among, exact, self._tolerance, floor)
 
+    def _same_in_mixed_precision(
+        self, one: Pass, targets: Any, i: int, sent: list[Tensor], alone: list[Tensor]
+    ) -> bool:
+        """Return whether cotangents agree to the digits of mixed precision, with the loss inside autocast or outside.
+
+        Rows of such a pass are made of examples alone, and no cotangent that the script sent is in them.
+        """
+        if one.autocast is None or not one.alone:
+            return False
+        digits = torch.finfo(one.autocast)
+        outside = self._cotangents(one, targets, i, copies=self.copies, mixed=False)
+        return any(
+            not differs(sent, own, MIXED_ROUNDINGS * digits.eps, digits.tiny * one.n) for own in (alone, outside)
+        )
+
     def _explained_by_rounding(self, one: Pass, i: int, given: list[Tensor]) -> bool:
         among = [part.double() for part in self._behind(one, i, copies=one.n)[1]]
         if differs(given, among, self._tolerance, LEAST):
@@ -442,8 +461,13 @@ class RowCheck:
             return False
         return not differs(exact_among, exact, self._tolerance, LEAST)
 
-    def _cotangents(self, one: Pass, targets: Any, i: int, *, copies: int, wide: bool = False) -> list[Tensor]:
-        """Return the gradients of an example's own loss with respect to its outputs."""
+    def _cotangents(
+        self, one: Pass, targets: Any, i: int, *, copies: int, wide: bool = False, mixed: bool = True
+    ) -> list[Tensor]:
+        """Return the gradients of an example's own loss with respect to its outputs.
+
+        In the precision of the pass, or without `mixed` in that of the outputs.
+        """
         held: list[Tensor] = []
 
         def leaf(part: Tensor) -> Tensor:
@@ -453,7 +477,7 @@ class RowCheck:
             return part
 
         outputs = mapped(leaf, repeated(rows(one.outputs, i, i + 1), copies))
-        with torch.enable_grad(), one.in_its_precision():
+        with torch.enable_grad(), one.in_its_precision() if mixed else without_autocast(one.device):
             wanted = repeated(rows(targets, i, i + 1), copies)
             loss = self._loss(outputs, mapped(_widened, wanted) if wide else wanted)
             found = gradients_of([loss], held, [None])
