@@ -77,6 +77,16 @@ class LongerConcatenation(ConcatDataset):
         return super().__getitem__(i % super().__len__())
 
 
+class LongerStack(StackDataset):
+    """A stack that says it has each example twice."""
+
+    def __len__(self):
+        return 2 * super().__len__()
+
+    def __getitem__(self, i):
+        return super().__getitem__(i % super().__len__())
+
+
 class Shorter(Subset):
     """A Subset of fewer items than it has indices."""
 
@@ -105,6 +115,14 @@ REPEATED = {
     "the same tensors twice": lambda: ConcatDataset(
         [TensorDataset(FEATURES, TARGETS), TensorDataset(FEATURES, TARGETS)]
     ),
+    "the same inputs with two targets": lambda: ConcatDataset(
+        [TensorDataset(FEATURES, TARGETS), TensorDataset(FEATURES, 1 - TARGETS)]
+    ),
+    "overlapping slices": lambda: ConcatDataset([some(0, 12), some(11)]),
+    "a slice by steps beside a slice": lambda: ConcatDataset(
+        [TensorDataset(FEATURES[::2], TARGETS[::2]), some(13, 15)]
+    ),
+    "a view": lambda: ConcatDataset([some(), TensorDataset(FEATURES.unflatten(1, (2, 2)), TARGETS)]),
     "overlapping parts": lambda: ConcatDataset([Subset(data := some(), range(12)), Subset(data, range(11, N))]),
     "a whole beside a part": lambda: ConcatDataset([data := some(), Subset(data, [3])]),
     "nested deep": lambda: Subset(
@@ -126,10 +144,17 @@ HONEST = {
     "a shorter own Subset": lambda: Shorter(some(), [4, 5, 5]),
     "split and joined again": lambda: ConcatDataset(random_split(some(), [5, 15])),
     "two sources": lambda: ConcatDataset([some(), Own(), Own()]),
-    "equal values of two data sets": lambda: ConcatDataset([some(0, 5), some(0, 5)]),
+    "equal values of two data sets": lambda: ConcatDataset(
+        [some(0, 5), TensorDataset(FEATURES[:5].clone(), TARGETS[:5])]
+    ),
     "a part of two sources": lambda: Subset(ConcatDataset([some(), Own()]), [0, N, 3, N + 3, -1]),
     "two columns": lambda: StackDataset(some(), Own()),
     "a column twice in one item": lambda: StackDataset(data := some(), data),
+    "slices that take turns": lambda: ConcatDataset(
+        [TensorDataset(FEATURES[::2], TARGETS[::2]), TensorDataset(FEATURES[1::2], TARGETS[1::2])]
+    ),
+    "one set of targets": lambda: ConcatDataset([TensorDataset(part, TARGETS[:10]) for part in FEATURES.split(10)]),
+    "inputs that are alike": lambda: TensorDataset(torch.zeros(1, 4).expand(N, 4), TARGETS),
     "none": lambda: Subset(some(), []),
     "a list": lambda: [(FEATURES[0], 1)] * 5,
 }
@@ -147,6 +172,7 @@ def test_with_repeated_examples_is_refused(name):
         (lambda: Longer(some(), [4, 5]), "a Longer is asked for its item 3, and holds 2"),
         (lambda: Subset(Longer(some(), [4, 5]), [0, 2]), "a Longer is asked for its item 2, and holds 2"),
         (lambda: LongerConcatenation([some()]), "a LongerConcatenation is asked for its item 39, and holds 20"),
+        (lambda: LongerStack(some(), Own()), "a LongerStack is asked for its item 39, and holds 20"),
         (lambda: Subset(Keyed(), [[0, 1], [1, 2]]), "index 0 of a Subset is a list, which cannot be held"),
         (lambda: Subset(Subset(Keyed(), [0, 0]), ["a", "b"]), "a Subset is asked for the item .*no whole number"),
     ],

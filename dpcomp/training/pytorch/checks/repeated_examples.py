@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Shaped
 from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
 
@@ -28,18 +29,18 @@ def refuse_repeated_examples(dataset: Any) -> None:
     if not isinstance(dataset, (Subset, ConcatDataset, StackDataset)):
         return
     items = np.arange(len(dataset))
-    origins: dict[Any, list[tuple[Any, Positions, Positions]]] = {}
+    parts_of: dict[Any, list[tuple[Any, Positions, Positions, Positions]]] = {}
     for origin, of_items, positions in _origins(dataset, items, items):
-        origins.setdefault(_identity(origin), []).append((origin, of_items, positions))
-    for parts in origins.values():
-        of_items, positions = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
-        names = positions
-        if positions.dtype == object:  # keys, which have no order: equal ones get one number
+        holder, places = _places(origin, positions)
+        parts_of.setdefault(holder, []).append((origin, of_items, places, positions))
+    for parts in parts_of.values():
+        of_items, places, names = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
+        if places.dtype == object:  # keys, which have no order: equal ones get one number
             numbers: dict[Any, int] = {}
-            positions = np.array([numbers.setdefault(key, len(numbers)) for key in positions], dtype=np.int64)
-        order = np.lexsort((of_items, positions))
-        of_items, positions, names = of_items[order], positions[order], names[order]
-        again = np.flatnonzero((positions[1:] == positions[:-1]) & (of_items[1:] != of_items[:-1]))
+            places = np.array([numbers.setdefault(key, len(numbers)) for key in places], dtype=np.int64)
+        order = np.lexsort((of_items, places))
+        of_items, places, names = of_items[order], places[order], names[order]
+        again = np.flatnonzero((places[1:] == places[:-1]) & (of_items[1:] != of_items[:-1]))
         if len(again):
             one, other = of_items[again[0]], of_items[again[0] + 1]
             raise NotPrivate(
@@ -72,8 +73,10 @@ def _origins(dataset: Any, items: Positions, positions: Positions) -> Iterator[t
             yield from _origins(part, items[here], positions[here] - start)
             start = stop
     elif isinstance(dataset, StackDataset):
-        parts = dataset.datasets
-        for part in parts.values() if isinstance(parts, dict) else parts:
+        parts = list(dataset.datasets.values() if isinstance(dataset.datasets, dict) else dataset.datasets)
+        if positions.dtype.kind in "iu":
+            _refuse_more_than(min(map(len, parts)), dataset, positions)
+        for part in parts:
             yield from _origins(part, items, positions)
     else:
         yield dataset, items, positions
@@ -116,6 +119,16 @@ def _indices(subset: Any) -> Positions:
     return keys
 
 
-def _identity(origin: Any) -> Any:
-    """Return what two data sets over the same examples share: themselves, or the tensors whose rows they are."""
-    return tuple(map(id, origin.tensors)) if type(origin) is TensorDataset else id(origin)
+def _places(origin: Any, positions: Positions) -> tuple[Any, Positions]:
+    """Return what data sets over the same examples share, and where in it the examples at some positions are.
+
+    That is the data set itself; or for a `TensorDataset` the memory behind the largest part of its items, since slices
+    and views of a tensor have its examples.
+    """
+    if type(origin) is not TensorDataset or positions.dtype.kind not in "iu":
+        return id(origin), positions
+    part = max(origin.tensors, key=lambda tensor: tensor[:1].nbytes)
+    if part.layout is not torch.strided or not part.numel() or not part.stride(0):
+        return tuple(map(id, origin.tensors)), positions
+    places = part.data_ptr() + positions.astype(np.int64) * (part.stride(0) * part.itemsize)
+    return part.untyped_storage().data_ptr(), places
