@@ -74,6 +74,11 @@ class Damped(torch.autograd.Function):
         return gradients[0] / gradients[0].norm().clamp(min=1e6)
 
 
+def written(values, where):
+    values[where] = 0.0
+    return values
+
+
 MIXES = {
     "written by out": through_out,
     "read by NumPy": lambda x: x / max(1e6, float(x.detach().numpy().max())),
@@ -104,6 +109,10 @@ MIXES = {
     "number": lambda x: x * x.sum().item(),
     "first of all": lambda x: x + x[:1],
     "place in the batch": numbered,
+    "place by a write": lambda x: x * written(x.new_ones(len(x), 1), slice(64, None)),
+    "place by a write of one": lambda x: x * written(torch.ones_like(x), 0),
+    "place by a join": lambda x: x * torch.cat([x.new_ones(len(x) - 3, 1), x.new_zeros(3, 1)]),
+    "roll of all values": lambda x: torch.roll(x, 1),
     "place by a running sum": lambda x: x * x.new_ones(len(x), 1).cumsum(dim=0),
     "a random order": lambda x: x * torch.rand(len(x), 1).argsort(dim=0),
     "batch norm": lambda x: functional.batch_norm(x, None, None, training=True),
@@ -128,6 +137,9 @@ APART = {
     "folded": lambda x: x.view(-1, 4, 2).flatten(0, 1).tanh().view(-1, 8),
     "axis first": lambda x: x.t().tanh().t(),
     "own mean": lambda x: x - x.mean(dim=1, keepdim=True),
+    "joined zeros": lambda x: x + torch.cat([x.new_zeros(len(x), 4), x.new_ones(len(x), 4)], dim=1),
+    "a roll within": lambda x: torch.roll(x, 1, dims=1),
+    "written as a whole": lambda x: x * x.new_empty(len(x), 1).bernoulli_(0.9),
     "joined": lambda x: torch.cat([x, x.relu(), x.new_zeros(len(x), 2)], dim=1)[:, :8],
     "sorted": lambda x: x.sort(dim=1).values,
     "padded": lambda x: functional.pad(x, (1, 1))[:, 1:-1],

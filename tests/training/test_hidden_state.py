@@ -16,9 +16,12 @@ import pathlib
 import re
 import threading
 import types
+import typing
 import weakref
+from typing import ClassVar
 
 import numpy as np
+import pydantic
 import pytest
 import torch
 import torch.fx
@@ -39,6 +42,11 @@ def bare():
 
 def generator():
     yield from range(9)
+
+
+class Settings(pydantic.BaseModel):
+    width: int
+    names: dict[str, int] = {}
 
 
 KEPT = {
@@ -286,6 +294,9 @@ HONEST = {
     "a size": lambda: torch.Size([1, 2]),
     "a memory format": lambda: torch.channels_last,
     "a layer in a list": lambda: [nn.ReLU()],
+    "a type that is named ahead": lambda: typing.ForwardRef("int"),
+    "an older generator of NumPy": lambda: np.random.RandomState(0),
+    "a class of pydantic": lambda: Settings(width=6),
 }
 NOT_COPIED = {"a generator of torch"}  # by copy.deepcopy, as a trial copies the model
 
@@ -335,3 +346,34 @@ def test_an_object_may_refer_back_to_the_model_whose_weights_move():
     assert guard.moved() == ["0.weight"]
     next(iter(module.graph.nodes)).meta["seen"] = 1
     assert "attribute '_graph' of the model" in str(guard.moved())
+
+
+class Vocabulary:
+    """Plain objects of Python, as tokenisers and configurations are."""
+
+    languages: ClassVar = ["en"]
+
+    def __init__(self):
+        self.words = ["a", "b"]
+        self.numbers = {word: number for number, word in enumerate(self.words)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.words.append("c"),
+        lambda v: v.numbers.update(a=2),
+        lambda v: setattr(v, "more", 1),
+        lambda v: setattr(v, "words", ["a", "c"]),
+        lambda v: Vocabulary.languages.append("de"),
+    ],
+)
+def test_a_plain_object_is_compared_by_the_objects_in_it_and_in_its_class(change, monkeypatch):
+    monkeypatch.setattr(Vocabulary, "languages", ["en"])
+    module = Keeps()
+    module.vocabulary = Vocabulary()
+    assert Objects(module, None, ignored=frozenset()).same()
+    guard, objects = Unmoved(module), Objects(module, None, ignored=frozenset())
+    change(module.vocabulary)
+    assert not objects.same()
+    assert guard.moved()

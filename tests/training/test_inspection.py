@@ -1,5 +1,7 @@
 """Which modules may be trained: those in which no example touches another's gradient, and no buffer remembers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -414,3 +416,26 @@ def test_dropout_keeps_the_map(engine):
     module = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3))
     model = inspection.private_model(module, nn.functional.cross_entropy, inputs, targets, engine=engine)
     assert not getattr(model.engine, "isolated", model.engine).in_a_loop
+
+
+@dataclasses.dataclass
+class _Output:
+    logits: torch.Tensor
+
+
+class _OfADataclass(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return _Output(self.head(x))
+
+
+@pytest.mark.parametrize("engine", [BookKeeping(), Isolated(), "auto"])
+def test_outputs_in_which_no_tensor_is_found_are_refused_by_their_type(engine):
+    inputs, targets = torch.randn(4, 6), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(dp.NotPrivate, match="of type _Output: return tensors"):
+        inspection.private_model(
+            _OfADataclass(), lambda o, y: functional.cross_entropy(o.logits, y), inputs, targets, engine=engine
+        )

@@ -134,3 +134,36 @@ class TestAutocast:
             client.model(examples(5)[0])
             client.model.train()
         assert client.permit.used == 3
+
+
+class Frozen(nn.Module):
+    """Keeps a part in evaluation mode, in a `train` that returns nothing, as many scripts write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.body.eval()
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_model_keeps_what_its_own_train_sets(evaluating):
+    module = Frozen()
+    module.train(not evaluating)
+    client = Client(noisy(), module, (6,), engine=Isolated())
+    client.model.train()
+    client.step(*examples(5))
+    assert client.permit.used == 1
+
+
+def test_a_layer_that_was_set_to_evaluation_stays_so():
+    module = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    module[1].eval()
+    client = Client(noisy(), module, (6,))
+    client.step(*examples(5))
+    assert module.training and not module[1].training and client.permit.used == 1

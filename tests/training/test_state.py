@@ -368,6 +368,16 @@ class TestInTraining:
             act()
         assert client.permit.used == used
 
+    def test_asking_for_readiness_takes_no_moved_parameter_for_released(self):
+        client = Client(noisy(), nn.Linear(6, 3), (6,), engine=Isolated())
+        client.step(*examples(5))
+        with torch.no_grad():
+            client.model.weight.add_(examples(5)[0].mean(dim=0))
+        client.optimizer.refuse_unready(client.memory)  # for the next round
+        for act in (client.optimizer.update, lambda: client.step(*examples(5))):
+            with pytest.raises(dp.NotPrivate, match=r"'weight'.*moved since the last step"):
+                act()
+
     @ENGINES
     @pytest.mark.parametrize("what", ["center", "weight", "factor"])
     def test_what_a_loss_holds_is_held_to_its_values(self, what, engine):

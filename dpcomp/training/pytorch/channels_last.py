@@ -29,7 +29,8 @@ def takes_channels_last(module: nn.Module, inputs: Any) -> bool:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             found: list[list[Tensor]] = []
             for changed in (False, True):
-                subject = copy.deepcopy(module).eval()
+                subject = copy.deepcopy(module)
+                subject.eval()  # which returns what an own train() does
                 args, kwargs = call_of(some)
                 if changed:
                     set_channels_last(subject)

@@ -353,6 +353,11 @@ class _Trial:
                 "input in place: write x = x + 1 for x += 1"
             )
         one = self.model.passes[-1]
+        if not floating(one.outputs):
+            raise NotPrivate(
+                f"no tensor of real numbers is found in the outputs of the model, of type {type(outputs).__name__}: "
+                "return tensors, alone or in tuples, named tuples, lists and dictionaries"
+            )
         if columns(batch.inputs):
             self.model.outputs_of_nothing = without_examples(one.outputs)
         if not batch.made_up:
@@ -467,7 +472,9 @@ class _Trial:
 def _copies_of(module: nn.Module, loss: Loss) -> tuple[nn.Module, Loss]:
     """Return copies that a trial may change; a loss that refers to the model refers to the copy then."""
     memo: dict[int, Any] = {}
-    subject = copy.deepcopy(module, memo).train()
+    subject = copy.deepcopy(module, memo)
+    if not subject.training:  # else layers that were set to evaluation stay so
+        subject.train()  # which returns what an own method does
     try:
         return subject, copy.deepcopy(loss, memo)
     except Exception:  # what cannot be copied is tried itself
@@ -477,7 +484,9 @@ def _copies_of(module: nn.Module, loss: Loss) -> tuple[nn.Module, Loss]:
 def _wrapped(module: nn.Module, loss: Loss, engine: Engine, inputs: Any) -> PrivateModel:
     attached = engine.attach(module, loss, inputs)
     unmoved = Unmoved(module, loss, ignored=attached.keeps)
-    return PrivateModel(module, attached, RowCheck(module, loss, attached), unmoved).train(module.training)
+    model = PrivateModel(module, attached, RowCheck(module, loss, attached), unmoved)
+    model.training = module.training  # and each layer keeps its own
+    return model
 
 
 def _versions(value: Any) -> list[int]:

@@ -209,8 +209,9 @@ class PrivateOptimizer(DPOptimizer):
             raise ValueError(
                 f"the memory has {memory.layout} and the model {self.layout}: make the memory with optimizer.layout"
             )
-        self._model.unmoved.remember_trained()
-        self._refuse_moved()
+        self._model.refuse_other_parameters()
+        self._model.unmoved.refuse_moved(but_trained=True)  # else what moved in an open round would be sent
+        refuse_code_around(self.original_optimizer)
 
     def begin(self, memory: ClientMemory, permit: Permit) -> None:
         """Open a round: `update()` counts from here, the optimiser's state is fresh, unfinished steps are discarded.
@@ -227,6 +228,7 @@ class PrivateOptimizer(DPOptimizer):
         self._assumed_public = False
         permit.assume(self.assumptions)
         self.discard_all()
+        self._model.unmoved.remember_trained()
         self._model.unmoved.modes.remember(training=self._model.training)
         self.original_optimizer.state.clear()
         self._open, self._released = (memory, permit), None

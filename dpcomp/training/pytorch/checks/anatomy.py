@@ -1,6 +1,7 @@
 """Anatomy: the objects that a module is made of, by which most steps see that nothing was exchanged."""
 
 import types
+from collections import deque
 from collections.abc import Container, Iterable
 from operator import attrgetter, is_
 from typing import Any
@@ -12,6 +13,7 @@ from dpcomp.core.identity import Composition, Dictionaries, Dictionary
 from dpcomp.training.pytorch.checks.held import (
     GLOBAL_HOOKS,
     HOOKS,
+    LIBRARIES,
     OF_ENGINES,
     OF_TORCH,
     data_of,
@@ -20,10 +22,12 @@ from dpcomp.training.pytorch.checks.held import (
     of_a_library,
     own_classes,
 )
+from dpcomp.training.pytorch.checks.hidden_state import is_echo, is_plain
 
 # Of OF_TORCH, what a module has at some times only.
 _AT_TIMES = frozenset({"_flat_weights", "_flat_weight_refs", "autograd_grad_sample_hooks", "max_batch_len"})
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+_CONTAINERS = (tuple, frozenset, list, deque, set, dict)  # which the base class notes, or says that it cannot
 _trains = attrgetter("requires_grad")
 
 
@@ -70,7 +74,26 @@ class _Inside(Composition):
     def _note(self, value: Any) -> bool:
         if is_own_class(value) and value not in self._watched:
             return False
-        return super()._note(value)
+        return super()._note(value) or self._note_object(value)
+
+    def _note_object(self, value: Any) -> bool:
+        """Note an object of a class that is written in Python, all of whose attributes are in its dictionary."""
+        kind = type(value)
+        if kind.__module__ == "typing" or isinstance(value, (types.GenericAlias, types.UnionType)):
+            return True  # of annotations
+        if isinstance(value, (nn.Module, Tensor, *_CONTAINERS)) or not is_plain(kind):
+            return False
+        own = vars(value)
+        echoes = [key for key in own if is_echo(kind, key)]
+        self._noted.append(Dictionary(own, own.keys() - set(echoes), echoes))
+        held = [own[key] for key in self._noted[-1].keys]
+        for each in kind.__mro__:
+            if each.__module__.partition(".")[0] not in LIBRARIES and id(each) not in self._seen:
+                self._seen.add(id(each))
+                of_class = dict(data_of(each))
+                self._noted.append(Dictionary(vars(each), of_class))
+                held += of_class.values()
+        return self._note_all(held)
 
 
 class Objects:

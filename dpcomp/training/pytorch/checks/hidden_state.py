@@ -1,5 +1,6 @@
 """Hidden state: what objects of compiled code hold beside their attributes, in a form that can be compared."""
 
+import datetime
 import io
 import logging
 import pickle
@@ -25,6 +26,8 @@ _FIXED = (
 )
 _FIXED += (types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodDescriptorType, types.GenericAlias)
 _FIXED += (types.WrapperDescriptorType, types.ClassMethodDescriptorType, types.UnionType, weakref.ref)
+# Code, and what compiled classes keep of their own functions.
+_FIXED += (types.CodeType, type(datetime.datetime_CAPI))  # pyright: ignore[reportAttributeAccessIssue]
 _POINTER = object.__basicsize__ // 2
 
 
@@ -89,6 +92,12 @@ def slots_of(kind: type) -> tuple[str, ...]:
     slots = vars(kind).get("__slots__", ())
     names = (slots,) if isinstance(slots, str) else tuple(slots)
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+@cache
+def is_plain(kind: type) -> bool:
+    """Return whether the attributes of an object of a class are all that it holds, and are in its dictionary."""
+    return kind.__dictoffset__ != 0 and not any(map(slots_of, kind.__mro__)) and not _has_state(kind)
 
 
 @cache

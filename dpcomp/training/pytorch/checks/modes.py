@@ -32,7 +32,13 @@ class Modes:
         """
         if self._before is None:
             module, *loss = self._parts
-            self._before = [not training or layer.training is True for layer in module.modules()]
+            layers = list(module.modules())
+            flags = [layer.training for layer in layers]
+            if not training:
+                module.train()  # of the model's own, which may leave layers in evaluation
+            self._before = [layer.training is True for layer in layers]
+            for layer, flag in zip(layers, flags, strict=True):
+                layer.training = flag
             self._before += [layer.training is True for part in loss for layer in part.modules()]
 
     def refuse_other(self) -> None:

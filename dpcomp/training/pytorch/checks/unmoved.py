@@ -94,13 +94,17 @@ class Unmoved:
         ]
         return changed + [name for name in self._before if name not in now]
 
-    def refuse_moved(self) -> None:
+    def refuse_moved(self, *, but_trained: bool = False) -> None:
         """Refuse a model of which something moved.
+
+        Args:
+            but_trained: Whether trainable parameters may have moved; they are still held to what is remembered.
 
         Raises:
             NotPrivate: Naming what moved.
         """
-        if changed := self.moved():
+        passed = trainable(self._module) if but_trained else {}
+        if changed := [name for name in self.moved() if name not in passed]:
             raise NotPrivate(
                 f"{changed} moved since the last step, and not by the optimiser: a forward pass, a hook, a callback or "
                 "the script wrote values that never went through the clip and the noise. Trainable parameters may be "

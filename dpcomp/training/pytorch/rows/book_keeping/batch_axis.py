@@ -159,10 +159,14 @@ class FollowedExamples(TorchDispatchMode):
 
     def _refuse_hidden_write(self, name: str, part: Tensor, axis: BatchAxis | None) -> None:
         """Refuse to write values of the batch where a tensor that is not known to have them would show them."""
-        if axis is None or axis is UNIFORM or self.axis_of(part) not in (None, UNIFORM):
+        if axis is None or self.axis_of(part) not in (None, UNIFORM):
             return
-        others = (other for other, _ in self._known.values() if other is not part)
         memory = memory_of(part)
+        others = [other for other, _ in self._known.values() if other is not part]
+        if axis is UNIFORM:  # `mask[64:] = 0` makes it another one at some places of the batch
+            if any(other.numel() > part.numel() and memory_of(other) == memory for other in others):
+                raise ExamplesMeet(f"{name}, which writes a part of values of the length of the batch,")
+            return
         if self.axis_of(part) is None or any(memory_of(other) == memory for other in others):
             raise ExamplesMeet(f"{name}, which writes values of the batch into a part of a tensor,")
 
@@ -173,7 +177,7 @@ class FollowedExamples(TorchDispatchMode):
         tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
         if all(self.axis_of(part) in (None, UNIFORM) for part in tensors):
             # A running sum or a sort makes values that are alike into others: an example's place, or an order.
-            if name not in _ELEMENTWISE | _RANDOM_LIKE | _VIEWS:
+            if name not in _ELEMENTWISE | _RANDOM_LIKE | _VIEWS or not self._joins_elsewhere(name, args, kwargs):
                 raise ExamplesMeet(f"{name} of values of the length of the batch")
             return (
                 UNIFORM
@@ -237,6 +241,15 @@ class FollowedExamples(TorchDispatchMode):
             training = name == "native_batch_norm" and args[5]
             return axis if not training else self._refused(name)
         return self._refused(name)
+
+    def _joins_elsewhere(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return whether values are joined along another axis than the batch's: then they stay alike at all places."""
+        parts: list[Tensor] = list(args[0]) if name in ("cat", "stack") else []
+        if len(parts) < 2:
+            return True
+        first, dim = parts[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        passed = dim % first.ndim if name == "cat" else -1
+        return any(length and not length % self._n for d, length in enumerate(first.shape) if d != passed)
 
     def _refused(self, name: str) -> BatchAxis:
         raise ExamplesMeet(name)
@@ -338,6 +351,8 @@ class FollowedExamples(TorchDispatchMode):
     ) -> BatchAxis:
         named = _named(func, args, kwargs)
         given = named.get("dims", named.get("dim", -1))
+        if name == "roll" and "dims" not in named:  # of all values in a row
+            given = []
         if given in ([], ()) or axis.axis in _dims([given], first.ndim):
             raise ExamplesMeet(f"{name} over the batch")
         return axis

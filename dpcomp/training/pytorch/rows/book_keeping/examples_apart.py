@@ -54,7 +54,9 @@ def layer_uses(module: nn.Module, inputs: Any) -> tuple[LayerUse, ...] | str:
     named = [name for name, value in module.named_parameters(remove_duplicate=False) if value.requires_grad]
     if len(named) > len([value for value in module.parameters() if value.requires_grad]):
         return "two layers share a parameter"
-    subject = copy.deepcopy(module).train()
+    subject = copy.deepcopy(module)
+    if not subject.training:
+        subject.train()  # which returns what an own method does
     try:
         few, more = (_followed(subject, call_of(inputs), n) for n in EXAMPLES)
     except ExamplesMeet as meeting:
