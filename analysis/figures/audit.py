@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures import ResultsFigure
 from analysis.tables.studies import audits_of
-from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, use_style
+from dpcomp.lab.figures.style import COLORS, COLUMN_INCHES, legend_below, use_style
 
 TITLES = {"shipped": "pipelines of dpcomp", "naive": "naive mechanisms"}
 
@@ -23,21 +23,19 @@ def draw(audits: pd.DataFrame) -> Figure:
     use_style()
     frame: Any = audits.sort_values("shown_epsilon")
     rows = [int((frame["kind"] == kind).sum()) for kind in TITLES]
-    figure, panels = plt.subplots(
-        2, 1, figsize=(2.1 * COLUMN_INCHES, 0.175 * sum(rows) + 1.2), sharex=True, height_ratios=rows
-    )
+    figure, panels = plt.subplots(1, 2, figsize=(2.1 * COLUMN_INCHES, 0.17 * max(rows) + 0.9), sharex=True)
     for axes, (kind, title), color in zip(panels, TITLES.items(), (COLORS[0], COLORS[3]), strict=True):
         part = frame[frame["kind"] == kind]
         sns.barplot(part, x="shown_epsilon", y="case", ax=axes, color=color, label="shown by the audit: at least")
         axes.plot(part["claimed_epsilon"], part["case"], "|", color="0.1", markersize=9, markeredgewidth=2, zorder=3)
         axes.plot([], [], "|", color="0.1", markersize=9, markeredgewidth=2, label="claimed: at most")
-        axes.set(xlabel=f"ε at δ = {part['delta'].iloc[0]:g}", ylabel=title)
-        axes.legend(loc="upper right")
-        axes.set_ylim(len(part) - 0.4, -0.6)
+        axes.set(xlabel=f"ε at δ = {part['delta'].iloc[0]:g}", ylabel="")
+        axes.legend().remove()
+        axes.tick_params(axis="y", labelsize="x-small")
+        axes.set_ylim(max(rows) - 0.4, -0.6)
+        axes.set_title(title)
         axes.grid(visible=True, axis="x")
-    panels[0].tick_params(labelbottom=True)
-    panels[0].set_xlabel(panels[1].get_xlabel())
-    figure.align_ylabels()
+    legend_below(figure, panels[0], columns=2)
     return figure
 
 

@@ -39,7 +39,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 rows[rows["method"] == method],
                 look=look,
                 line="none",
-                label=str(method).replace("shared", "common"),
+                label=_named(str(method)),
             )
         axes.axhline(0, color="0.3", linewidth=0.8)
         axes.set_title(f"clients {setting}" if setting == "alike" else str(setting), fontsize="small")
@@ -48,6 +48,12 @@ def draw(table: pd.DataFrame) -> Figure:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="x-small", columnspacing=1)
     return figure
+
+
+def _named(method: str) -> str:
+    """Return the name of a method in figures, with its bits."""
+    name = method.replace("shared", "common")
+    return name if "bit" in name or "float32" in name else f"{name}, 1 bit"
 
 
 def _bars(axes: Axes, rows: Any, *, look: int, line: str, label: str) -> None:

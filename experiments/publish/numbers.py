@@ -35,6 +35,7 @@ from dpcomp.lab.tasks.classification import Classification
 from dpcomp.privacy.guarantee import rounded_up
 from dpcomp.training.pytorch.rows.parameters import layout_of
 from experiments.publish.law import LATE, law
+from experiments.publish.peers import peers
 
 POINTS = 3  # how far off the loss that is foretold may be
 PREDICTIONS = ("random", "closed_form", "by_layer", "with_values")
@@ -527,6 +528,7 @@ CLAIMS: tuple[Callable[[Path], Numbers], ...] = (
     _orders,
     _erased,
     law,
+    peers,
     _quantiser_noise,
     _audit,
 )

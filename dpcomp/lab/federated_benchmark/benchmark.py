@@ -52,9 +52,9 @@ def benchmark(
     frame = frame_of(measure_all(file, methods, setting, make_task, others=known), REFERENCE.name)
     console.print(printed_table(frame, setting))
     console.print(
-        "* dpcomp's own. ±: of accuracies the deviation over the seeds; of differences the 95 % interval, paired"
+        "* dpcomp's own. In parentheses: the standard deviation over the seeds; ±: the 95 % interval, paired by seed."
     )
-    console.print("by seed. Bytes are those of one client in one round; ratios are to dense float32.")
+    console.print("Bytes are those of one client in one round; ratios are to dense float32.")
     figure = folder / f"federated_{setting.task}.png"
     draw(frame).savefig(figure)
     console.print(f"results: {file.path}; figure: {figure} ({time.perf_counter() - began:.0f} s)")

@@ -86,8 +86,8 @@ def ratios(row: Any) -> tuple[float, float]:
 
 
 def accuracy_text(row: Any) -> str:
-    """Return the accuracy in percent, with its deviation over the seeds."""
-    return f"{row['accuracy']:.1f}" + ("" if pd.isna(row["deviation"]) else f" ± {row['deviation']:.1f}")
+    """Return the accuracy in percent, with its deviation over the seeds in parentheses."""
+    return f"{row['accuracy']:.1f}" + ("" if pd.isna(row["deviation"]) else f" ({row['deviation']:.1f})")
 
 
 def difference_text(row: Any) -> str:

@@ -23,7 +23,10 @@ class OwnSupport:
     share: float
     bits: int
     ours = True
-    source = "dpcomp; a mask for each client is in Konečný et al. 2016, section 2 (1610.05492)"
+    source = (
+        "dpcomp: masks of each client's own (Konečný et al. 2016, section 2, 1610.05492), dealt over clients (PermK, "
+        "Szlendak et al. 2022, 2110.03300) and rounds, before the clip and the noise"
+    )
 
     @property
     def name(self) -> str:
@@ -57,7 +60,7 @@ class CommonSupport:
     share: float
     bits: int
     ours = False
-    source = "Konečný et al. 2016, section 2 (1610.05492), with one mask for all; Rotated of EDEN behind it"
+    source = "as own supports, with one mask for all; Rotated of EDEN behind it"
 
     @property
     def name(self) -> str:

@@ -25,11 +25,7 @@ class TopKFeedback:
 
     share: float
     momentum: float = 0.0
-
-    @property
-    def ours(self) -> bool:
-        """Whether it is dpcomp's own: error feedback alone is the peer's."""
-        return self.momentum > 0
+    ours = False
 
     @property
     def source(self) -> str:
