@@ -1,6 +1,7 @@
 """Which modules may be trained: those in which no example touches another's gradient, and no buffer remembers."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -439,3 +440,13 @@ def test_outputs_in_which_no_tensor_is_found_are_refused_by_their_type(engine):
         inspection.private_model(
             _OfADataclass(), lambda o, y: functional.cross_entropy(o.logits, y), inputs, targets, engine=engine
         )
+
+
+@pytest.mark.parametrize("kept", [torch.nn.functional, threading.Lock()], ids=["a module of Python", "a lock"])
+def test_a_model_that_cannot_be_copied_is_refused_by_its_attribute(kept):
+    module = nn.Sequential(nn.Linear(6, 3))
+    module[0].functions = kept
+    with pytest.raises(
+        dp.NotPrivate, match=r"attribute 'functions' of layer '0', a (module|lock) .*copy.deepcopy takes"
+    ):
+        inspection.private_model(module, functional.cross_entropy, torch.randn(4, 6), torch.zeros(4, dtype=torch.int64))

@@ -472,13 +472,32 @@ class _Trial:
 def _copies_of(module: nn.Module, loss: Loss) -> tuple[nn.Module, Loss]:
     """Return copies that a trial may change; a loss that refers to the model refers to the copy then."""
     memo: dict[int, Any] = {}
-    subject = copy.deepcopy(module, memo)
+    try:
+        subject = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise NotPrivate(
+            f"a trial runs on a copy of the model, which cannot be copied{_kept_alone(module)} ({named_error(error)}). "
+            "Keep on the model what copy.deepcopy takes, and such things as modules, locks and open files elsewhere"
+        ) from error
     if not subject.training:  # else layers that were set to evaluation stay so
         subject.train()  # which returns what an own method does
     try:
         return subject, copy.deepcopy(loss, memo)
     except Exception:  # what cannot be copied is tried itself
         return subject, loss
+
+
+def _kept_alone(module: nn.Module) -> str:
+    """Name the first attribute of a layer that cannot be copied."""
+    for name, layer in module.named_modules():
+        for key, value in vars(layer).items():
+            if key in vars(nn.Module()):
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:
+                return f": attribute {key!r} of {f'layer {name!r}' if name else 'the model'}, a {type(value).__name__}"
+    return ""
 
 
 def _wrapped(module: nn.Module, loss: Loss, engine: Engine, inputs: Any) -> PrivateModel:
