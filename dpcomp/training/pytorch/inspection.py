@@ -353,10 +353,10 @@ class _Trial:
                 "input in place: write x = x + 1 for x += 1"
             )
         one = self.model.passes[-1]
-        if not floating(one.outputs):
+        if not any(part.is_floating_point() or part.is_complex() for part in tensors(outputs)):
             raise NotPrivate(
-                f"no tensor of real numbers is found in the outputs of the model, of type {type(outputs).__name__}: "
-                "return tensors, alone or in tuples, named tuples, lists and dictionaries"
+                f"no tensor of numbers that have gradients is found in the outputs of the model, of type "
+                f"{type(outputs).__name__}: return tensors, alone or in tuples, named tuples, lists and dictionaries"
             )
         if columns(batch.inputs):
             self.model.outputs_of_nothing = without_examples(one.outputs)
