@@ -29,11 +29,11 @@ def draw(audits: pd.DataFrame) -> Figure:
         sns.barplot(part, x="shown_epsilon", y="case", ax=axes, color=color, label="shown by the audit: at least")
         axes.plot(part["claimed_epsilon"], part["case"], "|", color="0.1", markersize=9, markeredgewidth=2, zorder=3)
         axes.plot([], [], "|", color="0.1", markersize=9, markeredgewidth=2, label="claimed: at most")
-        axes.set(xlabel=f"ε at δ = {part['delta'].iloc[0]:g}", ylabel="")
+        axes.set(xlabel=f"ε at δ = {part['delta'].iloc[0]:g}", ylabel="mechanism")
         axes.legend().remove()
         axes.tick_params(axis="y", labelsize="x-small")
         axes.set_ylim(max(rows) - 0.4, -0.6)
-        axes.set_title(title)
+        axes.set_title(title, loc="right")
         axes.grid(visible=True, axis="x")
     legend_below(figure, panels[0], columns=2)
     return figure

@@ -40,7 +40,7 @@ def draw(rounds: Mapping[str, pd.DataFrame]) -> Figure:
     digits: Any = rounds["digits"].assign(noise_multiplier=rounds["digits"]["noise_multiplier"].astype(float))
     means: Any = digits.groupby(["noise_multiplier", "seed"])[["saved_bits", "foretold_bits"]].mean().reset_index()
     _points(right, means, "saved_bits", fmt="o", color=COLORS[0], label="saved")
-    looks = {"fmt": "s", "color": "0.1", "fillstyle": "none", "markersize": 8, "label": "foretold by ρ"}
+    looks = {"fmt": "s", "color": "0.1", "fillstyle": "none", "markersize": 8, "label": "predicted by ρ"}
     _points(right, means, "foretold_bits", **looks)
     right.set(ylabel="bits saved a coordinate", title="digits, at one error")
     right.legend(loc="upper right", fontsize="small")

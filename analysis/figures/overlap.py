@@ -61,7 +61,7 @@ def draw(losses: pd.DataFrame) -> Figure:
         "s",
         color="0.1",
         fillstyle="none",
-        label="the noisy one's, foretold from the clean",
+        label="the noisy one's, predicted from the clean",
     )
     left.axhline(density, color="0.2", linewidth=1.2, zorder=1.5, label=f"chance ({100 * density:g} %)")
     left.set(
@@ -87,7 +87,7 @@ def _compare(sent: Any, axes: Axes) -> None:
     axes.fill_between(
         [low, high], [low - POINTS, high - POINTS], [low + POINTS, high + POINTS], color="0.88", zorder=0.5
     )
-    axes.set(xlabel="foretold loss of ratio (%)", ylabel="measured (%)", xlim=(low, high), ylim=(low, high))
+    axes.set(xlabel="predicted loss of ratio (%)", ylabel="measured (%)", xlim=(low, high), ylim=(low, high))
     axes.legend(title=None, loc="lower right", fontsize="x-small")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from analysis.tables.latex_numbers import Numbers, of_table, plain, slug
 from analysis.tables.noise_floor import (
     SETTINGS,
+    codes_of,
     excess_of,
     floor_of,
     looser_floor_of,
@@ -19,7 +20,7 @@ from analysis.tables.noise_floor import (
     signal_half,
 )
 from analysis.tables.trials import rounds_of, trials_of
-from analysis.theory.noise_floor import ROTATED, fewest_bits, least_error
+from analysis.theory.noise_floor import ROTATED, added_error, fewest_bits, least_error
 from dpcomp.lab.sweep.plan import outcomes
 from dpcomp.wire.short_header import SHORT_HEADER_BYTES
 
@@ -81,15 +82,27 @@ def law(configs: Path) -> Numbers:
     for name, values in forms.items():
         low, high = np.percentile(values[1:], [2.5, 97.5])
         found |= {f"law.{name}": f"{values[0]:.2f}", f"law.{name}.range": f"[{round(low, 1) + 0.0:.1f},{high:.1f}]"}
+    half, clients = signal_half(folder), setting["clients"]
+    common = codes_of(folder / "fashion_mnist.toml")["shared 6 %, 2 bits"]._asdict()
+    for name, moved in (("least", -half), ("most", half)):  # the draws move against the signal
+        found[f"law.shared_6_2_bits.error.{name}"] = "{:.2f}".format(
+            added_error(
+                **common,
+                clients=clients,
+                signal_to_noise=ratios.signal + moved,
+                draw_to_noise=ratios.draw - moved / clients,
+            )
+        )
     return found | {
         "law.skewed.draw": f"{ratios_of(folder, skewed).draw:.3f}",
         "law.two_bits": f"{ROTATED[2]:.3f}",
         "law.furthest": f"{math.ceil(10 * fits.furthest[0]) / 10:.1f}",
+        "law.furthest_constant": f"{(codes['difference'] - codes['difference'].mean()).abs().max():.1f}",
         "law.furthest_most": f"{np.percentile(fits.furthest[1:], 97.5):.1f}",
         "law.lost_least": f"{-codes['difference'].max():.1f}",
         "law.lost_most": f"{-codes['difference'].min():.1f}",
-        "law.signal": rf"{ratios.signal:.3f} \pm {signal_half(folder):.3f}",
-        "law.draw": rf"{ratios.draw:.4f} \mp {signal_half(folder) / setting['clients']:.4f}",
+        "law.signal": rf"{ratios.signal:.3f} \pm {half:.3f}",
+        "law.draw": rf"{ratios.draw:.4f} \mp {half / clients:.4f}",
         "law.least": f"{least:.2f}",
         "law.least_lost": f"{np.interp(least, by_error['error'], by_error['difference']):.1f}",
         "law.point": f"{point:.2f}",

@@ -415,8 +415,15 @@ def _erased(configs: Path) -> Numbers:
         trials = trials_of(folder / f"{config}.toml")
         found |= of_trials(f"erased.{budget}", trials, ["grid.method"], reference="dense")
     with_momentum = trials_of(folder / "cifar10.toml")
-    for name, without in (("momentum", "dense, momentum"), ("own_6", "own 6 %, 2 bits"), ("own_1", "own 1 %")):
+    for name, without in (
+        ("momentum", "dense, momentum"),
+        ("own_6", "own 6 %, 2 bits"),
+        ("own_1", "own 1 %"),
+        ("common", "common 6 %, 2 bits, momentum"),
+    ):
         found |= of_trials(f"erased.cifar10_{name}", with_momentum, ["grid.method"], reference=without)
+    skewed = trials_of(folder / "cifar10_dirichlet.toml")
+    found |= of_trials("erased.cifar10_dirichlet", skewed, ["grid.method"], reference="dense, momentum")
     shares: Any = rounds_of(folder / "clipped.toml")
     late: Any = shares[shares["round"] > LATE * shares["round"].max()]
     for name, part in (("clipped", shares), ("clipped_late", late)):

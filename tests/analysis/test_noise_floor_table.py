@@ -75,7 +75,11 @@ def test_what_is_sent_is_read_from_the_pipeline(mechanism, codec, federation, co
 
 def test_every_method_is_named_in_the_figure():
     (legend,) = draw(TABLE).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["dense, more noise", "own 6 %, 2 bits", "own 1 %"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "dense, more noise",
+        "own 6 %, 2 bits",
+        "own 1 %, 1 bit",
+    ]
 
 
 def test_signal_and_draws_are_told_apart_by_vectors_of_known_energy(monkeypatch, tmp_path):
