@@ -14,14 +14,14 @@ def peers(configs: Path) -> Numbers:
     """`peers.<task>.<method>.<what>`: each method beside dense float32, in the same federation at the same ε.
 
     Args:
-        configs: The folder of the configs; the benchmark's results lie where those of a config of its name would.
+        configs: The folder of the configs; the benchmark's results lie where those of configs named as its tasks would.
 
     Raises:
         ConfigError: A trial is missing.
     """
-    reports = results_of(configs / "federated_benchmark").read()
     found: Numbers = {}
     for setting in SETTINGS:
+        reports = results_of(configs / "federated_benchmark" / setting.task).read()
         name = f"peers.{setting.task}"
         found |= {
             f"{name}.epsilon": f"{setting.epsilon:g}",
