@@ -377,3 +377,10 @@ def test_a_plain_object_is_compared_by_the_objects_in_it_and_in_its_class(change
     change(module.vocabulary)
     assert not objects.same()
     assert guard.moved()
+
+
+def test_a_capsule_over_the_memory_of_a_tensor_is_refused():
+    module = nn.Sequential(nn.Linear(6, 3))
+    module[0].capsule = torch.utils.dlpack.to_dlpack(torch.zeros(1))
+    with pytest.raises(dp.NotPrivate, match="capsule"):
+        Unmoved(module)

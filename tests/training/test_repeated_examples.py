@@ -115,6 +115,9 @@ REPEATED = {
     "the same tensors twice": lambda: ConcatDataset(
         [TensorDataset(FEATURES, TARGETS), TensorDataset(FEATURES, TARGETS)]
     ),
+    "the same tensors by keys": lambda: ConcatDataset(
+        [Subset(TensorDataset(FEATURES, TARGETS), [(0,), (1,)]), Subset(TensorDataset(FEATURES, TARGETS), [(2,), (1,)])]
+    ),
     "the same inputs with two targets": lambda: ConcatDataset(
         [TensorDataset(FEATURES, TARGETS), TensorDataset(FEATURES, 1 - TARGETS)]
     ),

@@ -272,8 +272,9 @@ def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
 def data_of(kind: type) -> Iterator[tuple[str, Any]]:
     """Yield the attributes of a class that are no methods; what `functools.lru_cache` keeps of methods is none."""
     for key, value in vars(kind).items():
-        # Empty annotations come where they are asked for, and what an abstract class keeps, where its kind is.
-        if key == "_abc_impl" or (key == "__annotations__" and not value):
+        # Empty annotations come where they are asked for, and what an abstract class keeps, where its kind is; a
+        # class that Cython made keeps the table of its own functions.
+        if key in ("_abc_impl", "__pyx_vtable__") or (key == "__annotations__" and not value):
             continue
         if not isinstance(value, _METHODS) and not hasattr(value, "cache_info"):
             yield key, value

@@ -1,6 +1,5 @@
 """Hidden state: what objects of compiled code hold beside their attributes, in a form that can be compared."""
 
-import datetime
 import io
 import logging
 import pickle
@@ -26,8 +25,7 @@ _FIXED = (
 )
 _FIXED += (types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodDescriptorType, types.GenericAlias)
 _FIXED += (types.WrapperDescriptorType, types.ClassMethodDescriptorType, types.UnionType, weakref.ref)
-# Code, and what compiled classes keep of their own functions.
-_FIXED += (types.CodeType, type(datetime.datetime_CAPI))  # pyright: ignore[reportAttributeAccessIssue]
+_FIXED += (types.CodeType,)
 _POINTER = object.__basicsize__ // 2
 
 

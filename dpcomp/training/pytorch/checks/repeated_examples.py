@@ -125,10 +125,11 @@ def _places(origin: Any, positions: Positions) -> tuple[Any, Positions]:
     That is the data set itself; or for a `TensorDataset` the memory behind the largest part of its items, since slices
     and views of a tensor have its examples.
     """
-    if type(origin) is not TensorDataset or positions.dtype.kind not in "iu":
+    if type(origin) is not TensorDataset:
         return id(origin), positions
     part = max(origin.tensors, key=lambda tensor: tensor[:1].nbytes)
-    if part.layout is not torch.strided or not part.numel() or not part.stride(0):
+    in_rows = part.layout is torch.strided and part.numel() and part.stride(0)
+    if not in_rows or positions.dtype.kind not in "iu":
         return tuple(map(id, origin.tensors)), positions
     places = part.data_ptr() + positions.astype(np.int64) * (part.stride(0) * part.itemsize)
     return part.untyped_storage().data_ptr(), places
