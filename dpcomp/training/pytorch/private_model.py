@@ -67,7 +67,7 @@ class PrivateModel(nn.Module):
         self.passes: list[Pass] = []
         self._reached, self._public = 0, False
         self.outputs_of_nothing: Any = None  # of a model that reads columns, which cannot be made up
-        self._trained = {name: id(parameter) for name, parameter in trainable(module).items()}
+        self._trained = trainable(module)
         self._made_of = Layers(module)
         self._draws: _Draws | None = None  # before the first round
 
@@ -184,11 +184,11 @@ class PrivateModel(nn.Module):
         if self._made_of.same():
             return
         self.unmoved.refuse_other_layers()
-        now = {name: id(parameter) for name, parameter in trainable(self._module).items()}
-        if now != self._trained:
-            changed = sorted(name for name, _ in now.items() ^ self._trained.items())
+        now = trainable(self._module)
+        changed = sorted(name for name in {**self._trained, **now} if now.get(name) is not self._trained.get(name))
+        if changed:
             raise NotPrivate(
-                f"the trainable parameters changed after the inspection, at {list(dict.fromkeys(changed))}: freeze and "
+                f"the trainable parameters changed after the inspection, at {changed}: freeze and "
                 "unfreeze before make_private, or call it again"
             )
 

@@ -1,7 +1,7 @@
 """Unmoved: a guard that only the optimiser's step on released values moves what a model and its loss hold."""
 
 from contextlib import suppress
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class Unmoved:
 
     def __init__(self, module: nn.Module, loss: Any = None, *, ignored: frozenset[str] = frozenset()):
         self._module, self._loss, self._ignored = module, loss, ignored
-        self._layers = {name: (id(layer), type(layer)) for name, layer in module.named_modules()}
+        self._layers = {name: (layer, type(layer)) for name, layer in module.named_modules()}
         self._made_of = Layers(module)
         self.modes = Modes(module, loss)
         self._before: dict[str, list[Any]] = {}
@@ -47,6 +47,16 @@ class Unmoved:
         self._tensors: list[Tensor] = []  # that are held
         self._copies: list[Tensor] = []  # of these, in `_before`
         self._forms: list[Any] = []  # of the copies
+        self._moved_before: list[str] = []  # it was copied
+        self.remember()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and `torch.save` take: a copy notes its own objects, and keeps the names of what moved."""
+        of_objects = {"_before": {}, "_objects": None, "_tensors": [], "_copies": [], "_forms": []}
+        return {**self.__dict__, **of_objects, "_moved_before": self.moved()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self.remember()
 
     def remember(self) -> None:
@@ -79,7 +89,9 @@ class Unmoved:
 
     def remember_trained(self) -> None:
         """Take the present values of the trainable parameters as a new start; all else is held to what it was."""
-        self._before |= {name: [kept(value)] for name, value in trainable(self._module).items()}
+        trained = trainable(self._module)
+        self._before |= {name: [kept(value)] for name, value in trained.items()}
+        self._moved_before = [name for name in self._moved_before if name not in trained]
         self._objects = None
         if not self.moved():
             self._note_objects(self._held())
@@ -87,12 +99,12 @@ class Unmoved:
     def moved(self) -> list[str]:
         """Return the names of what has other values than those remembered."""
         if self._objects is not None and self._objects.same() and self._same_tensors():
-            return []
+            return list(self._moved_before)
         now = self._held()
         changed = [
             name for name, leaves in now.items() if name not in self._before or not same(leaves, self._before[name])
         ]
-        return changed + [name for name in self._before if name not in now]
+        return list(dict.fromkeys([*self._moved_before, *changed, *(name for name in self._before if name not in now)]))
 
     def refuse_moved(self, *, but_trained: bool = False) -> None:
         """Refuse a model of which something moved.
@@ -121,9 +133,9 @@ class Unmoved:
         """
         if self._made_of.same():
             return
-        now = {name: (id(layer), type(layer)) for name, layer in self._module.named_modules()}
+        now = {name: (layer, type(layer)) for name, layer in self._module.named_modules()}
         for name in dict.fromkeys([*self._layers, *now]):
-            if now.get(name) != self._layers.get(name):
+            if not all(map(is_, now.get(name, (None, None)), self._layers.get(name, (None, None)))):
                 was, is_now = (layers[name][1].__name__ if name in layers else "none" for layers in (self._layers, now))
                 raise NotPrivate(
                     f"layer {name!r} was exchanged after the inspection (it was {was}, and is {is_now}), so nothing is "
