@@ -1,5 +1,6 @@
 """Poisson batches for a DataLoader: drawn in secret, at a public rate, and sometimes empty."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from dpcomp.core.address import Address
 from dpcomp.core.errors import NotPrivate
 from dpcomp.core.randomness import SecretSeed
 from dpcomp.privacy import Poisson
+from dpcomp.training.pytorch.checks.origins import Traced
 from dpcomp.training.pytorch.checks.repeated_examples import refuse_repeated_examples
 from dpcomp.training.pytorch.collation import Collate, collated
 from dpcomp.training.pytorch.draws import Draws, Place, delivered
@@ -32,7 +34,8 @@ class PoissonBatches(Sampler[list[int]]):
 
     Raises:
         BudgetExhausted: As a pass begins, no round is open.
-        NotPrivate: The data set has another length than it had, or an example is behind several of its items.
+        NotPrivate: The data set has another length than it had, or an example is behind several of its items; in the
+            pass, another example is behind an item than when it began.
     """
 
     def __init__(self, dataset: "Ticketed", sampling: Poisson, steps: int, optimizer: PrivateOptimizer):
@@ -43,7 +46,7 @@ class PoissonBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         self._optimizer.discard_all()
-        refuse_repeated_examples(self._dataset.dataset)  # its indices may have been written since
+        self._dataset.trace()  # its indices may have been written since
         self._optimizer.draws.deliveries_are_told, self.tells_deliveries = self.tells_deliveries, False
         place = self._optimizer.address
         self._passes = self._passes + 1 if place == self._address else 0
@@ -62,9 +65,9 @@ class Ticketed(Dataset):
     """A data set whose examples are asked for by ticket, and come with it.
 
     **Privacy:** tickets name positions in a data set of fixed length. In one that became shorter, two tickets of a draw
-    would name the same example, which would count twice. What the data set draws from the global generators of torch,
-    NumPy and Python, as augmentations do, comes from the secret: of numbers that are known, those of an example would
-    go by how many examples stand before it.
+    would name the same example, which would count twice; so would those of a `Subset` whose indices were written in a
+    pass. What the data set draws from the global generators of torch, NumPy and Python, as augmentations do, comes from
+    the secret: of numbers that are known, those of an example would go by how many examples stand before it.
 
     Args:
         dataset: A map-style data set.
@@ -76,9 +79,19 @@ class Ticketed(Dataset):
         self.dataset = dataset
         self._n = len(dataset)  # pyright: ignore[reportArgumentType]
         self._number, self._place = number, place
+        self._traced: tuple[int, Traced] | None = None  # and in which process
 
     def __len__(self) -> int:
         return self._n
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_traced": None}
+
+    def trace(self) -> Traced:
+        """Refuse repeated examples, and hold later draws in this process to the examples behind the items now."""
+        refuse_repeated_examples(self.dataset)
+        self._traced = os.getpid(), Traced(self.dataset)
+        return self._traced[1]
 
     def __getitem__(self, ticket: int) -> tuple[int, Any]:
         return self.__getitems__([ticket])[0]
@@ -87,11 +100,21 @@ class Ticketed(Dataset):
         """Return the examples of a micro-batch with their tickets, as torch's loader asks for them."""
         if not tickets:
             return []
+        traced, positions = self._traced_here(), [ticket % self._n for ticket in tickets]
         if type(self.dataset) is TensorDataset:  # runs no code of the user, so it draws nothing
-            return [self._example(ticket) for ticket in tickets]
-        draw, position = divmod(tickets[0], self._n)
-        with lent_generators(SecretSeed(self._number), "examples", *self._place.of(draw), position):
-            return [self._example(ticket) for ticket in tickets]
+            examples = [self._example(ticket) for ticket in tickets]
+        else:
+            draw, position = divmod(tickets[0], self._n)
+            with lent_generators(SecretSeed(self._number), "examples", *self._place.of(draw), position):
+                examples = [self._example(ticket) for ticket in tickets]
+        traced.refuse_other(positions)
+        return examples
+
+    def _traced_here(self) -> Traced:
+        """Return the examples behind the items when the pass began, or when this worker process loads the first."""
+        if self._traced is None or self._traced[0] != os.getpid():
+            return self.trace()
+        return self._traced[1]
 
     def _example(self, ticket: int) -> tuple[int, Any]:
         self.refuse_other_length()

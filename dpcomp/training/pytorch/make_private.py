@@ -85,8 +85,8 @@ def make_private(
 
     Raises:
         NotPrivate: The model, the loss or `collate_fn` ties examples, keeps data, or fails on a batch; an example is
-            behind several items of a `Subset`, `ConcatDataset` or `StackDataset`; or the pipeline does not release
-            local steps.
+            behind several items of a `Subset`, `ConcatDataset`, `StackDataset` or `TensorDataset`; or the pipeline does
+            not release local steps.
         TypeError: `steps`, `views` or `expected_batch_size` is not such a number, or a constant is no plain value.
         ValueError: A parameter is neither float32 nor float64, a constant has the name of an input, a number lies
             outside its range, the data set is empty, the pipeline samples nothing and `steps` is not given, or the
