@@ -1,9 +1,11 @@
 """Hidden state: what a model keeps in objects of compiled code, on tensors and on functions, and what is no state."""
 
 import abc
+import argparse
 import array
 import collections
 import collections.abc
+import copy
 import ctypes
 import dataclasses
 import datetime
@@ -17,6 +19,7 @@ import re
 import threading
 import types
 import typing
+import uuid
 import weakref
 from typing import ClassVar
 
@@ -33,7 +36,8 @@ from dpcomp.training.pytorch import Isolated
 from dpcomp.training.pytorch.checks.anatomy import Objects
 from dpcomp.training.pytorch.checks.unmoved import Unmoved
 from dpcomp.training.pytorch.inspection import private_model
-from tests.training.private_client import examples
+from dpcomp.training.pytorch.rows.opacus_hooks import OpacusRows
+from tests.training.private_client import Client, examples, noisy
 
 
 def bare():
@@ -49,7 +53,94 @@ class Settings(pydantic.BaseModel):
     names: dict[str, int] = {}
 
 
+class Helper:
+    """An object of a script, with functions that may keep something."""
+
+    __slots__ = ("__dict__", "__hidden", "open")
+
+    def with_default(self, box=[]):  # noqa: B006
+        return box
+
+    def with_keyword(self, *, box=[]):  # noqa: B006
+        return box
+
+    @staticmethod
+    def static(box=[]):  # noqa: B006
+        return box
+
+    @property
+    def width(self):
+        return 6
+
+    @functools.cached_property
+    def seen(self):
+        return []
+
+    def hide(self):
+        self.__hidden = 1
+
+
+class Inherits(Helper):
+    """A helper whose functions are those of another class."""
+
+
+class Words(dict):
+    """A dictionary with functions and data of its class."""
+
+    others: ClassVar = []
+
+    def add(self, to=[]):  # noqa: B006
+        return to
+
+
+class Word(str):
+    """A string with attributes."""
+
+
+class Rate(float):
+    """A number with attributes."""
+
+
+class Like:
+    """An object whose class has an attribute that is named as those that Cython makes."""
+
+    __pyx_vtable__: ClassVar = {}
+
+
+class Level(enum.Enum):
+    """An enumeration."""
+
+    LOW = 1
+
+
+def with_seen():
+    helper = Helper()
+    assert helper.seen == []
+    return helper
+
+
 KEPT = {
+    "a default of a helper's method": (Helper, lambda v: Helper.with_default.__defaults__[0].append(1)),
+    "a default of an inherited method": (Inherits, lambda v: Helper.with_default.__defaults__[0].append(1)),
+    "a default by keyword": (Helper, lambda v: Helper.with_keyword.__kwdefaults__["box"].append(1)),
+    "a default of a static method": (Helper, lambda v: v.static().append(1)),
+    "an attribute of a helper's method": (Helper, lambda v: setattr(Helper.with_default, "seen", uuid.uuid4())),
+    "an attribute of a helper's property": (Helper, lambda v: setattr(Helper.width.fget, "seen", uuid.uuid4())),
+    "a slot": (Helper, lambda v: setattr(v, "open", 1)),
+    "a private slot": (Helper, lambda v: v.hide()),
+    "what a cached property keeps": (with_seen, lambda v: v.seen.append(1)),
+    "what a cached property adds": (Helper, lambda v: v.seen.append(1)),
+    "another value of a cached property": (with_seen, lambda v: setattr(v, "seen", [1])),
+    "a default of a method of a dictionary": (Words, lambda v: v.add.__defaults__[0].append(1)),
+    "an attribute of a dictionary's class": (Words, lambda v: v.others.append(1)),
+    "an attribute of a string": (lambda: Word("a"), lambda v: setattr(v, "seen", 1)),
+    "an attribute of a number": (lambda: Rate(1), lambda v: setattr(v, "seen", 1)),
+    "an attribute of a member": (lambda: Level.LOW, lambda v: setattr(v, "seen", uuid.uuid4())),
+    "what is named as a table of Cython": (Like, lambda v: v.__pyx_vtable__.update(seen=uuid.uuid4())),
+    "an attribute of a logger": (
+        lambda: logging.getLogger("kept"),
+        lambda v: setattr(v, "seen", uuid.uuid4()),
+    ),
     "bytes": (lambda: bytearray(1), lambda v: v.__setitem__(0, 1)),
     "an array": (lambda: array.array("d", [0]), lambda v: v.__setitem__(0, 1)),
     "a number of C": (lambda: ctypes.c_double(0), lambda v: setattr(v, "value", 1)),
@@ -104,6 +195,132 @@ def test_what_an_object_keeps_is_found(kind):
     keep(module.kept)
     assert guard.moved() == ["attribute 'kept' of the model (Keeps)"]
     assert Unmoved(module).moved() == []
+
+
+def test_what_a_cached_property_adds_is_what_it_gives_again():
+    module = Keeps(Helper())
+    guard = Unmoved(module)
+    assert module.kept.seen == []
+    assert guard.moved() == []
+    guard.remember()
+    del module.kept.seen
+    assert guard.moved() == []
+    guard.remember()
+    assert module.kept.seen == []
+    guard.remember()
+    assert Objects(module, None, ignored=frozenset()).same()
+    module.kept.seen.append(1)
+    assert guard.moved() == ["attribute 'kept' of the model (Keeps)"]
+
+
+class Times:
+    """A loss of a script's own class."""
+
+    def __init__(self, by=1):
+        self.by = by
+
+    def scaled(self, loss, seen=[]):  # noqa: B006
+        return loss * self.by
+
+    def __call__(self, outputs, targets):
+        return self.scaled(nn.functional.cross_entropy(outputs, targets))
+
+
+class TimesAsModule(nn.Module):
+    """A loss that is a module."""
+
+    forward, scaled, by = Times.__call__, Times.scaled, 1
+
+
+@pytest.mark.parametrize("loss", [Times, TimesAsModule])
+def test_what_a_method_of_a_loss_keeps_is_found(loss):
+    guard = Unmoved(Keeps(), loss())
+    assert guard.moved() == []
+    loss.scaled.__defaults__[0].append(1)
+    assert guard.moved() == [f"methods of the loss ({loss.__name__})"]
+
+
+NAMES_OF_ENGINES = {
+    "max_batch_len": lambda m: m,
+    "_flat_weight_refs": lambda m: m.layer,
+    "_forward_counter": lambda m: m.layer.weight,
+    "_current_grad_sample": lambda m: m.layer.weight,
+}
+
+
+@pytest.mark.parametrize("name", NAMES_OF_ENGINES)
+def test_what_has_the_name_that_an_engine_or_a_layer_uses_is_found(name):
+    module = Keeps()
+    guard = Unmoved(module)
+    setattr(NAMES_OF_ENGINES[name](module), name, [1])
+    assert len(guard.moved()) == 1
+    if name != "_flat_weight_refs":
+        assert Unmoved(module, ignored=OpacusRows.keeps).moved() == []
+        guard = Unmoved(module, ignored=OpacusRows.keeps)
+        setattr(NAMES_OF_ENGINES[name](module), name, [2])
+        assert guard.moved() == []
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_what_recurrent_layers_keep_of_their_weights_is_no_state(layer):
+    module = layer(6, 3)
+    guard = Unmoved(module)
+    module.flatten_parameters()
+    module._flat_weights = list(module._flat_weights)
+    module._init_flat_weights()
+    assert guard.moved() == []
+
+
+def test_names_of_slots_that_a_copy_leaves_on_a_class_are_no_state():
+    class Outputs(collections.OrderedDict):
+        __slots__ = ("__hidden", "open")
+
+    class Makes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return Outputs(logits=self.layer(x))
+
+    module = Makes()
+    guard = Unmoved(module)
+    copy.copy(Outputs(a=1))
+    assert "__slotnames__" in vars(Outputs)
+    assert guard.moved() == []
+    guard.remember()
+    Outputs.__slotnames__.append("seen")
+    assert guard.moved() == ["method 'forward' of class Makes"]
+
+
+def test_annotations_that_were_empty_are_held():
+    class Bare(nn.Linear):
+        pass
+
+    Bare.__annotations__ = {}
+    guard = Unmoved(Bare(6, 3))
+    assert guard.moved() == []
+    Bare.__annotations__["seen"] = 1
+    assert guard.moved() == ["attribute '__annotations__' of the model (Bare)"]
+
+
+def test_outputs_of_a_class_that_a_function_made_are_taken():
+    class Outputs(dict):
+        pass
+
+    class Makes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return Outputs(logits=self.layer(x))
+
+    client = Client(noisy(), Makes(), (6,), loss=lambda o, t: nn.functional.cross_entropy(o["logits"], t))
+    client.step(*examples(5))
+    copy.copy(Outputs())
+    client.step(*examples(5))
+    assert len(client.gradients) == 2
 
 
 ON_THE_CLASS = {
@@ -297,6 +514,10 @@ HONEST = {
     "a type that is named ahead": lambda: typing.ForwardRef("int"),
     "an older generator of NumPy": lambda: np.random.RandomState(0),
     "a class of pydantic": lambda: Settings(width=6),
+    "a class of pydantic in a function": lambda: of_a_function(),
+    "a class of pydantic with a lambda": lambda: Validated(),
+    "a data class with slots": lambda: Slotted(),
+    "an object with a cached property": Helper,
 }
 NOT_COPIED = {"a generator of torch"}  # by copy.deepcopy, as a trial copies the model
 
@@ -307,8 +528,87 @@ class Uses(Keeps):
     def forward(self, x):
         logging.getLogger("dpcomp.tests.honest").isEnabledFor(logging.DEBUG)
         if isinstance(self.kept, torch.distributions.MultivariateNormal):
-            _ = self.kept.covariance_matrix
+            _ = self.kept.covariance_matrix, self.kept.precision_matrix
+        if isinstance(self.kept, Helper):
+            _ = self.kept.seen
         return self.layer(x)
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    """A configuration with slots."""
+
+    width: int = 6
+    rope: dict = dataclasses.field(default_factory=lambda: {"theta": 1e4})
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A frozen configuration, with a cached property."""
+
+    rope: dict = dataclasses.field(default_factory=lambda: {"theta": 1e4})
+
+    @functools.cached_property
+    def width(self):
+        return [6]
+
+
+def of_a_function():
+    class Local(pydantic.BaseModel):
+        rope: dict[str, float] = {"theta": 1e4}
+
+    return Local()
+
+
+class Validated(pydantic.BaseModel):
+    """Settings that a lambda checks."""
+
+    rope: typing.Annotated[dict[str, float], pydantic.AfterValidator(lambda v: v)] = {"theta": 1e4}
+
+
+def with_width(frozen):
+    assert frozen.width == [6]
+    return frozen
+
+
+# Configurations, and what changes them. They are compared by the objects that they are made of.
+FAST = {
+    "a data class": (Config, lambda v: v.rope.update(theta=1.0)),
+    "an attribute of a data class": (Config, lambda v: setattr(v, "width", 7)),
+    "a field of a data class": (
+        Config,
+        lambda v: setattr(Config.__dataclass_fields__["width"], "compare", uuid.uuid4()),
+    ),
+    "a data class with slots": (Slotted, lambda v: v.rope.update(theta=1.0)),
+    "a slot": (Slotted, lambda v: setattr(v, "width", 7)),
+    "a frozen data class": (Frozen, lambda v: v.rope.update(theta=1.0)),
+    "a cached property of a frozen one": (lambda: with_width(Frozen()), lambda v: v.width.append(1)),
+    "settings of pydantic": (of_a_function, lambda v: v.rope.update(theta=1.0)),
+    "an attribute of settings": (of_a_function, lambda v: setattr(v, "rope", {})),
+    "settings that a lambda checks": (Validated, lambda v: v.rope.update(theta=1.0)),
+    "an enumeration": (lambda: Level.LOW, lambda v: setattr(v, "seen", uuid.uuid4())),
+    "a partial": (lambda: functools.partial(max, key={}), lambda v: v.keywords.update(key=1)),
+    "a namespace": (lambda: argparse.Namespace(a=[1]), lambda v: v.a.append(1)),
+    "a helper": (Helper, lambda v: Helper.with_default.__defaults__[0].append(1)),
+    "a private slot": (Helper, lambda v: v.hide()),
+    "a dictionary of a script": (Words, lambda v: v.add.__defaults__[0].append(1)),
+    "an attribute of a dictionary's class": (Words, lambda v: v.others.append(1)),
+    "a string with attributes": (lambda: Word("a"), lambda v: setattr(v, "seen", 1)),
+    "a class": (lambda: Like, lambda v: v.__pyx_vtable__.update(seen=uuid.uuid4())),
+    "a type of numbers": (lambda: {"a": torch.float32}, lambda v: v.update(a=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_a_configuration_is_compared_by_the_objects_in_it(kind):
+    make, change = FAST[kind]
+    module = Keeps(make())
+    objects, guard = Objects(module, None, ignored=frozenset()), Unmoved(module)
+    assert objects.same()
+    assert guard.moved() == []
+    change(module.kept)
+    assert not objects.same()
+    assert guard.moved() == ["attribute 'kept' of the model (Keeps)"]
 
 
 @pytest.mark.parametrize("kind", HONEST)

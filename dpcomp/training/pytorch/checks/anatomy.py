@@ -1,32 +1,46 @@
 """Anatomy: the objects that a module is made of, by which most steps see that nothing was exchanged."""
 
+import functools
+import re
 import types
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import is_dataclass
 from operator import attrgetter, is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dpcomp.core.identity import Composition, Dictionaries, Dictionary
+from dpcomp.core.identity import UNCHANGING, Composition, Dictionaries, Dictionary
 from dpcomp.training.pytorch.checks.held import (
     GLOBAL_HOOKS,
     HOOKS,
     LIBRARIES,
     OF_ENGINES,
-    OF_TORCH,
+    OF_RECURRENT_LAYERS,
     data_of,
-    functions_of,
+    is_of_a_script,
     is_own_class,
+    noted_of,
     of_a_library,
     own_classes,
+    passed_of,
 )
-from dpcomp.training.pytorch.checks.hidden_state import is_echo, is_plain
+from dpcomp.training.pytorch.checks.hidden_state import is_compiled_schema, is_plain, slots_of
 
-# Of OF_TORCH, what a module has at some times only.
-_AT_TIMES = frozenset({"_flat_weights", "_flat_weight_refs", "autograd_grad_sample_hooks", "max_batch_len"})
+# Of what is passed over, what a module has at some times only.
+_AT_TIMES = OF_RECURRENT_LAYERS | {"autograd_grad_sample_hooks"}
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+_WITH_NAMES = (type, *_FUNCTIONS, types.ModuleType)  # have a dictionary that is looked at elsewhere, or by name
+_AROUND_FUNCTIONS: dict[type, tuple[str, ...]] = {  # and what they hold beside their dictionary
+    functools.partial: ("func", "args", "keywords"),
+    functools.cached_property: ("func", "attrname"),
+    property: ("fget", "fset", "fdel"),
+    classmethod: ("__func__",),
+    staticmethod: ("__func__",),
+}
+_UNCHANGING = (torch.dtype, torch.device, range, re.Pattern)
 _CONTAINERS = (tuple, frozenset, list, deque, set, dict)  # which the base class notes, or says that it cannot
 _trains = attrgetter("requires_grad")
 
@@ -60,36 +74,82 @@ class Layers:
 
 
 class _Inside(Composition):
-    """What values are made of; a class that the script can write to does not tell all, but for those of layers.
+    """What values are made of, with the data and the functions of their classes.
 
     Args:
         values: The values.
-        watched: The classes of layers.
+        watched: The classes of layers, which are watched elsewhere.
     """
 
     def __init__(self, values: Iterable[Any], watched: Container[type]):
         self._watched = watched
+        self._slotted: list[tuple[Any, tuple[str, ...]]] = []  # objects with attributes outside of their dictionary
         super().__init__(values)
+        self._in_slots = self._in_slots_now()
+
+    def same(self) -> bool:
+        """Return whether nothing changed: False also where that is not known."""
+        return super().same() and all(map(is_, self._in_slots_now(), self._in_slots))
+
+    def _in_slots_now(self) -> list[Any]:
+        return [getattr(value, key, None) for value, keys in self._slotted for key in keys]
 
     def _note(self, value: Any) -> bool:
-        if is_own_class(value) and value not in self._watched:
-            return False
+        if is_own_class(value):
+            return self._note_class(value)
+        if isinstance(value, UNCHANGING) and hasattr(value, "__dict__") and not isinstance(value, _WITH_NAMES):
+            return self._is_noted(value) or self._note_object(value)  # of a class that inherits from one of these
+        if isinstance(value, _UNCHANGING) or is_compiled_schema(value):
+            return True
+        if isinstance(value, types.MappingProxyType):
+            return self._is_noted(value) or self._note_mapping(value)
+        if is_dataclass(value) and not isinstance(value, (type, *_CONTAINERS)):
+            return self._is_noted(value) or self._note_object(value)
+        if isinstance(value, _CONTAINERS):
+            return super()._note(value) and self._note_all(filter(is_of_a_script, type(value).__mro__))
         return super()._note(value) or self._note_object(value)
 
+    def _is_noted(self, value: Any) -> bool:
+        seen = id(value) in self._seen
+        self._seen.add(id(value))
+        return seen
+
+    def _note_mapping(self, value: Mapping[Any, Any]) -> bool:
+        self._noted.append(Dictionary(value))
+        return self._note_all([*value, *value.values()])
+
+    def _note_class(self, kind: type) -> bool:
+        """Note the data and the functions of a class of the script; those of layers are noted elsewhere."""
+        if kind in self._watched or self._is_noted(kind):
+            return True
+        noted = noted_of(kind)
+        self._noted.append(Dictionary(vars(kind), noted))
+        return self._note_all(noted.values())
+
     def _note_object(self, value: Any) -> bool:
-        """Note an object of a class that is written in Python, all of whose attributes are in its dictionary."""
+        """Note an object of a class that is written in Python; what cached properties keep is as its other attributes.
+
+        So a value that such a property adds is seen here, and then compared.
+        """
         kind = type(value)
         if kind.__module__ == "typing" or isinstance(value, (types.GenericAlias, types.UnionType)):
             return True  # of annotations
-        if isinstance(value, (nn.Module, Tensor, *_CONTAINERS)) or not is_plain(kind):
+        if isinstance(value, (nn.Module, Tensor, *_CONTAINERS)):
             return False
-        own = vars(value)
-        echoes = [key for key in own if is_echo(kind, key)]
-        self._noted.append(Dictionary(own, own.keys() - set(echoes), echoes))
-        held = [own[key] for key in self._noted[-1].keys]
+        slots = tuple(name for each in kind.__mro__ for name in slots_of(each))
+        if kind in _AROUND_FUNCTIONS:
+            slots = _AROUND_FUNCTIONS[kind]
+        elif not (is_plain(kind) or isinstance(value, UNCHANGING)):
+            return False
+        self._slotted += [(value, slots)] if slots else []
+        held = [getattr(value, name, None) for name in slots]
+        if kind.__dictoffset__ and kind is not functools.cached_property:  # in which is a lock
+            self._noted.append(Dictionary(vars(value)))
+            held += vars(value).values()
         for each in kind.__mro__:
-            if each.__module__.partition(".")[0] not in LIBRARIES and id(each) not in self._seen:
-                self._seen.add(id(each))
+            if is_of_a_script(each):
+                held.append(each)
+            elif each.__module__.partition(".")[0] not in LIBRARIES and not self._is_noted(each):
                 of_class = dict(data_of(each))
                 self._noted.append(Dictionary(vars(each), of_class))
                 held += of_class.values()
@@ -109,7 +169,6 @@ class Objects:
     """
 
     def __init__(self, module: nn.Module, loss: Any, *, ignored: frozenset[str]):
-        passed, at_times = OF_TORCH | ignored, _AT_TIMES | ignored
         parts = [Layers(module), *([Layers(loss)] if isinstance(loss, nn.Module) else [])]
         self.tell_all = len(parts) == 2 or loss is None or isinstance(loss, _FUNCTIONS)
         every = [layer for part in parts for layer in part.layers]
@@ -118,20 +177,19 @@ class Objects:
         self._layers, dicts = parts, list(map(Dictionary, filter(None, self._hooks)))
         values: list[Any] = []
         for layer in every:
+            passed = passed_of(layer) | ignored
             own = [key for key in vars(layer) if key not in passed]
-            dicts += (Dictionary(layer._buffers), Dictionary(vars(layer), own, at_times))
+            dicts += (Dictionary(layer._buffers), Dictionary(vars(layer), own, (_AT_TIMES | ignored) & passed))
             values += map(vars(layer).__getitem__, own)
         values += [hook for hooks in self._hooks for hook in hooks.values() if not of_a_library(hook)]
         for kind in own_classes(every):
-            functions = dict(functions_of(kind))
-            own = [key for key, _ in data_of(kind)]
-            dicts.append(Dictionary(vars(kind), [*own, *functions]))
-            values += functions.values()
-            values += map(vars(kind).__getitem__, own)
+            noted = noted_of(kind)
+            dicts.append(Dictionary(vars(kind), noted))
+            values += noted.values()
         named = (value for layer in every for value in (*layer._parameters.values(), *layer._buffers.values()))
         for part in [value for value in (*named, *values) if isinstance(value, Tensor)]:
-            own = [key for key in vars(part) if key not in OF_ENGINES]
-            dicts.append(Dictionary(vars(part), own, OF_ENGINES))
+            own = [key for key in vars(part) if key not in OF_ENGINES | ignored]
+            dicts.append(Dictionary(vars(part), own, OF_ENGINES | ignored))
             values += map(vars(part).__getitem__, own)
         self._dicts = Dictionaries(dicts)
         # Tensors, numbers and strings are held by identity; so is what is inside of lists, functions and the like.

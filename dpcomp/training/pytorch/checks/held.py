@@ -1,11 +1,12 @@
 """Held: what a model and its loss keep between passes, beside the parameters that the optimiser trains."""
 
+import datetime
 import functools
 import logging
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AnySet
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +17,25 @@ from torch import Tensor, nn
 
 from dpcomp.core.identity import behind
 from dpcomp.training.pytorch.checks.equal_values import equal_values
-from dpcomp.training.pytorch.checks.hidden_state import hidden_state, is_echo, slots_of, state_of_logger
+from dpcomp.training.pytorch.checks.hidden_state import (
+    computed_anew,
+    has_echoes,
+    hidden_state,
+    is_compiled_schema,
+    is_echo,
+    slots_of,
+    state_of_logger,
+)
 
-# Of each module: torch's own entries, and what Opacus keeps on it between passes.
-OF_TORCH = frozenset(vars(nn.Module())) | {
-    "_flat_weights",
-    "_flat_weight_refs",
-    "autograd_grad_sample_hooks",
-    "max_batch_len",
-}
-OF_ENGINES = frozenset({"grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample"})  # on parameters
+# Of each module: torch's own entries, and the handles of the hooks of an engine.
+OF_TORCH = frozenset(vars(nn.Module())) | {"autograd_grad_sample_hooks"}
+OF_RECURRENT_LAYERS = frozenset({"_flat_weights", "_flat_weight_refs"})
+OF_ENGINES = frozenset({"grad_sample", "summed_grad"})  # on parameters
 VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _METHODS = (types.FunctionType, staticmethod, classmethod, property, types.ModuleType, types.BuiltinFunctionType)
 _METHODS += (types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodDescriptorType)
 _METHODS += (types.WrapperDescriptorType, types.ClassMethodDescriptorType)
+_CAPSULE = type(datetime.datetime_CAPI)  # a pointer of C
 # An alias such as `Callable[[], int]`, in the annotations of a field, shows the attributes of the class that it is of.
 _TYPES = (type, types.GenericAlias, types.UnionType, types.ModuleType, torch.finfo, torch.iinfo)
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -83,12 +89,41 @@ class Itself:
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
+class Echoes:
+    """What the cached properties of an object keep: it may come at any time, as long as the property gives the same.
+
+    Args:
+        owner: The object.
+        leaves: Those of what each property keeps, by its name.
+        leaves_of: Returns the leaves of another value of the owner.
+    """
+
+    def __init__(self, owner: Any, leaves: Mapping[str, list[Any]], leaves_of: Callable[[Any, Any], list[Any]]):
+        self._owner, self.leaves, self._leaves_of = owner, leaves, leaves_of
+
+    def kept(self) -> "Echoes":
+        """Return a copy that no later write reaches."""
+        return Echoes(self._owner, {key: list(map(kept, part)) for key, part in self.leaves.items()}, self._leaves_of)
+
+    def same(self, before: "Echoes") -> bool:
+        """Return whether each value is what it was before; if it is new, whether its property gives it again."""
+        return all(
+            same(part, before.leaves[key] if key in before.leaves else self._given(key))
+            for key, part in self.leaves.items()
+        )
+
+    def _given(self, key: str) -> list[Any]:
+        return self._leaves_of(self._owner, computed_anew(self._owner, key))
+
+
 class _Walk:
-    def __init__(self, module: nn.Module, ignored: frozenset[str]):
-        self._ignored = OF_TORCH | ignored
+    def __init__(self, module: nn.Module, ignored: frozenset[str], *, beside: tuple[Any, ...] = ()):
+        self._module, self._beside = module, beside
+        self._ignored, self._on_tensors = ignored, OF_ENGINES | ignored
         # By identity, and held, so that no later object has the identity of one that was seen.
         self._seen: dict[int, Any] = {id(layer): layer for layer in module.modules()}
-        self._seen |= {id(kind): kind for kind in own_classes(module.modules())}
+        self._seen |= {id(each): each for each in (*own_classes(module.modules()), *beside)}
+        self._with_functions = set[type](own_classes(module.modules()))
         self._memory = {_memory(value) for value in module.parameters() if value.requires_grad} - {None}
 
     def attributes(self, layer: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -98,8 +133,9 @@ class _Walk:
                 for key, value in data_of(kind):
                     if key not in vars(layer):
                         yield key, value
+        passed = passed_of(layer) | self._ignored
         for key, value in vars(layer).items():
-            if key not in self._ignored:
+            if key not in passed:
                 yield key, value
 
     def of_loss(self, loss: Any) -> Iterator[tuple[str, list[Any]]]:
@@ -117,6 +153,8 @@ class _Walk:
             for name, layer in loss.named_modules():
                 for key, value in self.attributes(layer):
                     yield f"attribute {f'{name}.{key}'.lstrip('.')!r} of {place}", self.leaves(value)
+                if functions := self._functions(type(layer)):
+                    yield f"methods of {f'layer {name!r} of ' if name else ''}{place}", functions
             return
         if isinstance(loss, functools.partial):
             yield f"an argument of {place}", self.leaves((loss.args, loss.keywords))
@@ -124,6 +162,8 @@ class _Walk:
             return
         for key, value in _attributes_of(loss):
             yield f"attribute {key!r} of {place}", self.leaves(value)
+        if functions := self._functions(type(loss)):
+            yield f"methods of {place}", functions
         for name, value in behind(loss):
             yield f"{name} of {place}", self.leaves(value)
 
@@ -138,7 +178,7 @@ class _Walk:
 
     def attached(self, value: Tensor) -> list[Any]:
         """Return the leaves of the attributes of a tensor, but for those that an engine keeps there."""
-        own = {key: part for key, part in vars(value).items() if key not in OF_ENGINES}
+        own = {key: part for key, part in vars(value).items() if key not in self._on_tensors}
         return self._contents(own) if own else []
 
     def leaves(self, value: Any) -> list[Any]:
@@ -150,9 +190,15 @@ class _Walk:
             inside = value.tolist() if value.dtype.hasobject else []
             return [np.asarray(value), *self.leaves(inside), *self.leaves(dict(getattr(value, "__dict__", {})))]
         if isinstance(value, (*VALUES, np.generic)):
-            return [value]
+            own = getattr(value, "__dict__", None)  # of a class that inherits from one of these
+            if not own or id(value) in self._seen:
+                return [value]
+            self._seen[id(value)] = value
+            return [value, *self._contents(dict(own)), *self._functions(type(value))]
+        if is_compiled_schema(value):
+            return [Itself(value)]
         if isinstance(value, logging.Logger):
-            return [Itself(value), *state_of_logger(value)]
+            return [Itself(value), *(leaf for part in state_of_logger(value) for leaf in self.leaves(part))]
         if isinstance(value, (Mapping, list, tuple, deque, AnySet)) or _is_object(value):
             if id(value) in self._seen:
                 return []
@@ -189,7 +235,8 @@ class _Walk:
 
     def _inside(self, value: Any) -> list[Any]:
         if isinstance(value, (Mapping, list, tuple, deque, AnySet)) and _is_object(value):
-            return [*self._contents(value), *self._contents(dict(getattr(value, "__dict__", {})))]
+            classes = [leaf for each in type(value).__mro__ if is_of_a_script(each) for leaf in self.leaves(each)]
+            return [*self._contents(value), *self._contents(dict(getattr(value, "__dict__", {}))), *classes]
         return self._contents(value)
 
     def _contents(self, value: Any) -> list[Any]:
@@ -204,11 +251,48 @@ class _Walk:
             return [frozenset(part for part in value if isinstance(part, VALUES)), len(value), *others]
         if isinstance(value, (list, tuple, deque)):
             return [type(value).__name__, len(value), *(leaf for part in value for leaf in self.leaves(part))]
-        return [*self._contents(dict(_attributes_of(value))), *hidden_state(value, self._seen)]
+        return [
+            *self._contents(dict(_attributes_of(value))),
+            *self._echoes(value),
+            *self._functions(type(value)),
+            *hidden_state(value, self._seen),
+        ]
+
+    def _functions(self, kind: type) -> list[Any]:
+        """Return the leaves of the methods and properties of a class of the script and of those that it inherits from.
+
+        Those of a class come once in a walk.
+        """
+        new = [each for each in kind.__mro__ if each not in self._with_functions and is_of_a_script(each)]
+        self._with_functions.update(new)
+        return [leaf for each in new for _, function in functions_of(each) for leaf in self.leaves(function)]
+
+    def _echoes(self, value: Any) -> list[Any]:
+        """Return what cached properties of an object keep now, as a leaf; none of a class without such properties."""
+        kind = type(value)
+        if not has_echoes(kind):
+            return []
+        values = {key: part for key, part in vars(value).items() if is_echo(kind, key)}
+        return [Echoes(value, {key: self._alone(value, part) for key, part in values.items()}, self._alone)]
+
+    def _alone(self, owner: Any, value: Any) -> list[Any]:
+        """Return the leaves of a value in a walk of its own, which ends at the layers and at its owner."""
+        return _Walk(self._module, self._ignored, beside=(*self._beside, owner)).leaves(value)
+
+
+def flat(leaves: Iterable[Any]) -> Iterator[Any]:
+    """Yield leaves, and those of cached properties one by one."""
+    for leaf in leaves:
+        if isinstance(leaf, Echoes):
+            yield from (each for part in leaf.leaves.values() for each in flat(part))
+        else:
+            yield leaf
 
 
 def kept(leaf: Any) -> Any:
     """Return a copy of a leaf that no later write reaches."""
+    if isinstance(leaf, Echoes):
+        return leaf.kept()
     if isinstance(leaf, Tensor):
         return leaf.detach().clone()
     return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
@@ -236,6 +320,8 @@ def _same(now: Any, before: Any) -> bool:
         return isinstance(before, Tensor) and same_tensor(now, before)
     if type(now) is not type(before):
         return False
+    if isinstance(now, Echoes):
+        return now.same(before)
     if isinstance(now, np.ndarray):
         return now.dtype == before.dtype and now.tobytes() == before.tobytes()
     return bool(now == before) or bool(now != now and before != before)
@@ -255,6 +341,11 @@ def _attributes_of(value: Any) -> list[tuple[str, Any]]:
     return list((of_class | own).items())
 
 
+def passed_of(layer: nn.Module) -> frozenset[str]:
+    """Return the names of the attributes of a layer that are torch's own."""
+    return OF_TORCH | OF_RECURRENT_LAYERS if isinstance(layer, nn.RNNBase) else OF_TORCH
+
+
 def own_classes(layers: Iterable[nn.Module]) -> dict[type, None]:
     """Return the classes of layers that are no library's, with those that they inherit from."""
     kinds = {kind: None for layer in layers for kind in type(layer).__mro__}
@@ -272,18 +363,38 @@ def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
 def data_of(kind: type) -> Iterator[tuple[str, Any]]:
     """Yield the attributes of a class that are no methods; what `functools.lru_cache` keeps of methods is none."""
     for key, value in vars(kind).items():
-        # Empty annotations come where they are asked for, and what an abstract class keeps, where its kind is; a
-        # class that Cython made keeps the table of its own functions.
-        if key in ("_abc_impl", "__pyx_vtable__") or (key == "__annotations__" and not value):
+        # Empty annotations come where they are asked for, names of slots where an object is copied, and what an
+        # abstract class keeps, where its kind is; a class that Cython made keeps the table of its own functions.
+        if key == "_abc_impl" or (key == "__annotations__" and not value):
+            continue
+        if (key == "__pyx_vtable__" and type(value) is _CAPSULE) or (
+            key == "__slotnames__" and _are_slot_names(kind, value)
+        ):
             continue
         if not isinstance(value, _METHODS) and not hasattr(value, "cache_info"):
             yield key, value
+
+
+def noted_of(kind: type) -> dict[str, Any]:
+    """Return what of a class can be written, by name: its data and functions, and what `data_of` passes over."""
+    passed = {key: vars(kind)[key] for key in ("__annotations__", "__slotnames__") if key in vars(kind)}
+    return {**passed, **dict(functions_of(kind)), **dict(data_of(kind))}
+
+
+def _are_slot_names(kind: type, value: Any) -> bool:
+    """Return whether a value is what `copyreg` keeps on a class: the names of the slots of its objects."""
+    return type(value) is list and value == [name for each in kind.__mro__ for name in slots_of(each)]
 
 
 def is_own_class(value: Any) -> bool:
     """Return whether a value is a class of the script, or of a package that is no known library."""
     known = LIBRARIES | {"dpcomp"} | sys.stdlib_module_names
     return isinstance(value, type) and value.__module__.partition(".")[0] not in known
+
+
+def is_of_a_script(kind: type) -> bool:
+    """Return whether methods of a class may be a script's own: its objects are known by no library."""
+    return is_own_class(kind) and kind.__module__.partition(".")[0] != "pydantic"
 
 
 def _is_object(value: Any) -> bool:

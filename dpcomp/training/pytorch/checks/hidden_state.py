@@ -3,6 +3,7 @@
 import io
 import logging
 import pickle
+import sys
 import types
 import weakref
 from collections.abc import Container
@@ -27,6 +28,8 @@ _FIXED += (types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodD
 _FIXED += (types.WrapperDescriptorType, types.ClassMethodDescriptorType, types.UnionType, weakref.ref)
 _FIXED += (types.CodeType,)
 _POINTER = object.__basicsize__ // 2
+_OF_LOGGERS = vars(logging.Logger("")).keys()
+_CACHED = ("cached_property", "lazy_property")  # kinds of properties that keep what they computed
 
 
 class Unreadable:
@@ -76,26 +79,49 @@ class _Pickler(pickle.Pickler):
 
 
 def state_of_logger(logger: logging.Logger) -> list[Any]:
-    """Return what of a logger decides what it does: handlers, caches and parents are the script's."""
-    return [logger.name, logger.level, logger.disabled]
+    """Return what of a logger decides what it does, and what it was given: handlers, caches and parents are its own."""
+    given = {key: value for key, value in vars(logger).items() if key not in _OF_LOGGERS}
+    return [logger.name, logger.level, logger.disabled, *([given] if given else [])]
 
 
 def is_echo(kind: type, key: str) -> bool:
     """Return whether an attribute keeps what a property computed from others, so that it may come at any time."""
-    return type(getattr_static(kind, key, None)).__name__ in ("cached_property", "lazy_property")
-
-
-def slots_of(kind: type) -> tuple[str, ...]:
-    """Return the names of the attributes that a class keeps outside of `__dict__`."""
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+    return type(getattr_static(kind, key, None)).__name__ in _CACHED
 
 
 @cache
+def has_echoes(kind: type) -> bool:
+    """Return whether a class has properties whose values its objects keep."""
+    return any(type(value).__name__ in _CACHED for each in kind.__mro__ for value in vars(each).values())
+
+
+def computed_anew(owner: Any, key: str) -> Any:
+    """Return what a cached property gives now, without keeping it."""
+    found = getattr_static(type(owner), key)
+    return (found.func if hasattr(found, "func") else found.wrapped)(owner)
+
+
+def is_compiled_schema(value: Any) -> bool:
+    """Return whether an object is one with which pydantic checks or writes settings, and which nothing can change."""
+    core: Any = sys.modules.get("pydantic_core")
+    return core is not None and type(value) in (core.SchemaValidator, core.SchemaSerializer)
+
+
+def slots_of(kind: type) -> tuple[str, ...]:
+    """Return the names of the attributes that a class keeps outside of `__dict__`, as they are stored."""
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    owner = kind.__name__.lstrip("_")
+    return tuple(
+        f"_{owner}{name}" if owner and name.startswith("__") and not name.endswith("__") else name
+        for name in names
+        if name not in ("__dict__", "__weakref__")
+    )
+
+
 def is_plain(kind: type) -> bool:
-    """Return whether the attributes of an object of a class are all that it holds, and are in its dictionary."""
-    return kind.__dictoffset__ != 0 and not any(map(slots_of, kind.__mro__)) and not _has_state(kind)
+    """Return whether the attributes of an object of a class, in its dictionary and its slots, are all that it holds."""
+    return not _has_state(kind)
 
 
 @cache

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.checks.anatomy import Layers, Objects
 from dpcomp.training.pytorch.checks.equal_values import equal_values
-from dpcomp.training.pytorch.checks.held import held, kept, same, same_tensor
+from dpcomp.training.pytorch.checks.held import flat, held, kept, same, same_tensor
 from dpcomp.training.pytorch.checks.hidden_state import Unreadable
 from dpcomp.training.pytorch.checks.modes import Modes
 from dpcomp.training.pytorch.rows.parameters import trainable
@@ -74,7 +74,7 @@ class Unmoved:
         pairs = [
             (value, copy)
             for name, leaves in held_now.items()
-            for value, copy in zip(leaves, self._before[name], strict=True)
+            for value, copy in zip(flat(leaves), flat(self._before[name]), strict=True)
             if isinstance(value, Tensor)
         ]
         self._tensors, self._copies = [value for value, _ in pairs], [copy for _, copy in pairs]
@@ -94,7 +94,7 @@ class Unmoved:
         self._moved_before = [name for name in self._moved_before if name not in trained]
         self._objects = None
         if not self.moved():
-            self._note_objects(self._held())
+            self.remember()
 
     def moved(self) -> list[str]:
         """Return the names of what has other values than those remembered."""
@@ -145,7 +145,7 @@ class Unmoved:
     def _held(self) -> dict[str, list[Any]]:
         found = held(self._module, self._loss, ignored=self._ignored)
         for name, leaves in found.items():
-            for leaf in leaves:
+            for leaf in flat(leaves):
                 if isinstance(leaf, Unreadable):
                     raise NotPrivate(
                         f"{name} holds an object of type {leaf.kind}, whose state cannot be read (it cannot be "

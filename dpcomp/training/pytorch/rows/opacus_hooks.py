@@ -61,7 +61,7 @@ class OpacusRows:
 
     assumption = "rows of per-example gradients, and that the loss is their examples' mean, were checked, not proven"
     rows_at_once: int | None = None
-    keeps = frozenset({"activations"})
+    keeps = frozenset({"activations", "max_batch_len", "_forward_counter", "_current_grad_sample"})
 
     def __init__(self, module: nn.Module, hooks: GradSampleHooks):
         self._module, self._hooks = module, hooks
