@@ -402,6 +402,38 @@ def test_the_engine_stands_among_the_assumptions():
         assert any(clause in assumption for assumption in script.optimizer.assumptions)
 
 
+class OwnModes(nn.Module):
+    """A model whose own `train` and `eval` have no arguments, as many scripts write them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+    def train(self):
+        super().train(True)
+        self.body.eval()
+
+    def eval(self):
+        super().train(False)
+        self.head.train()
+        return self
+
+
+def test_the_own_train_and_eval_of_a_model_are_called():
+    module = OwnModes()
+    module.train()
+    script = Script(module, TensorDataset(*examples(30)), functional.cross_entropy, engine=Isolated())
+    layers = script.model, module.body, module.head
+    assert script.model.eval() is script.model
+    assert [layer.training for layer in layers] == [False, False, True]
+    assert script.model.train() is script.model
+    assert [layer.training for layer in layers] == [True, False, True]
+    assert script.run().permit.used == 3
+
+
 class Task:
     name, population = "task", 60
 

@@ -101,6 +101,15 @@ class PrivateModel(nn.Module):
                 return self._outputs_of_nothing(args, kwargs)
             return self._recorded(args, kwargs, given[0].device if given else torch.device("cpu"))
 
+    def train(self, mode: bool = True) -> "PrivateModel":
+        """Set the module to training or evaluation by its own `train()` or `eval()`, whatever arguments these take."""
+        if mode:
+            self._module.train()
+        else:
+            self._module.eval()
+        self.training = mode
+        return self
+
     def draw_from(self, secret: SecretSeed, address: Address) -> None:
         """Draw what layers draw in the passes of a round from a secret.
 
