@@ -154,6 +154,13 @@ class TestEdges:
         assert len(lines) == (side is not None)
         assert all(f"add {side} values" in line and f"learning_rate at edges, {best}," in line for line in lines)
 
+    def test_an_edge_that_ties_with_the_best_value_inside_is_named(self, tmp_path):
+        config = config_in(tmp_path, "edges", TUNED)
+        results(config, {rate: {"validation": [0.5 + 0.1 * (rate > 1)] * ROUNDS} for rate in (1, 2, 4)})
+        assert tuning_of(config) == "learning_rate=2"
+        (line,) = standing_of(config).edges()
+        assert "add larger values" in line
+
     def test_a_grid_that_is_not_tried_whole_has_no_edge_yet(self, tmp_path):
         config = config_in(tmp_path, "edges", TUNED)
         results(config, {1: {}, 2: {}})

@@ -154,22 +154,23 @@ class Standing:
     def edges(self) -> list[str]:
         """Return where a best tuning lies at the edge of its grid, a line each; points with tunings to try have none.
 
-        A smallest value is no edge where nothing smaller can be chosen: of LEAST.
+        Of tunings with the same score each counts: the optimum may lie beyond any. A smallest value is no edge where
+        nothing smaller can be chosen: of LEAST.
         """
         lines: list[str] = []
         for trials in self.points:
             if not all(self._reports(trials, tuning) for tuning in trials.by_tuning):
                 continue
-            chosen = self._of_best(trials)[0].experiment.federation
             for key, values in trials.point.experiment.tune.items():
                 numbers = sorted({value for value in values if isinstance(value, (int, float))})
-                if len(numbers) < 2 or chosen[key] not in (numbers[0], numbers[-1]) or chosen[key] == LEAST.get(key):
-                    continue
-                side = "smaller" if chosen[key] == numbers[0] else "larger"
-                lines.append(
-                    f"{self.config}: the best {key} at {trials.point.title}, {label(chosen[key])}, lies at the edge of "
-                    f"its grid [{', '.join(map(label, numbers))}]: add {side} values to [tune]"
-                )
+                best = {trials.by_tuning[tuning][0].experiment.federation[key] for tuning in self._tied(trials)}
+                at_edge = sorted(best & {numbers[0], numbers[-1]} - {LEAST.get(key)}) if len(numbers) > 1 else []
+                for value in at_edge:
+                    side = "smaller" if value == numbers[0] else "larger"
+                    lines.append(
+                        f"{self.config}: the best {key} at {trials.point.title}, {label(value)}, lies at the edge of "
+                        f"its grid [{', '.join(map(label, numbers))}]: add {side} values to [tune]"
+                    )
         return lines
 
     def choices_on_test(self) -> list[str]:
@@ -201,9 +202,13 @@ class Standing:
         )
 
     def _best(self, trials: PointTrials) -> str | None:
-        """Return the tuning with the best mean of the metric over the first seeds, of those whose seeds ended."""
+        """Return the first of the best tunings; None if no tuning's seeds ended."""
+        return next(iter(self._tied(trials)), None)
+
+    def _tied(self, trials: PointTrials) -> list[str]:
+        """Return the tunings with the best mean of the metric over the first seeds, of those whose seeds ended."""
         if len(trials.by_tuning) == 1:
-            return next(iter(trials.by_tuning))
+            return list(trials.by_tuning)
         criterion = trials.point.experiment.criterion
 
         def score(report: Report) -> float:
@@ -211,7 +216,7 @@ class Standing:
 
         reports = {tuning: self._reports(trials, tuning) for tuning in trials.by_tuning}
         scores = {tuning: statistics.fmean(map(score, found)) for tuning, found in reports.items() if found}
-        return max(scores, key=scores.__getitem__, default=None)
+        return [tuning for tuning, score in scores.items() if score == max(scores.values())]
 
     def _reports(self, trials: PointTrials, tuning: str) -> list[Report]:
         """Return the reports of the trials by which a tuning is judged; none where one of them is not finished."""
