@@ -1,12 +1,18 @@
 """Which layers are in training mode says nothing of the examples."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
 from torch.nn import functional
+from torch.utils.data import default_collate
 
-from dpcomp.training.pytorch import BookKeeping, Isolated
+import dpcomp as dp
+from dpcomp.training.pytorch import BookKeeping, Isolated, PrivateOptimizer, make_private
+from dpcomp.training.pytorch.inspection import private_model
 from tests.training.private_client import Client, examples, noisy, refused
 
 torch.set_num_threads(1)
@@ -32,6 +38,17 @@ class Remembers(Signed):
         if not is_batchedtensor(inputs) and bool((inputs == 1000).any()):
             self.drop.eval()
         return super().forward(inputs)
+
+
+class InTraining(nn.Module):
+    """A function of the inputs while training, and nothing in evaluation."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs):
+        return self.function(inputs) if self.training else inputs
 
 
 class Loss(nn.Module):
@@ -89,25 +106,96 @@ class TestModes:
         assert client.permit.used == 3
 
     @ENGINES
-    def test_of_layers_in_evaluation_since_before_the_first_round_are_taken(self, engine):
-        client = Client(noisy(), Signed(), (6,), engine=engine)
-        client.model.unmoved.modes.__init__(client.model._module)  # as before the first round
-        client.model.drop.eval()
-        client.optimizer.begin(client.memory, client.permit)
+    def test_of_layers_in_evaluation_since_before_make_private_are_taken(self, engine):
+        module = Signed()
+        module.drop.eval()
+        client = Client(noisy(), module, (6,), engine=engine)
         client.step(*examples(5))
         client.model.eval()
         client.model.train()
         with refused(client, r"layer 'drop' of the model \(now in training\)"):
             client.step(*examples(5, seed=1))
 
-    def test_of_a_round_that_begins_in_evaluation_are_those_of_training(self):
-        client = Client(noisy(), Signed(), (6,))
-        client.model.unmoved.modes.__init__(client.model._module)
-        client.model.eval()
-        client.optimizer.begin(client.memory, client.permit)
+    @ENGINES
+    def test_of_a_model_in_evaluation_are_those_of_training(self, engine):
+        module = Signed()
+        module.eval()
+        client = Client(noisy(), module, (6,), engine=engine)  # begins its first round in evaluation, too
         client.model.train()
         client.step(*examples(5))
         assert client.permit.used == 1
+
+    @ENGINES
+    @pytest.mark.parametrize(
+        "kind", [nn.Dropout(0.5), InTraining(lambda x: x - x.mean(0))], ids=["dropout", "centring"]
+    )
+    def test_that_were_not_tried_are_refused_before_the_first_round_is_charged(self, engine, kind):
+        module = nn.Sequential(nn.Linear(6, 16), copy.deepcopy(kind).eval(), nn.Linear(16, 3))
+        model, optimizer, memory = made_private(module, engine)
+        model.train()
+        with pytest.raises(dp.NotPrivate, match=r"layer '1' of the model \(now in training\).*eval\(\)"):
+            optimizer.refuse_unready(memory)
+        module[1].eval()  # is what was tried
+        optimizer.refuse_unready(memory)
+
+    @ENGINES
+    def test_that_were_not_tried_are_refused_in_a_pass_of_a_round_that_begins_in_evaluation(self, engine):
+        module = nn.Sequential(nn.Linear(6, 16), InTraining(lambda x: x - x.mean(0)).eval(), nn.Linear(16, 3))
+        model, optimizer, memory = made_private(module, engine)
+        model.eval()
+        optimizer.begin(memory, dp.Ledger().charge(noisy().cost, memory.address, steps=1))
+        model.train()
+        with pytest.raises(dp.NotPrivate, match=r"layer '1' of the model \(now in training\).*not looked at"):
+            model(examples(5)[0])
+
+    @ENGINES
+    def test_may_be_others_between_rounds(self, engine):
+        module = Signed()
+        module.drop.eval()
+        client = Client(noisy(), module, (6,), engine=engine)
+        for number in range(3):
+            client.model.train()
+            memory = replace(client.memory, shared=replace(client.memory.shared, version=number + 1))
+            permit = client.ledger.charge(noisy().cost, memory.address, steps=1)
+            client.optimizer.begin(memory, permit)
+            client.model.drop.eval()
+            client.step(*examples(5, seed=number))
+            client.model.eval()
+            assert permit.used == 1
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_an_own_collate_function_leaves_modes_as_they_were(evaluating):
+    module = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+    module[1].eval()
+    module.training = not evaluating
+    pipeline, examples_of_client = noisy(rate=1.0), list(zip(*examples(12), strict=True))
+    before = [layer.training for layer in module.modules()]
+    model, optimizer, loader = make_private(
+        module,
+        torch.optim.SGD(module.parameters(), lr=1.0),
+        examples_of_client,
+        pipeline,
+        loss=functional.cross_entropy,
+        expected_batch_size=12,
+        collate_fn=lambda some: default_collate(some),
+    )
+    assert [layer.training for layer in module.modules()] == before
+    memory = pipeline.init_client(optimizer.layout, seed=dp.PublicSeed(1), client=0)
+    if evaluating:
+        model.train()
+    optimizer.begin(memory, permit := dp.Ledger().charge(pipeline.cost, memory.address, steps=1))
+    for inputs, targets in loader:
+        functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    assert permit.used == 1
+
+
+def made_private(module, engine):
+    model = private_model(module, functional.cross_entropy, *examples(4), engine=engine)
+    inner = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = PrivateOptimizer(inner, model, noisy(), secret=dp.SecretSeed(7), expected_batch_size=8.0)
+    return model, optimizer, noisy().init_client(optimizer.layout, seed=dp.PublicSeed(1), client=0)
 
 
 class TestAutocast:

@@ -57,9 +57,7 @@ def refuse_collation_that_ties(dataset: Dataset, collate: Collate, model: Privat
     """
     if is_of_torch(collate):
         return
-    was = model.training
-    model.train()
-    try:
+    with model.unmoved.modes.as_tried():
         for examples in _batches(dataset):
             inputs, targets = to(inputs_and_targets(collate(copied(examples))), device=device)
             if count(inputs) != len(examples):
@@ -73,8 +71,6 @@ def refuse_collation_that_ties(dataset: Dataset, collate: Collate, model: Privat
                     raise NotPrivate(_fails_alone(error)) from error
                 row = (call_of(rows(inputs, i, i + 1), model.constants), rows(targets, i, i + 1))
                 _refuse_apart(model, row, (call_of(alone[0], model.constants), alone[1]), quiet=None)
-    finally:
-        model.train(was)
 
 
 def is_of_torch(collate: Collate) -> bool:

@@ -123,6 +123,7 @@ def _tried(module: nn.Module, loss: Loss, engine: Engine, inputs: Any, targets: 
         ) from error
     model.check.copies = model.engine.copies = trial.model.engine.copies
     model.outputs_of_nothing = trial.model.outputs_of_nothing
+    model.unmoved.modes.hold_to(trial.modes)
     if (isolated := _isolated_of(model.engine)) and (tried := _isolated_of(trial.model.engine)):
         isolated.in_a_loop = tried.in_a_loop
     return model
@@ -246,6 +247,7 @@ class _Trial:
         self._module = module
         self._subject, self._loss = _copies_of(module, loss)
         self.model = _wrapped(self._subject, self._loss, engine, inputs)
+        self.modes = self.model.unmoved.modes.now()
         self._engine_name = type(engine).__name__
         self._moves = self._random = False  # whether any gradient was above zero, any pass drew random numbers
         self._compared = False  # whether the map was held to the loop

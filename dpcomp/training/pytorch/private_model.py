@@ -82,9 +82,9 @@ class PrivateModel(nn.Module):
 
         Raises:
             NotPrivate: Layers or trainable parameters are not those that were inspected, or layers are in another mode
-                than when the first round began, or the pass in another precision than the first; the pass before this
-                one is not finished, and the engine needs it to be; or a layer seeds torch's generator, or draws on a
-                device whose generator is not set from the secret.
+                than in the trial, or the pass in another precision than the first; the pass before this one is not
+                finished, and the engine needs it to be; or a layer seeds torch's generator, or draws on a device whose
+                generator is not set from the secret.
         """
         if not (self.training and torch.is_grad_enabled()):
             return self._module(*args, **kwargs)

@@ -201,8 +201,8 @@ class PrivateOptimizer(DPOptimizer):
 
         Raises:
             NotPrivate: Layers or trainable parameters are not those that were inspected; or a buffer, a frozen
-                parameter or an attribute of model or loss has another value than at the inspection; or the optimiser
-                has step hooks.
+                parameter or an attribute of model or loss has another value than at the inspection; or layers are in
+                another mode than in the trial, before the first round; or the optimiser has step hooks.
             ValueError: The memory has another layout than the model.
         """
         if memory.layout != self.layout:
@@ -211,6 +211,8 @@ class PrivateOptimizer(DPOptimizer):
             )
         self._model.refuse_other_parameters()
         self._model.unmoved.refuse_moved(but_trained=True)  # else what moved in an open round would be sent
+        if self._open is None and self._model.training:  # else the script may yet set them for the pass
+            self._model.unmoved.modes.refuse_other()
         refuse_code_around(self.original_optimizer)
 
     def begin(self, memory: ClientMemory, permit: Permit) -> None:
@@ -229,7 +231,6 @@ class PrivateOptimizer(DPOptimizer):
         permit.assume(self.assumptions)
         self.discard_all()
         self._model.unmoved.remember_trained()
-        self._model.unmoved.modes.remember(training=self._model.training)
         self.original_optimizer.state.clear()
         self._open, self._released = (memory, permit), None
         self._noise, self._steps = NoiseThroughSgd(), 0

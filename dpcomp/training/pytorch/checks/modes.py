@@ -1,5 +1,7 @@
-"""Modes: holds which layers are in training mode, and the precision of passes, to those of a first round."""
+"""Modes: holds which layers are in training mode to those of the trial, and the precision of passes to the first."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,10 +11,11 @@ from dpcomp.core.errors import NotPrivate
 
 
 class Modes:
-    """Refuses flags `training` of the layers of a model and its loss that are others than when the first round began.
+    """Refuses flags `training` of the layers of a model and its loss that are others than in the trial.
 
-    **Privacy:** a layer may do another thing by its flag, so flags that a script sets by a look at a batch move the
-    rows of all its examples, and what a pass sets is memory of its examples (PRIVACY_RULES hazards 7 and 29).
+    **Privacy:** a layer may do another thing by its flag, so what it does by a flag that no trial had is unknown; flags
+    that a script sets by a look at a batch move the rows of all its examples, and what a pass sets is memory of its
+    examples (PRIVACY_RULES hazards 7 and 29).
 
     Args:
         module: The model.
@@ -21,34 +24,42 @@ class Modes:
 
     def __init__(self, module: nn.Module, loss: Any = None):
         self._parts = [module, loss] if isinstance(loss, nn.Module) else [module]
-        self._before: list[bool] | None = None  # before the first round
+        self._tried: list[bool] | None = None  # until the trial is over
         self._autocast: list[torch.dtype | None] = []  # of the first pass
 
-    def remember(self, *, training: bool) -> None:
-        """Remember the flags when the first round begins; later calls do nothing.
+    def now(self) -> list[bool]:
+        """Return whether each layer is in training mode."""
+        return [layer.training is True for layer in self._layers()]
+
+    def hold_to(self, tried: list[bool]) -> None:
+        """Hold the flags from now on to those of a trial.
 
         Args:
-            training: Whether the model as a whole is in training mode; else what `model.train()` sets is remembered.
+            tried: What `now` returned for the copies that were tried.
         """
-        if self._before is None:
-            module, *loss = self._parts
-            layers = list(module.modules())
-            flags = [layer.training for layer in layers]
-            if not training:
-                module.train()  # of the model's own, which may leave layers in evaluation
-            self._before = [layer.training is True for layer in layers]
+        self._tried = tried
+
+    @contextmanager
+    def as_tried(self) -> Iterator[None]:
+        """Set the flags to those of the trial for a while."""
+        layers = self._layers()
+        flags = [layer.training for layer in layers]
+        try:
+            for layer, flag in zip(layers, self._tried or flags, strict=True):
+                layer.training = flag
+            yield
+        finally:
             for layer, flag in zip(layers, flags, strict=True):
                 layer.training = flag
-            self._before += [layer.training is True for part in loss for layer in part.modules()]
 
     def refuse_other(self) -> None:
-        """Refuse other flags than those that are remembered.
+        """Refuse other flags than those of the trial.
 
         Raises:
             NotPrivate: Naming the layers.
         """
-        layers = [layer for part in self._parts for layer in part.modules()]
-        if self._before is None or (len(layers) == len(self._before) and all(map(_is_in, layers, self._before))):
+        layers = self._layers()
+        if self._tried is None or (len(layers) == len(self._tried) and all(map(_is_in, layers, self._tried))):
             return
         places = ("the model", "the loss")
         named = [
@@ -58,15 +69,19 @@ class Modes:
         ]
         others = [
             f"{name} (now in {'training' if layer.training else 'evaluation'})"
-            for (name, layer), before in zip(named, self._before, strict=False)
-            if not _is_in(layer, before)
+            for (name, layer), tried in zip(named, self._tried, strict=False)
+            if not _is_in(layer, tried)
         ]
         raise NotPrivate(
-            f"layers are in another mode than when the first round began: {', '.join(others)}. Which layers are in "
-            "training mode could be chosen by a look at a batch, or keep what a pass saw, and moves the rows of all "
-            "examples. Set modes before optimizer.begin(memory, permit), change none in a forward pass, and after an "
-            "evaluation call model.train() and set to eval() again what was so"
+            f"layers are in another mode than when make_private tried the model: {', '.join(others)}. What they do in "
+            "it was not looked at; and which layers are in training mode could be chosen by a look at a batch, or keep "
+            "what a pass saw, and moves the rows of all examples. Set modes before make_private: call model.train(), "
+            "then layer.eval() for each layer that is to stay in evaluation. Change none in a forward pass, and after "
+            "an evaluation call model.train() and set to eval() again what was so"
         )
+
+    def _layers(self) -> list[nn.Module]:
+        return [layer for part in self._parts for layer in part.modules()]
 
     def refuse_other_autocast(self, autocast: torch.dtype | None) -> None:
         """Refuse a pass in another precision than that of the first call.
