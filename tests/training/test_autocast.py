@@ -64,3 +64,66 @@ def test_a_loss_is_taken_inside_autocast_and_behind_it(loss, kind, place):
 def test_another_loss_is_refused_in_mixed_precision_too(kind, place):
     with pytest.raises(dp.NotPrivate, match="computes another loss"):
         trained(functional.cross_entropy, kind, place, factor=1.15)
+
+
+class Inside(nn.Module):
+    """Runs in mixed precision by itself, as models do that have `torch.autocast` in or around their forward pass."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layers, self.kind = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3)), kind
+
+    def forward(self, inputs):
+        with torch.autocast("cpu", dtype=self.kind):
+            return self.layers(inputs)
+
+
+def trained_inside(kind, *, engine, factor=1.0):
+    torch.manual_seed(0)
+
+    def loss(outputs, targets):
+        return functional.cross_entropy(outputs.float(), targets)
+
+    client = Client(clean(1e-2), Inside(kind), (6,), engine=engine, loss=loss)
+    for n in (5, 6, 7, 11, 33):
+        inputs, targets = examples(n, seed=n)
+        client.draw((inputs, targets))
+        (factor * loss(client.model(inputs), targets)).backward()
+        client.optimizer.step()
+    return client
+
+
+@KINDS
+@pytest.mark.parametrize("engine", ["auto", Isolated()], ids=["auto", "Isolated"])
+def test_a_model_may_set_its_own_precision_and_return_it(kind, engine):
+    assert trained_inside(kind, engine=engine).permit.used == 5
+
+
+@KINDS
+def test_another_loss_of_outputs_in_16_bits_is_refused(kind):
+    with pytest.raises(dp.NotPrivate, match="computes another loss"):
+        trained_inside(kind, engine=Isolated(), factor=1.15)
+
+
+def test_a_float32_output_beside_one_in_16_bits_is_held_to_all_its_digits():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, inputs):
+            outputs = self.layer(inputs)
+            return outputs, outputs.bfloat16()
+
+    client = Client(
+        clean(1e-2),
+        Both(),
+        (6,),
+        engine=Isolated(),
+        loss=lambda outputs, targets: functional.cross_entropy(outputs[0], targets),
+    )
+    inputs, targets = examples(7)
+    client.draw((inputs, targets))
+    (1.01 * functional.cross_entropy(client.model(inputs)[0], targets)).backward()
+    with pytest.raises(dp.NotPrivate, match="computes another loss"):
+        client.optimizer.step()

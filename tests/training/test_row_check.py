@@ -1,13 +1,16 @@
 """The check of one example by itself: what it takes for right, and that each of its three comparisons refuses."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 import dpcomp as dp
-from dpcomp.training.pytorch import BookKeeping, Opacus
+from dpcomp.training.pytorch import BookKeeping, Isolated, Opacus
 from dpcomp.training.pytorch.inspection import private_model
+from tests.training.private_client import Client, clean
 
 N, WHICH = 7, 3
 
@@ -333,3 +336,44 @@ def test_rounding_is_no_tie_however_close_the_outputs_are_to_the_targets(name, e
     for i in range(0, len(inputs), 3):
         row = tuple(part[0] for part in model.engine.rows(one, targets, i, i + 1))
         model.check.example_of(one, targets, i, row)
+
+
+class ReturnsWhatItGot(nn.Module):
+    """Returns its input, or the noise that it added, beside what it makes of it, as autoencoders and denoisers do."""
+
+    def __init__(self, noisy, tied=False):
+        super().__init__()
+        self.layer, self.noisy, self.tied = nn.Linear(6, 6), noisy, tied
+
+    def forward(self, x):
+        beside = torch.randn_like(x) if self.noisy else x - x.mean(0) if self.tied else x
+        return self.layer(x + beside), beside
+
+
+def of_both(outputs, _):
+    return functional.mse_loss(*outputs)
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("engine", [Isolated(), BookKeeping()], ids=["Isolated", "BookKeeping"])
+def test_an_output_that_no_parameter_reaches_may_be_in_the_loss(engine, noisy):
+    torch.manual_seed(0)
+    module, inputs = ReturnsWhatItGot(noisy), torch.randn(N, 6)
+    client = Client(clean(1e-2), module, (inputs, inputs), engine=engine, loss=of_both, divisor=1.0)
+    apart = [copy.deepcopy(module) for _ in range(N)]
+    client.step(inputs, inputs)
+    if noisy:  # whose numbers are not told
+        return
+    expected = 0
+    for i, alone in enumerate(apart):
+        of_both(alone(inputs[i : i + 1]), None).backward()
+        row = torch.cat([parameter.grad.flatten() for parameter in alone.parameters()])
+        expected = expected - row * min(1.0, 1e-2 / float(row.norm()))
+    torch.testing.assert_close(torch.tensor(client.optimizer.update().dense()), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("engine", [Isolated(), BookKeeping()], ids=["Isolated", "BookKeeping"])
+def test_such_an_output_that_ties_examples_is_refused(engine):
+    inputs = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(dp.NotPrivate, match=r"outputs of an example in a batch|mean over the batch"):
+        private_model(ReturnsWhatItGot(False, tied=True), of_both, inputs, inputs, engine=engine)

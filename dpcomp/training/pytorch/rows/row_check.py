@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.rows.digits import LEAST, least_difference, short_digits, widened
 from dpcomp.training.pytorch.rows.distances import (
     SMALL,
     alike,
@@ -36,7 +37,6 @@ Model = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 TOLERANCE = 1e-4  # of the norm of a row
 OUTPUT_TOLERANCE = 1e-3  # of the largest output of a pass
 MIXED_ROUNDINGS = 8  # of the digits of mixed precision, in the gradient of an output
-LEAST = torch.finfo(torch.float32).tiny  # below it, float32 has fewer digits the smaller a number is
 NUDGE = 2.0**-16  # of a parameter: moves the outputs of a model by as much as rounding in float32 may
 EXACT_NUDGE = 2.0**-40  # the same for float64
 
@@ -106,7 +106,7 @@ class RowCheck:
                 )
         sent = [(one.cotangents[number][i : i + 1] * one.n).double() for number in one.cotangents]
         alone = self._cotangents(one, targets, i, copies=self.copies)
-        if not differs(sent, alone, self._tolerance, _floor(one)) or one_overflowed(
+        if not differs(sent, alone, self._tolerance, least_difference(one)) or one_overflowed(
             rows((one.call, one.outputs, targets), i, i + 1), sent, alone
         ):
             return
@@ -274,7 +274,7 @@ class RowCheck:
                 stack.enter_context(_evaluating(self._module))
             seed_generators(0)
             model, parameters = self._model(wide=wide, nudge=nudge)
-            loss = self._loss(model(*inputs), _wide(wanted) if wide else wanted)
+            loss = self._loss(model(*inputs), widened(wanted) if wide else wanted)
             return [part.double() for part in gradients_of([loss], parameters, [None])]
 
     def _same_alone(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...]) -> bool:
@@ -302,9 +302,8 @@ class RowCheck:
         with self._ready(one, wide=wide, nudge=nudge) as (model, parameters):
             outputs = model(*repeated(call, self._beside(one)))
             own = rows(outputs, i, i + 1) if one.random else outputs  # the other copies drew other numbers
-            found = floating(own)
-            used = [found[number] for number in one.cotangents if found[number].requires_grad]
-            loss = self._loss(repeated(own, self.copies) if one.random else own, _wide(wanted) if wide else wanted)
+            used = list(_with_parameters(one, own).values())
+            loss = self._loss(repeated(own, self.copies) if one.random else own, widened(wanted) if wide else wanted)
             gradients = gradients_of([loss], [*used, *parameters], [None])
         # Each of the copies has a share of 1 / copies in the mean.
         cotangents = [part.sum(dim=0, keepdim=True) if len(part) > 1 else part for part in gradients[: len(used)]]
@@ -324,9 +323,8 @@ class RowCheck:
         with self._ready(one, wide=wide) as (model, parameters):
             outputs = model(args, kwargs)
             outputs = rows(outputs, 0, 1) if one.doubled else outputs
-            found = floating(outputs)
-            used = [found[number] for number in one.cotangents if found[number].requires_grad]
-            loss = self._loss(outputs, _wide(targets) if wide else targets)
+            used = list(_with_parameters(one, outputs).values())
+            loss = self._loss(outputs, widened(targets) if wide else targets)
             held = torch.autograd.grad(loss, used, retain_graph=True, allow_unused=True)
             cotangents = [
                 torch.zeros_like(output) if part is None else _at(i, part[i : i + 1] * one.n, output)
@@ -364,10 +362,10 @@ class RowCheck:
             values[name] = value.requires_grad_(parameter.requires_grad)
         used = [value for value in values.values() if value.requires_grad]
         if wide:
-            values |= {name: _widened(value) for name, value in self._module.named_buffers()}
+            values |= {name: widened(value) for name, value in self._module.named_buffers()}
 
         def model(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            given: Call = _wide(Call(args, kwargs)) if wide else self._engine.arranged(Call(args, kwargs))
+            given: Call = widened(Call(args, kwargs)) if wide else self._engine.arranged(Call(args, kwargs))
             return self._places.call(values, *given)
 
         return model, used
@@ -426,7 +424,7 @@ class RowCheck:
         return distance_of(among, exact) <= max(self._tolerance * scale, noise, LEAST) < math.inf
 
     def _loss_explained_by_rounding(self, one: Pass, targets: Any, i: int, sent: list[Tensor]) -> bool:
-        floor = _floor(one)
+        floor = least_difference(one)
         if differs(sent, self._cotangents(one, targets, i, copies=one.n), self._tolerance, floor):
             return False
         try:
@@ -439,17 +437,17 @@ class RowCheck:
     def _same_in_mixed_precision(
         self, one: Pass, targets: Any, i: int, sent: list[Tensor], alone: list[Tensor]
     ) -> bool:
-        """Return whether cotangents agree to the digits of mixed precision, with the loss inside autocast or outside.
+        """Return whether cotangents agree to the digits of 16 bits, with the loss inside autocast or outside.
 
         Rows of such a pass are made of examples alone, and no cotangent that the script sent is in them.
         """
-        if one.autocast is None or not one.alone:
+        rounding, least = short_digits(one)
+        if not rounding or not one.alone:
             return False
-        digits = torch.finfo(one.autocast)
-        outside = self._cotangents(one, targets, i, copies=self.copies, mixed=False)
-        return any(
-            not differs(sent, own, MIXED_ROUNDINGS * digits.eps, digits.tiny * one.n) for own in (alone, outside)
-        )
+        places = [alone]
+        if one.autocast is not None:
+            places.append(self._cotangents(one, targets, i, copies=self.copies, mixed=False))
+        return any(not differs(sent, own, MIXED_ROUNDINGS * rounding, least * one.n) for own in places)
 
     def _explained_by_rounding(self, one: Pass, i: int, given: list[Tensor]) -> bool:
         among = [part.double() for part in self._behind(one, i, copies=one.n)[1]]
@@ -479,7 +477,7 @@ class RowCheck:
         outputs = mapped(leaf, repeated(rows(one.outputs, i, i + 1), copies))
         with torch.enable_grad(), one.in_its_precision() if mixed else without_autocast(one.device):
             wanted = repeated(rows(targets, i, i + 1), copies)
-            loss = self._loss(outputs, mapped(_widened, wanted) if wide else wanted)
+            loss = self._loss(outputs, widened(wanted) if wide else wanted)
             found = gradients_of([loss], held, [None])
         # Each of the copies has a share of 1 / copies in the mean.
         return [found[number].double().sum(dim=0, keepdim=True) for number in one.cotangents]
@@ -490,14 +488,16 @@ class RowCheck:
         """Return the outputs of an example among copies of itself, and the gradient for a cotangent, or for its own."""
         if sent is None:
             sent = [part[i : i + 1] * one.n for part in one.cotangents.values()]
+        sent_to = dict(zip(one.cotangents, sent, strict=True))
         call = repeated(rows(one.call, i, i + 1), copies)
         with self._ready(one, wide=wide) as (model, parameters):
-            found = floating(model(*call))
+            outputs = model(*call)
             place = i if one.random else 0
-            used = [found[number] for number in one.cotangents]
-            cotangents = [_at(place, own.to(output), output) for own, output in zip(sent, used, strict=True)]
-            gradients = gradients_of(used, parameters, cotangents)
-        return [part[place : place + 1].detach() for part in used], gradients
+            used = _with_parameters(one, outputs)
+            cotangents = [_at(place, sent_to[number].to(output), output) for number, output in used.items()]
+            gradients = gradients_of(list(used.values()), parameters, cotangents)
+        found = floating(outputs)
+        return [found[number][place : place + 1].detach() for number in one.cotangents], gradients
 
     def _compare_outputs(self, one: Pass, i: int, alone: list[Tensor]) -> None:
         outputs = floating(one.outputs)
@@ -548,6 +548,12 @@ class RowCheck:
         return f", first {first}" if first else ""
 
 
+def _with_parameters(one: Pass, outputs: Any) -> dict[int, Tensor]:
+    """Return, by their numbers, the outputs that the script's loss used and that depend on parameters."""
+    found = floating(outputs)
+    return {number: found[number] for number in one.cotangents if found[number].requires_grad}
+
+
 def _at(place: int, own: Tensor, like: Tensor) -> Tensor:
     """Return zeros in the form of a tensor, but for one entry of its first axis."""
     if own.shape == like.shape and own.dtype == like.dtype:
@@ -560,20 +566,6 @@ def _at(place: int, own: Tensor, like: Tensor) -> Tensor:
 def _all_like(values: Tensor, i: int) -> Tensor:
     """Return a batch of copies of one example that lies in memory as the batch does."""
     return torch.empty_like(values).copy_(values.detach()[i : i + 1].expand_as(values))
-
-
-def _widened(value: Tensor) -> Tensor:
-    return value.double() if value.is_floating_point() else value
-
-
-def _wide(value: Any) -> Any:
-    return mapped(_widened, value)
-
-
-def _floor(one: Pass) -> float:
-    """Return below which difference cotangents have no more digits; a row that it moves is another by itself."""
-    wide = any(part.dtype == torch.float64 for part in one.cotangents.values())
-    return torch.finfo(torch.float64).tiny if wide else LEAST
 
 
 @contextmanager
