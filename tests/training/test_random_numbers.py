@@ -21,6 +21,7 @@ torch.set_num_threads(1)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 ENGINES = [BookKeeping(), Isolated(), Opacus()]
 N, PUBLIC = 40, 0
+TRIED = 33  # examples that make_private looks at
 
 
 def features() -> torch.Tensor:
@@ -91,6 +92,32 @@ DRAWS = {
     "NumPy": lambda: torch.from_numpy(np.random.normal(size=8).astype(np.float32)),  # noqa: NPY002
     "Python": lambda: random.gauss(0, 1),
 }
+
+
+SEEDS = {
+    "torch": lambda: torch.manual_seed(987),
+    "NumPy": lambda: np.random.seed(987),  # noqa: NPY002
+    "Python": lambda: random.seed(987),
+}
+
+
+@pytest.fixture
+def few_drawn(monkeypatch):
+    """Look for a seed among few numbers, which takes less time."""
+    monkeypatch.setattr(generators, "MOST_DRAWN", 2**16)
+
+
+class SeedsOnce:
+    """Seeds a global generator when a number of draws were made, as augmentation does that is set up when needed."""
+
+    def __init__(self, seed, draw, *, at):
+        self.seed, self.draw, self.at, self.drawn = seed, draw, at + TRIED * bool(at), 0
+
+    def __call__(self):
+        if self.drawn == self.at:
+            self.seed()
+        self.drawn += 1
+        return self.draw()
 
 
 class WorkerSeed:
@@ -292,6 +319,43 @@ class TestADataSet:
         for physical in (None, 10):  # a process that goes on in the second round, and Opacus' BatchMemoryManager
             assert seeds(dp.SecretSeed(3), rounds=(1,), physical=physical) == numbered[2:]
 
+    @pytest.mark.usefixtures("few_drawn")
+    @pytest.mark.parametrize("name", SEEDS)
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_that_seeds_a_generator_while_a_batch_loads_is_refused(self, name, workers):
+        data = Augmented(SeedsOnce(SEEDS[name], DRAWS[name], at=N // 2))
+        with pytest.raises(dp.NotPrivate, match=rf"seeds {name}'s global generator.*leave them as they are"):
+            trained(dp.SecretSeed(), make=plain_network, data=data, workers=workers, steps=1)
+
+    @pytest.mark.usefixtures("few_drawn")
+    @pytest.mark.parametrize("name", SEEDS)
+    def test_that_seeds_a_generator_for_each_example_is_refused_before_anything_is_charged(self, name):
+        data = Augmented(SeedsOnce(SEEDS[name], DRAWS[name], at=0))
+        network = plain_network()
+        with pytest.raises(dp.NotPrivate, match=rf"seeds {name}'s global generator"):
+            make_private(
+                network,
+                torch.optim.SGD(network.parameters(), lr=0.1),
+                data,
+                dp.Pipeline(mechanism=(dp.Clip(1.0), dp.Gaussian(1.0)), sampling=dp.Poisson(1.0)),
+                loss=nn.functional.cross_entropy,
+                expected_batch_size=N,
+            )
+
+    @pytest.mark.parametrize("name", SEEDS)
+    def test_may_draw_much_and_from_generators_of_its_own(self, name):
+        def draw():
+            with torch.random.fork_rng():
+                torch.manual_seed(3)
+                of_example = torch.rand(8, generator=torch.Generator().manual_seed(1)) + torch.rand(8)
+            of_example += float(np.random.default_rng(1).normal()) + random.Random(1).random()
+            for _ in range(700):
+                DRAWS[name]()
+            return DRAWS[name]() + of_example
+
+        one, two = (trained(dp.SecretSeed(3), make=plain_network, data=Augmented(draw), steps=1) for _ in range(2))
+        assert apart(one, two) < 1e-6
+
     def test_leaves_the_generators_where_they_were(self):
         data = Augmented(lambda: sum(draw() for draw in DRAWS.values()))
         with lent_generators(dp.SecretSeed(), "test"):  # of any state
@@ -311,6 +375,18 @@ class TestADataSet:
             after = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
             np.testing.assert_equal(after[1:], before[1:])
             assert torch.equal(after[0], before[0])
+
+
+class TestTheTrainersData:
+    @pytest.mark.usefixtures("few_drawn")
+    @pytest.mark.parametrize("name", SEEDS)
+    def test_that_seeds_a_generator_is_refused_where_each_step_is_released(self, name):
+        def draw():
+            SEEDS[name]()
+            return DRAWS[name]()
+
+        with pytest.raises(dp.NotPrivate, match=rf"seeds {name}'s global generator"):
+            TestTheTrainer.run("example", "nobody", Task(data=Augmented(draw)))
 
 
 class TestTheTrainer:

@@ -15,7 +15,7 @@ from dpcomp.training.pytorch.checks.repeated_examples import refuse_repeated_exa
 from dpcomp.training.pytorch.collation import Collate, collated
 from dpcomp.training.pytorch.draws import Draws, Place, delivered
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
-from dpcomp.training.pytorch.rows.generators import lent_generators
+from dpcomp.training.pytorch.rows.generators import lent_generators, unseeded_by_data
 from dpcomp.training.pytorch.rows.structures import emptied
 
 
@@ -97,7 +97,12 @@ class Ticketed(Dataset):
         return self.__getitems__([ticket])[0]
 
     def __getitems__(self, tickets: list[int]) -> list[tuple[int, Any]]:
-        """Return the examples of a micro-batch with their tickets, as torch's loader asks for them."""
+        """Return the examples of a micro-batch with their tickets, as torch's loader asks for them.
+
+        Raises:
+            NotPrivate: The data set has another length than it had, or seeds a global generator; or another example is
+                behind an item than when the pass began.
+        """
         if not tickets:
             return []
         traced, positions = self._traced_here(), [ticket % self._n for ticket in tickets]
@@ -105,7 +110,8 @@ class Ticketed(Dataset):
             examples = [self._example(ticket) for ticket in tickets]
         else:
             draw, position = divmod(tickets[0], self._n)
-            with lent_generators(SecretSeed(self._number), "examples", *self._place.of(draw), position):
+            lent = lent_generators(SecretSeed(self._number), "examples", *self._place.of(draw), position)
+            with lent, unseeded_by_data():
                 examples = [self._example(ticket) for ticket in tickets]
         traced.refuse_other(positions)
         return examples

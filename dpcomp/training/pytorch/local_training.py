@@ -1,6 +1,6 @@
 """Local training of one client: example-level with noise in every step, or client-level without."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from dpcomp.training.pytorch.inspection import (
 )
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
-from dpcomp.training.pytorch.rows.generators import lent_generators, lent_torch_generators
+from dpcomp.training.pytorch.rows.generators import lent_generators, lent_torch_generators, unseeded_by_data
 from dpcomp.training.pytorch.rows.parameters import read, trainable, write
 from dpcomp.training.pytorch.rows.structures import call_of, inputs_and_targets, to
 from dpcomp.training.pytorch.steps.local_optimizer import MakeOptimizer, pull_to, start_of
@@ -126,7 +126,8 @@ class ExampleLevel:
                 chunks = chosen.split(self._physical_batch_size)
                 tickets = optimizer.draws.draw(chosen.tolist(), len(examples))
                 for number, chunk in enumerate(chunks, start=1):
-                    batch, alone = examples.drawn(chunk)
+                    with unseeded_by_data() if examples.loads_by_own_code else nullcontext():
+                        batch, alone = examples.drawn(chunk)
                     optimizer.draws.arrive(tickets[: len(chunk)], batch, alone)
                     tickets = tickets[len(chunk) :]
                     if len(chunk):

@@ -21,6 +21,7 @@ from dpcomp.training.pytorch.inspection import private_model
 from dpcomp.training.pytorch.private_model import PrivateModel
 from dpcomp.training.pytorch.private_optimizer import PrivateOptimizer
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
+from dpcomp.training.pytorch.rows.generators import unseeded_by_data
 from dpcomp.training.pytorch.rows.structures import inputs_and_targets, to
 
 
@@ -85,8 +86,8 @@ def make_private(
 
     Raises:
         NotPrivate: The model, the loss or `collate_fn` ties examples, keeps data, or fails on a batch; an example is
-            behind several items of a `Subset`, `ConcatDataset`, `StackDataset` or `TensorDataset`; or the pipeline does
-            not release local steps.
+            behind several items of a `Subset`, `ConcatDataset`, `StackDataset` or `TensorDataset`; the data set seeds a
+            global generator as it gives examples; or the pipeline does not release local steps.
         TypeError: `steps`, `views` or `expected_batch_size` is not such a number, or a constant is no plain value.
         ValueError: A parameter is neither float32 nor float64, a constant has the name of an input, a number lies
             outside its range, the data set is empty, the pipeline samples nothing and `steps` is not given, or the
@@ -151,7 +152,8 @@ def _some_examples(dataset: Dataset, n: int, collate: Collate) -> tuple[Any, Any
     """Return examples from all over the data set, which may be sorted by class."""
     most = min(n, MOST_EXAMPLES)
     positions = [round(i * (n - 1) / max(most - 1, 1)) for i in range(most)]
-    examples = [dataset[position] for position in positions]
+    with unseeded_by_data():
+        examples = [dataset[position] for position in positions]
     try:
         return inputs_and_targets(collate(examples))
     except DpcompError:

@@ -7,15 +7,17 @@ from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import UInt8, UInt64
+from jaxtyping import UInt8, UInt32, UInt64
 from torch import Tensor
 
+from dpcomp.core.errors import NotPrivate
 from dpcomp.core.randomness import SecretSeed
 
 States = tuple[Tensor, ...]
 
 WORDS = 624  # of the Mersenne Twister that torch has on the CPU
 CPU_BYTES, CUDA_BYTES, SEED_BYTES, HOST_BYTES = 4 * WORDS, 16, 8, 32
+MOST_DRAWN = 2**28  # words that a data set is taken to draw for a batch: that many take a second to draw
 LARGEST_OFFSET = 2**40  # of blocks of four numbers, in the stream of one seed of Philox
 
 
@@ -69,6 +71,31 @@ def lent_generators(secret: SecretSeed, purpose: str, *place: int) -> Iterator[N
         random.setstate(of_python)
 
 
+@contextmanager
+def unseeded_by_data() -> Iterator[None]:
+    """Load examples, and refuse code that gives a global generator of torch, NumPy or Python another state meanwhile.
+
+    **Privacy:** lent states are secret only until something seeds them: from then on the numbers of all examples that
+    are loaded next are known, and go by how many examples stand before them.
+
+    Raises:
+        NotPrivate: A generator is in a state that draws from the one before do not lead to.
+    """
+    before, words = random_states(), _words()
+    yield
+    seeded = {name for name, now in _words().items() if not _leads_to(words[name], now)}
+    if seeded_between(before, random_states()):
+        seeded.add("torch's")
+    if seeded:
+        raise NotPrivate(
+            f"the data set seeds {' and '.join(sorted(seeded))} global generator while examples are loaded, so that "
+            "the random numbers of the examples behind are known and go by their place in the batch: one example would "
+            "give all of them other ones. dpcomp sets the generators from the secret for each batch: leave them as "
+            "they are, or draw what an example needs from a generator made for it, such as "
+            "torch.Generator().manual_seed(i), numpy.random.default_rng(i) or random.Random(i)"
+        )
+
+
 def set_generator(generator: torch.Generator, secret: SecretSeed, purpose: str, *place: int) -> None:
     """Set the whole state of a generator on the CPU from a secret, for good.
 
@@ -102,6 +129,11 @@ def set_random_states(states: States) -> None:
         generator.set_state(state)
 
 
+def seeds_of_generators() -> tuple[int, ...]:
+    """Return the seeds that torch's global generators were given, the CPU's first."""
+    return tuple(generator.initial_seed() for generator in _generators())
+
+
 def seed_generators(number: int) -> None:
     """Seed torch's global generators with a number that everybody may know: for trials, which release nothing."""
     for generator in _generators():
@@ -116,6 +148,37 @@ def seeded_between(before: States, after: States) -> bool:
 def drawn_between(before: States, after: States) -> bool:
     """Return whether a generator moved from one look to the next."""
     return not all(map(torch.equal, before, after))
+
+
+def _words() -> dict[str, UInt32[np.ndarray, "624"]]:
+    """Return the words from which the global generators on the host draw, which are Mersenne Twisters."""
+    of_torch = torch.default_generator.get_state().numpy().view(np.uint64)[3 : 3 + WORDS]
+    return {
+        "torch's": of_torch.astype(np.uint32),
+        "NumPy's": np.random.get_state(legacy=False)["state"]["key"],  # noqa: NPY002
+        "Python's": np.array(random.getstate()[1][:WORDS], np.uint32),
+    }
+
+
+def _leads_to(before: UInt32[np.ndarray, "624"], after: UInt32[np.ndarray, "624"]) -> bool:
+    """Return whether a Mersenne Twister with some words comes to others by drawing: it makes all words anew at once."""
+    if np.array_equal(before, after):
+        return True
+    wanted = _twister(after, 0).random_raw(WORDS)
+    drawing, blocks, looked_at = _twister(before, WORDS), 1, 0
+    while looked_at < MOST_DRAWN:
+        drawn = drawing.random_raw(blocks * WORDS).reshape(blocks, WORDS)
+        if any(np.array_equal(drawn[place], wanted) for place in np.flatnonzero(drawn[:, 0] == wanted[0])):
+            return True
+        looked_at += drawn.size
+        blocks = min(2 * blocks, 1024)
+    return False
+
+
+def _twister(words: UInt32[np.ndarray, "624"], drawn: int) -> np.random.MT19937:
+    found = np.random.MT19937(0)
+    found.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": drawn}}
+    return found
 
 
 def _generators() -> list[torch.Generator]:
