@@ -16,6 +16,7 @@ from dpcomp.simulation import simulate
 from dpcomp.training.pytorch import BookKeeping, Isolated, Opacus, PyTorch, make_private
 from dpcomp.training.pytorch.rows import generators
 from dpcomp.training.pytorch.rows.generators import lent_generators, lent_torch_generators, random_states
+from tests.training.private_client import Client, examples, noisy
 
 torch.set_num_threads(1)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -132,6 +133,39 @@ def plain_network() -> nn.Module:
     return nn.Linear(8, 2)
 
 
+def forked(x):
+    with torch.random.fork_rng():
+        torch.manual_seed(PUBLIC)
+        return x * (torch.rand(len(x), 1) < 0.9)
+
+
+def own_generator():
+    return torch.Generator().manual_seed(PUBLIC)
+
+
+KNOWN = {
+    "a seed in fork_rng": forked,
+    "rand of an own generator": lambda x: x * (torch.rand(len(x), 1, generator=own_generator()) < 0.9),
+    "bernoulli_ of an own generator": lambda x: x * x.new_empty(len(x), 1).bernoulli_(0.9, generator=own_generator()),
+}
+LENT = {
+    "dropout": lambda x: nn.functional.dropout(x, 0.1),
+    "stochastic depth": lambda x: x * x.new_empty(len(x), 1).bernoulli_(0.9).div_(0.9),
+    "dropout, computed again": lambda x: torch.utils.checkpoint.checkpoint(
+        lambda part: nn.functional.dropout(part, 0.1).sin(), x, use_reentrant=False
+    ),
+}
+
+
+class WithFunction(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(8, 6), nn.Linear(6, 2), function
+
+    def forward(self, inputs):
+        return self.last(self.function(self.first(inputs).relu()))
+
+
 MASKS: list[torch.Tensor] = []  # a global, since what a model's own objects keep of a pass is refused
 
 
@@ -217,6 +251,28 @@ class TestAPass:
 
         with pytest.raises(dp.NotPrivate, match="seeds torch's global generator"):
             trained(dp.SecretSeed(), make=lambda: nn.Sequential(Seeds(), nn.Linear(8, 2)))
+
+    @pytest.mark.parametrize("engine", ENGINES, ids=["BookKeeping", "Isolated", "Opacus"])
+    @pytest.mark.parametrize("source", KNOWN)
+    def test_that_draws_known_numbers_is_refused(self, source, engine):
+        with pytest.raises(dp.NotPrivate, match=r"with a generator= of its own|after a seed that is set in the pass"):
+            trained(dp.SecretSeed(), make=lambda: WithFunction(KNOWN[source]), engine=engine)
+
+    def test_that_draws_known_numbers_in_a_larger_batch_takes_rows_of_examples_alone(self):
+        module = WithFunction(lambda x: forked(x) if len(x) > 60 else x)
+        client = Client(noisy(), module, (8,), engine=BookKeeping())
+        for n, alone in ((40, False), (100, True)):
+            batch = examples(n, shape=(8,), classes=2)
+            client.draw(batch)
+            client.backward(*batch)
+            assert client.model.passes[-1].alone == alone
+            client.optimizer.step()
+
+    @pytest.mark.parametrize("engine", ENGINES, ids=["BookKeeping", "Isolated", "Opacus"])
+    @pytest.mark.parametrize("source", LENT)
+    def test_that_draws_from_the_lent_generator_is_taken(self, source, engine):
+        released = trained(dp.SecretSeed(1), make=lambda: WithFunction(LENT[source]), engine=engine)
+        assert np.isfinite(released).all()
 
     def test_on_a_device_without_a_lent_generator_is_refused(self):
         model, *_ = made_private()

@@ -24,10 +24,17 @@ from dpcomp.training.pytorch.private_model import PrivateModel, without_examples
 from dpcomp.training.pytorch.rows.book_keeping.engine import BookKeeping
 from dpcomp.training.pytorch.rows.distances import largest_finite
 from dpcomp.training.pytorch.rows.engine import Engine, Loss
-from dpcomp.training.pytorch.rows.generators import drawn_between, kept_generators, random_states, seed_generators
+from dpcomp.training.pytorch.rows.generators import (
+    drawn_between,
+    kept_generators,
+    random_states,
+    seed_generators,
+    seed_unforeseeably,
+)
 from dpcomp.training.pytorch.rows.isolated import Isolated, IsolatedRows
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
 from dpcomp.training.pytorch.rows.opacus_hooks import remove_hooks
+from dpcomp.training.pytorch.rows.own_random import LookForSeeds
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass, floating
 from dpcomp.training.pytorch.rows.row_check import RowCheck
@@ -297,6 +304,8 @@ class _Trial:
                 return
             one = self._pass_again(batch)
             self._refuse_another(first, one)
+            if not batch.made_up:
+                self._refuse_own_random(one)
             if not batch.made_up or one.order is not None:
                 self._check(one, batch)
         except DpcompError:
@@ -312,6 +321,20 @@ class _Trial:
         self.model.zero_grad()
         self.model.forget(unfinished=True)
         return self._pass(batch)
+
+    def _refuse_own_random(self, one: Pass) -> None:
+        args, kwargs = one.given
+        with kept_generators(), self.model.engine.paused(), torch.no_grad():
+            seed_unforeseeably()
+            with LookForSeeds() as looking:
+                self._subject(*args, **kwargs)
+        if looking.found:
+            raise NotPrivate(
+                f"the model draws random numbers by {looking.found}, so they are known, and go by the place in the "
+                "batch: one example would give all examples behind it other ones. Draw from torch's global generator, "
+                "which dpcomp sets from the secret for each pass, and leave its seed as it is, also in "
+                "torch.random.fork_rng(); make what is random and constant in __init__"
+            )
 
     def _refuse_another(self, one: Pass, again: Pass) -> None:
         for before, now in zip(floating(one.outputs), floating(again.outputs), strict=True):

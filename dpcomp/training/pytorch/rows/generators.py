@@ -129,6 +129,12 @@ def set_random_states(states: States) -> None:
         generator.set_state(state)
 
 
+def seed_unforeseeably() -> None:
+    """Seed torch's global generators from the system's entropy, so that no code sets the same seed again."""
+    for generator in _generators():
+        generator.seed()
+
+
 def seeds_of_generators() -> tuple[int, ...]:
     """Return the seeds that torch's global generators were given, the CPU's first."""
     return tuple(generator.initial_seed() for generator in _generators())

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch._C import DisableTorchFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dpcomp.training.pytorch.rows.own_random import RandomSource
+
 
 class ExamplesMeet(Exception):
     """An operation is not known to keep examples apart; the text says which."""
@@ -93,7 +95,7 @@ class FollowedExamples(TorchDispatchMode):
 
     def __init__(self, batch: Sequence[Tensor], n: int, look: Callable[[str, list[Tensor], list[Tensor]], None]):
         super().__init__()
-        self._n, self._look = n, look
+        self._n, self._look, self._random = n, look, RandomSource()
         # By identity; the tensors are kept, so that no other gets their number.
         self._known: dict[int, tuple[Tensor, BatchAxis | None]] = {}
         self._memory: set[int] = set()  # of tensors that depend on the batch
@@ -126,6 +128,8 @@ class FollowedExamples(TorchDispatchMode):
         ]
         given = [*tensors_in(args), *tensors_in(kwargs.values())]
         self._look(name, given, written)
+        if other := self._random.other(func, args, kwargs):
+            raise ExamplesMeet(f"{name} {other}")
         if any(not self.knows(part) and memory_of(part) in self._memory for part in given):
             raise ExamplesMeet(f"{name} with values of the batch that were taken past torch's operations")
         plain = name.removesuffix("_") if written and not name.startswith("_") else name

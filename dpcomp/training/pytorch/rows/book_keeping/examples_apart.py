@@ -17,6 +17,7 @@ from dpcomp.training.pytorch.rows.book_keeping.batch_axis import (
 )
 from dpcomp.training.pytorch.rows.book_keeping.formulas import refusal, trained
 from dpcomp.training.pytorch.rows.book_keeping.own_code import NothingRead, refuse_own_backward, unread
+from dpcomp.training.pytorch.rows.generators import kept_generators, seed_unforeseeably
 from dpcomp.training.pytorch.rows.passes import floating
 from dpcomp.training.pytorch.rows.structures import Call, call_of, count, picked, tensors
 
@@ -78,15 +79,16 @@ def _followed(module: nn.Module, call: Call, n: int) -> tuple[LayerUse, ...]:
         ExamplesMeet: Naming the operation and the layer.
     """
     batch = picked(call, torch.arange(n) % count(call))
-    devices = list({part.device for part in tensors(batch) if part.device.type == "cuda"})
     args, kwargs = unread(batch)
-    following = _Following(module, batch, n)
-    try:
-        with torch.random.fork_rng(devices=devices), torch.enable_grad(), following.hooks(), following:
-            outputs = module(*args, **kwargs)
-        following.check_outputs(outputs)
-    except ExamplesMeet as meeting:
-        raise ExamplesMeet(f"{meeting} may tie examples{following.where}") from meeting
+    with kept_generators():
+        seed_unforeseeably()  # so that a seed that the model sets shows
+        following = _Following(module, batch, n)
+        try:
+            with torch.enable_grad(), following.hooks(), following:
+                outputs = module(*args, **kwargs)
+            following.check_outputs(outputs)
+        except ExamplesMeet as meeting:
+            raise ExamplesMeet(f"{meeting} may tie examples{following.where}") from meeting
     return following.uses()
 
 
