@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,52 @@ def trained(loss, kind, place, *, factor=1.0):
 @LOSSES
 def test_a_loss_is_taken_inside_autocast_and_behind_it(loss, kind, place):
     assert trained(loss, kind, place).permit.used == 5
+
+
+def in_float32(outputs, targets):
+    """Takes no other type, as losses with kernels of their own do not."""
+    if outputs.dtype != torch.float32:
+        raise TypeError(f"{outputs.dtype} is not supported")
+    return own(outputs, targets)
+
+
+FLOAT32 = pytest.mark.parametrize("loss", [nn.MultiMarginLoss(), in_float32], ids=["hinge", "float32 only"])
+
+
+@FLOAT32
+@KINDS
+def test_a_loss_without_a_kernel_of_16_bits_is_taken_on_outputs_in_float32(loss, kind):
+    assert trained(loss, kind, "of its outputs in float32").permit.used == 5
+
+
+@FLOAT32
+@KINDS
+def test_such_a_loss_gives_the_rows_of_its_examples(loss, kind):
+    torch.manual_seed(0)
+    network = nn.Linear(6, 3)
+    client = Client(clean(1e-2), copy.deepcopy(network), (6,), engine=Isolated(), loss=loss, divisor=1.0)
+    inputs, targets = examples(7)
+    client.draw((inputs, targets))
+    with torch.autocast("cpu", dtype=kind):
+        outputs = client.model(inputs)
+    loss(outputs.float(), targets).backward()
+    client.optimizer.step()
+    expected = 0
+    for i in range(7):
+        network.zero_grad()
+        with torch.autocast("cpu", dtype=kind):
+            outputs = network(inputs[i : i + 1])
+        loss(outputs.float(), targets[i : i + 1]).backward()
+        row = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+        expected = expected - row * min(1.0, 1e-2 / max(float(row.norm()), 1e-9))
+    torch.testing.assert_close(torch.tensor(client.optimizer.update().dense()), expected, rtol=1e-3, atol=1e-5)
+
+
+@FLOAT32
+@KINDS
+def test_another_loss_than_such_a_one_is_refused(loss, kind):
+    with pytest.raises(dp.NotPrivate, match="computes another loss"):
+        trained(loss, kind, "of its outputs in float32", factor=1.15)
 
 
 @PLACES

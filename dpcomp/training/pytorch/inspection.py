@@ -37,6 +37,7 @@ from dpcomp.training.pytorch.rows.opacus_hooks import remove_hooks
 from dpcomp.training.pytorch.rows.own_random import LookForSeeds
 from dpcomp.training.pytorch.rows.parameters import trainable
 from dpcomp.training.pytorch.rows.passes import Pass, floating
+from dpcomp.training.pytorch.rows.placed_loss import PlacedLoss
 from dpcomp.training.pytorch.rows.row_check import RowCheck
 from dpcomp.training.pytorch.rows.structures import Call, call_of, columns, count, mapped, repeated, rows, tensors
 
@@ -129,6 +130,7 @@ def _tried(module: nn.Module, loss: Loss, engine: Engine, inputs: Any, targets: 
             "or the loss"
         ) from error
     model.check.copies = model.engine.copies = trial.model.engine.copies
+    model.check.loss.behind = trial.model.check.loss.behind
     model.outputs_of_nothing = trial.model.outputs_of_nothing
     model.unmoved.modes.hold_to(trial.modes)
     if (isolated := _isolated_of(model.engine)) and (tried := _isolated_of(trial.model.engine)):
@@ -306,6 +308,7 @@ class _Trial:
             self._refuse_another(first, one)
             if not batch.made_up:
                 self._refuse_own_random(one)
+                self.model.check.loss.try_mixed_precision(one.outputs, batch.targets)
             if not batch.made_up or one.order is not None:
                 self._check(one, batch)
         except DpcompError:
@@ -526,9 +529,10 @@ def _kept_alone(module: nn.Module) -> str:
 
 
 def _wrapped(module: nn.Module, loss: Loss, engine: Engine, inputs: Any) -> PrivateModel:
-    attached = engine.attach(module, loss, inputs)
+    placed = PlacedLoss(loss)
+    attached = engine.attach(module, placed, inputs)
     unmoved = Unmoved(module, loss, ignored=attached.keeps)
-    model = PrivateModel(module, attached, RowCheck(module, loss, attached), unmoved)
+    model = PrivateModel(module, attached, RowCheck(module, placed, attached), unmoved)
     model.training = module.training  # and each layer keeps its own
     return model
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -23,13 +23,14 @@ from dpcomp.training.pytorch.rows.distances import (
     one_overflowed,
     share_apart,
 )
-from dpcomp.training.pytorch.rows.engine import Loss, Rows
+from dpcomp.training.pytorch.rows.engine import Rows
 from dpcomp.training.pytorch.rows.generators import drawn_between, kept_generators, random_states, seed_generators
 from dpcomp.training.pytorch.rows.isolated import gradients_of
 from dpcomp.training.pytorch.rows.layer_outputs import Record, first_other, recorded
 from dpcomp.training.pytorch.rows.own_losses import own_losses
 from dpcomp.training.pytorch.rows.parameters import Places, trainable
 from dpcomp.training.pytorch.rows.passes import Pass, floating, without_autocast
+from dpcomp.training.pytorch.rows.placed_loss import PlacedLoss
 from dpcomp.training.pytorch.rows.structures import Call, along_examples, mapped, repeated, rows, tensors
 
 Model = Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -61,8 +62,8 @@ class RowCheck:
         tolerance: The largest difference, as a share of the norm of the row.
     """
 
-    def __init__(self, module: nn.Module, loss: Loss, engine: Rows, tolerance: float = TOLERANCE):
-        self._module, self._loss, self._engine, self._tolerance = module, loss, engine, tolerance
+    def __init__(self, module: nn.Module, loss: PlacedLoss, engine: Rows, tolerance: float = TOLERANCE):
+        self._module, self.loss, self._engine, self._tolerance = module, loss, engine, tolerance
         self._parameters = trainable(module)
         self._places = Places(module)
         self.copies = 1  # in the batch of an example alone
@@ -129,7 +130,7 @@ class RowCheck:
             NotPrivate: As `loss_of` does.
         """
         try:
-            own = own_losses(self._loss, one, targets, self.copies)
+            own = own_losses(self.loss, one, targets, self.copies)
             sent = [part * one.n for part in one.cotangents.values()]
             apart, norms = (
                 torch.stack([part.reshape(one.n, -1).norm(dim=1) for part in parts]).norm(dim=0)
@@ -274,7 +275,7 @@ class RowCheck:
                 stack.enter_context(_evaluating(self._module))
             seed_generators(0)
             model, parameters = self._model(wide=wide, nudge=nudge)
-            loss = self._loss(model(*inputs), widened(wanted) if wide else wanted)
+            loss = self.loss(model(*inputs), widened(wanted) if wide else wanted)
             return [part.double() for part in gradients_of([loss], parameters, [None])]
 
     def _same_alone(self, one: Pass, targets: Any, i: int, row: tuple[Tensor, ...]) -> bool:
@@ -303,7 +304,7 @@ class RowCheck:
             outputs = model(*repeated(call, self._beside(one)))
             own = rows(outputs, i, i + 1) if one.random else outputs  # the other copies drew other numbers
             used = list(_with_parameters(one, own).values())
-            loss = self._loss(repeated(own, self.copies) if one.random else own, widened(wanted) if wide else wanted)
+            loss = self.loss(repeated(own, self.copies) if one.random else own, widened(wanted) if wide else wanted)
             gradients = gradients_of([loss], [*used, *parameters], [None])
         # Each of the copies has a share of 1 / copies in the mean.
         cotangents = [part.sum(dim=0, keepdim=True) if len(part) > 1 else part for part in gradients[: len(used)]]
@@ -324,7 +325,7 @@ class RowCheck:
             outputs = model(args, kwargs)
             outputs = rows(outputs, 0, 1) if one.doubled else outputs
             used = list(_with_parameters(one, outputs).values())
-            loss = self._loss(outputs, widened(targets) if wide else targets)
+            loss = self.loss(outputs, widened(targets) if wide else targets)
             held = torch.autograd.grad(loss, used, retain_graph=True, allow_unused=True)
             cotangents = [
                 torch.zeros_like(output) if part is None else _at(i, part[i : i + 1] * one.n, output)
@@ -386,7 +387,7 @@ class RowCheck:
 
         outputs = mapped(leaf, one.outputs)
         with torch.enable_grad(), one.in_its_precision():
-            declared = gradients_of([self._loss(outputs, targets)], held, [None])
+            declared = gradients_of([self.loss(outputs, targets)], held, [None])
         apart: list[Tensor] = []
         for number, sent in one.cotangents.items():
             mine, theirs = sent[i : i + 1] * one.n, declared[number][i : i + 1].to(sent) * one.n
@@ -445,8 +446,9 @@ class RowCheck:
         if not rounding or not one.alone:
             return False
         places = [alone]
-        if one.autocast is not None:
-            places.append(self._cotangents(one, targets, i, copies=self.copies, mixed=False))
+        if one.autocast is not None and one.autocast not in self.loss.behind:
+            with suppress(RuntimeError, TypeError, ValueError):  # a loss that takes them in autocast alone
+                places.append(self._cotangents(one, targets, i, copies=self.copies, mixed=False))
         return any(not differs(sent, own, MIXED_ROUNDINGS * rounding, least * one.n) for own in places)
 
     def _explained_by_rounding(self, one: Pass, i: int, given: list[Tensor]) -> bool:
@@ -477,7 +479,7 @@ class RowCheck:
         outputs = mapped(leaf, repeated(rows(one.outputs, i, i + 1), copies))
         with torch.enable_grad(), one.in_its_precision() if mixed else without_autocast(one.device):
             wanted = repeated(rows(targets, i, i + 1), copies)
-            loss = self._loss(outputs, widened(wanted) if wide else wanted)
+            loss = self.loss(outputs, widened(wanted) if wide else wanted)
             found = gradients_of([loss], held, [None])
         # Each of the copies has a share of 1 / copies in the mean.
         return [found[number].double().sum(dim=0, keepdim=True) for number in one.cotangents]
