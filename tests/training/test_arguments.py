@@ -176,6 +176,81 @@ def traced(inputs, *args, constants=None, **kwargs):
     return arguments.trace(Call(args, kwargs), inputs)
 
 
+IMAGES = torch.rand(5, 1, 6, 6, generator=torch.Generator().manual_seed(2)) * 1.9
+LOOKS = {
+    "bool": lambda x: x.bool(),
+    "int": lambda x: x.int(),
+    "bfloat16": lambda x: x.bfloat16(),
+    "double": lambda x: x.double(),
+    "another shape": lambda x: x.reshape(len(x), 1, 9, 4),
+    "another number of axes": lambda x: x.flatten(2),
+}
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 3)
+
+    def forward(self, x):
+        return self.layer(x.float().flatten(2).amax(2))
+
+
+class TestForms:
+    """A cast or a shape that a script gives some batches says something of these batches."""
+
+    @ENGINES
+    @pytest.mark.parametrize("look", LOOKS)
+    @pytest.mark.parametrize("first", [True, False])
+    def test_that_some_batches_have_are_refused(self, look, first, engine):
+        mine, targets = Client(noisy(), Pooled(), (1, 6, 6), engine=engine), torch.zeros(5, dtype=torch.int64)
+        inputs = IMAGES.round() if look in ("bool", "int", "bfloat16") else IMAGES
+        inputs = inputs.clamp(0, 1) if look == "bool" else inputs
+        changed = LOOKS[look](inputs), inputs
+        mine.draw((inputs, targets))
+        forward(mine, changed[not first], targets)
+        mine.optimizer.step()
+        mine.draw((inputs, targets))
+        forward(mine, changed[first], targets)
+        with refused(mine, r"argument 'x' of the model (is torch|has shape).*in the first pass.*every batch alike"):
+            mine.optimizer.step()
+
+    @ENGINES
+    @pytest.mark.parametrize("look", LOOKS)
+    def test_that_all_batches_have_are_taken(self, look, engine):
+        mine, targets = Client(noisy(), Pooled(), (1, 6, 6), engine=engine), torch.zeros(5, dtype=torch.int64)
+        for n in (5, 1, 4):
+            inputs = IMAGES[:n].round().clamp(0, 1)
+            mine.draw((inputs, targets[:n]))
+            forward(mine, LOOKS[look](inputs), targets[:n])
+            mine.optimizer.step()
+        assert mine.permit.used == 3
+
+    @pytest.mark.parametrize(
+        ("change", "taken"),
+        [
+            (lambda x: x[:, :, None], True),
+            (lambda x: x.flatten(1), True),
+            (lambda x: x.flatten(1)[:, None, :, None], True),
+            (lambda x: x.reshape(len(x), -1, 2, 2), True),
+            (lambda x: x.reshape(len(x), -1, 2, 2) if x.shape[1] < 8 else x.reshape(len(x), -1, 4, 1), False),
+            (lambda x: x if x.shape[1] < 8 else x.flatten(1), False),
+            (lambda x: x if x.shape[1] < 8 else x.reshape(len(x), 4, -1), False),
+        ],
+    )
+    def test_may_go_by_lengths_that_differ_from_batch_to_batch(self, change, taken):
+        arguments = Arguments(Two().forward, tried_call(torch.rand(3, 4, 4), {}))
+        for length in (4, 6, 1, 4):
+            part = torch.rand(3, length, 4)
+            arguments.trace(Call((change(part),), {}), part)
+        part = torch.rand(3, 8, 4)
+        if taken:
+            arguments.trace(Call((change(part),), {}), part)
+        else:
+            with pytest.raises(dp.NotPrivate, match="argument 'a' of the model has shape"):
+                arguments.trace(Call((change(part),), {}), part)
+
+
 class TestTheFirstCall:
     """No earlier batch says which part of a batch an argument is: the call that was tried does."""
 

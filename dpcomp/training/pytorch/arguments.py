@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpcomp.core.errors import NotPrivate
 from dpcomp.training.pytorch.draws import same_values
+from dpcomp.training.pytorch.forms import Form
 from dpcomp.training.pytorch.rows.structures import (
     Call,
     Path,
@@ -69,7 +70,7 @@ class Arguments:
     **Privacy:** each row is a function of its example alone only if the arguments that all rows share say nothing of
     the batch (PRIVACY_RULES hazard 29). So each call is the one with which `make_private` tried the model, from its
     first on: the same parts of the batch for the same parameters, and else what was declared to be constant or is the
-    default of a parameter.
+    default of a parameter. Tensors are cast and reshaped as in the first pass.
 
     Args:
         forward: The model's forward, whose parameters may be given by position or by name.
@@ -89,6 +90,7 @@ class Arguments:
             if parameter.default is not inspect.Parameter.empty
         }
         self._names = self._given(tried)[1]
+        self._forms: dict[Path, Form] = {}  # of the first pass
         self._tried = {path: value for path, (_, value) in self._given(tried)[0].items()}
 
     def trace(
@@ -111,7 +113,8 @@ class Arguments:
             By the path of an argument in the call, the path of the tensor or column that it is in the inputs.
 
         Raises:
-            NotPrivate: Naming the argument that is another than in the trial.
+            NotPrivate: Naming the argument that is another than in the trial, or cast or reshaped in another way than
+                in the first pass.
         """
         (given, names), delivered = (
             self._given(call),
@@ -133,6 +136,10 @@ class Arguments:
             part = delivered.get(tried.path)
             if not (same.get(id(value)) is part is not None or _is(value, part)):
                 raise NotPrivate(_undelivered(path, value, tried.path))
+            if isinstance(value, Tensor):
+                form = Form.of(value, part)
+                if how := self._forms.setdefault(path, form).differs(form):
+                    raise NotPrivate(_other_form(path, how))
             if place is not None:
                 origins[place] = tried.path
         return origins
@@ -176,6 +183,14 @@ def _other_value(path: Path, value: Any, before: str) -> str:
     return (
         f"{_name(path)} of the model is {_described(value)}, and was {before} when make_private tried it: chosen by a "
         f"look at a batch, it moves the rows of all its examples. {REMEDY}"
+    )
+
+
+def _other_form(path: Path, how: str) -> str:
+    return (
+        f"{_name(path)} of the model {how} in the first pass: a cast or a shape that is chosen by a look at a "
+        "batch moves the rows of all its examples. Cast and reshape every batch alike, in the data set, collate_fn or "
+        "the model"
     )
 
 
