@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 import dpcomp as dp
 from dpcomp.training.pytorch import BookKeeping, Isolated, PrivateOptimizer, make_private
+from dpcomp.training.pytorch.checks.precision import short_products
 from dpcomp.training.pytorch.inspection import private_model
 from tests.training.private_client import Client, examples, noisy, refused
 
@@ -222,6 +223,59 @@ class TestAutocast:
             client.model(examples(5)[0])
             client.model.train()
         assert client.permit.used == 3
+
+
+SWITCHES = {
+    "matmul precision": (torch.set_float32_matmul_precision, "medium", "highest"),
+    "mkldnn": (torch._C._set_mkldnn_enabled, False, True),
+    "cuDNN": (torch._C._set_cudnn_enabled, False, True),
+    "cuBLAS": (torch._C._set_cublas_allow_bf16_reduced_precision_reduction, False, True),
+}
+
+
+@pytest.fixture(params=SWITCHES)
+def switch(request):
+    """Return what sets a switch of torch to its other value, which is taken back afterwards."""
+    put, other, usual = SWITCHES[request.param]
+    yield lambda: put(other)
+    put(usual)
+
+
+class TestSwitches:
+    @ENGINES
+    def test_of_the_precision_of_kernels_that_a_script_sets_for_a_pass_are_refused(self, engine, switch):
+        client = Client(noisy(), nn.Linear(6, 3), (6,), engine=engine)
+        client.step(*examples(5))
+        client.draw(examples(5, seed=1))
+        switch()
+        with refused(client, r"settings of torch's kernels .*by a look at a batch.*before training"):
+            client.backward(*examples(5, seed=1))
+
+    @ENGINES
+    def test_that_a_script_sets_before_the_step_are_refused(self, engine, switch):
+        client = Client(noisy(), nn.Linear(6, 3), (6,), engine=engine)
+        client.draw(examples(5))
+        client.backward(*examples(5))
+        switch()
+        with refused(client, r"settings of torch's kernels"):
+            client.optimizer.step()
+
+    @ENGINES
+    def test_that_are_set_before_the_first_pass_are_taken(self, engine, switch):
+        client = Client(noisy(), nn.Linear(6, 3), (6,), engine=engine)
+        switch()
+        for seed in range(2):
+            client.step(*examples(5, seed=seed))
+        assert client.permit.used == 2
+
+    @pytest.mark.parametrize("precision", ["highest", "medium"])
+    def test_that_shorten_products_are_named_where_rows_differ(self, precision):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            named = short_products(torch.device("cpu"))
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        assert ("set_float32_matmul_precision" in named) == (precision == "medium")
 
 
 class Frozen(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.checks.precision import switched, switches
 
 
 class Modes:
@@ -25,6 +26,7 @@ class Modes:
     def __init__(self, module: nn.Module, loss: Any = None):
         self._parts = [module, loss] if isinstance(loss, nn.Module) else [module]
         self._tried: list[bool] | None = None  # until the trial is over
+        self._switches: tuple[Any, ...] | None = None  # of the first pass
         self._autocast: list[torch.dtype | None] = []  # of the first pass
 
     def now(self) -> list[bool]:
@@ -79,6 +81,21 @@ class Modes:
             "then layer.eval() for each layer that is to stay in evaluation. Change none in a forward pass, and after "
             "an evaluation call model.train() and set to eval() again what was so"
         )
+
+    def refuse_other_switches(self) -> None:
+        """Refuse a pass or a step under other settings of the precision of torch's kernels than the first pass.
+
+        Raises:
+            NotPrivate: Naming the settings.
+        """
+        if self._switches is None:
+            self._switches = switches()
+        elif switches() != self._switches:
+            raise NotPrivate(
+                f"settings of torch's kernels are others than in the first pass: {', '.join(switched(self._switches))}"
+                ". They could be chosen by a look at a batch, and move the rows of all its examples. Set "
+                "torch.set_float32_matmul_precision, torch.backends and the like once, before training"
+            )
 
     def _layers(self) -> list[nn.Module]:
         return [layer for part in self._parts for layer in part.modules()]

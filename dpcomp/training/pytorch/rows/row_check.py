@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpcomp.core.errors import NotPrivate
+from dpcomp.training.pytorch.checks.precision import short_products
 from dpcomp.training.pytorch.rows.digits import LEAST, least_difference, short_digits, widened
 from dpcomp.training.pytorch.rows.distances import (
     SMALL,
@@ -217,7 +218,7 @@ class RowCheck:
         return (
             f"the gradient of an example is another than that of the example alone, {distance_text(given, alone)}, "
             f"at {worst}: a layer mixes examples, or its per-example gradients are wrong. Give "
-            "engine=Isolated(), or normalise and attend within an example only"
+            f"engine=Isolated(), or normalise and attend within an example only{short_products(alone[0].device)}"
         )
 
     def apart(self, row: Any, alone: Any, *, quiet: bool | None) -> float:
@@ -517,6 +518,7 @@ class RowCheck:
                     f"the outputs of an example in a batch of {one.n} are not those of the example alone (by "
                     f"{apart:.3g}, where the largest is {largest:.3g}): a layer mixes examples"
                     f"{self._first_that_mixes(one, i)}. Normalise and attend within an example only"
+                    f"{short_products(one.device)}"
                 )
 
     def _row_overflowed(self, one: Pass, i: int, given: list[Tensor], alone: list[Tensor]) -> bool:
