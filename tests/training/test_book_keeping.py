@@ -79,7 +79,31 @@ def written(values, where):
     return values
 
 
+def with_last_row(x, rest, last):
+    """A table with a row for each example of a batch, of which the last is another."""
+    return torch.tensor([rest] * (len(x) - 1) + [last])
+
+
+def attended(x, mask):
+    q = x.view(-1, 1, 4, 2)
+    return functional.scaled_dot_product_attention(q, q, q, attn_mask=mask).flatten(1)
+
+
 MIXES = {
+    "place by a join of columns, turned": lambda x: (
+        x * torch.cat([x.new_ones(len(x), len(x) - 3), x.new_zeros(len(x), 3)], 1).t()[:, :1]
+    ),
+    "place by a join of rows": lambda x: x * torch.cat([x.new_ones(len(x) - 3, len(x)), x.new_zeros(3, len(x))])[:, :1],
+    "place by a stack": lambda x: x * torch.stack([x.new_ones(len(x))] * (len(x) - 1) + [x.new_zeros(len(x))])[:, :1],
+    "place by a join in another shape": lambda x: (
+        x * torch.cat([x.new_ones(len(x), 1), x.new_zeros(len(x), 1)], 1).reshape(2, -1)[0][:, None]
+    ),
+    "addmm with a table": lambda x: torch.addmm(with_last_row(x, [0.0] * 8, [-1e9] * 8), x, torch.eye(8)).relu(),
+    "baddbmm with a table": lambda x: (
+        torch.baddbmm(with_last_row(x, [[0.0]], [[5.0]]), x[:, None], x[:, :, None])[:, 0] * x
+    ),
+    "linear with a table": lambda x: functional.linear(x, torch.eye(8), with_last_row(x, [0.0] * 8, [5.0] * 8)),
+    "attention with a table": lambda x: attended(x, with_last_row(x, [[[0.0] * 4] * 4], [[[5.0, 0, 0, 0]] * 4])),
     "written by out": through_out,
     "read by NumPy": lambda x: x / max(1e6, float(x.detach().numpy().max())),
     "read as a list": lambda x: x / max(1e6, *map(max, x.tolist())),
@@ -130,7 +154,14 @@ def test_what_mixes_examples_is_not_served(name):
     assert isinstance(why, str), name
 
 
+BIAS, FUTURE = torch.arange(8.0), torch.full((4, 4), -1e9).triu(1)
 APART = {
+    "first states of layers": lambda x: x + torch.stack([x.new_zeros(len(x), 8), x.new_ones(len(x), 8)])[1],
+    "joined and cut again": lambda x: x * torch.cat([x.new_ones(len(x), 1), x.new_zeros(len(x), 1)], dim=1)[:, 1:],
+    "joined and turned": lambda x: x * torch.cat([x.new_ones(1, len(x)), x.new_zeros(1, len(x))])[1][:, None],
+    "addmm with a bias": lambda x: torch.addmm(BIAS, x, torch.eye(8)) + torch.addmm(BIAS[None], x, torch.eye(8)),
+    "linear with a bias": lambda x: functional.linear(x, torch.eye(8), BIAS),
+    "attention with a mask for all": lambda x: attended(x, FUTURE),
     "softmax": lambda x: x.softmax(dim=-1),
     "heads": lambda x: x.reshape(-1, 2, 4).transpose(1, 2).flatten(1),
     "attention": lambda x: functional.scaled_dot_product_attention(*3 * [x.view(-1, 1, 4, 2)]).flatten(1),

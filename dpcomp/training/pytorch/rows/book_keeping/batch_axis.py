@@ -181,13 +181,11 @@ class FollowedExamples(TorchDispatchMode):
         tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
         if all(self.axis_of(part) in (None, UNIFORM) for part in tensors):
             # A running sum or a sort makes values that are alike into others: an example's place, or an order.
-            if name not in _ELEMENTWISE | _RANDOM_LIKE | _VIEWS or not self._joins_elsewhere(name, args, kwargs):
+            if name not in _ELEMENTWISE | _RANDOM_LIKE | _VIEWS:
                 raise ExamplesMeet(f"{name} of values of the length of the batch")
-            return (
-                UNIFORM
-                if all(self.axis_of(part) is UNIFORM for part in tensors)
-                else self._mixed_uniform(name, tensors)
-            )
+            if not all(self.axis_of(part) is UNIFORM for part in tensors):
+                self._refuse_table_with_uniform(name, tensors)
+            return self._joined_uniform(name, args, kwargs)
         if name in _ELEMENTWISE or name in _RANDOM_LIKE:
             return self._elementwise(name, tensors, result)
         first: Tensor = args[0] if isinstance(args[0], Tensor) else next(iter(tensors_in(args)))
@@ -246,23 +244,47 @@ class FollowedExamples(TorchDispatchMode):
             return axis if not training else self._refused(name)
         return self._refused(name)
 
-    def _joins_elsewhere(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Return whether values are joined along another axis than the batch's: then they stay alike at all places."""
+    def _joined_uniform(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchAxis:
+        """Return the axis of values that were alike at all places, which they are no longer if parts are joined.
+
+        The parts may differ, so a view that takes the axis along which they lie for that of the batch would tie an
+        example to its place: from here on the batch has an axis of its own.
+        """
         parts: list[Tensor] = list(args[0]) if name in ("cat", "stack") else []
         if len(parts) < 2:
-            return True
+            return UNIFORM
         first, dim = parts[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
-        passed = dim % first.ndim if name == "cat" else -1
-        return any(length and not length % self._n for d, length in enumerate(first.shape) if d != passed)
+        dim %= first.ndim + (name == "stack")
+        of_batch = [
+            d
+            for d, length in enumerate(first.shape)
+            if length and not length % self._n and not (name == "cat" and d == dim)
+        ]
+        if len(of_batch) != 1:
+            raise ExamplesMeet(f"{name} of values of the length of the batch")
+        (axis,) = of_batch
+        return BatchAxis(axis + (name == "stack" and dim <= axis), first.shape[axis] // self._n)
 
     def _refused(self, name: str) -> BatchAxis:
         raise ExamplesMeet(name)
 
-    def _mixed_uniform(self, name: str, tensors: list[Tensor]) -> BatchAxis:
-        """Return the axis of a combination of uniform values with some that do not depend on the batch."""
+    def _refuse_table_with_uniform(self, name: str, tensors: list[Tensor]) -> None:
+        """Refuse a combination of uniform values with several that do not depend on the batch."""
         if any(self.axis_of(part) is None and part.numel() > 1 for part in tensors):
             raise ExamplesMeet(f"{name} of a table with values of the length of the batch")
-        return UNIFORM
+
+    def _refuse_table(self, name: str, part: Any, from_end: int) -> None:
+        """Refuse a table with an entry a place of the batch: it would tie an example to its place.
+
+        Args:
+            name: Of the operation.
+            part: What is combined with values of the batch; only a tensor that does not depend on it is looked at.
+            from_end: The axis of the batch in the result, counted from the last one, which is -1.
+        """
+        if not isinstance(part, Tensor) or self.axis_of(part) is not None:
+            return
+        if part.ndim >= -from_end and part.shape[from_end] != 1:
+            raise ExamplesMeet(f"{name} with a table of the length of the batch")
 
     def _only(self, name: str, axis: BatchAxis | None, others: Sequence[Any]) -> BatchAxis:
         if axis is None or axis is UNIFORM or any(self.axis_of(part) is not None for part in tensors_in(others)):
@@ -278,17 +300,24 @@ class FollowedExamples(TorchDispatchMode):
         if len(axes) != 1:
             raise ExamplesMeet(name)
         ((from_end, inner),) = axes
-        for part in tensors:  # a table with an entry a place of the batch would tie an example to its place
-            if self.axis_of(part) is None and part.ndim >= -from_end and part.shape[from_end] != 1:
-                raise ExamplesMeet(f"{name} with a table of the length of the batch")
+        for part in tensors:
+            self._refuse_table(name, part, from_end)
         return BatchAxis(result.ndim + from_end, inner)
 
     def _product(self, name: str, args: tuple[Any, ...], result: Tensor) -> BatchAxis:
+        added: Any = None
         if name in ("addmm", "baddbmm"):
             added, *args_left = args
             if self.axis_of(added) is not None:
                 raise ExamplesMeet(name)
             args = tuple(args_left)
+        elif name == "linear":
+            added = args[2] if len(args) > 2 else None
+        axis = self._multiplied(name, args)
+        self._refuse_table(name, added, axis.axis - result.ndim)
+        return axis
+
+    def _multiplied(self, name: str, args: tuple[Any, ...]) -> BatchAxis:
         left, right = args[0], args[1]
         of_left, of_right = self.axis_of(left), self.axis_of(right)
         if name in ("bmm", "baddbmm"):
@@ -324,8 +353,9 @@ class FollowedExamples(TorchDispatchMode):
         assert axis is not None
         for mask in rest:
             own = self.axis_of(mask)
-            if own not in (None, axis) or (own is None and mask.ndim == 4 and len(mask) != 1):
+            if own not in (None, axis):
                 raise ExamplesMeet(name)
+            self._refuse_table(name, mask, -args[0].ndim)
         if axis.axis != 0 or args[0].ndim < 3:
             raise ExamplesMeet(name)
         return axis
