@@ -326,17 +326,20 @@ class _Trial:
         return self._pass(batch)
 
     def _refuse_own_random(self, one: Pass) -> None:
-        args, kwargs = one.given
-        with kept_generators(), self.model.engine.paused(), torch.no_grad():
-            seed_unforeseeably()
-            with LookForSeeds() as looking:
-                self._subject(*args, **kwargs)
-        if looking.found:
+        """Refuse known random numbers that are others in a batch of another size."""
+        found: list[list[Any]] = []
+        for call in (one.given, repeated(rows(one.call, 0, 1), self.model.engine.copies)):
+            with kept_generators(), self.model.engine.paused(), torch.no_grad():
+                seed_unforeseeably()
+                with LookForSeeds() as looking:
+                    self._subject(*call.args, **call.kwargs)
+            found.append(looking.found)
+        if found[0] != found[1]:
             raise NotPrivate(
-                f"the model draws random numbers by {looking.found}, so they are known, and go by the place in the "
-                "batch: one example would give all examples behind it other ones. Draw from torch's global generator, "
-                "which dpcomp sets from the secret for each pass, and leave its seed as it is, also in "
-                "torch.random.fork_rng(); make what is random and constant in __init__"
+                f"the model draws random numbers by {(found[0] or found[1])[0][0]}, so they are known, and go by the "
+                "place in the batch: one example would give all examples behind it other ones. Draw from torch's "
+                "global generator, which dpcomp sets from the secret for each pass, and leave its seed as it is, also "
+                "in torch.random.fork_rng(); make what is random and constant in __init__"
             )
 
     def _refuse_another(self, one: Pass, again: Pass) -> None:

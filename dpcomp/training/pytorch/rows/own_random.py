@@ -6,6 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpcomp.training.pytorch.rows.generators import seeds_of_generators
+from dpcomp.training.pytorch.rows.structures import tensors
 
 
 class RandomSource:
@@ -31,15 +32,19 @@ class LookForSeeds(TorchDispatchMode):
     """Notes the operations inside whose random numbers are not of torch's global generators as they were lent.
 
     Attributes:
-        found: What was found first; empty if nothing was.
+        found: What was found, with the shapes that were drawn: those of features that all examples share stay the same
+            in a batch of another size.
     """
 
     def __init__(self):
         super().__init__()
-        self._source, self.found = RandomSource(), ""
+        self._source = RandomSource()
+        self.found: list[tuple[str, list[torch.Size]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run an operation, and note what is wrong with its random numbers."""
-        if not self.found and (other := self._source.other(func, args, kwargs or {})):
-            self.found = f"{func.overloadpacket.__name__} {other}"
-        return func(*args, **(kwargs or {}))
+        other = self._source.other(func, args, kwargs or {})
+        out = func(*args, **(kwargs or {}))
+        if other:
+            self.found.append((f"{func.overloadpacket.__name__} {other}", [part.shape for part in tensors(out)]))
+        return out

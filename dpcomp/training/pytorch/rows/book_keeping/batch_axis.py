@@ -128,19 +128,22 @@ class FollowedExamples(TorchDispatchMode):
         ]
         given = [*tensors_in(args), *tensors_in(kwargs.values())]
         self._look(name, given, written)
-        if other := self._random.other(func, args, kwargs):
-            raise ExamplesMeet(f"{name} {other}")
         if any(not self.knows(part) and memory_of(part) in self._memory for part in given):
             raise ExamplesMeet(f"{name} with values of the batch that were taken past torch's operations")
         plain = name.removesuffix("_") if written and not name.startswith("_") else name
         if plain == "as_strided" and self.axis_of(args[0]) is not None and not _same_places(*args):
             raise ExamplesMeet(name)
+        other = self._random.other(func, args, kwargs)
         out = func(*args, **kwargs)
-        if plain in _FACTORIES:
+        if other:  # known numbers are a table, which must not be of the length of the batch
+            if any(length and not length % self._n for part in tensors_in([out]) for length in part.shape):
+                raise ExamplesMeet(f"{name} {other}")
+            axis: BatchAxis | None = None
+        elif plain in _FACTORIES:
             fills = [self.axis_of(part) for part in tensors_in((*args[1:], *kwargs.values()))]
             if any(axis is not None for axis in fills):
                 raise ExamplesMeet(f"{name} with a value of the batch")
-            axis: BatchAxis | None = UNIFORM
+            axis = UNIFORM
         elif all(self.axis_of(part) is None for part in given):
             axis = None
             if any(part.ndim and len(part) == self._n for part in tensors_in([out])) and plain in (
