@@ -254,11 +254,22 @@ class TestSwitches:
     @ENGINES
     def test_that_a_script_sets_before_the_step_are_refused(self, engine, switch):
         client = Client(noisy(), nn.Linear(6, 3), (6,), engine=engine)
+        client.step(*examples(5))
         client.draw(examples(5))
         client.backward(*examples(5))
         switch()
-        with refused(client, r"settings of torch's kernels"):
+        with refused(client, r"settings of torch's kernels .* than in the first step"):
             client.optimizer.step()
+
+    @ENGINES
+    def test_that_all_passes_have_and_no_step_are_taken(self, engine):
+        client = Client(noisy(), nn.Linear(6, 3), (6,), engine=engine)
+        for seed in range(2):
+            client.draw(batch := examples(5, seed=seed))
+            with torch.backends.cudnn.flags(enabled=False):
+                client.backward(*batch)
+            client.optimizer.step()
+        assert client.permit.used == 2
 
     @ENGINES
     def test_that_are_set_before_the_first_pass_are_taken(self, engine, switch):

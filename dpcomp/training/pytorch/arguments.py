@@ -136,7 +136,7 @@ class Arguments:
             part = delivered.get(tried.path)
             if not (same.get(id(value)) is part is not None or _is(value, part)):
                 raise NotPrivate(_undelivered(path, value, tried.path))
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and isinstance(part, Tensor):
                 form = Form.of(value, part)
                 if how := self._forms.setdefault(path, form).differs(form):
                     raise NotPrivate(_other_form(path, how))

@@ -133,7 +133,7 @@ class PrivateModel(nn.Module):
         autocast = torch.get_autocast_dtype(device.type) if mixed else None
         if self._draws is not None and not self._public:
             self.unmoved.modes.refuse_other_autocast(autocast)
-            self.unmoved.modes.refuse_other_switches()
+            self.unmoved.modes.refuse_other_switches("pass")
         one = Pass(
             args=mapped(Tensor.contiguous, args),
             kwargs=mapped(Tensor.contiguous, kwargs),

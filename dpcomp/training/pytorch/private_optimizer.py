@@ -374,7 +374,7 @@ class PrivateOptimizer(DPOptimizer):
         self._refuse_closed(self._round()[1])
         self._refuse_moved()
         self._model.unmoved.modes.refuse_other()  # rows may be made anew from here on
-        self._model.unmoved.modes.refuse_other_switches()
+        self._model.unmoved.modes.refuse_other_switches("step")
         self.clip_and_accumulate()
         self._model.unmoved.modes.refuse_other()
         self._is_last_step_skipped = bool(self._check_skip_next_step())

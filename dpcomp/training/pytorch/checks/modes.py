@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ class Modes:
     def __init__(self, module: nn.Module, loss: Any = None):
         self._parts = [module, loss] if isinstance(loss, nn.Module) else [module]
         self._tried: list[bool] | None = None  # until the trial is over
-        self._switches: tuple[Any, ...] | None = None  # of the first pass
+        self._switches: dict[str, tuple[Any, ...]] = {}  # of the first pass, and of the first step
         self._autocast: list[torch.dtype | None] = []  # of the first pass
 
     def now(self) -> list[bool]:
@@ -82,18 +82,20 @@ class Modes:
             "an evaluation call model.train() and set to eval() again what was so"
         )
 
-    def refuse_other_switches(self) -> None:
-        """Refuse a pass or a step under other settings of the precision of torch's kernels than the first pass.
+    def refuse_other_switches(self, place: Literal["pass", "step"]) -> None:
+        """Refuse a pass or a step under other settings of the precision of torch's kernels than the first one.
+
+        Args:
+            place: Which of both; a script may have settings of its own around its passes.
 
         Raises:
             NotPrivate: Naming the settings.
         """
-        if self._switches is None:
-            self._switches = switches()
-        elif switches() != self._switches:
+        now = switches()
+        if (before := self._switches.setdefault(place, now)) != now:
             raise NotPrivate(
-                f"settings of torch's kernels are others than in the first pass: {', '.join(switched(self._switches))}"
-                ". They could be chosen by a look at a batch, and move the rows of all its examples. Set "
+                f"settings of torch's kernels are others than in the first {place}: {', '.join(switched(before))}. "
+                "They could be chosen by a look at a batch, and move the rows of all its examples. Set "
                 "torch.set_float32_matmul_precision, torch.backends and the like once, before training"
             )
 

@@ -1,6 +1,7 @@
 """Precision: the switches of torch by which its kernels have more digits or fewer, beside autocast."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def _getters() -> list[tuple[str, Callable[[], Any]]]:
         names += _BEFORE_2_9
     else:
         found += [
-            (f"{backend}.{part}", lambda at=(backend, part): of_float32(*at))
+            (f"{backend}.{part}", partial(of_float32, backend, part))
             for backend, part in [("generic", "all"), *_OF_FLOAT32]
         ]
     return found + [(name, get) for name in names if (get := getattr(torch._C, f"_get_{name}", None)) is not None]
