@@ -24,7 +24,7 @@ def draw(table: pd.DataFrame) -> Figure:
         The figure, a panel a setting. Bars are 95 % intervals, paired by seed.
     """
     use_style()
-    drawn: Any = table
+    drawn: Any = table.assign(method=table["method"].map(_named))
     settings = list(dict.fromkeys(drawn["setting"]))
     size = (1.2 * COLUMN_INCHES, 0.95 * COLUMN_INCHES)
     figure, panels = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False)
@@ -39,7 +39,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 rows[rows["method"] == method],
                 look=look,
                 line="none",
-                label=_named(str(method)),
+                label=str(method),
             )
         axes.axhline(0, color="0.3", linewidth=0.8)
         axes.set_title(f"clients {setting}" if setting == "alike" else str(setting), fontsize="small")
@@ -51,8 +51,8 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def _named(method: str) -> str:
-    """Return the name of a method in figures, with its bits."""
-    name = method.replace("shared", "common")
+    """Return the name of a method in figures, with its bits; a panel's methods have one momentum."""
+    name = method.replace("shared", "common").removesuffix(", momentum")
     return name if "bit" in name or "float32" in name else f"{name}, 1 bit"
 
 

@@ -33,18 +33,19 @@ class Code(NamedTuple):
     own_supports: bool
 
 
-def codes_of(config: Path) -> Mapping[str, Code]:
-    """Return what each method of a config sends, of those that the form is for."""
-    found = {point.labels["method"]: code_of(point.experiment) for point in points(config)}
+def codes_of(config: Path, momentum: float = 0.0) -> Mapping[str, Code]:
+    """Return what each method of a config sends, of those that the form is for, with that momentum at the server."""
+    found = {point.labels["method"]: code_of(point.experiment, momentum) for point in points(config)}
     return {method: code for method, code in found.items() if code is not None}
 
 
-def code_of(experiment: Experiment) -> Code | None:
-    """Read what an experiment sends; None where it has momentum, selects by size, or sends all in float32."""
+def code_of(experiment: Experiment, momentum: float = 0.0) -> Code | None:
+    """Read what an experiment sends; None where it has another momentum, selects by size, or sends all in float32."""
     codec = experiment.pipeline.get("codec", {}).get("Codec", {})
     support = experiment.pipeline["mechanism"][0].get("RandomK")
     quantize = codec.get("quantize", {"Float32": {}})
-    if "sparsify" in codec or experiment.federation.get("server_momentum", 0) or not quantize.keys() <= {*FORMS}:
+    other = experiment.federation.get("server_momentum", 0) != momentum
+    if "sparsify" in codec or other or not quantize.keys() <= {*FORMS}:
         return None
     bits = quantize["Rotated"].get("bits", 1) if "Rotated" in quantize else None
     if support is None:
@@ -59,18 +60,33 @@ class Setting(NamedTuple):
         methods: The name of one whose axis `method` has codes, and dense updates.
         noise: That of dense updates, whose labels are the shares of the noise that are added, with the probe
             `SignalToNoise` at share 0.
+        alike: The one of those whose clients are alike, on the same task.
+        pooled: That of one client with the data and the noise of all, which has that probe too.
+        dense: The method that all are held against.
+        momentum: That of the server, of all of them.
     """
 
     methods: str
     noise: str
+    alike: str = "noise_floor"
+    pooled: str = "noise_floor_mean"
+    dense: str = "dense"
+    momentum: float = 0.0
 
 
 SETTINGS = {
     "alike": Setting("fashion_mnist", "noise_floor"),
     "skewed labels": Setting("fashion_mnist_dirichlet", "noise_floor_dirichlet"),
+    "CIFAR-10": Setting(
+        "cifar10",
+        "noise_floor_cifar10",
+        alike="noise_floor_cifar10",
+        pooled="noise_floor_cifar10_mean",
+        dense="dense, momentum",
+        momentum=0.9,
+    ),
 }
 ALIKE = SETTINGS["alike"]
-POOLED = "noise_floor_mean"  # one client with the data and the noise of all, which has that probe too
 LOOSER = "fashion_mnist_epsilon_8"  # the methods with less noise
 
 
@@ -107,7 +123,7 @@ def ratios_of(folder: Path, setting: Setting = ALIKE, *, after: float = 0.0) -> 
 
     each: Any = rounds_of(folder / f"{setting.noise}.toml")
     clients = int(each["participants"].max())
-    alike, of_all = mean(ALIKE.noise), mean(POOLED)
+    alike, of_all = mean(setting.alike), mean(setting.pooled)
     signal = (of_all - alike) * clients / (clients - 1)
     return Ratios(signal=signal, draw=mean(setting.noise) - signal / clients)
 
@@ -115,7 +131,7 @@ def ratios_of(folder: Path, setting: Setting = ALIKE, *, after: float = 0.0) -> 
 def signal_half(folder: Path) -> float:
     """Return half of the 95 % interval of the signal that `ratios_of` tells, over the seeds of the pooled run."""
     clients = int(cast(Any, rounds_of(folder / f"{ALIKE.noise}.toml"))["participants"].max())
-    of_pooled = _ratio_by_seed(rounds_of(folder / f"{POOLED}.toml"), 0.0)
+    of_pooled = _ratio_by_seed(rounds_of(folder / f"{ALIKE.pooled}.toml"), 0.0)
     return paired_difference(of_pooled, dict.fromkeys(of_pooled, 0.0))[1] * clients / (clients - 1)
 
 
@@ -151,13 +167,13 @@ def floor_of(folder: Path, setting: Setting = ALIKE, *, after: float = 0.0) -> p
         }
         for share, values in sorted(_by_seed(noise, "share").items(), key=lambda item: float(item[0]))
     ]
-    found, codes = _by_seed(methods, "grid.method"), codes_of(folder / f"{setting.methods}.toml")
+    found, codes = _by_seed(methods, "grid.method"), codes_of(folder / f"{setting.methods}.toml", setting.momentum)
     for method, values in found.items():
         if (code := codes.get(method)) is not None:
             error = added_error(
                 **code._asdict(), clients=clients, signal_to_noise=ratios.signal, draw_to_noise=ratios.draw
             )
-            rows.append({"method": method, "dense": False, "error": error, **_lost(values, found["dense"])})
+            rows.append({"method": method, "dense": False, "error": error, **_lost(values, found[setting.dense])})
     table = pd.DataFrame(rows)
     line = table[table["dense"]]
     foretold = np.interp(table["error"], line["error"], line["difference"])
@@ -180,9 +196,10 @@ def excess_of(folder: Path, table: pd.DataFrame, setting: Setting = ALIKE) -> Ma
     noise = _by_seed(trials_of(folder / f"{setting.noise}.toml"), "share")
     methods = _by_seed(trials_of(folder / f"{setting.methods}.toml"), "grid.method")
     codes: Any = table[~table["dense"] & table["foretold"].notna()]
-    sent = codes_of(folder / f"{setting.methods}.toml")
+    sent = codes_of(folder / f"{setting.methods}.toml", setting.momentum)
+    dense, seeds = methods[setting.dense], noise["0"].keys()  # a line may have fewer seeds than the methods
     found = {
-        method: above_line(methods[method], methods["dense"], error, noise)
+        method: above_line({seed: methods[method][seed] for seed in seeds}, dense, error, noise)
         for method, error in zip(codes["method"], codes["error"], strict=True)
     }
     partial = [values for method, values in found.items() if sent[method].density < 1]
@@ -288,7 +305,7 @@ def resampled_fits(folder: Path, late: float, times: int) -> Fits:
     names = [str(name) for name in table.loc[~table["dense"] & table["foretold"].notna(), "method"]]
     codes = [codes_of(folder / f"{ALIKE.methods}.toml")[name] for name in names]
     each: Any = rounds_of(folder / f"{ALIKE.noise}.toml")
-    pooled: Any = rounds_of(folder / f"{POOLED}.toml")
+    pooled: Any = rounds_of(folder / f"{ALIKE.pooled}.toml")
     alike, clients = each[each["share"] == "0"], int(each["participants"].max())
     ratios = {after: (_ratio_by_seed(alike, after), _ratio_by_seed(pooled, after)) for after in (0.0, late)}
     shares, seeds, seeds_of_pooled = sorted(noise, key=float), sorted(noise["0"]), sorted(ratios[late][1])

@@ -63,13 +63,15 @@ def law(configs: Path) -> Numbers:
     fewest = fewest_bytes(point)
     drawn = [fewest_bytes(error_of_a_point(*each)) for each in resampled_lines(folder, DRAWS)]
     fewest_least, fewest_most = np.percentile(drawn, [2.5, 97.5])
-    skewed = SETTINGS["skewed labels"]
-    apart: Any = floor_of(folder, skewed)
-    found |= of_table("law.skewed", apart, ["method"], shown)
-    found |= {
-        f"law.skewed.excess.{slug(name)}": rf"{mean:.1f} \pm {half:.1f}"
-        for name, (mean, half) in excess_of(folder, apart, skewed).items()
-    }
+    for name, other in (("skewed", SETTINGS["skewed labels"]), ("cifar10", SETTINGS["CIFAR-10"])):
+        apart: Any = floor_of(folder, other)
+        found |= of_table(f"law.{name}", apart, ["method"], shown)
+        found |= {
+            f"law.{name}.excess.{slug(method)}": rf"{mean:.1f} \pm {half:.1f}"
+            for method, (mean, half) in excess_of(folder, apart, other).items()
+        }
+        of_other = ratios_of(folder, other)
+        found |= {f"law.{name}.signal": f"{of_other.signal:.3f}", f"law.{name}.draw": f"{of_other.draw:.3f}"}
     looser: Any = looser_floor_of(folder)
     found |= of_table("law.eps_8", looser, ["method"], shown)
     for row in looser.to_dict("records"):
@@ -93,11 +95,11 @@ def law(configs: Path) -> Numbers:
                 draw_to_noise=ratios.draw - moved / clients,
             )
         )
+    furthest_constant = (codes["difference"] - codes["difference"].mean()).abs().max()
     return found | {
-        "law.skewed.draw": f"{ratios_of(folder, skewed).draw:.3f}",
         "law.two_bits": f"{ROTATED[2]:.3f}",
         "law.furthest": f"{math.ceil(10 * fits.furthest[0]) / 10:.1f}",
-        "law.furthest_constant": f"{(codes['difference'] - codes['difference'].mean()).abs().max():.1f}",
+        "law.furthest_constant": f"{math.ceil(10 * furthest_constant) / 10:.1f}",
         "law.furthest_most": f"{np.percentile(fits.furthest[1:], 97.5):.1f}",
         "law.lost_least": f"{-codes['difference'].max():.1f}",
         "law.lost_most": f"{-codes['difference'].min():.1f}",

@@ -95,7 +95,7 @@ def _top_k(configs: Path) -> Numbers:
     of_method = ["grid.method"]
     for task, axes in (
         ("fashion_mnist", ["noise", *of_method]),
-        *((task, of_method) for task in ("cifar10", "cifar10_small", "cifar10_small_long")),
+        *((task, of_method) for task in ("cifar10", "cifar10_small", "cifar10_small_long", "cifar10_resnet8")),
     ):
         found |= of_trials(f"top_k.{task}", trials_of(configs / "top_k" / f"{task}.toml"), axes, reference="dense")
     behind = trials_of(configs / "top_k" / "cifar10.toml")
@@ -319,8 +319,15 @@ def _foretold_recall(losses: Any) -> Numbers:
 
 
 def _local_steps(configs: Path) -> Numbers:
-    trials = trials_below(configs / "local_steps")
-    return of_trials("local_steps", trials, ["config", "budget", "local_steps"], reference="1")
+    """`local_steps.<config>.<ε>.<steps>.<what>`; `batch` has one step over the work of three, beside one."""
+    trials: Any = trials_below(configs / "local_steps")
+    found = of_trials("local_steps", trials, ["config", "budget", "local_steps"], reference="1")
+    on_fashion = trials[trials["config"].isin(["fashion_mnist", "fashion_mnist_batch"])]
+    work = on_fashion["config"].map({"fashion_mnist": "", "fashion_mnist_batch": "batch "}) + on_fashion["local_steps"]
+    for name, method, reference in (("batch", "batch 1", "1"), ("three_beside_batch", "3", "batch 1")):
+        beside = of_trials("local_steps", on_fashion.assign(work=work), ["work"], reference=reference)
+        found[f"local_steps.{name}.difference"] = beside[f"local_steps.{slug(method)}.difference"]
+    return found
 
 
 def _delta_coding(configs: Path) -> Numbers:
@@ -334,6 +341,11 @@ def _delta_coding(configs: Path) -> Numbers:
     found["delta_coding.1.cost"] = f"{cost:.2f}"
     bits: Any = rounds.assign(bits=32 / rounds["compression_ratio"]).groupby(["noise_multiplier", "predict", "seed"])
     means = bits["bits"].mean()
+    ends: Any = rounds.dropna(subset=["test_accuracy"]).groupby(["noise_multiplier", "predict", "seed"])
+    accuracies = 100 * ends["test_accuracy"].last()
+    for (noise, predict), group in accuracies.groupby(["noise_multiplier", "predict"]):
+        accuracy = Column(digits=1, spread=False).text(group.tolist())
+        found[f"delta_coding.{slug(noise)}.{slug(predict)}.accuracy"] = accuracy
     return found | {
         f"delta_coding.{slug(noise)}.{slug(predict)}.bits": Column(digits=2, spread=False).text(group.tolist())
         for (noise, predict), group in means.groupby(["noise_multiplier", "predict"])
@@ -410,6 +422,7 @@ def _erased(configs: Path) -> Numbers:
         "eps_8": "fashion_mnist_epsilon_8",
         "cifar10": "cifar10",
         "dirichlet": "fashion_mnist_dirichlet",
+        "steps_5": "fashion_mnist_steps_5",
     }
     for budget, config in configs_of.items():
         trials = trials_of(folder / f"{config}.toml")
@@ -424,6 +437,13 @@ def _erased(configs: Path) -> Numbers:
         found |= of_trials(f"erased.cifar10_{name}", with_momentum, ["grid.method"], reference=without)
     skewed = trials_of(folder / "cifar10_dirichlet.toml")
     found |= of_trials("erased.cifar10_dirichlet", skewed, ["grid.method"], reference="dense, momentum")
+    common = "common 6 %, 2 bits, momentum"
+    found |= of_trials("erased.cifar10_dirichlet_common", skewed, ["grid.method"], reference=common)
+    one, five = (trials_of(folder / f"{name}.toml") for name in ("fashion_mnist", "fashion_mnist_steps_5"))
+    both = pd.concat([one[one["grid.method"] == "dense"].assign(**{"grid.method": "dense, one step"}), five])
+    beside_one = of_trials("erased.steps_5", both, ["grid.method"], reference="dense, one step")
+    for method in ("dense", "own_1"):
+        found[f"erased.steps_5.{method}.beside_one"] = beside_one[f"erased.steps_5.{method}.difference"]
     shares: Any = rounds_of(folder / "clipped.toml")
     late: Any = shares[shares["round"] > LATE * shares["round"].max()]
     for name, part in (("clipped", shares), ("clipped_late", late)):

@@ -73,6 +73,17 @@ def test_what_is_sent_is_read_from_the_pipeline(mechanism, codec, federation, co
     assert code_of(Experiment(task="digits", pipeline=pipeline, federation=FEDERATION | federation)) == code
 
 
+def test_a_law_of_methods_with_momentum_reads_those_alone():
+    def code(mechanism, momentum):
+        federation = FEDERATION | {"server_momentum": momentum}
+        pipeline = {"mechanism": mechanism, "codec": TWO_BITS if mechanism is OWN else {}}
+        return code_of(Experiment(task="digits", pipeline=pipeline, federation=federation), momentum=0.9)
+
+    assert code(OWN, 0.9) == Code(2, 0.0098424, own_supports=True)
+    assert code(OWN, 0.0) is None
+    assert code(MECHANISM, 0.9) is None
+
+
 def test_every_method_is_named_in_the_figure():
     (legend,) = draw(TABLE).legends
     assert [text.get_text() for text in legend.get_texts()] == [

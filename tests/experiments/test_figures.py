@@ -4,10 +4,12 @@ import importlib
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
 import analysis.figures
+from analysis.figures import erased
 from dpcomp.core.errors import ConfigError
 from experiments.publish.figures import draw_all, figures_in
 
@@ -42,6 +44,20 @@ def test_every_figure_has_labelled_axes_that_fit_into_it(name):
                 assert box.x1 <= width + 1
                 assert box.y1 <= height + 1
     plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("method", "drawn"), [("common 3 %, 2 bits", True), ("dense, 1 bit", False), ("mine 2 %", None)]
+)
+def test_a_method_of_section_8_is_drawn_or_left_out_by_name(method, drawn):
+    values = {"config": "fashion_mnist", "seed": 0, "compression_ratio": 300.0}
+    trials = pd.DataFrame([{**values, "grid.method": name, "test_accuracy": 0.8} for name in ("dense", method)])
+    if drawn is None:
+        with pytest.raises(ValueError, match="no look for the method 'mine 2 %'"):
+            erased.draw(trials)
+    else:
+        (panel,) = erased.draw(trials).axes
+        assert bool(panel.get_legend_handles_labels()[1]) == drawn
 
 
 def test_every_module_is_a_figure():
