@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from opacus.layers.dp_rnn import RNNLinear
 from torch import Tensor, nn
 
 from dpcomp.core.identity import behind
@@ -30,6 +31,7 @@ from dpcomp.training.pytorch.checks.hidden_state import (
 # Of each module: torch's own entries, and the handles of the hooks of an engine.
 OF_TORCH = frozenset(vars(nn.Module())) | {"autograd_grad_sample_hooks"}
 OF_RECURRENT_LAYERS = frozenset({"_flat_weights", "_flat_weight_refs"})
+OF_OPACUS_LAYERS = frozenset({"max_batch_len"})  # of its RNNLinear, which only its formula for rows reads
 OF_ENGINES = frozenset({"grad_sample", "summed_grad"})  # on parameters
 VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _METHODS = (types.FunctionType, staticmethod, classmethod, property, types.ModuleType, types.BuiltinFunctionType)
@@ -342,8 +344,10 @@ def _attributes_of(value: Any) -> list[tuple[str, Any]]:
 
 
 def passed_of(layer: nn.Module) -> frozenset[str]:
-    """Return the names of the attributes of a layer that are torch's own."""
-    return OF_TORCH | OF_RECURRENT_LAYERS if isinstance(layer, nn.RNNBase) else OF_TORCH
+    """Return the names of the attributes of a layer that are torch's own, or those of Opacus' recurrent layers."""
+    if isinstance(layer, nn.RNNBase):
+        return OF_TORCH | OF_RECURRENT_LAYERS
+    return OF_TORCH | OF_OPACUS_LAYERS if type(layer) is RNNLinear else OF_TORCH
 
 
 def own_classes(layers: Iterable[nn.Module]) -> dict[type, None]:
