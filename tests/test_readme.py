@@ -35,9 +35,9 @@ CLAIMS = {  # what was measured of each; in brackets stand the paper's names of 
         [rounding.no_noise.equal.nearest.accuracy] %, random [rounding.no_noise.equal.stochastic.accuracy]""",
     "scrambling": """[claimed.alone.4.least] to [claimed.alone.4.most] %; with error feedback
         [claimed.feedback.4.least] to [claimed.feedback.4.most] %""",
-    "local_steps": """3, 5, 10 beside 1 at equal bytes: [local_steps.equal_rounds_dense.8.3.difference],
+    "local_steps": """3, 5, 10 beside 1: [local_steps.equal_rounds_dense.8.3.difference],
         [local_steps.equal_rounds_dense.8.5.difference], [local_steps.equal_rounds_dense.8.10.difference] points""",
-    "delta_coding": "it saves [prediction.0.saved] bits a value without noise, [prediction.0_25.saved] at z = ¼",
+    "delta_coding": "bits saved: [prediction.0.saved]; at z = ¼ [prediction.0_25.saved]",
     "cost": "top 1 % pays up to [cost.pi_zero_2_w.top_1_4_bits.mbits] Mbit/s on a Pi Zero 2 W",
 }
 METHODS = {
