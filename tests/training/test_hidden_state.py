@@ -271,9 +271,8 @@ def test_what_recurrent_layers_keep_of_their_weights_is_no_state(layer):
     assert guard.moved() == []
 
 
-def test_names_of_slots_that_a_copy_leaves_on_a_class_are_no_state():
-    class Outputs(collections.OrderedDict):
-        __slots__ = ("__hidden", "open")
+def making(outputs):
+    """Return a model whose forward makes an object of a class."""
 
     class Makes(nn.Module):
         def __init__(self):
@@ -281,9 +280,16 @@ def test_names_of_slots_that_a_copy_leaves_on_a_class_are_no_state():
             self.layer = nn.Linear(6, 3)
 
         def forward(self, x):
-            return Outputs(logits=self.layer(x))
+            return outputs(logits=self.layer(x))
 
-    module = Makes()
+    return Makes()
+
+
+def test_names_of_slots_that_a_copy_leaves_on_a_class_are_no_state():
+    class Outputs(collections.OrderedDict):
+        __slots__ = ("__hidden", "open")
+
+    module = making(Outputs)
     guard = Unmoved(module)
     copy.copy(Outputs(a=1))
     assert "__slotnames__" in vars(Outputs)
@@ -295,7 +301,7 @@ def test_names_of_slots_that_a_copy_leaves_on_a_class_are_no_state():
 
 def test_annotations_that_were_empty_are_held():
     class Bare(nn.Linear):
-        pass
+        """A layer without annotations."""
 
     Bare.__annotations__ = {}
     guard = Unmoved(Bare(6, 3))
@@ -306,17 +312,9 @@ def test_annotations_that_were_empty_are_held():
 
 def test_outputs_of_a_class_that_a_function_made_are_taken():
     class Outputs(dict):
-        pass
+        """Outputs by name."""
 
-    class Makes(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(6, 3)
-
-        def forward(self, x):
-            return Outputs(logits=self.layer(x))
-
-    client = Client(noisy(), Makes(), (6,), loss=lambda o, t: nn.functional.cross_entropy(o["logits"], t))
+    client = Client(noisy(), making(Outputs), (6,), loss=lambda o, t: nn.functional.cross_entropy(o["logits"], t))
     client.step(*examples(5))
     copy.copy(Outputs())
     client.step(*examples(5))

@@ -337,7 +337,7 @@ class _Trial:
         if found[0] != found[1]:
             raise NotPrivate(
                 f"the model draws random numbers by {(found[0] or found[1])[0][0]}, so they are known, and go by the "
-                "place in the batch: one example would give all examples behind it other ones. Draw from torch's "
+                "place in the batch: one example more would change those of all that follow. Draw from torch's "
                 "global generator, which dpcomp sets from the secret for each pass, and leave its seed as it is, also "
                 "in torch.random.fork_rng(); make what is random and constant in __init__"
             )

@@ -149,8 +149,8 @@ class PrivateModel(nn.Module):
         if seeded_between(one.random_states, now):
             raise NotPrivate(
                 "the model seeds torch's global generator in a pass, so that its random numbers are known and go by "
-                "the place in the batch: one example would give all examples behind it other ones. Leave the "
-                "generator as it is: dpcomp sets it from the secret for each pass"
+                "the place in the batch: one example more would change those of all that follow. Leave the generator "
+                "as it is: dpcomp sets it from the secret for each pass"
             )
         one.random = drawn_between(one.random_states, now)
         one.watch(outputs, self._next_order)

@@ -172,7 +172,7 @@ def _address(tensor: Tensor) -> int | None:
         return None
     try:
         return tensor.data_ptr() or None
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # torch's, of a kind of tensor without memory of its own
         return None
 
 

@@ -89,9 +89,9 @@ def unseeded_by_data() -> Iterator[None]:
     if seeded:
         raise NotPrivate(
             f"the data set seeds {' and '.join(sorted(seeded))} global generator while examples are loaded, so that "
-            "the random numbers of the examples behind are known and go by their place in the batch: one example would "
-            "give all of them other ones. dpcomp sets the generators from the secret for each batch: leave them as "
-            "they are, or draw what an example needs from a generator made for it, such as "
+            "the random numbers of the examples that are loaded next are known and go by their place in the batch: one "
+            "example more would change those of all that follow. dpcomp sets the generators from the secret for each "
+            "batch: leave them as they are, or draw what an example needs from a generator made for it, such as "
             "torch.Generator().manual_seed(i), numpy.random.default_rng(i) or random.Random(i)"
         )
 
